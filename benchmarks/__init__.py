@@ -1,0 +1,1 @@
+"""Races of Friction-Guided Optimization against well-tuned rivals."""

@@ -1,0 +1,133 @@
+"""python -m benchmarks: list what there is, or hold a race."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from benchmarks import grids, picture, quick, report, tuning
+from benchmarks import race as racing
+from benchmarks.methods import METHODS, Method, available
+from benchmarks.runner import write_json
+from benchmarks.tasks import TASKS, Task, get_task
+
+# In a log file the tables keep the width that a terminal would give them.
+console = Console(width=None if sys.stdout.isatty() else 150)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Races of Friction-Guided Optimization against well-tuned rivals."""
+
+
+@main.command("list")
+def list_all() -> None:
+    """Tasks and methods."""
+    tasks = Table("task", "metric", "T", "batch", title="Tasks", title_justify="left")
+    for name in TASKS:
+        task = get_task(name)
+        tasks.add_row(name, task.metric, str(task.num_steps), str(task.batch_size))
+    contestants = Table(
+        "method", "judged by", "only", "note", title="Methods", title_justify="left"
+    )
+    for method in METHODS.values():
+        weights = f"{method.weights} weights"
+        contestants.add_row(method.name, weights, method.only, method.note)
+    console.print(tasks, contestants)
+
+
+def _chosen(task: Task, names: str | None) -> list[Method]:
+    """The methods of a race; `constant` is always there, for the target and the ratios."""
+    if names is None:
+        methods = [m for m in METHODS.values() if m.enters(task)]
+        missing = [m.name for m in methods if not available(m)]
+        if missing:
+            console.print(f"Left out, fgo_jax lacks them: {', '.join(missing)}", style="yellow")
+        return [m for m in methods if available(m)]
+    asked = [name.strip() for name in names.split(",") if name.strip()]
+    for name in asked:
+        if name not in METHODS:
+            raise click.BadParameter(f"no method {name!r}; there are {', '.join(METHODS)}")
+        if not METHODS[name].enters(task):
+            raise click.BadParameter(f"{name} does not take part in {task.name}")
+    return [m for m in METHODS.values() if m.name in {"constant", *asked}]
+
+
+@main.command()
+@click.argument("task_name", metavar="TASK", type=click.Choice(list(TASKS)))
+@click.option("--methods", help="Comma-separated; all by default.")
+@click.option("--seeds", type=click.IntRange(1), default=len(grids.RACE_SEEDS), show_default=True)
+@click.option("--quick", "is_quick", is_flag=True, help="A look in about a minute; no evidence.")
+@click.option("--tune", is_flag=True, help="Choose all settings anew and write them down.")
+@click.option("--steps", type=click.IntRange(1), help="Another horizon T; no evidence.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+def race(task_name, methods, seeds, is_quick, tune, steps, output) -> None:
+    """Races METHODS on TASK: tables here, TASK.json and TASK.png in the output folder.
+
+    Finished runs are kept in the output folder, so an interrupted race goes on where it was.
+    """
+    task = get_task(task_name)
+    if is_quick and methods is None:
+        methods = "constant,fgo" if available(METHODS["fgo"]) else "constant,cosine"
+    contestants = _chosen(task, methods)
+    if is_quick or steps:
+        task = task.shortened(steps or task.num_steps // quick.SHORTER)
+    is_evidence = not (is_quick or steps)
+    if is_quick:
+        seeds = 1
+
+    columns = (
+        SpinnerColumn(),
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        if not is_evidence:
+            tuned = quick.settings(task, contestants)
+        elif tune:
+            total = tuning.num_runs(contestants) * task.num_steps
+            bar = bars.add_task("tuning", total=total)
+            tuned = tuning.tune(task, contestants, output, **_reporters(bars, bar))
+            tuning.save(task, tuned)
+        else:
+            try:
+                tuned = tuning.load(task)
+            except FileNotFoundError as error:
+                raise click.ClickException(str(error)) from error
+        runs = len(racing.distinct_runs(racing.plan(tuned, contestants)))
+        bar = bars.add_task("race", total=runs * seeds * task.num_steps)
+        held = racing.hold_race(
+            task, tuned, contestants, range(seeds), output,
+            is_evidence=is_evidence, rounds=7 if is_evidence else 3, **_reporters(bars, bar),
+        )  # fmt: skip
+    output.mkdir(parents=True, exist_ok=True)
+    name = task.name if is_evidence else f"{task.name}-quick"
+    write_json(output / f"{name}.json", racing.results(held))
+    picture.draw(held, output / f"{name}.png")
+    report.print_race(held, console)
+    console.print(f"Wrote {output / name}.json and {output / name}.png")
+
+
+def _reporters(bars: Progress, bar):
+    return {
+        "announce": lambda text: bars.update(bar, description=text),
+        "progress": lambda steps: bars.advance(bar, steps),
+    }
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks")

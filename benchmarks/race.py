@@ -1,0 +1,201 @@
+"""A race: tuned settings, fresh seeds, the same batches for everybody, and what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import evidence, grids, timing
+from benchmarks.levels import Level, final_of, hit_of, level_from
+from benchmarks.methods import METHODS, Method
+from benchmarks.runner import environment, plain, run
+from benchmarks.tasks.task import Task
+from benchmarks.training import Curves
+
+RATIO = (
+    "median over seeds of (steps of the method) / (the reference's own hit with the same "
+    "seed), 95 % bootstrap percentile interval of that median; a reference that never hits "
+    "counts as T, a method that never hits as infinite"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A method at the setting chosen for one level, and its runs by seed."""
+
+    method: Method
+    setting: Mapping[str, float]
+    runs: Mapping[int, Curves]
+
+
+@dataclasses.dataclass(frozen=True)
+class Race:
+    """Everything that tables, pictures and JSON are made from."""
+
+    task: Task
+    levels: Sequence[Level]
+    entries: Mapping[str, Mapping[str, Entry]]  # level -> method -> entry
+    times: Mapping[str, timing.StepTime]
+    evidence: bool
+    tuned: Mapping[str, Any]
+
+
+def plan(tuned: Mapping[str, Any], methods: Sequence[Method]):
+    """(level, {method: setting}) for each level: what the race will run."""
+    result = []
+    for stored in tuned["levels"].values():
+        level = level_from(stored)
+        settings = {
+            method.name: tuned["methods"][method.name]["chosen"][level.name]
+            for method in methods
+            if level.has(method)
+            and level.name in tuned["methods"].get(method.name, {}).get("chosen", {})
+        }
+        if all(name in settings for name in level.references.values()):
+            result.append((level, settings))
+    return result
+
+
+def distinct_runs(planned) -> set[tuple]:
+    """(trajectory, setting) of every run that a seed of the race takes."""
+    return {
+        (METHODS[name].trajectory, tuple(sorted(setting.items())))
+        for _, settings in planned
+        for name, setting in settings.items()
+    }
+
+
+def hold_race(
+    task: Task,
+    tuned: Mapping[str, Any],
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    directory: Path,
+    *,
+    is_evidence: bool = True,
+    rounds: int = 7,
+    announce: Callable[[str], None] = lambda text: None,
+    progress: Callable[[int], None] = lambda steps: None,
+) -> Race:
+    """Runs all methods of `tuned` at their settings and times their steps."""
+    entries: dict[str, dict[str, Entry]] = {}
+    done: dict[tuple, Curves] = {}
+    planned = plan(tuned, methods)
+    for level, settings in planned:
+        entries[level.name] = {}
+        for name, setting in settings.items():
+            method = METHODS[name]
+            runs = {}
+            for seed in seeds:
+                key = (method.trajectory, tuple(sorted(setting.items())), seed)
+                announce(f"{name}, seed {seed}")
+                if key not in done:
+                    done[key] = run(
+                        task, method, setting, seed, directory=directory, progress=progress
+                    )
+                runs[seed] = done[key]
+            entries[level.name][name] = Entry(method, setting, runs)
+    announce("step times")
+    first = entries[planned[0][0].name]
+    contestants = {
+        timing.label(entry.method): (entry.method, entry.setting) for entry in first.values()
+    }
+    times = timing.step_times(task, contestants, rounds=rounds)
+    return Race(task, [level for level, _ in planned], entries, times, is_evidence, tuned)
+
+
+def hits(race: Race, level: Level, name: str, target: float | None = None) -> np.ndarray:
+    entry = race.entries[level.name][name]
+    target = level.target if target is None else target
+    return np.asarray(
+        [hit_of(race.task, entry.method, curves, target) for curves in entry.runs.values()]
+    )
+
+
+def row(race: Race, level: Level, name: str) -> dict[str, Any]:
+    """All figures of a method at a level."""
+    entry = race.entries[level.name][name]
+    method, curves = entry.method, list(entry.runs.values())
+    steps = hits(race, level, name)
+    own = hits(race, level, level.reference(method))
+    ratios = evidence.paired_ratios(steps, own, race.task.num_steps)
+    seconds = [
+        timing.seconds_to(h, c.steps, c.telemetry.get("phase"), race.times, timing.label(method))
+        for h, c in zip(steps, curves, strict=True)
+    ]
+    tests = [c.test[method.weights] for c in curves]
+    return {
+        "hyperparameters": entry.setting,
+        "weights": method.weights,
+        "note": method.note,
+        "steps": evidence.summary(steps),
+        "reference": level.reference(method),
+        "own_hits": own,
+        "ratio": evidence.summary(ratios),
+        "seconds": evidence.summary(seconds),
+        "final": evidence.summary([final_of(race.task, method, c) for c in curves]),
+        "test": {key: evidence.summary([t[key] for t in tests]) for key in tests[0]},
+        "reached": int(np.isfinite(steps).sum()),
+        "runs": len(curves),
+    }
+
+
+def ladder(race: Race) -> dict[str, Any]:
+    """Ratios at a row of targets, so that no single level decides; settings of the first level."""
+    level = race.levels[0]
+    reference = level.references["raw"]
+    runs = race.entries[level.name][reference].runs.values()
+    lowest = min(lv.target for lv in race.levels)
+    rungs = evidence.ladder([c.raw for c in runs], race.task.smoothing, lowest)
+    ratios = {}
+    for name in race.entries[level.name]:
+        ratios[name] = [
+            evidence.middle(
+                evidence.paired_ratios(
+                    hits(race, level, name, rung),
+                    hits(race, level, reference, rung),
+                    race.task.num_steps,
+                )
+            )
+            for rung in rungs
+        ]
+    return {"reference": reference, "targets": rungs, "ratios": ratios}
+
+
+def results(race: Race) -> dict[str, Any]:
+    """The race as JSON."""
+    return plain(
+        {
+            "task": race.task.name,
+            "metric": race.task.metric,
+            "evidence": race.evidence,
+            "num_steps": race.task.num_steps,
+            "eval_every": race.task.eval_every,
+            "smoothing": race.task.smoothing,
+            "hold": race.task.hold,
+            "tuning_seeds": list(grids.TUNING_SEEDS),
+            "ratio": RATIO,
+            "levels": {
+                level.name: {
+                    **dataclasses.asdict(level),
+                    "seeds": list(next(iter(race.entries[level.name].values())).runs),
+                    "methods": {n: row(race, level, n) for n in race.entries[level.name]},
+                }
+                for level in race.levels
+            },
+            "ladder": ladder(race),
+            "step_times": {
+                name: {"seconds": t.seconds, "ratio_to_constant": t.ratio}
+                for name, t in race.times.items()
+            },
+            "grids": {
+                name: [trial["hyperparameters"] for trial in entry["trials"]]
+                for name, entry in race.tuned["methods"].items()
+            },
+            "environment": environment(),
+        }
+    )

@@ -1,0 +1,177 @@
+"""One training run: a compiled scan between evaluations, called once per evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.methods import Method
+from benchmarks.tasks.task import Task
+
+AVERAGING = 0.1  # c in avg += (p - avg) / (c t + 1): a window of about t / 10 steps
+
+
+class Carry(NamedTuple):
+    params: Any
+    average: Any
+    opt_state: Any
+    step: jax.Array  # [], int32
+
+
+@dataclasses.dataclass(frozen=True)
+class Curves:
+    """What one run left behind; every array has one entry per evaluation."""
+
+    steps: np.ndarray
+    raw: np.ndarray  # validation metric at the raw weights
+    averaged: np.ndarray  # and at their running average
+    train: np.ndarray  # mean training loss since the evaluation before
+    telemetry: dict[str, np.ndarray]
+    test: dict[str, dict[str, float]]  # {"raw": ..., "averaged": ...} at the end
+    seconds: float  # of wall time, evaluations included and compilation not
+
+
+def running_average(average, params, step):
+    """The anytime average after update number `step` (from 0), whose first value is `params`."""
+    weight = 1 / (AVERAGING * step.astype(jnp.float32) + 1)
+    return jax.tree.map(lambda a, p: a + weight.astype(p.dtype) * (p - a), average, params)
+
+
+def train_step(task: Task, tx, data, key, carry: Carry, own_average: bool):
+    batch = task.batch(data, key, carry.step)
+    value, grads = jax.value_and_grad(task.loss)(carry.params, batch)
+    updates, opt_state = tx.update(grads, carry.opt_state, carry.params, value=value)
+    params = optax.apply_updates(carry.params, updates)
+    average = carry.average if own_average else running_average(carry.average, params, carry.step)
+    return Carry(params, average, opt_state, carry.step + 1), value
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The jitted pieces of a run; `hyperparameters` may be arrays or constants of the trace."""
+
+    start: Callable
+    segment: Callable
+    finish: Callable
+
+
+def make_program(task: Task, build, *, phased: bool) -> Program:
+    def transformation(hyperparameters):
+        return optax.with_extra_args_support(build(task, hyperparameters))
+
+    def averaged_weights(carry):
+        if not phased:
+            return carry.average
+        import fgo_jax as fgo
+
+        return fgo.eval_params(carry.opt_state, carry.params)
+
+    def telemetry(carry):
+        if not phased:
+            return {}
+        import fgo_jax as fgo
+
+        return {k: jnp.asarray(v, jnp.float32) for k, v in fgo.telemetry(carry.opt_state).items()}
+
+    def start(hyperparameters, key):
+        params = task.init(key)
+        opt_state = transformation(hyperparameters).init(params)
+        # A phased optimizer keeps its own average: a second copy would only cost memory.
+        average = () if phased else jax.tree.map(jnp.zeros_like, params)
+        return Carry(params, average, opt_state, jnp.zeros((), jnp.int32))
+
+    def segment(carry, hyperparameters, data, key):
+        tx = transformation(hyperparameters)
+        step = functools.partial(train_step, task, tx, data, key, own_average=phased)
+        carry, losses = jax.lax.scan(lambda c, _: step(c), carry, length=task.eval_every)
+        record = {
+            "raw": task.evaluate(data, carry.params),
+            "averaged": task.evaluate(data, averaged_weights(carry)),
+            "train": losses.mean(),
+            "telemetry": telemetry(carry),
+        }
+        return carry, record
+
+    def finish(carry, data):
+        weights = {"raw": carry.params, "averaged": averaged_weights(carry)}
+        return {name: task.test(data, params) for name, params in weights.items()}
+
+    return Program(jax.jit(start), jax.jit(segment, donate_argnums=0), jax.jit(finish))
+
+
+def train(
+    task: Task,
+    method: Method | optax.GradientTransformation,
+    hyperparameters: Mapping[str, float] | None = None,
+    seed: int = 0,
+    *,
+    phased: bool | None = None,
+    progress: Callable[[int], None] = lambda steps: None,
+) -> Curves:
+    """Trains once and keeps nothing.
+
+    Args:
+      task: what to train.
+      method: a contestant, or any gradient transformation (then without hyperparameters).
+      hyperparameters: for the contestant's `build`.
+      seed: of the task's data, the initial weights and the batches; runs of different
+        methods with the same seed see the same ones.
+      phased: for a gradient transformation, whether it is one of `fgo_jax`'s phased ones,
+        whose telemetry is to be recorded and whose own average is to be evaluated.
+      progress: called with the number of steps of each segment.
+    """
+    hyperparameters = dict(hyperparameters or {})
+    program, arguments = _program(task, method, hyperparameters, bool(phased))
+    init_key, batch_key = jax.random.split(jax.random.key(seed))
+    data = task.data(seed)
+    carry = program.start(arguments, init_key)
+    # Compiled before the clock starts; later calls of the same program find it in the cache.
+    jax.block_until_ready(
+        program.segment(jax.tree.map(jnp.copy, carry), arguments, data, batch_key)
+    )
+
+    records = []
+    began = time.perf_counter()
+    for _ in range(task.num_evals):
+        carry, record = program.segment(carry, arguments, data, batch_key)
+        records.append(record)
+        progress(task.eval_every)
+    records = jax.device_get(records)
+    seconds = time.perf_counter() - began
+
+    stacked = jax.tree.map(lambda *leaves: np.asarray(leaves, np.float64), *records)
+    test = jax.device_get(program.finish(carry, data))
+    return Curves(
+        steps=task.eval_every * np.arange(1, task.num_evals + 1),
+        raw=stacked["raw"],
+        averaged=stacked["averaged"],
+        train=stacked["train"],
+        telemetry=stacked["telemetry"],
+        test={name: {k: float(v) for k, v in d.items()} for name, d in test.items()},
+        seconds=seconds,
+    )
+
+
+_programs: dict[Any, Program] = {}
+
+
+def _program(task, method, hyperparameters, phased):
+    """The program for a method and the hyperparameters that it takes as arguments."""
+    if not isinstance(method, Method):
+        return make_program(task, lambda task, hp: method, phased=phased), {}
+    if method.phased:
+        # Phased optimizers check their concrete arguments, so theirs are constants.
+        build = lambda task, _: method.build(task, hyperparameters)  # noqa: E731
+        return make_program(task, build, phased=True), {}
+    key = (task, method.trajectory)
+    if key not in _programs:
+        _programs[key] = make_program(task, method.build, phased=False)
+    return _programs[key], {k: jnp.float32(v) for k, v in hyperparameters.items()}

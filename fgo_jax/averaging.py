@@ -1,0 +1,131 @@
+"""An anytime average of the weights, whose window grows with time."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fgo_jax import _checks
+
+
+class AverageWeightsState(NamedTuple):
+    """Average of the parameters that the updates so far were computed at."""
+
+    averaged_steps: jax.Array  # [], int32
+    window: jax.Array  # [], float32; c
+    average: Any  # f32 (or wider), shaped like the parameters
+
+
+def average_init(params: Any, window: Any) -> AverageWeightsState:
+    # The first update's weight is one, so what the average starts from is forgotten.
+    return AverageWeightsState(
+        averaged_steps=jnp.zeros([], jnp.int32),
+        window=jnp.asarray(window, jnp.float32),
+        average=jax.tree.map(lambda p: jnp.zeros_like(p, _wide(p.dtype)), params),
+    )
+
+
+def average_update(
+    state: AverageWeightsState, params: Any, window: Any, taken: Any = True
+) -> AverageWeightsState:
+    """Adds the parameters to the average, unless the step is not `taken`."""
+    # The state's copy is for eval_params alone: the constructor's is the one that counts.
+    state = state._replace(window=jnp.asarray(window, jnp.float32))
+    steps = state.averaged_steps
+    return state._replace(
+        averaged_steps=jnp.where(taken, optax.safe_increment(steps), steps),
+        average=_moved(state, params, taken),
+    )
+
+
+def _moved(state: AverageWeightsState, params: Any, taken: Any = True) -> Any:
+    share = 1.0 / (state.window * state.averaged_steps.astype(jnp.float32) + 1.0)
+    share = jnp.where(taken, share, 0.0)
+    return jax.tree.map(
+        lambda a, p: a + (share * (p.astype(a.dtype) - a)).astype(a.dtype), state.average, params
+    )
+
+
+def _wide(dtype: Any) -> Any:
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def average_weights(window: float = 0.1) -> optax.GradientTransformationExtraArgs:
+    r"""Keeps a running average of the parameters; the updates pass unchanged.
+
+    With t parameters averaged so far, :math:`\bar\theta \leftarrow \bar\theta +
+    (\theta - \bar\theta)/(c\,t + 1)`. The weight of step s is proportional to
+    :math:`s^{1/c - 1}`: the window is a constant share, about c, of the steps taken, at
+    any moment and without a horizon.
+
+    Args:
+      window: c. 0 is a copy of the last parameters; 1 the mean over all of training.
+
+    Returns:
+      A gradient transformation; read the average with :func:`eval_params`. State: four
+      bytes per parameter.
+
+    Raises:
+      ValueError: for a negative window, or an update without parameters.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import fgo_jax as fgo
+      >>> tx = optax.chain(optax.sgd(0.1), fgo.average_weights(0.1))
+      >>> params = {"w": jnp.ones(2)}
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update(params, state, params)
+      >>> fgo.eval_params(state, params)["w"].shape
+      (2,)
+
+    Source: polynomial-decay averaging, Shamir and Zhang (2013).
+    """
+    _checks.non_negative("window", window)
+
+    def init(params: Any) -> AverageWeightsState:
+        return average_init(params, window)
+
+    def update(updates, state, params=None, **extra):
+        del extra
+        if params is None:
+            raise ValueError(
+                "average_weights averages the parameters: call update(grads, state, params)."
+            )
+        return updates, average_update(state, params, window)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def eval_params(opt_state: Any, params: Any) -> Any:
+    """The averaged weights, the present parameters included, in the parameters' dtype.
+
+    Use them for validation and for the final model; training goes on from ``params``.
+
+    Args:
+      opt_state: any optax state that holds an average: of :func:`average_weights` or of
+        :func:`fgo_jax.target_acquisition` with ``average_weights=``.
+      params: the parameters after the last update.
+
+    Returns:
+      A pytree like ``params``.
+
+    Raises:
+      ValueError: where the state holds no average, or more than one.
+    """
+    found = [
+        leaf
+        for leaf in jax.tree.leaves(
+            opt_state, is_leaf=lambda x: isinstance(x, AverageWeightsState)
+        )
+        if isinstance(leaf, AverageWeightsState)
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            f"the state holds {len(found)} averages of the weights, not one: pass "
+            "average_weights= to target_acquisition, or add fgo.average_weights() to the chain "
+            "once."
+        )
+    return jax.tree.map(lambda a, p: a.astype(p.dtype), _moved(found[0], params), params)

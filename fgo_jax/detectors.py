@@ -1,0 +1,81 @@
+"""O(1)-state statistics that the triggers rest on."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Regression(NamedTuple):
+    """Exponentially weighted least squares of a series on a time axis.
+
+    Means and centred moments instead of raw sums: over a long run the time's variance
+    inside the window is far below its square, and f32 would lose it.
+    """
+
+    weight: jax.Array  # [], float32; sum of w
+    weight_square: jax.Array  # [], float32; sum of w^2
+    last_time: jax.Array  # [], float32
+    mean_time: jax.Array  # [], float32
+    mean_series: jax.Array  # [], float32
+    time_time: jax.Array  # [], float32; sum of w (t - mean)^2
+    time_series: jax.Array  # [], float32
+    series_series: jax.Array  # [], float32
+
+
+class Slope(NamedTuple):
+    slope: jax.Array  # [], float32
+    error: jax.Array  # [], float32 standard error; inf below three effective points
+    points: jax.Array  # [], float32; effective number of points (sum w)^2 / sum w^2
+
+
+def regression_init() -> Regression:
+    return Regression(*(jnp.zeros([], jnp.float32) for _ in Regression._fields))
+
+
+def regression_update(
+    state: Regression, time: jax.Array, series: jax.Array, memory: float
+) -> Regression:
+    """Adds a point; older ones fade as exp(-(elapsed time) / memory)."""
+    first = state.weight == 0.0
+    elapsed = jnp.where(first, 0.0, jnp.maximum(time - state.last_time, 0.0))
+    fade = jnp.exp(-elapsed / memory)
+    weight = fade * state.weight + 1.0
+    time_gap = time - state.mean_time
+    series_gap = series - state.mean_series
+    share = fade * state.weight / weight  # of the old mean in the new one
+    return Regression(
+        weight=weight,
+        weight_square=fade**2 * state.weight_square + 1.0,
+        last_time=jnp.asarray(time, jnp.float32),
+        mean_time=state.mean_time + time_gap / weight,
+        mean_series=state.mean_series + series_gap / weight,
+        time_time=fade * state.time_time + share * time_gap**2,
+        time_series=fade * state.time_series + share * time_gap * series_gap,
+        series_series=fade * state.series_series + share * series_gap**2,
+    )
+
+
+def regression_slope(state: Regression) -> Slope:
+    """Slope with the standard error that the residuals imply.
+
+    With weights w, n = (sum w)^2 / sum w^2 effective points and residual variance
+    s^2, the slope's variance is s^2 / ((n - 2) var_w(t)).
+    """
+    points = state.weight**2 / jnp.maximum(state.weight_square, 1e-30)
+    spread = state.time_time / jnp.maximum(state.weight, 1e-30)
+    enough = (points > 3.0) & (spread > 0.0)
+    safe = jnp.where(enough, state.time_time, 1.0)
+    slope = state.time_series / safe
+    residual = jnp.maximum(state.series_series - slope * state.time_series, 0.0)
+    variance = residual / jnp.maximum(state.weight, 1e-30)
+    error = jnp.sqrt(
+        variance / (jnp.where(enough, spread, 1.0) * jnp.maximum(points - 2.0, 1.0))
+    )
+    return Slope(
+        slope=jnp.where(enough, slope, 0.0),
+        error=jnp.where(enough, error, jnp.inf),
+        points=points,
+    )

@@ -1,0 +1,260 @@
+"""The three phases: a gradient transformation and the law of its learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fgo_jax import _checks
+from fgo_jax.laws import DECAYS, Clock, Law, peak, warmup
+from fgo_jax.laws import decay as decay_law
+from fgo_jax.precondition.kronecker_fisher import scale_by_kronecker_fisher
+
+NAMES = ("acquisition", "reask", "execution")
+
+
+class PhaseState(NamedTuple):
+    """State of a phase used alone."""
+
+    phase_step: jax.Array  # [], int32; updates made
+    hyperparams: dict[str, jax.Array]  # {"fgo_learning_rate": [], float32}
+    inner: Any  # the gradient transformation's own state
+
+
+class Phase(optax.GradientTransformationExtraArgs):
+    """A gradient transformation that :func:`fgo_jax.phased` can take apart.
+
+    Attributes:
+      name: shown by telemetry and errors.
+      transform: gradients to a direction, before decay and rate.
+      law: `Clock -> learning rate [], float32`.
+      weight_decay: decoupled, scaled by the effective rate.
+      mask: as in `optax.adamw`.
+      inherits: whether the transform of the phase before is kept in its place.
+    """
+
+    name: str
+    transform: optax.GradientTransformation
+    law: Law
+    weight_decay: Any
+    mask: Any
+    inherits: bool
+
+    def __new__(
+        cls,
+        name: str,
+        transform: optax.GradientTransformation,
+        law: Law,
+        weight_decay: Any = 0.0,
+        mask: Any = None,
+        inherits: bool = False,
+    ):
+        _checks.non_negative("weight_decay", weight_decay)
+        if not isinstance(transform, optax.GradientTransformation):
+            raise ValueError(
+                f"the transform of phase {name!r} must be an optax.GradientTransformation "
+                f"such as optax.scale_by_adam(), got {type(transform).__name__}."
+            )
+        with_extras = optax.with_extra_args_support(transform)
+
+        def init(params: Any) -> PhaseState:
+            law(Clock(jnp.zeros([], jnp.int32), None, None))  # raises where it needs company
+            return PhaseState(
+                jnp.zeros([], jnp.int32),
+                {"fgo_learning_rate": jnp.zeros([], jnp.float32)},
+                with_extras.init(params),
+            )
+
+        def update(grads, state, params=None, **extra):
+            rate = law(Clock(state.phase_step, None, None))
+            direction, inner = with_extras.update(grads, state.inner, params, **extra)
+            direction = decayed([self], jnp.zeros([], jnp.int32), direction, params)
+            updates = scaled(direction, grads, params, rate)
+            return updates, PhaseState(
+                optax.safe_increment(state.phase_step), {"fgo_learning_rate": rate}, inner
+            )
+
+        self = super().__new__(cls, init, update)
+        self.name, self.transform, self.law = name, transform, law
+        self.weight_decay, self.mask, self.inherits = weight_decay, mask, inherits
+        return self
+
+
+def decayed(phases: Sequence[Phase], running: jax.Array, direction: Any, params: Any) -> Any:
+    """direction + weight_decay * params, with the running phase's decay and mask."""
+    decays = [(phase.weight_decay, phase.mask) for phase in phases]
+    same = all(w is decays[0][0] and m is decays[0][1] for w, m in decays)
+    if all(_is_zero(weight) for weight, _ in decays):
+        return direction
+    if params is None:
+        raise ValueError("weight_decay needs the parameters: call update(grads, state, params).")
+    if same:
+        decay = optax.add_decayed_weights(*decays[0])
+        return decay.update(direction, decay.init(params), params)[0]
+
+    def strengths(weight: Any, mask: Any) -> Any:
+        chosen = mask(params) if callable(mask) else mask
+        if chosen is None:
+            return jax.tree.map(lambda p: jnp.asarray(weight, jnp.float32), params)
+        return jax.tree.map(lambda on: jnp.where(on, weight, 0.0), chosen)
+
+    def add(leaf: jax.Array, param: jax.Array, *weights: jax.Array) -> jax.Array:
+        return leaf + jnp.stack(weights)[running].astype(param.dtype) * param
+
+    return jax.tree.map(add, direction, params, *(strengths(*decay) for decay in decays))
+
+
+def scaled(direction: Any, grads: Any, params: Any, rate: jax.Array) -> Any:
+    """-rate * direction in f32 (or wider), cast to the parameters' dtype."""
+
+    def scale(leaf: Any, like: Any) -> Any:
+        if leaf is None:
+            return None
+        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        return (-rate * wide).astype(like.dtype)
+
+    likes = grads if params is None else params
+    return jax.tree.map(scale, direction, likes, is_leaf=lambda x: x is None)
+
+
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value == 0
+
+
+def acquisition(
+    learning_rate: float | optax.Schedule,
+    warmup_steps: int = 0,
+    transform: optax.GradientTransformation | None = None,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+) -> Phase:
+    r"""Phase 1: linear warm-up to a high learning rate, then constant.
+
+    Update t (from 0) uses :math:`\eta(t) \min(1, (t+1)/W)`.
+
+    Args:
+      learning_rate: peak :math:`\eta`; a number or an optax schedule of the step.
+      warmup_steps: W.
+      transform: gradients to a direction; `optax.scale_by_adam()` by default.
+        `optax.chain(optax.add_noise(...), optax.scale_by_adam())` adds gradient noise.
+      weight_decay: decoupled decay as in `optax.adamw`, scaled by the effective rate.
+      mask: which leaves decay, as in `optax.adamw`.
+
+    Raises:
+      ValueError: for a negative rate, decay or warm-up.
+
+    Example:
+      >>> import fgo_jax as fgo
+      >>> tx = fgo.acquisition(3e-3, warmup_steps=100)
+
+    Source: Friction-Guided Optimization (2026), section 4, phase 1.
+    """
+    _checks.learning_rate(learning_rate)
+    _checks.integer("warmup_steps", warmup_steps, 0)
+    return Phase(
+        "acquisition",
+        optax.scale_by_adam() if transform is None else transform,
+        warmup(learning_rate, warmup_steps),
+        weight_decay,
+        mask,
+    )
+
+
+def reask(
+    learning_rate: float | optax.Schedule,
+    cut: float = 0.5,
+    transform: optax.GradientTransformation | None = None,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+) -> Phase:
+    r"""Phase 2: a natural gradient at a reduced, constant rate :math:`(1 - c)\,\eta(t)`.
+
+    Args:
+      learning_rate: the peak :math:`\eta` that acquisition used; number or schedule.
+      cut: c, the share of the rate that is taken away.
+      transform: :func:`fgo_jax.scale_by_kronecker_fisher` by default.
+      weight_decay: as in :func:`acquisition`.
+      mask: as in :func:`acquisition`.
+
+    Raises:
+      ValueError: for a negative rate, or a cut outside [0, 1).
+
+    Example:
+      >>> import fgo_jax as fgo
+      >>> tx = fgo.reask(3e-3, cut=0.6)
+
+    Source: Friction-Guided Optimization (2026), section 4, phase 2.
+    """
+    _checks.learning_rate(learning_rate)
+    _checks.fraction("cut", cut)
+    return Phase(
+        "reask",
+        scale_by_kronecker_fisher() if transform is None else transform,
+        peak(learning_rate, cut),
+        weight_decay,
+        mask,
+    )
+
+
+def execution(
+    learning_rate: float | optax.Schedule,
+    cut: float = 0.5,
+    decay: str = "hyperbolic",
+    decay_steps: int | None = None,
+    decay_ratio: float = 1.0,
+    floor: float = 0.0,
+    transform: optax.GradientTransformation | None = None,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+) -> Phase:
+    r"""Phase 3: decay of the rate :math:`(1 - c)\,\eta` to its floor.
+
+    With s steps into the phase and the length L = ``decay_steps``, or
+    :math:`\kappa t_1` where the phase began after :math:`t_1` steps of training, the
+    factor is ``hyperbolic`` 1/(1 + s/L), ``inverse_sqrt`` 1/sqrt(1 + s/L), or, with
+    x = min(1, s/L), ``linear`` 1 - x, ``one_minus_sqrt`` 1 - sqrt(x), ``cosine``
+    (1 + cos(pi x))/2, ``exponential`` 100^-x. The first two have no end: a decay that
+    began too early still arrives. With ``total_steps`` of :func:`fgo_jax.phased` every
+    law ends there; the two without an end take the smaller of themselves and a line.
+
+    Args:
+      learning_rate: the peak :math:`\eta`; number or schedule.
+      cut: c, as in :func:`reask`.
+      decay: name of the law.
+      decay_steps: L. Needed when the phase is used alone, where no steps precede it.
+      decay_ratio: kappa, used where ``decay_steps`` is None.
+      floor: smallest factor.
+      transform: None keeps the transform of the phase before; alone,
+        :func:`fgo_jax.scale_by_kronecker_fisher`.
+      weight_decay: as in :func:`acquisition`.
+      mask: as in :func:`acquisition`.
+
+    Raises:
+      ValueError: for an unknown law, a negative rate, or alone without ``decay_steps``.
+
+    Example:
+      >>> import fgo_jax as fgo
+      >>> tx = fgo.execution(1e-3, cut=0.0, decay="cosine", decay_steps=1000)
+
+    Sources: Friction-Guided Optimization (2026), section 4, phase 3; 1-sqrt, Haegele et
+    al. (2024); the hyperbolic law is that of averaged stochastic approximation.
+    """
+    _checks.learning_rate(learning_rate)
+    _checks.fraction("cut", cut)
+    _checks.choice("decay", decay, DECAYS)
+    if decay_steps is not None:
+        _checks.integer("decay_steps", decay_steps)
+    _checks.positive("decay_ratio", decay_ratio)
+    _checks.fraction("floor", floor)
+    return Phase(
+        "execution",
+        scale_by_kronecker_fisher() if transform is None else transform,
+        decay_law(peak(learning_rate, cut), decay, decay_steps, decay_ratio, floor),
+        weight_decay,
+        mask,
+        inherits=transform is None,
+    )

@@ -1,0 +1,25 @@
+"""A gradient transformation that can say what its metric does to a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+
+class Preconditioner(optax.GradientTransformationExtraArgs):
+    """A gradient transformation with `metric(grads, state) -> grads`.
+
+    `metric` applies P^-1/2, where P^-1 is what the transformation multiplies a
+    gradient with, at the statistics held in `state`; it changes no state. A probe
+    that reads these rows measures the gradient covariance in the metric of the
+    running phase, P^-1/2 C P^-1/2.
+    """
+
+    metric: Callable[[Any, Any], Any]
+
+    def __new__(cls, init, update, metric):
+        self = super().__new__(cls, init, update)
+        self.metric = metric
+        return self

@@ -1,0 +1,246 @@
+"""The default probe: a sketch of the gradients that training computes anyway."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fgo_jax import _checks
+from fgo_jax.probes import spectrum
+from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
+from fgo_jax.probes.sketch import sketch_tree
+
+
+class GradientStreamState(NamedTuple):
+    """Half-finished pair, rows of the running window, and the last window's numbers."""
+
+    evaluations: jax.Array  # [], int32; windows closed
+    next_row: jax.Array  # [], int32; step at which the next gradient is read
+    window_seed: jax.Array  # [], uint32; seed of the window's two sketches
+    pending: jax.Array  # [2, width], float32; sketch of a pair's first gradient
+    half: jax.Array  # [], int32; 1 while a pair waits for its second gradient
+    filled: jax.Array  # [], int32; pairs in the window
+    differences: jax.Array  # [pairs, 2, width], float32; (g' - g) / sqrt 2
+    products: jax.Array  # [pairs], float32; <g, g'>
+    norms: jax.Array  # [pairs], float32; (|g|^2 + |g'|^2) / 2
+    held: jax.Array  # [], int32; windows whose denominator was not positive
+    estimates: dict[str, jax.Array]  # [2], float32; value and standard error of each signal
+
+
+SIGNALS = (
+    "intrinsic_dimension",
+    "energy_rank",
+    "energy_fraction",
+    "trace",
+    "top_eigenvalue",
+    "agreement",
+)
+
+
+def gradient_stream(
+    pairs: int = 16,
+    width: int = 1024,
+    every: int | None = None,
+    growth: float = 0.01,
+    energy: float = 0.9,
+) -> Probe:
+    r"""Measures the gradient covariance from pairs of successive training gradients.
+
+    At two successive steps the gradients :math:`g, g'` are sketched; the rows
+    :math:`d = (g' - g)/\sqrt 2` have, at equal parameters, the covariance C of the
+    gradient noise as their second moment, and :math:`\langle g, g' \rangle` is the
+    squared norm of the mean gradient. After ``pairs`` rows the window closes:
+
+    - ``intrinsic_dimension``: :math:`(\mathrm{tr}\,C)^2 / \mathrm{tr}\,C^2`, the
+      ratio of two unbiased sums (:func:`fgo_jax.probes.spectrum.uncentred_sums`).
+      Two independent sketches make each product of two inner products unbiased over
+      the sketch as well.
+    - ``energy_rank``, ``energy_fraction``: eigenvalues of the rows' Gram matrix that
+      hold ``energy`` of its trace, out of ``pairs``; near ``energy * pairs`` this
+      says only that there are too few rows.
+    - ``trace``, ``top_eigenvalue`` of C, as far as ``pairs`` rows can tell.
+    - ``agreement``: :math:`\sum \langle g, g' \rangle / \sum \frac12(|g|^2 + |g'|^2)`,
+      near 1 where there is no noise and near 0 where there is nothing else.
+
+    The parameters move between the two gradients, so a row also holds
+    :math:`H\,\Delta\theta / \sqrt 2`; at high learning rates the numbers are of that
+    mixture. Rows are read where the phase's metric puts them (see ``rows`` of
+    :class:`fgo_jax.probes.ProbeInputs`). Each window draws new sketches from the key.
+
+    Args:
+      pairs: rows of a window.
+      width: entries of each of the two sketches; memory is ``8 * width * pairs`` bytes,
+        whatever the number of parameters.
+      every: steps from one pair to the next, at least 2. None spaces pairs by
+        ``max(2, growth * step)``, so that the geometry, which changes on the scale of
+        the steps taken, is looked at equally often per factor of time and the probe's
+        share of the training time goes to zero.
+      growth: see ``every``.
+      energy: share of the trace that the energy rank holds.
+
+    Raises:
+      ValueError: for sizes that are no positive integers, or ``every`` below 2.
+
+    Example:
+      >>> import fgo_jax as fgo
+      >>> fgo.probes.gradient_stream(pairs=8).signals[0]
+      'intrinsic_dimension'
+
+    Sources: the ratio's bias, Chun et al. (ICLR 2026); CountSketch, Charikar et al.
+    (2002).
+    """
+    _checks.positive_int("pairs", pairs, 4)
+    _checks.positive_int("width", width)
+    if every is not None:
+        _checks.integer("every", every, 2)
+    _checks.positive("growth", growth)
+    _checks.fraction("energy", energy)
+    return Probe(
+        signals=SIGNALS,
+        init=functools.partial(_init, pairs=pairs, width=width),
+        due=lambda state, step: step >= state.next_row,
+        measure=functools.partial(
+            _measure, width=width, every=every, growth=growth, energy=energy
+        ),
+        read=lambda state: {name: Estimate(*pair) for name, pair in state.estimates.items()},
+        renew=lambda state: state._replace(
+            half=jnp.zeros_like(state.half), filled=jnp.zeros_like(state.filled)
+        ),
+    )
+
+
+def _init(params: Any, *, pairs: int, width: int) -> GradientStreamState:
+    del params  # the sketch's size does not depend on the model's
+    return GradientStreamState(
+        evaluations=jnp.zeros([], jnp.int32),
+        next_row=jnp.zeros([], jnp.int32),
+        window_seed=jnp.zeros([], jnp.uint32),
+        pending=jnp.zeros([2, width], jnp.float32),
+        half=jnp.zeros([], jnp.int32),
+        filled=jnp.zeros([], jnp.int32),
+        differences=jnp.zeros([pairs, 2, width], jnp.float32),
+        products=jnp.zeros([pairs], jnp.float32),
+        norms=jnp.zeros([pairs], jnp.float32),
+        held=jnp.zeros([], jnp.int32),
+        estimates={name: jnp.full([2], jnp.nan, jnp.float32) for name in SIGNALS},
+    )
+
+
+def _measure(
+    inputs: ProbeInputs,
+    state: GradientStreamState,
+    *,
+    width: int,
+    every: int | None,
+    growth: float,
+    energy: float,
+) -> GradientStreamState:
+    first, half, slot = state.pending, state.half, state.filled
+    # All rows that meet in one Gram matrix share their signs; the next window's are
+    # new, so that the sketch's error averages out over a run.
+    seed = jnp.where(
+        (slot == 0) & (half == 0),
+        jax.random.bits(inputs.key, dtype=jnp.uint32),
+        state.window_seed,
+    )
+    row = sketch_tree(inputs.rows, seed, width)
+
+    def put(rows: jax.Array, new: jax.Array) -> jax.Array:
+        return jnp.where(half == 1, rows.at[slot].set(new), rows)
+
+    state = state._replace(
+        window_seed=seed,
+        pending=row,
+        half=1 - half,
+        filled=slot + half,
+        differences=put(state.differences, (row - first) * jnp.float32(0.5**0.5)),
+        products=put(state.products, jnp.vdot(first, row) / 2),
+        norms=put(state.norms, (jnp.vdot(first, first) + jnp.vdot(row, row)) / 4),
+        next_row=inputs.step + jnp.where(half == 1, _gap(inputs.step, every, growth), 1),
+    )
+    return jax.lax.cond(
+        state.filled == state.products.shape[0],
+        functools.partial(_close, energy=energy),
+        lambda open_window: open_window,
+        state,
+    )
+
+
+def _gap(step: jax.Array, every: int | None, growth: float) -> jax.Array:
+    """Steps from a pair's second gradient to the next pair's first."""
+    if every is not None:
+        return jnp.asarray(every, jnp.int32) - 1
+    return jnp.maximum(2, (growth * step.astype(jnp.float32)).astype(jnp.int32)) - 1
+
+
+def _close(state: GradientStreamState, *, energy: float) -> GradientStreamState:
+    pairs = state.products.shape[0]
+    gram = jnp.einsum("isk,jsk->sij", state.differences, state.differences)
+    # One sketch's K_ij times the other's is an unbiased K_ij^2; squaring one would
+    # add the sketch's own variance, which reads as a smaller dimension.
+    sums = functools.partial(_cross_sums, gram)
+    numerator, denominator = sums(jnp.ones(pairs, jnp.float32))
+    leave_one_out = jax.vmap(sums)(1.0 - jnp.eye(pairs, dtype=jnp.float32))
+    mean_gram = jnp.mean(gram, 0)
+    eigenvalues = jnp.maximum(jnp.linalg.eigvalsh(mean_gram)[::-1] / pairs, 0.0)
+    rank = spectrum.energy_rank(eigenvalues, energy)
+    trace = jnp.trace(mean_gram) / pairs
+    good = (denominator > 0) & (numerator > 0)
+    dimension = numerator / jnp.where(good, denominator, 1.0)
+    power = jnp.sum(state.norms)
+    known = power > 0  # where all gradients are zero, there is nothing to say
+    agreement = jnp.sum(state.products) / jnp.where(known, power, 1.0)
+    unknown = jnp.nan
+    estimates = {
+        "intrinsic_dimension": jnp.where(
+            good,
+            jnp.stack([dimension, dimension * _jackknife_log(leave_one_out)]),
+            state.estimates["intrinsic_dimension"],
+        ),
+        "energy_rank": jnp.stack([rank, unknown]),
+        "energy_fraction": jnp.stack([rank / pairs, unknown]),
+        "trace": jnp.stack([trace, jnp.std(jnp.diagonal(mean_gram), ddof=1) / pairs**0.5]),
+        "top_eigenvalue": jnp.stack([eigenvalues[0], unknown]),
+        "agreement": jnp.where(
+            known,
+            jnp.stack([agreement, _jackknife_ratio(state.products, state.norms)]),
+            jnp.nan,
+        ),
+    }
+    return state._replace(
+        evaluations=state.evaluations + 1,
+        filled=jnp.zeros_like(state.filled),
+        held=state.held + jnp.where(good, 0, 1),
+        estimates=jax.tree.map(lambda pair: pair.astype(jnp.float32), estimates),
+    )
+
+
+def _cross_sums(gram: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Off-diagonal sums of K1_ii K2_jj and K1_ij K2_ij over the rows with weight one."""
+    diagonals = jnp.diagonal(gram, axis1=1, axis2=2) * weights
+    off = (1.0 - jnp.eye(weights.shape[0], dtype=gram.dtype)) * jnp.outer(weights, weights)
+    numerator = jnp.sum(diagonals[0]) * jnp.sum(diagonals[1]) - jnp.sum(
+        diagonals[0] * diagonals[1]
+    )
+    return numerator, jnp.sum(gram[0] * gram[1] * off)
+
+
+def _jackknife_log(sums: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Standard error of log(numerator / denominator); NaN if a sum is not positive."""
+    numerator, denominator = sums
+    rows = numerator.shape[0]
+    good = jnp.all((numerator > 0) & (denominator > 0))
+    logs = jnp.log(jnp.maximum(numerator, 1e-30)) - jnp.log(jnp.maximum(denominator, 1e-30))
+    return jnp.where(good, jnp.sqrt((rows - 1) * jnp.var(logs)), jnp.nan)
+
+
+def _jackknife_ratio(numerators: jax.Array, denominators: jax.Array) -> jax.Array:
+    """Standard error of sum(numerators) / sum(denominators) over independent pairs."""
+    rows = numerators.shape[0]
+    ratios = (jnp.sum(numerators) - numerators) / jnp.maximum(
+        jnp.sum(denominators) - denominators, 1e-30
+    )
+    return jnp.sqrt((rows - 1) * jnp.var(ratios))

@@ -1,0 +1,391 @@
+"""The spectrum of a curvature operator by Lanczos quadrature."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fgo_jax import _checks
+from fgo_jax.probes.hutchinson import Operator, check_examples, example_count, is_due, vdot
+from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
+
+SIGNALS = ("trace", "top_eigenvalue", "intrinsic_dimension", "energy_rank", "energy_fraction")
+
+# A residual below this share of the largest product is rounding, not a direction.
+_BREAKDOWN = 32 * float(jnp.finfo(jnp.float32).eps)
+# Residual bound, relative to the Ritz value, of one that counts as an eigenvalue. Loose
+# bounds would take a tight cluster for one eigenvalue.
+_CONVERGED = 1e-3
+_EXACT = jax.lax.Precision.HIGHEST  # inner products that orthogonality rests on
+
+
+class Tridiagonal(NamedTuple):
+    """A Krylov basis Q and the tridiagonal T = Q^T A Q; steps that are not valid are 0."""
+
+    alphas: jax.Array  # [steps], float32; diagonal of T
+    betas: jax.Array  # [steps], float32; off-diagonal of T, then the last residual's norm
+    valid: jax.Array  # [steps], bool; False from a breakdown on
+    basis: Any  # leaves [steps, *leaf.shape], float32; rows q_1 ... q_steps
+    residual: Any  # leaves [*leaf.shape], float32; q_{steps + 1}
+
+
+class EigenvalueCounts(NamedTuple):
+    """Ritz values, descending along the steps, and what they stand for."""
+
+    ritz: jax.Array  # [starts, steps], float32; negative ones, which are rounding, set to 0
+    counts: jax.Array  # [starts, steps], float32; number of eigenvalues, in sum d
+    single: jax.Array  # [starts, steps], bool; the same in every start
+    converged: jax.Array  # [starts, steps], bool
+
+
+class LanczosState(NamedTuple):
+    """The last measurement, one number per signal in the order of `SIGNALS`."""
+
+    evaluations: jax.Array  # [], int32; measurements taken over
+    held: jax.Array  # [], int32; measurements without a spectrum: not finite, or all zero
+    readings: jax.Array  # [5], float32
+    reading_errors: jax.Array  # [5], float32
+
+
+def lanczos(
+    operator: Operator,
+    num_steps: int = 12,
+    num_starts: int = 2,
+    every: int = 200,
+    examples: int | None = None,
+    batch_size: int | None = None,
+    energy: float = 0.9,
+) -> Probe:
+    r"""Measures the spectrum of a positive semi-definite operator by Lanczos quadrature.
+
+    From a random start the Lanczos process gives Ritz values :math:`\theta_j` and weights
+    :math:`\tau_j`; ``d tau_j`` of the d eigenvalues are like ``theta_j``. Signals:
+
+    - ``trace``: :math:`\sum_j n_j \theta_j`;
+    - ``top_eigenvalue``: the largest Ritz value over the starts, never above the truth;
+    - ``intrinsic_dimension``: :math:`(\sum_j n_j \theta_j)^2 / \sum_j n_j \theta_j^2`;
+    - ``energy_rank``: top eigenvalues that hold ``energy`` of the trace, interpolated
+      inside the count of a Ritz value that stands for many;
+    - ``energy_fraction``: that rank divided by d.
+
+    The counts :math:`n_j` are one for the top Ritz values that have converged in every
+    start, because the quadrature weight of a single eigenvalue is a chi-square draw and
+    says nothing, and the weights, scaled to the remaining dimensions, for the rest. A
+    converged value whose weight, averaged over the starts, is too large for one
+    eigenvalue (four sigma) is a multiple one and keeps its weight.
+
+    Bias: one vector per start cannot see multiplicity, so at two starts a top eigenvalue
+    repeated *exactly* less than about 15 times can pass for one, and all signals but
+    ``top_eigenvalue`` are then wrong beyond their error. Otherwise the trace is unbiased
+    over the starts. The rank models the spread inside a bulk that few Ritz values
+    resolve, and is good to 20 % there.
+
+    All of it describes the mean curvature *of the examples read*. Few examples have a
+    spectrum of few eigenvalues: compare with :func:`fgo_jax.probes.hutchinson`, whose
+    halves remove this. Errors are standard errors over the starts, NaN for one start (of
+    the top eigenvalue, the spread of its values). A measurement that is not finite or all
+    zero is held and counted in ``held``.
+
+    A measurement costs ``num_starts * num_steps`` products. While it runs it takes
+    ``4 * num_steps`` bytes per parameter for the basis, whatever the number of starts;
+    the state is ten numbers.
+
+    Args:
+      operator: ``(params, batch) -> matvec``, as :func:`fgo_jax.curvature.ggn` returns;
+        symmetric and positive semi-definite (negative Ritz values count as zero).
+      num_steps: products per start.
+      num_starts: random starts, run one after the other.
+      every: measured at the steps ``every, 2 * every, ...``.
+      examples: leading examples of ``batch`` that are read; None for an eighth of it.
+      batch_size: the size that ``batch`` is declared to have; None takes any.
+      energy: share of the trace that the energy rank holds, in [0, 1).
+
+    Raises:
+      ValueError: for sizes that are no such integers, and when traced for a ``batch`` that
+        does not fit them.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from fgo_jax.probes.probe import ProbeInputs
+      >>> eigenvalues = jnp.array([9.0, 1.0, 0.5, 0.25])
+      >>> probe = lanczos(lambda params, batch: lambda v: eigenvalues * v, num_steps=4)
+      >>> batch = jnp.zeros((8, 1))  # this operator reads nothing from it
+      >>> params = jnp.zeros(4)
+      >>> inputs = ProbeInputs(None, None, params, batch, jax.random.key(0), jnp.int32(200))
+      >>> read = probe.read(probe.measure(inputs, probe.init(params)))
+      >>> round(float(read["top_eigenvalue"].value), 3), round(float(read["energy_rank"].value))
+      (9.0, 2)
+
+    Source: Golub and Meurant (2010), "Matrices, moments and quadrature"; Ghorbani et al.
+    (2019), "An investigation into neural net optimization via Hessian eigenvalue density".
+    """
+    _checks.positive_int("num_steps", num_steps)
+    _checks.positive_int("num_starts", num_starts)
+    _checks.integer("every", every)
+    _checks.fraction("energy", energy)
+    check_examples(examples, batch_size, minimum=1)
+    count = functools.partial(example_count, examples=examples, batch_size=batch_size, minimum=1)
+
+    def check(inputs: ProbeInputs) -> None:
+        count(inputs.batch)
+
+    return Probe(
+        signals=SIGNALS,
+        init=_init,
+        due=lambda state, step: is_due(step, every),
+        measure=functools.partial(
+            _measure,
+            operator=operator,
+            count=count,
+            num_steps=num_steps,
+            num_starts=num_starts,
+            energy=energy,
+        ),
+        read=lambda state: {
+            name: Estimate(state.readings[i], state.reading_errors[i])
+            for i, name in enumerate(SIGNALS)
+        },
+        requires=("params", "batch"),
+        check=check,
+    )
+
+
+def _init(params: Any) -> LanczosState:
+    del params
+    return LanczosState(
+        evaluations=jnp.zeros([], jnp.int32),
+        held=jnp.zeros([], jnp.int32),
+        readings=jnp.full([len(SIGNALS)], jnp.nan, jnp.float32),
+        reading_errors=jnp.full([len(SIGNALS)], jnp.nan, jnp.float32),
+    )
+
+
+def _measure(
+    inputs: ProbeInputs,
+    state: LanczosState,
+    *,
+    operator: Operator,
+    count: Callable[[Any], int],
+    num_steps: int,
+    num_starts: int,
+    energy: Any,
+) -> LanczosState:
+    examples = count(inputs.batch)
+    matvec = operator(inputs.params, jax.tree.map(lambda leaf: leaf[:examples], inputs.batch))
+
+    def run(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        start = optax.tree.random_like(key, inputs.params, jax.random.normal, jnp.float32)
+        result = tridiagonalise(matvec, start, num_steps)
+        return result.alphas, result.betas
+
+    # One start after the other: the basis is the memory of this probe.
+    alphas, betas = jax.lax.map(run, jax.random.split(inputs.key, num_starts))
+    dimension = float(optax.tree.size(inputs.params))  # as an int, beyond int32 for large models
+    readings, errors = _summarise(alphas, betas, dimension, energy)
+    finite = jnp.all(jnp.isfinite(readings))
+    return LanczosState(
+        evaluations=jnp.where(finite, optax.safe_increment(state.evaluations), state.evaluations),
+        held=jnp.where(finite, state.held, optax.safe_increment(state.held)),
+        readings=jnp.where(finite, readings, state.readings),
+        reading_errors=jnp.where(finite, errors, state.reading_errors),
+    )
+
+
+def _summarise(
+    alphas: jax.Array, betas: jax.Array, dimension: float, energy: Any
+) -> tuple[jax.Array, jax.Array]:
+    """Readings and errors, in the order of `SIGNALS`, from [starts, steps] coefficients."""
+    starts = alphas.shape[0]
+    counted = count_eigenvalues(alphas, betas, dimension)
+    first = jnp.sum(counted.counts * counted.ritz, axis=1)
+    second = jnp.sum(counted.counts * jnp.square(counted.ritz), axis=1)
+    rank = jax.vmap(functools.partial(_rank, energy=energy))(counted)
+    top = counted.ritz[:, 0]
+    if starts > 1:  # products of different starts: a start's own square is biased up
+        numerator = jnp.square(jnp.sum(first)) - jnp.sum(jnp.square(first))
+        numerator = numerator / (starts * (starts - 1))
+    else:
+        numerator = jnp.square(first[0])
+    # NaN for a zero operator, whose dimension is nothing: the measurement is then held.
+    ratio = numerator / jnp.mean(second)
+    influence = 2.0 * first / jnp.mean(first) - second / jnp.mean(second)
+    values = jnp.stack(
+        [jnp.mean(first), jnp.max(top), ratio, jnp.mean(rank), jnp.mean(rank) / dimension]
+    )
+    if starts == 1:
+        return values, jnp.full_like(values, jnp.nan)
+    spread = jnp.stack([first, top, ratio * influence, rank, rank / dimension])
+    return values, jnp.std(spread, axis=1, ddof=1) / starts**0.5
+
+
+def count_eigenvalues(alphas: jax.Array, betas: jax.Array, dimension: float) -> EigenvalueCounts:
+    r"""How many of an operator's eigenvalues each Ritz value stands for.
+
+    A Ritz value has converged where :math:`|\beta_m s_{mj}| \ll \theta_j`, with s its
+    eigenvector of T. The top ones that have converged in every start, to the same values,
+    count one each, unless their mean weight times the dimension is beyond four sigma for
+    a single eigenvalue. The rest share what remains of the dimension by their quadrature
+    weights :math:`s_{1j}^2`.
+
+    Args:
+      alphas, betas: [starts, steps], from :func:`tridiagonalise`.
+      dimension: the number of all eigenvalues, d.
+
+    Returns:
+      an :class:`EigenvalueCounts`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> alphas, betas = jnp.array([[3.0, 0.0]]), jnp.zeros((1, 2))
+      >>> count_eigenvalues(alphas, betas, dimension=50).counts.round().tolist()  # 3 times I
+      [[50.0, 0.0]]
+
+    Source: Golub and Meurant (2010), chapters 3 and 4 (quadrature, error bound).
+    """
+    starts = alphas.shape[0]
+    values, vectors = jax.vmap(_eigh_tridiagonal)(alphas, betas)
+    ritz = jnp.maximum(jnp.flip(values, 1), 0.0)
+    vectors = jnp.flip(vectors, 2)
+    weights = jnp.square(vectors[:, 0])
+    converged = (jnp.abs(betas[:, -1:] * vectors[:, -1]) <= _CONVERGED * ritz) & (ritz > 0.0)
+
+    lowest, highest = jnp.min(ritz, axis=0), jnp.max(ritz, axis=0)
+    common = jnp.all(converged, axis=0) & (highest - lowest <= _CONVERGED * highest)
+    top = jnp.cumprod(common.astype(jnp.int32)) == 1
+    single = top & (dimension * jnp.mean(weights, axis=0) <= _single_limit(starts))
+    # All weight on single values, yet dimensions left over: some of them are multiple.
+    left = jnp.sum(jnp.where(single, 0.0, weights), axis=1)
+    complete = jnp.sum(single.astype(jnp.float32)) >= dimension
+    single = single & (jnp.all(left > _BREAKDOWN) | complete)
+
+    shares = jnp.where(single, 0.0, weights)
+    left = jnp.sum(shares, axis=1, keepdims=True)
+    remaining = dimension - jnp.sum(single.astype(jnp.float32))
+    shares = remaining * shares / jnp.where(left > 0.0, left, 1.0)
+    single = jnp.broadcast_to(single, ritz.shape)
+    return EigenvalueCounts(ritz, jnp.where(single, 1.0, shares), single, converged)
+
+
+def _eigh_tridiagonal(alphas: jax.Array, betas: jax.Array) -> tuple[jax.Array, jax.Array]:
+    off = jnp.diag(betas[:-1], 1)
+    return tuple(jnp.linalg.eigh(jnp.diag(alphas) + off + off.T))
+
+
+def _single_limit(starts: int) -> float:
+    """Four-sigma bound on the mean of `starts` chi-square draws (Wilson and Hilferty).
+
+    At three, one of a handful of outliers would be taken for a multiple one, with seven
+    times its weight, a few times in a run of some hundred measurements.
+    """
+    spread = 2 / (9 * starts)
+    return (1 - spread + 4 * spread**0.5) ** 3
+
+
+def _rank(counted: EigenvalueCounts, energy: Any) -> jax.Array:
+    """Top eigenvalues that hold `energy` of the trace, for one start."""
+    ritz, counts, single, converged = counted
+    held = counts * ritz
+    before = jnp.cumsum(held) - held
+    # Less the rounding: a share reached exactly must not take one more eigenvalue.
+    wanted = jnp.asarray(energy, jnp.float32) * jnp.sum(held) * (1.0 - 1e-6)
+    x = jnp.clip((wanted - before) / jnp.where(held > 0.0, held, 1.0), 0.0, 1.0)
+    # The n eigenvalues behind a Ritz value that has not converged spread evenly around it,
+    # (1 + w) theta ... (1 - w) theta, down to half-way (in logarithms) to the next one. The
+    # top u n of them hold x = (1 + w) u - w u^2 of its energy. Stacked on theta (w = 0),
+    # the bulk would need up to a third more eigenvalues than it does.
+    ratio = jnp.append(ritz[1:], 0.0) / jnp.where(ritz > 0.0, ritz, 1.0)
+    w = jnp.where(converged, 0.0, 1.0 - jnp.sqrt(ratio))
+    u = 2.0 * x / (1.0 + w + jnp.sqrt(jnp.maximum(jnp.square(1.0 + w) - 4.0 * w * x, 0.0)))
+    part = jnp.where(single, jnp.ceil(x), u)
+    return jnp.sum(jnp.where(held > 0.0, counts * part, 0.0))
+
+
+def tridiagonalise(matvec: Callable[[Any], Any], start: Any, num_steps: int) -> Tridiagonal:
+    r"""Runs the Lanczos process with full reorthogonalisation.
+
+    .. math:: A Q^T = Q^T T + \beta_m q_{m+1} e_m^T, \qquad Q Q^T = I
+
+    Every new vector is orthogonalised against the whole basis twice: once leaves a
+    component that grows into copies of eigenvalues already found. Where the residual is
+    rounding (relative to the largest product so far) the Krylov space is exhausted: that
+    beta is set to zero, so T splits, and the remaining steps are zero and not valid.
+
+    Args:
+      matvec: symmetric map of a pytree to one of the same shapes.
+      start: pytree, not zero; its length does not matter.
+      num_steps: m, products taken.
+
+    Returns:
+      a :class:`Tridiagonal`, in float32; ``betas[k]`` joins steps k and k + 1.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> result = tridiagonalise(lambda v: 2.0 * v, jnp.ones(3), num_steps=2)
+      >>> result.alphas.round(4).tolist(), result.valid.tolist()
+      ([2.0, 0.0], [True, False])
+
+    Source: Golub and Meurant (2010), chapter 4; Parlett (1998), "The symmetric eigenvalue
+    problem", section 6.9, on "twice is enough".
+    """
+    start = optax.tree.cast(start, jnp.float32)
+    norm = jnp.sqrt(vdot(start, start))
+    running = norm > 0.0
+    vector = _scale(jnp.where(running, 1.0 / jnp.where(running, norm, 1.0), 0.0), start)
+    empty = jax.tree.map(lambda leaf: jnp.zeros((num_steps, *leaf.shape), jnp.float32), start)
+    zeros = jnp.zeros([num_steps], jnp.float32)
+
+    def step(k: jax.Array, carry: tuple) -> tuple:
+        result, largest, running = carry
+        basis = jax.tree.map(
+            lambda rows, row: jax.lax.dynamic_update_index_in_dim(rows, row, k, 0),
+            result.basis,
+            result.residual,
+        )
+        product = optax.tree.cast(matvec(result.residual), jnp.float32)
+        largest = jnp.maximum(largest, jnp.sqrt(vdot(product, product)))
+        # Rows beyond k are zero, so the whole basis serves without a mask.
+        first = _coefficients(basis, product, zeros)
+        rest = optax.tree.sub(product, _combination(first, basis))
+        second = _coefficients(basis, rest, zeros)
+        rest = optax.tree.sub(rest, _combination(second, basis))
+        beta = jnp.sqrt(vdot(rest, rest))
+        onward = running & (beta > _BREAKDOWN * largest)
+        beta = jnp.where(onward, beta, 0.0)
+        result = Tridiagonal(
+            alphas=result.alphas.at[k].set(first[k] + second[k]),
+            betas=result.betas.at[k].set(beta),
+            valid=result.valid.at[k].set(running),
+            basis=basis,
+            residual=_scale(jnp.where(onward, 1.0 / jnp.where(onward, beta, 1.0), 0.0), rest),
+        )
+        return result, largest, onward
+
+    initial = Tridiagonal(zeros, zeros, zeros > 0.0, empty, vector)
+    result, _, _ = jax.lax.fori_loop(0, num_steps, step, (initial, jnp.float32(0.0), running))
+    return result
+
+
+def _coefficients(basis: Any, vector: Any, zeros: jax.Array) -> jax.Array:
+    """Q v, [steps], leaf by leaf: no leaf is flattened, so none is gathered."""
+
+    def products(rows: jax.Array, leaf: jax.Array) -> jax.Array:
+        axes = (tuple(range(1, rows.ndim)), tuple(range(leaf.ndim)))
+        return jnp.tensordot(rows, leaf, axes=axes, precision=_EXACT)
+
+    return jax.tree.reduce(jnp.add, jax.tree.map(products, basis, vector), zeros)
+
+
+def _combination(coefficients: jax.Array, basis: Any) -> Any:
+    """Q^T c, shaped like one vector."""
+    return jax.tree.map(
+        lambda rows: jnp.tensordot(coefficients, rows, axes=(0, 0), precision=_EXACT), basis
+    )
+
+
+def _scale(factor: jax.Array, tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: factor * leaf, tree)

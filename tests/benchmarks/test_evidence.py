@@ -1,0 +1,95 @@
+"""Targets, hits and ratios on curves drawn by hand."""
+
+import numpy as np
+import pytest
+
+from benchmarks import evidence
+
+NAN, INF = np.nan, np.inf
+STEPS = 10 * np.arange(1, 11)  # T = 100: 5 % of it is half an evaluation
+
+
+def test_smooth_is_the_trailing_mean_and_unknown_before_the_window_is_full():
+    out = evidence.smooth(np.arange(6.0), 3)
+    np.testing.assert_allclose(out, [NAN, NAN, 1, 2, 3, 4])
+    np.testing.assert_allclose(evidence.smooth([1.0], 5), [NAN])
+
+
+def test_smooth_spreads_a_failed_evaluation_over_its_window_only():
+    out = evidence.smooth([1, NAN, 1, 1, 1], 2)
+    np.testing.assert_allclose(out, [NAN, NAN, NAN, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("values", "hold", "expected"),
+    [
+        ([9, 9, 1, 1, 9, 9, 9, 9, 9, 9], 0.1, 30),  # held one evaluation later
+        ([9, 9, 1, 9, 9, 1, 1, 9, 9, 9], 0.1, 60),  # a dip does not count
+        ([9, 9, 1, 9, 1, 9, 9, 9, 9, 9], 0.2, 30),  # only the later look decides
+        ([9] * 9 + [1], 0.1, 100),  # the run ends at the target
+        ([9] * 8 + [1, 9], 0.5, INF),  # and one that leaves it before its end does not
+        ([9, 9, 2, 2, 9, 9, 9, 9, 9, 9], 0.1, 30),  # at the target is reached
+        ([9, NAN, 1, NAN, 9, 1, 1, 9, 9, 9], 0.1, 60),  # a failed evaluation holds nothing
+        ([NAN] * 10, 0.1, INF),
+        ([9, 1, 1, 9, 1, 1, 1, 1, 1, 1], None, 50),  # to the very end
+        ([1, 1, 1, 1, 1, 1, 1, 1, 1, 9], None, INF),
+    ],
+)
+def test_hit(values, hold, expected):
+    found = evidence.hit(STEPS, np.asarray(values, float), 2.0, hold=hold, num_steps=100)
+    assert found == expected
+
+
+def test_a_run_ends_with_the_mean_of_its_last_eighth():
+    assert evidence.final_level(np.r_[np.zeros(70), np.full(10, 3.0)]) == 3
+    assert evidence.final_level([1.0, 1.0, NAN]) == INF
+
+
+def test_middle_never_averages_a_miss_away():
+    assert evidence.middle([1, 3, INF]) == 3
+    assert evidence.middle([1, INF]) == INF
+    assert evidence.middle([1, 3]) == 2
+
+
+def test_interval_holds_the_median_and_survives_misses():
+    low, high = evidence.interval([1, 2, 3, INF, INF])
+    assert low == 1
+    assert high == INF
+    assert evidence.interval([5.0] * 5) == (5, 5)
+
+
+def test_interval_covers_the_median_as_often_as_it_says():
+    # Five seeds: the bootstrap interval of a median runs from the least to the largest
+    # or nearly so, and two-sided coverage of the order statistics is 1 - 2/32 = 94 %.
+    rng = np.random.default_rng(0)
+    covered = 0
+    for sample in rng.standard_normal((200, 5)):
+        low, high = evidence.interval(sample)
+        covered += low <= 0 <= high
+    # Budget: 200 draws, three standard errors of a share of .94 are .05.
+    assert 0.94 - 0.05 <= covered / 200 <= 1
+
+
+def test_ratios_are_paired_and_a_reference_that_misses_counts_as_the_horizon():
+    ratios = evidence.paired_ratios([50, 80, INF, 40], [100, INF, 50, 80], 100)
+    np.testing.assert_allclose(ratios, [0.5, 0.8, INF, 0.5])
+
+
+def test_the_best_trial_has_the_fewest_steps_and_then_the_lowest_end():
+    trials = [
+        {"hits": [50, 60], "finals": [1.0, 1.0]},
+        {"hits": [40, INF], "finals": [0.1, 0.1]},  # a miss makes the median a miss
+        {"hits": [50, 60], "finals": [0.5, 0.9]},
+    ]
+    assert evidence.best_trial(trials) == 2
+    assert evidence.best_trial([{"hits": [INF], "finals": [f]} for f in (3, INF, 2)]) == 2
+
+
+def test_the_ladder_descends_to_the_hardest_target():
+    curve = np.geomspace(8, 1, 41)
+    rungs = evidence.ladder([curve, curve], 1, 1.0)
+    assert len(rungs) == 9
+    assert rungs[0] == pytest.approx(curve[10])
+    assert rungs[-1] == pytest.approx(1)
+    assert np.all(np.diff(rungs) < 0)
+    np.testing.assert_array_equal(evidence.ladder([curve], 1, 20.0), [20.0])

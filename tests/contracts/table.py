@@ -1,0 +1,102 @@
+"""Every public gradient transformation, once, with what its checks need to know."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+import fgo_jax as fgo
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A transformation that, at `learning_rate`, descends on its own.
+
+    Attributes:
+      make: `learning rate -> transformation`.
+      learning_rate: at which it solves the problems of test_convergence.
+      factory: the function to put under `inject_hyperparams`, or None for a
+        transformation without a learning rate of its own.
+      static_args: for `inject_hyperparams`.
+      kwargs: for `factory`, beside `learning_rate`.
+    """
+
+    name: str
+    make: Callable[[Any], optax.GradientTransformation]
+    learning_rate: float = 0.03
+    factory: Callable | None = None
+    static_args: tuple[str, ...] = ()
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __str__(self):
+        return self.name
+
+
+def _alias(name, factory, learning_rate=0.03, static_args=(), **kwargs) -> Row:
+    def make(rate):
+        return factory(learning_rate=rate, **kwargs)
+
+    return Row(name, make, learning_rate, factory, static_args, kwargs)
+
+
+def _direction(name, factory, learning_rate=0.03, **kwargs) -> Row:
+    def make(rate):
+        return optax.chain(factory(**kwargs), optax.scale_by_learning_rate(rate))
+
+    return Row(name, make, learning_rate)
+
+
+def _phased(learning_rate):
+    adam = optax.scale_by_adam()
+    return fgo.phased(
+        [
+            fgo.acquisition(learning_rate, transform=adam),
+            fgo.execution(learning_rate, cut=0.0, transform=adam),
+        ],
+        [fgo.triggers.after(400)],
+    )
+
+
+def _averaging(learning_rate):
+    return optax.chain(optax.adam(learning_rate), fgo.average_weights(0.1))
+
+
+PHASE_STATIC = ("transform", "mask")
+
+TABLE = (
+    _alias(
+        "target_acquisition",
+        fgo.target_acquisition,
+        static_args=fgo.STATIC_ARGS,
+        warmup_steps=10,
+    ),
+    _alias(
+        "target_acquisition_all_options",
+        fgo.target_acquisition,
+        static_args=fgo.STATIC_ARGS,
+        warmup_steps=10,
+        clip_norm=100.0,
+        average_weights=0.1,
+        weight_decay=1e-6,
+        total_steps=1500,
+        decay="one_minus_sqrt",
+    ),
+    _alias("phased", _phased),
+    _alias("acquisition", fgo.acquisition, static_args=PHASE_STATIC),
+    _alias("reask", fgo.reask, static_args=PHASE_STATIC, cut=0.0),
+    _alias(
+        "execution",
+        fgo.execution,
+        static_args=(*PHASE_STATIC, "decay"),
+        cut=0.0,
+        decay_steps=1000,
+    ),
+    _alias("average_weights", _averaging),
+    _direction("scale_by_kronecker_fisher", fgo.scale_by_kronecker_fisher),
+    _direction(
+        "scale_by_kronecker_fisher_vectors", fgo.scale_by_kronecker_fisher, vector_factors=True
+    ),
+)

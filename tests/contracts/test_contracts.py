@@ -1,0 +1,203 @@
+"""What optax asks of a contributed optimizer, asked of every row of the table."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.contracts.table import TABLE, Row
+
+rows = pytest.mark.parametrize("row", TABLE, ids=str)
+
+
+def mixed_params(dtype=jnp.float32):
+    return {
+        "matrix": jnp.linspace(-1.0, 1.0, 12).reshape(4, 3).astype(dtype),
+        "vector": jnp.asarray([0.5, -0.5, 2.0], dtype),
+        "scalar": jnp.asarray(1.5, dtype),
+        "nested": (jnp.ones((2, 2, 3), dtype),),
+    }
+
+
+def gradient_of(params, number):
+    """Some gradient, different at every step."""
+    return jax.tree.map(lambda p: (p * 0.5 + 0.1 * jnp.sin(1.0 + number)).astype(p.dtype), params)
+
+
+def run(tx, params, steps=5, **extra):
+    update = jax.jit(tx.update)
+    state = tx.init(params)
+    for number in range(steps):
+        updates, state = update(gradient_of(params, number), state, params, **extra)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def describe(tree):
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(x.shape, x.dtype, x.weak_type) for x in map(jnp.asarray, leaves)]
+
+
+@rows
+def test_unknown_extra_arguments_are_accepted(row: Row):
+    tx = optax.with_extra_args_support(row.make(row.learning_rate))
+    plain, _ = run(tx, mixed_params())
+    extra, _ = run(tx, mixed_params(), nobody_knows_this=jnp.ones(3))
+    jax.tree.map(np.testing.assert_array_equal, plain, extra)
+
+
+@rows
+def test_second_call_does_not_recompile(row: Row):
+    tx = row.make(row.learning_rate)
+    params = mixed_params()
+    traces = 0
+
+    @jax.jit
+    def step(params, state, number):
+        nonlocal traces
+        traces += 1
+        updates, state = tx.update(gradient_of(params, number), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state = jax.jit(tx.init)(params)
+    for number in range(3):
+        params, state = step(params, state, jnp.float32(number))
+    assert traces == 1
+    assert step._cache_size() == 1
+
+
+@rows
+def test_map_params_with_identity_is_a_no_op(row: Row):
+    tx = row.make(row.learning_rate)
+    _, state = run(tx, mixed_params(), steps=2)
+    mapped = optax.tree.map_params(tx, lambda leaf: leaf, state)
+    assert jax.tree.structure(mapped) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, mapped, state)
+
+
+def parabola(params):
+    return sum(jnp.sum(jnp.square(leaf - 0.7)) for leaf in jax.tree.leaves(params))
+
+
+def rosenbrock(params):
+    x, y = params["xy"]
+    return jnp.square(1.0 - x) + 100.0 * jnp.square(y - jnp.square(x))
+
+
+PROBLEMS = {
+    "parabola": (parabola, lambda: {"x": jnp.asarray([-1.0, 10.0, 1.0])}, 2000, 1e-3),
+    "rosenbrock": (rosenbrock, lambda: {"xy": jnp.asarray([0.0, 0.0])}, 8000, 1e-2),
+    "matrix_parabola": (parabola, lambda: {"x": jnp.ones((2, 2)) * 3.0}, 2000, 1e-3),
+    "mixed_tuple": (
+        parabola,
+        lambda: (jnp.zeros((2, 2)), jnp.zeros((2, 3, 2)), jnp.asarray(0.0)),
+        2000,
+        1e-3,
+    ),
+}
+
+
+@rows
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_convergence(row: Row, problem: str):
+    loss, start, steps, tolerance = PROBLEMS[problem]
+    tx = row.make(row.learning_rate)
+    params = start()
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    train = jax.jit(lambda carry: jax.lax.scan(step, carry, length=steps)[0])
+    params, _ = train((params, tx.init(params)))
+    target = 1.0 if problem == "rosenbrock" else 0.7
+    for leaf in jax.tree.leaves(params):
+        np.testing.assert_allclose(leaf, target, atol=3 * tolerance**0.5)
+    assert loss(params) < tolerance
+
+
+@pytest.mark.parametrize("row", [row for row in TABLE if row.factory], ids=str)
+def test_equal_with_and_without_inject_hyperparams(row: Row):
+    plain, _ = run(row.make(row.learning_rate), mixed_params())
+    injected = optax.inject_hyperparams(row.factory, static_args=row.static_args)
+    inner, state = run(injected(learning_rate=row.learning_rate, **row.kwargs), mixed_params())
+    assert float(state.hyperparams["learning_rate"]) == np.float32(row.learning_rate)
+    # XLA folds a constant rate and multiplies by a traced one: equal to rounding.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), plain, inner)
+
+
+@rows
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_updates_keep_the_parameters_dtype(row: Row, dtype: str):
+    with jax.enable_x64(dtype == "float64"):
+        params = mixed_params(jnp.dtype(dtype))
+        tx = row.make(row.learning_rate)
+        updates, _ = jax.jit(tx.update)(gradient_of(params, 0), tx.init(params), params)
+        assert all(leaf.dtype == jnp.dtype(dtype) for leaf in jax.tree.leaves(updates))
+        assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(updates))
+
+
+@rows
+def test_multi_steps_waits(row: Row):
+    tx = optax.MultiSteps(row.make(row.learning_rate), every_k_schedule=4)
+    params = mixed_params()
+    state = tx.init(params)
+    update = jax.jit(tx.update)
+    for number in range(4):
+        updates, state = update(gradient_of(params, number), state, params)
+        silent = all(bool(jnp.all(leaf == 0)) for leaf in jax.tree.leaves(updates))
+        assert silent == (number < 3)
+
+
+@rows
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_state_is_stable_through_a_double_cond(row: Row, dtype: str):
+    tx = row.make(row.learning_rate)
+    params = mixed_params(jnp.dtype(dtype))
+    state = tx.init(params)
+
+    def step(state):
+        return tx.update(gradient_of(params, 0), state, params)[1]
+
+    def maybe(flag, state):
+        return jax.lax.cond(flag, step, lambda state: state, state)
+
+    twice = jax.jit(lambda flag, state: maybe(flag, maybe(flag, state)))
+    after = twice(jnp.asarray(True), state)
+    assert describe(after) == describe(state)
+
+
+@rows
+def test_schedule_equals_float(row: Row):
+    plain, _ = run(row.make(row.learning_rate), mixed_params())
+    scheduled, _ = run(row.make(optax.constant_schedule(row.learning_rate)), mixed_params())
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), plain, scheduled
+    )
+
+
+@rows
+def test_init_on_shapes_and_on_nothing(row: Row):
+    tx = row.make(row.learning_rate)
+    params = mixed_params()
+    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+    assert describe(tx.init(shapes)) == describe(tx.init(params))
+    empty = {"nothing": (), "none": None}
+    updates, state = tx.update(empty, tx.init(empty), empty)
+    assert updates == empty
+    assert jax.tree.structure(state) == jax.tree.structure(tx.init(empty))
+
+
+@rows
+def test_zero_gradient_gives_finite_updates(row: Row):
+    tx = row.make(row.learning_rate)
+    params = mixed_params()
+    zeros = optax.tree.zeros_like(params)
+    state = tx.init(params)
+    for _ in range(3):
+        updates, state = jax.jit(tx.update)(zeros, state, params)
+    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(updates))

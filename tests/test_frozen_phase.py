@@ -1,0 +1,92 @@
+"""A phase that never ends is its base optimizer, bit for bit."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import fgo_jax as fgo
+from tests.problems import mlp_batch, mlp_loss, mlp_params, train, trees_equal
+
+STEPS = 50
+never = fgo.triggers.never
+
+
+def frozen(transform=None, **kwargs):
+    rates = {"warmup_steps": 0, "transform": transform, **kwargs}
+    return fgo.phased(
+        [fgo.acquisition(1e-2, **rates), fgo.reask(1e-2, transform=optax.scale_by_rms())],
+        [fgo.triggers.stall("intrinsic_dimension") & never()],
+        fgo.probes.gradient_stream(pairs=4),
+    )
+
+
+CASES = {
+    "adam": (lambda: frozen(), lambda: optax.adam(1e-2)),
+    "sgd_momentum": (lambda: frozen(optax.trace(0.9)), lambda: optax.sgd(1e-2, momentum=0.9)),
+    "adamw": (
+        lambda: frozen(weight_decay=0.1),
+        lambda: optax.adamw(1e-2, weight_decay=0.1),
+    ),
+    "masked_adamw": (
+        lambda: frozen(weight_decay=0.1, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)),
+        lambda: optax.adamw(
+            1e-2, weight_decay=0.1, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)
+        ),
+    ),
+    "target_acquisition": (
+        lambda: fgo.target_acquisition(1e-2, 0, weight_decay=0.1, acquisition_trigger=never()),
+        lambda: optax.adamw(1e-2, weight_decay=0.1),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_its_base_bit_for_bit_inside_one_scan(case):
+    ours, base = (make() for make in CASES[case])
+    params, state, _ = train(ours, STEPS)
+    assert int(state.probe_state.evaluations) > 0, "the probe must have been on"
+    assert trees_equal(params, train(base, STEPS)[0])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_equals_its_base_bit_for_bit_step_by_step(case):
+    ours, base = (make() for make in CASES[case])
+    left = right = mlp_params()
+    left_state, right_state = ours.init(left), base.init(right)
+    left_update, right_update = jax.jit(ours.update), jax.jit(base.update)
+    for number in range(STEPS):
+        grads = jax.grad(mlp_loss)(left, mlp_batch(number))
+        a, left_state = left_update(grads, left_state, left)
+        b, right_state = right_update(grads, right_state, right)
+        assert trees_equal(a, b)
+        left, right = optax.apply_updates(left, a), optax.apply_updates(right, b)
+
+
+def test_bfloat16_equals_the_base_at_the_same_float32_rate():
+    params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), mlp_params())
+    grads = jax.tree.map(lambda p: (0.3 * p + 0.01).astype(p.dtype), params)
+    ours = frozen()
+    base = optax.scale_by_adam()
+    state, base_state = ours.init(params), base.init(params)
+
+    # Compiled apart: fused, XLA may keep the direction in f32 where bfloat16 is meant.
+    direction_of = jax.jit(base.update)
+
+    @jax.jit
+    def scaled(direction):
+        rate = jnp.float32(1e-2)
+        return jax.tree.map(
+            lambda d: (-rate * d.astype(jnp.float32)).astype(jnp.bfloat16), direction
+        )
+
+    for _ in range(10):
+        updates, state = jax.jit(ours.update)(grads, state, params)
+        direction, base_state = direction_of(grads, base_state)
+        assert trees_equal(updates, scaled(direction))
+
+
+def test_single_phase_alone_equals_the_phase_in_company():
+    alone = train(fgo.acquisition(1e-2, warmup_steps=20), STEPS)[0]
+    joined = train(fgo.phased([fgo.acquisition(1e-2, warmup_steps=20)], []), STEPS)[0]
+    assert trees_equal(alone, joined)

@@ -1,0 +1,181 @@
+"""Verdicts, combinators and the detectors below them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fgo_jax as fgo
+from fgo_jax import detectors
+from fgo_jax.triggers import Observation, Signal
+
+t = fgo.triggers
+
+
+def verdicts(trigger, values, signal="x", steps=None, errors=None, fresh=None):
+    """The trigger's verdict after each of a series of measurements."""
+    values = jnp.asarray(values, jnp.float32)
+    steps = jnp.arange(len(values)) if steps is None else jnp.asarray(steps)
+    errors = jnp.full(len(values), jnp.nan) if errors is None else jnp.asarray(errors)
+    fresh = jnp.ones(len(values), bool) if fresh is None else jnp.asarray(fresh)
+
+    def look(state, item):
+        value, error, new, step = item
+        observation = Observation({signal: Signal(value, error, new)}, step, step)
+        verdict, state = trigger.update(observation, state)
+        return state, verdict
+
+    _, out = jax.lax.scan(look, trigger.init(), (values, errors, fresh, steps))
+    return np.asarray(out)
+
+
+def constant(verdict):
+    return {1: t.after(0), -1: t.after(10**6), 0: t.stall("x")}[verdict]
+
+
+@pytest.mark.parametrize("left", [-1, 0, 1])
+@pytest.mark.parametrize("right", [-1, 0, 1])
+def test_combinators_are_three_valued_logic(left, right):
+    a, b = constant(left), constant(right)
+    assert verdicts(a & b, [1.0])[0] == min(left, right)
+    assert verdicts(a | b, [1.0])[0] == max(left, right)
+    assert verdicts(~a, [1.0])[0] == -left
+    assert verdicts(~(a & b), [1.0])[0] == verdicts(~a | ~b, [1.0])[0]
+
+
+def test_conditions_of_one_name_keep_their_own_state():
+    both = t.above("x", 1.0, patience=1) & t.above("x", 3.0, patience=1)
+    assert list(both.init()) == ["above(x)", "above(x)#2"]
+    np.testing.assert_array_equal(verdicts(both, [0.0, 2.0, 4.0]), [-1, -1, 1])
+    four = both & both
+    assert len(four.init()) == 4
+    np.testing.assert_array_equal(verdicts(four, [0.0, 2.0, 4.0]), [-1, -1, 1])
+
+
+def test_thresholds_test_the_confidence_bound_and_wait():
+    trigger = t.below("x", 1.0, z=2.0, patience=2)
+    values, errors = [0.5, 0.5, 0.5, 2.0], [0.5, 0.1, 0.1, 0.1]
+    np.testing.assert_array_equal(verdicts(trigger, values, errors=errors), [0, 0, 1, -1])
+
+
+def test_stale_signals_are_not_counted_twice():
+    trigger = t.above("x", 0.0, patience=3)
+    fresh = [True, False, False, True, True]
+    np.testing.assert_array_equal(verdicts(trigger, [1.0] * 5, fresh=fresh), [0, 0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 0.0, -1.0])
+@pytest.mark.parametrize("make", [lambda: t.stall("x"), lambda: ~t.stall("x")])
+def test_bad_values_neither_fire_nor_block_a_stall(make, bad):
+    steps = np.unique(np.geomspace(100, 10_000, 100).astype(int))
+    assert (verdicts(make(), np.full(len(steps), bad), steps=steps) == 0).all()
+    dirty = np.full(len(steps), 7.0)
+    dirty[1::2] = bad
+    assert abs(verdicts(make(), dirty, steps=steps)[-1]) == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_bad_values_do_not_disturb_the_other_triggers(bad):
+    for trigger in (t.above("x", 0.0), t.below("x", 0.0), t.decreasing("x"), t.increasing("x")):
+        assert (verdicts(trigger, np.full(30, bad)) == 0).all()
+
+
+def test_stall_is_two_sided():
+    steps = np.unique(np.geomspace(50, 20_000, 60).astype(int))
+    noise = np.exp(0.1 * np.random.default_rng(0).standard_normal(len(steps)))
+    for exponent, expected in ((1.0, -1), (-1.0, -1), (0.0, 1)):
+        series = 100.0 * (steps / 50.0) ** exponent * noise
+        assert verdicts(t.stall("x"), series, steps=steps)[-1] == expected
+
+
+def test_stall_does_not_mistake_noise_for_rest():
+    steps = np.unique(np.geomspace(50, 20_000, 60).astype(int))
+    wild = np.exp(2.0 * np.random.default_rng(1).standard_normal(len(steps)))
+    assert (verdicts(t.stall("x"), wild, steps=steps) < 1).all()
+
+
+def test_collapse_rebound_plateau_fires_on_the_plateau_only():
+    # The shape that the dimension takes on a character model, looked at as often as
+    # gradient_stream does.
+    steps = np.unique(np.geomspace(40, 6_000, 32).astype(int))
+    log_x = np.interp(np.log(steps), np.log([40, 110, 150, 500, 6_000]), np.log([110, 43, 38, 250, 270]))
+    noise = 0.1 * np.random.default_rng(2).standard_normal(len(steps))
+    out = verdicts(t.stall("x"), np.exp(log_x + noise), steps=steps)
+    fired = steps[out == 1]
+    assert len(fired)
+    assert fired.min() > 500
+
+
+def test_trends_of_a_loss_that_may_be_negative():
+    steps = np.arange(10, 400)
+    noise = 0.1 * np.random.default_rng(3).standard_normal(len(steps))
+    falling = -np.log(steps) + noise
+    assert verdicts(t.decreasing("x"), falling, steps=steps)[-1] == 1
+    assert verdicts(t.increasing("x"), falling, steps=steps)[-1] == -1
+    assert verdicts(t.increasing("x"), -falling, steps=steps)[-1] == 1
+
+
+def test_plateau_is_relative_and_works_below_zero():
+    trigger = t.plateau("x", patience=3, rtol=0.01)
+    falling = -1.0 - 0.1 * np.arange(10)
+    assert (verdicts(trigger, falling) < 1).all()
+    flat = np.concatenate([falling, np.full(5, falling[-1] * 1.001)])
+    assert verdicts(trigger, flat)[12] == 1
+
+
+def test_if_given_has_a_fixed_verdict_without_its_signal():
+    trigger = t.if_given(t.above("loss", 0.0), "loss", otherwise=1)
+    assert verdicts(trigger, [1.0], signal="other")[0] == 1
+    assert (verdicts(trigger, [1.0, 1.0], signal="loss") == [0, 1]).all()
+    assert "loss" in trigger.signals
+    assert "loss" in trigger.optional
+    assert "loss" not in (trigger & t.above("loss", 0.0)).optional
+
+
+def test_regression_equals_weighted_least_squares():
+    rng = np.random.default_rng(4)
+    times = np.cumsum(rng.uniform(0.1, 1.0, 50)) + 20.0
+    series = 3.0 - 0.4 * times + rng.standard_normal(50)
+    state = detectors.regression_init()
+    for time, value in zip(times, series, strict=True):
+        state = detectors.regression_update(state, jnp.float32(time), jnp.float32(value), 5.0)
+    slope = detectors.regression_slope(state)
+    weights = np.exp(-(times[-1] - times) / 5.0)
+    design = np.stack([np.ones(50), times], 1)
+    expected = np.linalg.solve(design.T * weights @ design, design.T * weights @ series)[1]
+    # f32 sums over 50 points against f64.
+    np.testing.assert_allclose(slope.slope, expected, rtol=1e-3)
+    np.testing.assert_allclose(
+        slope.points, weights.sum() ** 2 / (weights**2).sum(), rtol=1e-4
+    )
+
+
+def test_regression_error_covers_the_true_slope():
+    rng = np.random.default_rng(5)
+    times = jnp.linspace(0.0, 1.0, 30)
+
+    def covered(noise):
+        def add(state, point):
+            return detectors.regression_update(state, *point, 1e3), None
+
+        state, _ = jax.lax.scan(add, detectors.regression_init(), (times, 2.0 * times + noise))
+        slope = detectors.regression_slope(state)
+        return jnp.abs(slope.slope - 2.0) < 2.048 * slope.error  # t quantile, 28 degrees
+
+    share = jnp.mean(jax.vmap(covered)(jnp.asarray(rng.standard_normal((2000, 30)), jnp.float32)))
+    # Binomial standard error of 2,000 repeats at 95 % is 0.5 %.
+    assert 0.93 < float(share) < 0.97
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: t.stall("x", tolerance=0.0), "tolerance must be a finite number > 0"),
+        (lambda: t.stall("x", patience=0), "patience must be an integer >= 1"),
+        (lambda: t.after(-1), "steps must be an integer >= 0"),
+        (lambda: t.plateau("x", rtol=-1.0), "rtol must be a finite number >= 0"),
+    ],
+)
+def test_wrong_arguments(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
