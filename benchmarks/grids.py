@@ -7,11 +7,9 @@ import itertools
 from benchmarks.methods import Method
 from benchmarks.tasks.task import Task
 
-TRIALS = 12
-TUNING_SEEDS = (100, 101)
+TRIALS = 6
+TUNING_SEEDS = (100, 101, 102)
 RACE_SEEDS = (0, 1, 2, 3, 4)
-
-_SWITCHES = ((0.25, 0.2), (0.4, 0.1), (0.6, 0.1))  # (fraction of T, cut)
 
 
 def _geometric(first: float, factor: float, count: int) -> list[float]:
@@ -19,32 +17,25 @@ def _geometric(first: float, factor: float, count: int) -> list[float]:
     return [float(f"{first * factor**k:.3g}") for k in range(count)]
 
 
-def _rates(task: Task, method: Method, count: int) -> list[float]:
-    """`count` rates over the range in which the method's best one was ever seen."""
-    bowl = task.name.startswith("quadratic_bowl")
-    root = 2**0.5
-    if count == TRIALS:
-        # Adam, FGO and the natural gradient prefer rates of one order on either task.
-        return _geometric(2.0**-9, 2.0, count) if bowl else _geometric(7e-4, root, count)
-    if count == 6:
-        return _geometric(2.0**-6, 2.0, count) if bowl else _geometric(1e-3, 2.0, count)
-    return _geometric(2.0**-5, 2.0, count) if bowl else _geometric(1.4e-3, 2.0, count)
-
-
 def grid(task: Task, method: Method) -> list[dict[str, float]]:
     """The trials of a method's trajectory, `TRIALS` of them."""
+    bowl = task.name.startswith("quadratic_bowl")
+    few = _geometric(0.125, 4.0, 3) if bowl else _geometric(2.8e-3, 2.0, 3)
     if method.trajectory.endswith("two_step"):
+        # (fraction of T at which the rate is cut, what it is multiplied by)
+        switches = ((0.1, 0.1), (0.25, 0.1)) if bowl else ((0.25, 0.2), (0.5, 0.1))
         trials = [
             {"learning_rate": rate, "switch_fraction": fraction, "cut": cut}
-            for rate, (fraction, cut) in itertools.product(_rates(task, method, 4), _SWITCHES)
+            for rate, (fraction, cut) in itertools.product(few, switches)
         ]
     elif method.trajectory.endswith("1_over_t"):
         trials = [
             {"learning_rate": rate, "t0": t0}
-            for rate, t0 in itertools.product(_rates(task, method, 6), (20.0, 100.0))
+            for rate, t0 in itertools.product(few, (50.0, 200.0))
         ]
     else:
-        trials = [{"learning_rate": rate} for rate in _rates(task, method, TRIALS)]
+        rates = _geometric(0.05, 2.5, TRIALS) if bowl else _geometric(2e-3, 1.6, TRIALS)
+        trials = [{"learning_rate": rate} for rate in rates]
     if len(trials) != TRIALS:
         raise ValueError(f"{method.name} has {len(trials)} trials; every method gets {TRIALS}.")
     return trials

@@ -26,12 +26,10 @@ COLORS = {
     "constant": "#8a8f98",
     "two_step": "#b08968",
     "cosine": "#7a5195",
-    "inverse_sqrt": "#c9a227",
     "sgd_momentum": "#3b3f46",
     "natural_gradient": "#1f77b4",
     "natural_gradient_1_over_t": "#17a2b8",
     "natural_gradient_two_step": "#5c6bc0",
-    "natural_gradient_inverse_sqrt": "#26a69a",
     "fgo": "#d62839",
 }
 STYLE: dict[Any, Any] = {

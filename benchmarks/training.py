@@ -167,11 +167,7 @@ def _program(task, method, hyperparameters, phased):
     """The program for a method and the hyperparameters that it takes as arguments."""
     if not isinstance(method, Method):
         return make_program(task, lambda task, hp: method, phased=phased), {}
-    if method.phased:
-        # Phased optimizers check their concrete arguments, so theirs are constants.
-        build = lambda task, _: method.build(task, hyperparameters)  # noqa: E731
-        return make_program(task, build, phased=True), {}
     key = (task, method.trajectory)
     if key not in _programs:
-        _programs[key] = make_program(task, method.build, phased=False)
+        _programs[key] = make_program(task, method.build, phased=method.phased)
     return _programs[key], {k: jnp.float32(v) for k, v in hyperparameters.items()}

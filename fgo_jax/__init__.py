@@ -2,7 +2,8 @@
 
 from fgo_jax import curvature, precondition, probes, triggers
 from fgo_jax.averaging import average_weights, eval_params
-from fgo_jax.machine import FgoState, phased
+from fgo_jax.machine import phased
+from fgo_jax.state import FgoState
 from fgo_jax.phases import Phase, acquisition, execution, reask
 from fgo_jax.precondition import scale_by_kronecker_fisher
 from fgo_jax.protocol import STATIC_ARGS, target_acquisition

@@ -114,8 +114,10 @@ class Plan:
                 del fill_share
                 direction, states = advance(index, clip(grads), params, states)
                 if any(coming == index for _, coming in self.fills):
+                    stays = not getattr(self.transforms[index], "keeps_scale", True)
+                    weight = jnp.ones([], jnp.float32) if stays else graft_weight
                     direction = jax.tree.map(
-                        lambda d, g: d * jnp.exp(graft_weight * g).astype(d.dtype),
+                        lambda d, g: d * jnp.exp(weight * g).astype(d.dtype),
                         direction,
                         grafts,
                     )

@@ -3,46 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fgo_jax import _checks, averaging, laws
+from fgo_jax import _checks, averaging
 from fgo_jax.handover import Plan, graft_init
 from fgo_jax.phases import Phase, decayed, scaled
 from fgo_jax.probes.probe import Probe, ProbeInputs
+from fgo_jax.requirements import EXTRA_SIGNALS, check_extras, check_parts, deadline_shares
+from fgo_jax.state import BY_HAND, NOT_BEGUN, FgoState
+from fgo_jax.transition import Course
 from fgo_jax.triggers import Observation, Signal, Trigger
-
-# Why a phase began, in FgoState.causes.
-NOT_BEGUN, BY_TRIGGER, BY_DEADLINE, BY_HAND = 0, 1, 2, 3
-EXTRA_SIGNALS = {"loss": "value", "validation": "validation_value"}
-
-
-class FgoState(NamedTuple):
-    """Everything that :func:`phased` remembers; a pytree of arrays."""
-
-    total_step: jax.Array  # [], int32; updates made
-    phase: jax.Array  # [], int32; index of the running phase
-    phase_step: jax.Array  # [], int32; updates made in it
-    requested_phase: jax.Array  # [], int32; by force_phase; -1: none
-    driver: jax.Array  # [], int32; phase whose transform makes the updates
-    driver_since: jax.Array  # [], int32; total_step at which it took over
-    handover_left: jax.Array  # [], int32; steps until the running phase drives
-    entry_rate: jax.Array  # [], float32; rate when the phase began; -1: nothing to glide from
-    started: jax.Array  # [phases], int32; total_step at which each phase began, -1 before
-    causes: jax.Array  # [phases], int32; NOT_BEGUN, BY_TRIGGER, BY_DEADLINE or BY_HAND
-    stop_flag: jax.Array  # [], bool; the last phase's trigger has fired
-    skipped_steps: jax.Array  # [], int32; steps with non-finite gradients or loss
-    hyperparams: dict[str, jax.Array]  # {"fgo_learning_rate": [], float32}
-    signals: dict[str, jax.Array]  # latest value of each signal, [], float32
-    probe_key: jax.Array  # [2], uint32
-    probe_state: Any
-    trigger_states: tuple[Any, ...]  # one for each trigger
-    transforms: tuple[Any, ...]  # one for each distinct gradient transformation
-    grafts: Any  # float32 scalar for each leaf of the parameters, or ()
-    average: Any  # AverageWeightsState, or ()
 
 
 def phased(
@@ -113,7 +87,7 @@ def phased(
     Source: Friction-Guided Optimization (2026), section 4 and appendix A.3.
     """
     phases, triggers = tuple(phases), tuple(triggers)
-    _check_phases(phases, triggers, probe)
+    check_parts(phases, triggers, probe)
     count = len(phases)
     minima = tuple(min_steps) if isinstance(min_steps, Sequence) else (min_steps,) * count
     if len(minima) != count:
@@ -127,8 +101,9 @@ def phased(
         _checks.positive("clip_norm", clip_norm)
     if average_weights is not None:
         _checks.non_negative("average_weights", average_weights)
-    shares = _deadline_shares(deadlines, total_steps, count)
+    shares = deadline_shares(deadlines, total_steps, count)
     plan = Plan.of(phases)
+    course = Course(phases, triggers, plan, handover_steps, minima, total_steps, shares)
 
     def init(params: Any) -> FgoState:
         def i32(number: Any) -> jax.Array:
@@ -160,17 +135,6 @@ def phased(
             else averaging.average_init(params, average_weights),
         )
 
-    def effective_rate(state: FgoState) -> jax.Array:
-        rates = [
-            phase.law(laws.Clock(state.phase_step, state.started[index], total_steps))
-            for index, phase in enumerate(phases)
-        ]
-        wanted = jnp.stack(rates)[state.phase]
-        progress = (state.phase_step.astype(jnp.float32) + 1.0) / handover_steps
-        return jnp.where(
-            state.entry_rate < 0, wanted, laws.glide(state.entry_rate, wanted, progress)
-        )
-
     def measure(grads, state: FgoState, params, batch, finite):
         """The probe's new state, its estimates, and whether they are new."""
         if probe is None:
@@ -197,58 +161,6 @@ def phased(
         )  # fmt: skip
         return new, probe.read(new), new.evaluations != state.probe_state.evaluations
 
-    def judge(state: FgoState, observation: Observation, running: jax.Array):
-        """Each trigger's state, and whether the running phase's holds."""
-        holds, states = jnp.asarray(False), []
-        for index, (trigger, old) in enumerate(zip(triggers, state.trigger_states, strict=True)):
-            active = running & (state.phase == index)
-            begin = state.phase_step == 0
-            fresh = jax.tree.map(lambda a, b: jnp.where(begin, a, b), trigger.init(), old)
-            verdict, new = trigger.update(observation, fresh)
-            holds |= active & (verdict == 1) & (state.phase_step + 1 >= minima[index])
-            states.append(
-                jax.tree.map(lambda a, b: jnp.where(active, a, b).astype(b.dtype), new, old)
-            )
-        return holds, tuple(states)
-
-    def transition(state: FgoState, holds: jax.Array, rate: jax.Array) -> FgoState:
-        """The state after an update, `holds` telling whether the running phase ends."""
-        total = optax.safe_increment(state.total_step)
-        settled = state.handover_left == 0
-        late = jnp.asarray(False)
-        if shares is not None:
-            ends = [jnp.asarray(total_steps, jnp.float32) * share for share in shares]
-            limit = jnp.stack([*ends, jnp.asarray(jnp.inf, jnp.float32)])[state.phase]
-            late = settled & (total.astype(jnp.float32) >= limit)
-        last = state.phase == count - 1
-        forced = state.requested_phase >= 0
-        leaves = forced | ((holds | late) & ~last)
-        target = jnp.where(forced, state.requested_phase, state.phase + 1)
-        target = jnp.clip(target, 0, count - 1)
-        fills = jnp.asarray(plan.needs_fill)[state.driver, target]
-
-        left = jnp.maximum(state.handover_left - 1, 0)
-        left = jnp.where(leaves, jnp.where(fills, handover_steps, 0), left)
-        phase = jnp.where(leaves, target, state.phase)
-        driver = jnp.where(left == 0, phase, state.driver)
-        drive = jnp.asarray(plan.transform_of)
-        taken_over = drive[driver] != drive[state.driver]
-        cause = jnp.where(forced, BY_HAND, jnp.where(holds, BY_TRIGGER, BY_DEADLINE))
-        begun = leaves & (jnp.arange(count) == target)
-        return state._replace(
-            total_step=total,
-            phase=phase,
-            phase_step=jnp.where(leaves, 0, optax.safe_increment(state.phase_step)),
-            requested_phase=jnp.full([], -1, jnp.int32),
-            driver=driver,
-            driver_since=jnp.where(taken_over, total, state.driver_since),
-            handover_left=left,
-            entry_rate=jnp.where(leaves, rate, state.entry_rate),
-            started=jnp.where(begun, total, state.started),
-            causes=jnp.where(begun, cause, state.causes),
-            stop_flag=state.stop_flag | (holds & last),
-        )
-
     def update(
         grads: Any,
         state: FgoState,
@@ -263,7 +175,7 @@ def phased(
         offered = {"value": value, "batch": batch, "validation_value": validation_value}
         given = {name: item for name, item in offered.items() if item is not None}
         model = params if probe_params is None else probe_params
-        _check_extras(probe, triggers, given, model)
+        check_extras(probe, triggers, given, model)
         for name in EXTRA_SIGNALS.values():
             if name in given and axis_name is not None:
                 given[name] = jax.lax.pmean(given[name], axis_name)
@@ -276,9 +188,9 @@ def phased(
                 number = jnp.asarray(given[name], jnp.float32)
                 unknown = jnp.full([], jnp.nan, jnp.float32)
                 signals[signal] = Signal(number, unknown, ~jnp.isnan(number))
-        rate = effective_rate(state)
+        rate = course.rate(state)
         running = finite & (state.handover_left == 0)
-        holds, trigger_states = judge(
+        holds, trigger_states = course.judge(
             state, Observation(signals, state.phase_step, state.total_step), running
         )
 
@@ -307,7 +219,7 @@ def phased(
                                  "update(grads, state, params).")
             average = averaging.average_update(average, params, average_weights, finite)
 
-        moved = transition(state, holds, rate)
+        moved = course.advance(state, holds, rate)
         new = jax.tree.map(
             lambda a, b: jnp.where(finite, a, b),
             moved._replace(
@@ -351,73 +263,3 @@ def _all_finite(grads: Any, value: Any, axis_name: str | None) -> jax.Array:
     if axis_name is not None:
         finite = jax.lax.pmin(finite.astype(jnp.int32), axis_name) == 1
     return finite
-
-
-def _check_phases(phases: tuple[Any, ...], triggers: tuple[Any, ...], probe: Any) -> None:
-    if not phases:
-        raise ValueError("phased needs at least one phase, such as fgo.acquisition(3e-3).")
-    for phase in phases:
-        if not isinstance(phase, Phase):
-            raise ValueError(
-                f"phases must be made by fgo.acquisition, fgo.reask, fgo.execution or fgo.Phase, "
-                f"got {type(phase).__name__}."
-            )
-    if len(triggers) not in (len(phases) - 1, len(phases)):
-        raise ValueError(
-            f"{len(phases)} phases need {len(phases) - 1} triggers (or {len(phases)}, the last "
-            f"for fgo.should_stop), got {len(triggers)}."
-        )
-    provided = {*EXTRA_SIGNALS, *(() if probe is None else probe.signals)}
-    for trigger in triggers:
-        if not isinstance(trigger, Trigger):
-            raise ValueError(
-                f"triggers must come from fgo.triggers, got {type(trigger).__name__}."
-            )
-        unknown = trigger.signals - provided
-        if unknown:
-            raise ValueError(
-                f"a trigger reads {sorted(unknown)}, which nothing measures: choose from "
-                f"{sorted(provided)}, or pass a probe= that provides it."
-            )
-
-
-def _check_extras(probe: Any, triggers: tuple[Trigger, ...], given: Any, model: Any) -> None:
-    for trigger in triggers:
-        for signal, name in EXTRA_SIGNALS.items():
-            if signal in trigger.signals - trigger.optional and name not in given:
-                raise TypeError(
-                    f"a trigger reads {signal!r}: call update(grads, state, params, {name}=...), "
-                    "or wrap it in fgo.triggers.if_given."
-                )
-    if probe is None:
-        return
-    if "batch" in probe.requires and "batch" not in given:
-        raise TypeError(
-            "the probe runs the model: call update(grads, state, params, batch=batch), or use "
-            "fgo.probes.gradient_stream(), which needs no batch."
-        )
-    if "params" in probe.requires:
-        nodes = jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
-        if model is None or any(isinstance(node, optax.MaskedNode) for node in nodes):
-            raise TypeError(
-                "the probe runs the model and needs all of its parameters: call update(grads, "
-                "state, params), and under optax.masked or optax.partition pass "
-                "probe_params=params as well."
-            )
-
-
-def _deadline_shares(deadlines: Any, total_steps: Any, count: int) -> tuple[float, ...] | None:
-    if total_steps is None:
-        if deadlines is not None:
-            raise ValueError("deadlines are shares of total_steps: pass total_steps= as well.")
-        return None
-    shares = (
-        tuple(0.7 * (index + 1) / (count - 1) for index in range(count - 1))
-        if deadlines is None
-        else tuple(deadlines)
-    )
-    if len(shares) != count - 1 or list(shares) != sorted(shares):
-        raise ValueError(f"deadlines: give {count - 1} shares of total_steps, in rising order.")
-    for share in shares:
-        _checks.fraction("deadlines", share)
-    return shares

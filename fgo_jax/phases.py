@@ -205,7 +205,7 @@ def execution(
     cut: float = 0.5,
     decay: str = "hyperbolic",
     decay_steps: int | None = None,
-    decay_ratio: float = 1.0,
+    decay_ratio: float = 2.0,
     floor: float = 0.0,
     transform: optax.GradientTransformation | None = None,
     weight_decay: float = 0.0,

@@ -33,17 +33,17 @@ STATIC_ARGS = (
 
 
 def default_acquisition_trigger() -> Trigger:
-    """The dimension stands still, the gradients are noise, and the loss does not rise."""
+    """The dimension's collapse is over, gradients are mostly noise, the loss does not rise."""
     return (
-        triggers.stall("intrinsic_dimension")
-        & triggers.below("agreement", 0.2)
+        triggers.stopped_falling("intrinsic_dimension")
+        & triggers.below("agreement", 0.75)
         & triggers.if_given(~triggers.increasing("loss"), "loss", otherwise=1)
     )
 
 
 def default_reask_trigger() -> Trigger:
-    """The dimension stands still in the new metric."""
-    return triggers.stall("intrinsic_dimension") & triggers.below("agreement", 0.2)
+    """The dimension stands still in the new metric, and gradients are mostly noise."""
+    return triggers.stall("intrinsic_dimension") & triggers.below("agreement", 0.75)
 
 
 def default_stop_trigger() -> Trigger:
@@ -60,7 +60,7 @@ def target_acquisition(
     clip_norm: float | None = None,
     cut: float = 0.5,
     decay: str = "hyperbolic",
-    decay_ratio: float = 1.0,
+    decay_ratio: float = 2.0,
     decay_steps: int | None = None,
     acquisition: optax.GradientTransformation | None = None,
     refinement: optax.GradientTransformation | None = None,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax import _checks, phases
-from fgo_jax.machine import FgoState
+from fgo_jax.state import FgoState
 from fgo_jax.triggers import ConditionState
 
 

@@ -225,9 +225,9 @@ def _trend(
 
 def stall(
     signal: str,
-    tolerance: float = 0.5,
+    tolerance: float = 1.0,
     z: float = 1.282,
-    memory: float = 0.5,
+    memory: float = 0.7,
     patience: int = 2,
     min_points: int = 4,
 ) -> Trigger:
@@ -240,8 +240,8 @@ def stall(
 
     Args:
       signal: name of a positive signal.
-      tolerance: largest :math:`|d \log x / d \log t|` that counts as standing still;
-        0.5 is a change by half of what an x proportional to t would make.
+      tolerance: largest :math:`|d \log x / d \log t|` that counts as standing still: 1 is
+        the slope of an x proportional to the steps taken.
       z: width of the interval; 1.282 tests each side at 10 %.
       memory: in units of log t.
       patience: measurements in a row.
@@ -259,9 +259,9 @@ def stall(
 
 def stopped_falling(
     signal: str,
-    tolerance: float = 0.5,
+    tolerance: float = 1.0,
     z: float = 1.282,
-    memory: float = 0.5,
+    memory: float = 0.7,
     patience: int = 2,
     min_points: int = 4,
 ) -> Trigger:

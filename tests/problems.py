@@ -63,4 +63,4 @@ def train(tx, steps, **kwargs):
 
 def trees_equal(left, right) -> bool:
     pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
-    return all(bool(jnp.array_equal(a, b)) for a, b in pairs)
+    return all(bool(jnp.array_equal(a, b, equal_nan=True)) for a, b in pairs)

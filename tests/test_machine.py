@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fgo_jax as fgo
-from fgo_jax.machine import BY_DEADLINE, BY_HAND, BY_TRIGGER, NOT_BEGUN
+from fgo_jax.state import BY_DEADLINE, BY_HAND, BY_TRIGGER, NOT_BEGUN
 from tests.problems import mlp_batch, mlp_loss, mlp_params, train, trees_equal
 
 after, never = fgo.triggers.after, fgo.triggers.never

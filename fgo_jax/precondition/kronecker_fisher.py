@@ -22,6 +22,7 @@ class ScaleByKroneckerFisherState(NamedTuple):
     # two fields as one value that is not parameter-shaped.
     factors: Any  # tuple of tuples, shape=(d, d), dtype=jnp.float32; changes at every step.
     bases: Any  # as factors, eigenvectors in columns; changes at a refresh.
+    previous: Any  # like params, dtype=jnp.float32; the last gradient if centred, else ().
 
 
 def _check(name, value, ok, advice):
@@ -58,6 +59,7 @@ def scale_by_kronecker_fisher(
     max_dim: int = 1024,
     vector_factors: bool = False,
     power: float = 0.5,
+    centred: bool = False,
     damping: jax.typing.ArrayLike | None = None,
     momentum_dtype: jax.typing.DTypeLike | None = None,
 ) -> Preconditioner:
@@ -79,6 +81,13 @@ def scale_by_kronecker_fisher(
     meaning; at power = 1 the direction is the natural gradient of the diagonal A in the
     eigenbasis. A constant factor of the gradients cancels (down to eps).
 
+    With `centred`, L_i and V are fed not with G but with D / rms(D), D = G - (the gradient before),
+    which is noise of twice the covariance of G, brought to the same size at every step. Then A has
+    mean 1, P = A^power, and the update is linear in the gradient: it shrinks with it, as a natural
+    gradient does, instead of keeping its size. Early gradients, which are large, count no more than
+    late ones, and the mean gradient counts not at all. A learning rate has the units of SGD's; where
+    the transform takes over from another, `fgo_jax.phased` gives it the size of that one's updates.
+
     The basis comes from an eigendecomposition at the first step and from one step of orthogonal
     iteration at every `refresh_every`-th step after it; between refreshes only V moves. The first
     update, whose basis is made of the gradient that it rotates, is that gradient with its singular
@@ -88,7 +97,7 @@ def scale_by_kronecker_fisher(
     convolution kernels get three or four. Leaves with a single axis longer than one are vectors;
     without a factor, as all scalars, they follow `optax.scale_by_adam`.
 
-    Memory: 8 bytes per parameter for the two moments, and for an m x n leaf with both factors
+    Memory: 8 bytes per parameter for the two moments (12 if `centred`), and for an m x n leaf with both factors
     8 (m/n + n/m) bytes per parameter more (16 for a square one), for factors and bases.
     Updates and moments are sharded as their leaf. Factors and bases are replicated on a mesh with
     explicit axes; with automatic ones the partitioner may split them unless `out_shardings` pins
@@ -104,6 +113,7 @@ def scale_by_kronecker_fisher(
       max_dim: longest axis that gets a factor; 1 turns all of them off.
       vector_factors: whether vectors get a factor.
       power: exponent of the second moment, a Python number in [0, 1].
+      centred: whether the statistics are of the gradients' noise alone, and scale-free.
       damping: added to the second moment, relative to its mean. None is 1e-3, and at power 1/2,
         where it has to hide only the rounding of the rotation, 1e-6 for leaves with a factor.
         It is at least 1 in the first step of a leaf with a factor, at least 1/t off power 1/2.
@@ -131,7 +141,10 @@ def scale_by_kronecker_fisher(
     Shampoo, 2018 (arXiv 1802.09568), for tensors; Eschenhagen et al., 2025 (arXiv 2506.03595), on
     why the eigenvalues are estimated apart from the basis.
     """
-    for name, value in (("power", power), ("max_dim", max_dim), ("vector_factors", vector_factors)):
+    shaping = (power, max_dim, vector_factors, centred)
+    for name, value in zip(
+        ("power", "max_dim", "vector_factors", "centred"), shaping, strict=True
+    ):
         if isinstance(value, jax.core.Tracer):
             raise ValueError(
                 f"{name} decides what is computed and cannot be traced: name it in static_args of "
@@ -172,6 +185,8 @@ def scale_by_kronecker_fisher(
             # diagonal is rounding, which a division by its own size would blow up to one.
             relative = jnp.where(step == 1, jnp.maximum(relative, 1.0), relative)
         v = v + relative * jnp.mean(v)
+        if centred:
+            return (v + eps**2) ** power
         if power == 0.5:
             return jnp.sqrt(v) + eps
         v = v + eps**2
@@ -191,7 +206,20 @@ def scale_by_kronecker_fisher(
             second_moment=optax.tree.zeros_like(params, dtype=jnp.float32),
             factors=factors,
             bases=bases,
+            previous=optax.tree.zeros_like(params, dtype=jnp.float32) if centred else (),
         )
+
+    def observed(grads, state, treedef):
+        """What the statistics are made of."""
+        if not centred:
+            return grads
+        previous = treedef.flatten_up_to(state.previous)
+        rows = [g - before for g, before in zip(grads, previous, strict=True)]
+        squares = [jnp.mean(jnp.square(row)) if row.size else jnp.ones(()) for row in rows]
+        return [
+            row * jax.lax.rsqrt(jnp.where(square > 0, square, 1.0))
+            for row, square in zip(rows, squares, strict=True)
+        ]
 
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
@@ -203,12 +231,13 @@ def scale_by_kronecker_fisher(
         second = treedef.flatten_up_to(state.second_moment)
         step = optax.safe_increment(state.fisher_step)
 
+        seen = observed(grads, state, treedef)
         factors = tuple(
             tuple(
                 factor_decay * f + (1 - factor_decay) * _eigenbasis.outer_product(g, a)
                 for f, a in zip(fs, ax, strict=True)
             )
-            for fs, g, ax in zip(state.factors, grads, axes, strict=True)
+            for fs, g, ax in zip(state.factors, seen, axes, strict=True)
         )
         bases = tuple(
             _eigenbasis.replicate_like(q, g) for q, g in zip(state.bases, grads, strict=True)
@@ -218,9 +247,9 @@ def scale_by_kronecker_fisher(
         bases, second = _eigenbasis.refresh(how, factors, bases, axes, tuple(second))
 
         new_first, new_second, out = [], [], []
-        for g, m, v, q, ax in zip(grads, first, second, bases, axes, strict=True):
+        for g, x, m, v, q, ax in zip(grads, seen, first, second, bases, axes, strict=True):
             m = (1 - b1) * g + b1 * m.astype(jnp.float32)
-            v = (1 - b2) * _eigenbasis.rotate(g, q, ax) ** 2 + b2 * v
+            v = (1 - b2) * _eigenbasis.rotate(x, q, ax) ** 2 + b2 * v
             u = _eigenbasis.rotate(m / correction(b1, step), q, ax) / spectrum(v, step, ax)
             new_first.append(m)
             new_second.append(v)
@@ -235,6 +264,7 @@ def scale_by_kronecker_fisher(
             second_moment=treedef.unflatten(new_second),
             factors=factors if leaves else state.factors,
             bases=bases if leaves else state.bases,
+            previous=treedef.unflatten(grads) if centred else (),
         )
         out = [u.astype(jnp.result_type(g)) for u, g in zip(out, leaves, strict=True)]
         new = optax.tree.cast_like(new, state)
@@ -254,4 +284,4 @@ def scale_by_kronecker_fisher(
             rows.append(_eigenbasis.rotate_back(x, q, ax))
         return treedef.unflatten(rows)
 
-    return Preconditioner(init, update, metric)
+    return Preconditioner(init, update, metric, keeps_scale=not centred)

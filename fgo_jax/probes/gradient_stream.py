@@ -41,7 +41,7 @@ SIGNALS = (
 
 
 def gradient_stream(
-    pairs: int = 16,
+    pairs: int = 8,
     width: int = 1024,
     every: int | None = None,
     growth: float = 0.01,
@@ -86,7 +86,7 @@ def gradient_stream(
 
     Example:
       >>> import fgo_jax as fgo
-      >>> fgo.probes.gradient_stream(pairs=8).signals[0]
+      >>> fgo.probes.gradient_stream(pairs=16).signals[0]
       'intrinsic_dimension'
 
     Sources: the ratio's bias, Chun et al. (ICLR 2026); CountSketch, Charikar et al.
