@@ -30,8 +30,7 @@ def grid(task: Task, method: Method) -> list[dict[str, float]]:
         ]
     elif method.trajectory.endswith("1_over_t"):
         trials = [
-            {"learning_rate": rate, "t0": t0}
-            for rate, t0 in itertools.product(few, (50.0, 200.0))
+            {"learning_rate": rate, "t0": t0} for rate, t0 in itertools.product(few, (50.0, 200.0))
         ]
     else:
         rates = _geometric(0.05, 2.5, TRIALS) if bowl else _geometric(2e-3, 1.6, TRIALS)

@@ -7,11 +7,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import core
 
 
 def _number(value: Any) -> float | None:
     """The value as a float; None where it is a tracer and cannot be read."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, core.Tracer):
         return None
     if isinstance(value, (bool, np.bool_)) or not isinstance(
         value, (int, float, np.number, np.ndarray, jax.Array)
@@ -47,7 +48,7 @@ def integer(name: str, value: Any, minimum: int = 1) -> None:
 
 def positive_int(name: str, value: Any, minimum: int = 1) -> None:
     """An integer that shapes arrays, hence a Python one."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, core.Tracer):
         raise ValueError(
             f"{name} shapes arrays and cannot be traced: pass a Python integer "
             "(under optax.inject_hyperparams, name it in static_args)."

@@ -117,9 +117,7 @@ def eval_params(opt_state: Any, params: Any) -> Any:
     """
     found = [
         leaf
-        for leaf in jax.tree.leaves(
-            opt_state, is_leaf=lambda x: isinstance(x, AverageWeightsState)
-        )
+        for leaf in jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, AverageWeightsState))
         if isinstance(leaf, AverageWeightsState)
     ]
     if len(found) != 1:

@@ -71,9 +71,7 @@ def regression_slope(state: Regression) -> Slope:
     slope = state.time_series / safe
     residual = jnp.maximum(state.series_series - slope * state.time_series, 0.0)
     variance = residual / jnp.maximum(state.weight, 1e-30)
-    error = jnp.sqrt(
-        variance / (jnp.where(enough, spread, 1.0) * jnp.maximum(points - 2.0, 1.0))
-    )
+    error = jnp.sqrt(variance / (jnp.where(enough, spread, 1.0) * jnp.maximum(points - 2.0, 1.0)))
     return Slope(
         slope=jnp.where(enough, slope, 0.0),
         error=jnp.where(enough, error, jnp.inf),

@@ -90,9 +90,7 @@ class Plan:
         """
 
         def advance(index: int, grads: Any, params: Any, states: tuple[Any, ...]):
-            direction, state = self.transforms[index].update(
-                grads, states[index], params, **extras
-            )
+            direction, state = self.transforms[index].update(grads, states[index], params, **extras)
             # A branch's output must have the type of every other branch's.
             direction = optax.tree.cast_like(direction, grads)
             state = optax.tree.cast_like(state, states[index])
@@ -103,7 +101,7 @@ class Plan:
                 return grads
             # Inside the branch, where it fuses with what reads the gradients.
             clipping = optax.clip_by_global_norm(clip_norm)
-            return clipping.update(grads, clipping.init(None))[0]
+            return clipping.update(grads, optax.EmptyState())[0]
 
         def skip(grads, params, states, grafts, graft_weight, fill_share):
             del params, graft_weight, fill_share

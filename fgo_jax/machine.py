@@ -139,7 +139,8 @@ def phased(
         """The probe's new state, its estimates, and whether they are new."""
         if probe is None:
             return (), {}, jnp.asarray(False)
-        begun = (state.driver_since == state.total_step) & (state.total_step > 0)
+        take = probe.measure
+        begun = finite & (state.driver_since == state.total_step) & (state.total_step > 0)
         old = jax.tree.map(
             lambda a, b: jnp.where(begun, a, b), probe.renew(state.probe_state), state.probe_state
         )
@@ -151,7 +152,7 @@ def phased(
 
         def run(inputs: ProbeInputs, transforms: Any, driver: jax.Array, old: Any) -> Any:
             rows = plan.rows(inputs.grads, transforms, driver)
-            return optax.tree.cast_like(probe.measure(inputs._replace(rows=rows), old), old)
+            return optax.tree.cast_like(take(inputs._replace(rows=rows), old), old)
 
         new = jax.lax.cond(
             finite & probe.due(old, state.total_step),
@@ -162,8 +163,8 @@ def phased(
         return new, probe.read(new), new.evaluations != state.probe_state.evaluations
 
     def update(
-        grads: Any,
-        state: FgoState,
+        updates: Any,
+        state: Any,
         params: Any = None,
         *,
         value: Any = None,
@@ -171,7 +172,8 @@ def phased(
         validation_value: Any = None,
         probe_params: Any = None,
         **extra: Any,
-    ) -> tuple[Any, FgoState]:
+    ) -> tuple[Any, Any]:
+        grads = updates
         offered = {"value": value, "batch": batch, "validation_value": validation_value}
         given = {name: item for name, item in offered.items() if item is not None}
         model = params if probe_params is None else probe_params
@@ -215,8 +217,9 @@ def phased(
         average = state.average
         if average_weights is not None:
             if params is None:
-                raise ValueError("average_weights needs the parameters: call "
-                                 "update(grads, state, params).")
+                raise ValueError(
+                    "average_weights needs the parameters: call update(grads, state, params)."
+                )
             average = averaging.average_update(average, params, average_weights, finite)
 
         moved = course.advance(state, holds, rate)

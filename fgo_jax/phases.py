@@ -69,13 +69,15 @@ class Phase(optax.GradientTransformationExtraArgs):
                 with_extras.init(params),
             )
 
-        def update(grads, state, params=None, **extra):
+        def update(updates, state, params=None, **extra):
             rate = law(Clock(state.phase_step, None, None))
-            direction, inner = with_extras.update(grads, state.inner, params, **extra)
+            direction, inner = with_extras.update(updates, state.inner, params, **extra)
             direction = decayed([self], jnp.zeros([], jnp.int32), direction, params)
-            updates = scaled(direction, grads, params, rate)
-            return updates, PhaseState(
-                optax.safe_increment(state.phase_step), {"fgo_learning_rate": rate}, inner
+            scaled_updates = scaled(direction, updates, params, rate)
+            return scaled_updates, PhaseState(
+                jnp.asarray(optax.safe_increment(state.phase_step)),
+                {"fgo_learning_rate": rate},
+                inner,
             )
 
         self = super().__new__(cls, init, update)

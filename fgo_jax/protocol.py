@@ -76,6 +76,79 @@ def target_acquisition(
     axis_name: str | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
+    r"""Friction-Guided Optimization: three phases that end when the geometry says so.
+
+    1. Acquisition: warm-up to ``learning_rate``, updates by ``acquisition`` (Adam). It ends
+       when the intrinsic dimension of the gradient noise has stopped falling, successive
+       gradients agree in less than three quarters of their energy, and the loss is not
+       known to rise.
+    2. Re-ask: the rate cut by ``cut``, updates by ``refinement`` (a natural gradient). It
+       ends when the dimension, now measured in the refinement's metric, stands still in
+       either direction, with gradients as noisy as before.
+    3. Execution: the same transform, the rate decaying as 1/(1 + s/(kappa t1)), s steps
+       after a start at t1. It never ends; :func:`fgo_jax.should_stop` tells when ten
+       reported ``validation_value`` in a row brought no improvement.
+
+    All of it is decided inside the compiled step from a sketch of the gradients that
+    training computes anyway. No horizon is needed. While gradients agree, as they do where
+    there is no noise, no phase ends: a cut would only slow such a run down.
+
+    The update takes the extra arguments that :func:`fgo_jax.phased` lists, none of them
+    required by the defaults.
+
+    Args:
+      learning_rate: the peak; a number or an optax schedule. Tune this one: since it is
+        cut later, it is best above the best constant rate of either transform.
+      warmup_steps: length of the linear warm-up; also the least length of acquisition.
+      weight_decay: decoupled, scaled by the effective rate, as in `optax.adamw`.
+      mask: as in `optax.adamw`.
+      clip_norm: global norm to clip to, after the probe. Prefer it to a
+        `clip_by_global_norm` before this in a chain, where the probe would measure clipped
+        gradients.
+      cut: share of the rate that re-ask takes away.
+      decay: law of execution; see :func:`fgo_jax.execution`.
+      decay_ratio: kappa, the decay's length relative to the steps before it.
+      decay_steps: the decay's length in steps, instead.
+      acquisition: gradient transformation of phase 1; None is `optax.scale_by_adam()`.
+      refinement: of phase 2; None is :func:`fgo_jax.scale_by_kronecker_fisher`.
+      execution: of phase 3; None keeps phase 2's.
+      probe: what is measured; None is :func:`fgo_jax.probes.gradient_stream`.
+      acquisition_trigger: ends phase 1 instead of the rule above.
+      reask_trigger: ends phase 2.
+      stop_trigger: raises the flag of :func:`fgo_jax.should_stop` in phase 3.
+      handover_steps: length of a hand-over, in which the next transform's statistics fill.
+      total_steps: the horizon, where it is known: phases then have deadlines and the decay
+        ends there.
+      deadlines: shares of ``total_steps`` by which phases 1 and 2 end; (0.35, 0.7).
+      average_weights: window of :func:`fgo_jax.average_weights`, 0.1 being a good one;
+        None keeps no average.
+      axis_name: as in :func:`fgo_jax.phased`.
+      seed: of the probe's key.
+
+    Returns:
+      A gradient transformation with state :class:`fgo_jax.FgoState`. State, in bytes per
+      parameter: 8 for Adam, 8 and the factors for the refinement, 4 for an average.
+
+    Raises:
+      ValueError: for arguments out of range.
+      TypeError: in ``update``, where a probe or trigger of yours needs an extra argument.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import fgo_jax as fgo
+      >>> tx = fgo.target_acquisition(3e-3, warmup_steps=100, average_weights=0.1)
+      >>> params = {"w": jnp.ones((2, 3))}
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update(params, state, params, value=jnp.float32(1.0))
+      >>> params = optax.apply_updates(params, updates)
+
+    Under `optax.inject_hyperparams` pass ``static_args=fgo.STATIC_ARGS``; with bfloat16
+    parameters also ``hyperparam_dtype=jnp.float32``, or the rate is stored in bfloat16.
+
+    Source: Friction-Guided Optimization (2026), section 4. The paper asks that the loss
+    still fall; here only a rise is an obstacle, since a loss at rest is no less a reason
+    to cut the rate.
+    """
     if probe is None:
         probe = gradient_stream()
     _checks.integer("warmup_steps", warmup_steps, 0)

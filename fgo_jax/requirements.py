@@ -32,9 +32,7 @@ def check_parts(phases: tuple[Any, ...], triggers: tuple[Any, ...], probe: Any) 
     provided = {*EXTRA_SIGNALS, *(() if probe is None else probe.signals)}
     for trigger in triggers:
         if not isinstance(trigger, Trigger):
-            raise ValueError(
-                f"triggers must come from fgo.triggers, got {type(trigger).__name__}."
-            )
+            raise ValueError(f"triggers must come from fgo.triggers, got {type(trigger).__name__}.")
         unknown = trigger.signals - provided
         if unknown:
             raise ValueError(

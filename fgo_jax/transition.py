@@ -60,7 +60,7 @@ class Course:
     def advance(self, state: FgoState, holds: jax.Array, rate: jax.Array) -> FgoState:
         """The state after an update made at `rate`; `holds` says that a trigger ends the phase."""
         count = len(self.phases)
-        total = optax.safe_increment(state.total_step)
+        total = jnp.asarray(optax.safe_increment(state.total_step))
         late = jnp.asarray(False)
         if self.deadlines is not None:
             ends = [jnp.asarray(self.total_steps, jnp.float32) * d for d in self.deadlines]

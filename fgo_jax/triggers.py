@@ -95,7 +95,9 @@ def _combine(join: Callable, left: Trigger, right: Trigger) -> Trigger:
         back = {new: old for old, new in renamed.items()}
         mine = {n: s for n, s in state.items() if n not in back}
         verdict, mine = left.update(observation, mine)
-        other, others = right.update(observation, {back[n]: s for n, s in state.items() if n in back})
+        other, others = right.update(
+            observation, {back[n]: s for n, s in state.items() if n in back}
+        )
         merged = {**mine, **{renamed[n]: s for n, s in others.items()}}
         return join(verdict, other), {name: merged[name] for name in state}
 
@@ -218,9 +220,7 @@ def _trend(
         holds, fails = verdicts(slope)
         return evaluated, holds & known, fails & known, state
 
-    return _condition(
-        f"{name}({signal})", detectors.regression_init, judge, (signal,), patience
-    )
+    return _condition(f"{name}({signal})", detectors.regression_init, judge, (signal,), patience)
 
 
 def stall(

@@ -54,9 +54,7 @@ def mlp_step(tx, extras=lambda value, batch, step: {"value": value}):
 def train(tx, steps, **kwargs):
     """Parameters, state and losses after one scan."""
     params = mlp_params()
-    run = jax.jit(
-        lambda carry: jax.lax.scan(mlp_step(tx, **kwargs), carry, jnp.arange(steps))
-    )
+    run = jax.jit(lambda carry: jax.lax.scan(mlp_step(tx, **kwargs), carry, jnp.arange(steps)))
     (params, state), losses = run((params, tx.init(params)))
     return params, state, losses
 

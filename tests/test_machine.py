@@ -62,7 +62,9 @@ def test_the_rate_glides_log_linearly_and_ends_on_the_law():
 
 def test_the_old_transform_drives_while_the_new_one_fills():
     record, state = history(two_phases([after(4)]), 5 + HANDOVER + 3)
-    np.testing.assert_array_equal(record["handover_left"][4 : 5 + HANDOVER], range(HANDOVER, -1, -1))
+    np.testing.assert_array_equal(
+        record["handover_left"][4 : 5 + HANDOVER], range(HANDOVER, -1, -1)
+    )
     assert int(state.driver) == 1
     # Adam counted its five steps and the hand-over, the new transform saw the rest.
     assert int(state.transforms[0].count) == 5 + HANDOVER
@@ -86,7 +88,9 @@ def test_the_new_transform_takes_over_at_the_old_ones_norm():
         params = optax.apply_updates(params, jax.tree.map(lambda u: 1e-3 * u, updates))
     takeover = 5 + HANDOVER
     assert 0.3 < norms[takeover] / norms[takeover - 1] < 3.0
-    assert norms[-1] > 100 * norms[takeover], "the graft fades, and the transform's own norm is back"
+    assert norms[-1] > 100 * norms[takeover], (
+        "the graft fades, and the transform's own norm is back"
+    )
 
 
 def test_phases_that_share_a_transform_need_no_handover():
@@ -192,9 +196,7 @@ def test_force_phase_and_restart():
 
 
 def test_should_stop_after_validation_stopped_improving():
-    tx = fgo.phased(
-        [fgo.acquisition(1e-2)], [fgo.triggers.plateau("validation", patience=3)]
-    )
+    tx = fgo.phased([fgo.acquisition(1e-2)], [fgo.triggers.plateau("validation", patience=3)])
 
     def extras(number):
         # Measured at every fourth step; the best is the third measurement.

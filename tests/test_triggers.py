@@ -98,7 +98,9 @@ def test_collapse_rebound_plateau_fires_on_the_plateau_only():
     # The shape that the dimension takes on a character model, looked at as often as
     # gradient_stream does.
     steps = np.unique(np.geomspace(40, 6_000, 32).astype(int))
-    log_x = np.interp(np.log(steps), np.log([40, 110, 150, 500, 6_000]), np.log([110, 43, 38, 250, 270]))
+    log_x = np.interp(
+        np.log(steps), np.log([40, 110, 150, 500, 6_000]), np.log([110, 43, 38, 250, 270])
+    )
     noise = 0.1 * np.random.default_rng(2).standard_normal(len(steps))
     out = verdicts(t.stall("x"), np.exp(log_x + noise), steps=steps)
     fired = steps[out == 1]
@@ -145,9 +147,7 @@ def test_regression_equals_weighted_least_squares():
     expected = np.linalg.solve(design.T * weights @ design, design.T * weights @ series)[1]
     # f32 sums over 50 points against f64.
     np.testing.assert_allclose(slope.slope, expected, rtol=1e-3)
-    np.testing.assert_allclose(
-        slope.points, weights.sum() ** 2 / (weights**2).sum(), rtol=1e-4
-    )
+    np.testing.assert_allclose(slope.points, weights.sum() ** 2 / (weights**2).sum(), rtol=1e-4)
 
 
 def test_regression_error_covers_the_true_slope():

@@ -87,9 +87,7 @@ def test_a_probe_that_runs_the_model_decides(probe):
     fisher = fgo.curvature.ggn(task.predict, loss=task.loss_name)
     make = {
         "lanczos": lambda: fgo.probes.lanczos(fisher, num_steps=8, every=25, examples=16),
-        "hutchinson": lambda: fgo.probes.hutchinson(
-            fisher, num_samples=4, every=25, examples=16
-        ),
+        "hutchinson": lambda: fgo.probes.hutchinson(fisher, num_samples=4, every=25, examples=16),
     }[probe]
     t = fgo.triggers
     tx = fgo.target_acquisition(

@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import core
 
 # What one rounding of a float32 loses, relative to the largest entry.
 _ROUNDING = float(jnp.finfo(jnp.float32).eps)
@@ -13,7 +14,7 @@ _ROUNDING = float(jnp.finfo(jnp.float32).eps)
 
 def start(x, axes):
     """Zero factors and identity bases of a leaf, replicated on the mesh that it lies on."""
-    sharding = None if isinstance(x, jax.core.Tracer) else getattr(x, "sharding", None)
+    sharding = None if isinstance(x, core.Tracer) else getattr(x, "sharding", None)
     device = None
     if isinstance(sharding, jax.sharding.NamedSharding):
         device = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())

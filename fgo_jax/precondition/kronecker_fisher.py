@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import core
 
 from fgo_jax.precondition import _eigenbasis
 from fgo_jax.precondition.preconditioner import Preconditioner
@@ -26,7 +27,7 @@ class ScaleByKroneckerFisherState(NamedTuple):
 
 
 def _check(name, value, ok, advice):
-    if not isinstance(value, jax.core.Tracer) and not ok(value):
+    if not isinstance(value, core.Tracer) and not ok(value):
         raise ValueError(f"{name} must be {advice}, got {value!r}.")
 
 
@@ -85,8 +86,9 @@ def scale_by_kronecker_fisher(
     which is noise of twice the covariance of G, brought to the same size at every step. Then A has
     mean 1, P = A^power, and the update is linear in the gradient: it shrinks with it, as a natural
     gradient does, instead of keeping its size. Early gradients, which are large, count no more than
-    late ones, and the mean gradient counts not at all. A learning rate has the units of SGD's; where
-    the transform takes over from another, `fgo_jax.phased` gives it the size of that one's updates.
+    late ones, and the mean gradient counts not at all. A learning rate has the units of SGD's;
+    where the transform takes over from another, `fgo_jax.phased` gives it the size of that one's
+    updates.
 
     The basis comes from an eigendecomposition at the first step and from one step of orthogonal
     iteration at every `refresh_every`-th step after it; between refreshes only V moves. The first
@@ -97,8 +99,8 @@ def scale_by_kronecker_fisher(
     convolution kernels get three or four. Leaves with a single axis longer than one are vectors;
     without a factor, as all scalars, they follow `optax.scale_by_adam`.
 
-    Memory: 8 bytes per parameter for the two moments (12 if `centred`), and for an m x n leaf with both factors
-    8 (m/n + n/m) bytes per parameter more (16 for a square one), for factors and bases.
+    Memory: 8 bytes per parameter for the two moments (12 if `centred`), and for an m x n leaf with
+    both factors 8 (m/n + n/m) bytes per parameter more (16 if square), for factors and bases.
     Updates and moments are sharded as their leaf. Factors and bases are replicated on a mesh with
     explicit axes; with automatic ones the partitioner may split them unless `out_shardings` pins
     them. On a busy CPU set OPENBLAS_NUM_THREADS=1: the threads of LAPACK wait for each other
@@ -142,10 +144,8 @@ def scale_by_kronecker_fisher(
     why the eigenvalues are estimated apart from the basis.
     """
     shaping = (power, max_dim, vector_factors, centred)
-    for name, value in zip(
-        ("power", "max_dim", "vector_factors", "centred"), shaping, strict=True
-    ):
-        if isinstance(value, jax.core.Tracer):
+    for name, value in zip(("power", "max_dim", "vector_factors", "centred"), shaping, strict=True):
+        if isinstance(value, core.Tracer):
             raise ValueError(
                 f"{name} decides what is computed and cannot be traced: name it in static_args of "
                 "optax.inject_hyperparams."
@@ -229,7 +229,7 @@ def scale_by_kronecker_fisher(
         grads = [jnp.asarray(g, jnp.float32) for g in leaves]
         first = treedef.flatten_up_to(state.first_moment)
         second = treedef.flatten_up_to(state.second_moment)
-        step = optax.safe_increment(state.fisher_step)
+        step = jnp.asarray(optax.safe_increment(state.fisher_step))
 
         seen = observed(grads, state, treedef)
         factors = tuple(

@@ -102,9 +102,7 @@ def gradient_stream(
         signals=SIGNALS,
         init=functools.partial(_init, pairs=pairs, width=width),
         due=lambda state, step: step >= state.next_row,
-        measure=functools.partial(
-            _measure, width=width, every=every, growth=growth, energy=energy
-        ),
+        measure=functools.partial(_measure, width=width, every=every, growth=growth, energy=energy),
         read=lambda state: {name: Estimate(*pair) for name, pair in state.estimates.items()},
         renew=lambda state: state._replace(
             half=jnp.zeros_like(state.half), filled=jnp.zeros_like(state.filled)
@@ -222,9 +220,7 @@ def _cross_sums(gram: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Arr
     """Off-diagonal sums of K1_ii K2_jj and K1_ij K2_ij over the rows with weight one."""
     diagonals = jnp.diagonal(gram, axis1=1, axis2=2) * weights
     off = (1.0 - jnp.eye(weights.shape[0], dtype=gram.dtype)) * jnp.outer(weights, weights)
-    numerator = jnp.sum(diagonals[0]) * jnp.sum(diagonals[1]) - jnp.sum(
-        diagonals[0] * diagonals[1]
-    )
+    numerator = jnp.sum(diagonals[0]) * jnp.sum(diagonals[1]) - jnp.sum(diagonals[0] * diagonals[1])
     return numerator, jnp.sum(gram[0] * gram[1] * off)
 
 

@@ -78,9 +78,7 @@ def _bucket(values: jax.Array, width: int) -> jax.Array:
         if values.ndim == 1:
             # A vector's 0/1 matrix would be as large as the sketch times the vector.
             padded = jnp.pad(values, (0, -size % classes))
-            return jnp.pad(
-                jnp.sum(padded.reshape(-1, classes), 0), (0, width - classes)
-            )
+            return jnp.pad(jnp.sum(padded.reshape(-1, classes), 0), (0, width - classes))
         member = (jnp.arange(size) % classes)[:, None] == jnp.arange(classes)
         values = jnp.moveaxis(
             jnp.tensordot(values, member.astype(jnp.float32), axes=(axis, 0)), -1, axis

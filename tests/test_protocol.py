@@ -1,0 +1,216 @@
+"""`target_acquisition` from the outside: drop-in use and wrong use."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.training.train_state import TrainState
+
+import fgo_jax as fgo
+from tests.problems import mlp, mlp_batch, mlp_loss, mlp_params, train
+
+fisher = fgo.curvature.ggn(lambda params, batch: mlp(params, batch["x"]))
+
+
+def drop_in():
+    return optax.chain(optax.clip_by_global_norm(1.0), fgo.target_acquisition(1e-2, 10))
+
+
+def test_trains_under_flax_train_state_without_extra_arguments():
+    model = nn.Sequential([nn.Dense(16), nn.tanh, nn.Dense(3)])
+    params = model.init(jax.random.key(0), jnp.zeros((1, 8)))["params"]
+    state = TrainState.create(apply_fn=model.apply, params=params, tx=drop_in())
+
+    def loss(params, batch):
+        logits = state.apply_fn({"params": params}, batch["x"])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
+
+    def step(state, number):
+        value, grads = jax.value_and_grad(loss)(state.params, mlp_batch(number))
+        return state.apply_gradients(grads=grads), value
+
+    state, losses = jax.jit(lambda s: jax.lax.scan(step, s, jnp.arange(150)))(state)
+    assert losses[-20:].mean() < 0.8 * losses[:5].mean()
+    assert int(fgo.telemetry(state.opt_state)["total_step"]) == 150
+
+
+def test_trains_under_nnx_optimizer_without_extra_arguments():
+    model = nnx.Sequential(
+        nnx.Linear(8, 16, rngs=nnx.Rngs(0)), jnp.tanh, nnx.Linear(16, 3, rngs=nnx.Rngs(1))
+    )
+    optimizer = nnx.Optimizer(model, drop_in(), wrt=nnx.Param)
+
+    @nnx.jit
+    def step(model, optimizer, batch):
+        def loss(model):
+            logits = model(batch["x"])
+            return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
+
+        value, grads = nnx.value_and_grad(loss)(model)
+        optimizer.update(model, grads)
+        return value
+
+    losses = [float(step(model, optimizer, mlp_batch(number))) for number in range(60)]
+    assert np.mean(losses[-10:]) < 0.9 * np.mean(losses[:5])
+
+
+def test_value_and_batch_are_used_when_given():
+    with_loss = train(fgo.target_acquisition(1e-2, 10), 30)[1]
+    without = train(fgo.target_acquisition(1e-2, 10), 30, extras=lambda *args: {})[1]
+    assert jnp.isfinite(with_loss.signals["loss"])
+    assert jnp.isnan(without.signals["loss"])
+    conditions = with_loss.trigger_states[0]
+    assert "increasing(loss)" in conditions
+
+
+def test_batch_feeds_a_probe_that_runs_the_model():
+    t = fgo.triggers
+    tx = fgo.target_acquisition(
+        1e-2,
+        10,
+        probe=fgo.probes.hutchinson(fisher, every=10),
+        acquisition_trigger=t.stall("intrinsic_dimension"),
+        reask_trigger=t.stall("intrinsic_dimension"),
+    )
+    state = train(tx, 25, extras=lambda value, batch, step: {"batch": batch})[1]
+    assert float(state.signals["trace"]) > 0
+    assert int(state.probe_state.evaluations) == 2
+
+
+def test_the_average_is_evaluated_with_the_present_parameters():
+    tx = optax.chain(fgo.target_acquisition(1e-2, 10, average_weights=0.5))
+    params = mlp_params()
+    state = tx.init(params)
+    history = []
+    for number in range(5):
+        grads = jax.grad(mlp_loss)(params, mlp_batch(number))
+        history.append(params)
+        updates, state = jax.jit(tx.update)(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    history.append(params)
+    average = history[0]
+    for steps, p in enumerate(history[1:], 1):
+        average = jax.tree.map(lambda a, b: a + (b - a) / (0.5 * steps + 1), average, p)  # noqa: B023
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        fgo.eval_params(state, params),
+        average,
+    )
+    with pytest.raises(ValueError, match="holds 0 averages"):
+        fgo.eval_params(optax.adam(1e-3).init(params), params)
+
+
+WRONG = {
+    "negative rate": (lambda: fgo.target_acquisition(-1e-3), "learning_rate must be a finite"),
+    "no phases": (lambda: fgo.phased([], []), "at least one phase"),
+    "not a phase": (lambda: fgo.phased([optax.adam(1e-3)], []), r"made by fgo\.acquisition"),
+    "too few triggers": (
+        lambda: fgo.phased([fgo.acquisition(1e-3), fgo.reask(1e-3)], []),
+        "2 phases need 1 triggers",
+    ),
+    "unknown signal": (
+        lambda: fgo.phased(
+            [fgo.acquisition(1e-3)], [fgo.triggers.stall("sharpness")], fgo.probes.gradient_stream()
+        ),
+        r"reads \['sharpness'\], which nothing measures",
+    ),
+    "no probe": (
+        lambda: fgo.phased([fgo.acquisition(1e-3)], [fgo.triggers.stall("trace")]),
+        "pass a probe=",
+    ),
+    "cut": (lambda: fgo.target_acquisition(1e-3, cut=1.0), r"cut must lie in \[0, 1\)"),
+    "decay": (lambda: fgo.target_acquisition(1e-3, decay="step"), "decay must be one of"),
+    "warm-up": (lambda: fgo.target_acquisition(1e-3, -5), "warmup_steps must be an integer"),
+    "transform": (
+        lambda: fgo.acquisition(1e-3, transform="adam"),
+        r"must be an optax\.GradientTransformation",
+    ),
+    "deadlines alone": (
+        lambda: fgo.target_acquisition(1e-3, deadlines=(0.2, 0.5)),
+        "pass total_steps=",
+    ),
+    "deadlines order": (
+        lambda: fgo.target_acquisition(1e-3, total_steps=100, deadlines=(0.5, 0.2)),
+        "in rising order",
+    ),
+    "execution alone": (
+        lambda: fgo.execution(1e-3).init({"w": jnp.ones(2)}),
+        "pass decay_steps=",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_configuration_says_what_to_do(case):
+    make, message = WRONG[case]
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def update_once(tx, **extra):
+    params = mlp_params()
+    return tx.update(params, tx.init(params), params, **extra)
+
+
+def lanczos_protocol(**kwargs):
+    return fgo.target_acquisition(
+        1e-2,
+        probe=fgo.probes.lanczos(fisher, **kwargs),
+        acquisition_trigger=fgo.triggers.stall("trace"),
+        reask_trigger=fgo.triggers.stall("trace"),
+    )
+
+
+def test_a_probe_without_its_batch_names_it():
+    with pytest.raises(TypeError, match=r"call update\(grads, state, params, batch=batch\)"):
+        update_once(lanczos_protocol())
+
+
+def test_a_batch_of_another_size_than_the_probes():
+    with pytest.raises(ValueError, match="batch_size"):
+        update_once(lanczos_protocol(batch_size=64), batch=mlp_batch(0, size=32))
+
+
+def test_a_probe_under_masked_asks_for_the_whole_tree():
+    params = mlp_params()
+    mask = {"hidden": {"kernel": True, "bias": False}, "out": {"kernel": True}}
+    tx = optax.masked(lanczos_protocol(), mask)
+    state = tx.init(params)
+    with pytest.raises(TypeError, match="probe_params=params"):
+        tx.update(params, state, params, batch=mlp_batch(0))
+    _, state = tx.update(params, state, params, batch=mlp_batch(0), probe_params=params)
+
+
+def test_a_trigger_on_the_loss_asks_for_value():
+    tx = fgo.target_acquisition(1e-2, acquisition_trigger=fgo.triggers.decreasing("loss"))
+    with pytest.raises(TypeError, match="value="):
+        update_once(tx)
+
+
+def test_inject_hyperparams_schedules_and_overrides():
+    make = optax.inject_hyperparams(fgo.target_acquisition, static_args=fgo.STATIC_ARGS)
+    tx = make(learning_rate=optax.linear_schedule(0.1, 0.2, 10), warmup_steps=0, cut=0.6)
+    params = {"w": jnp.ones(3)}
+    state = tx.init(params)
+    _, state = jax.jit(tx.update)(params, state, params)
+    rate = fgo.telemetry(state)["learning_rate"]
+    np.testing.assert_allclose(rate, 0.1, rtol=1e-6)
+    constant = make(learning_rate=0.1, warmup_steps=0)
+    state = constant.init(params)
+    state.hyperparams["learning_rate"] = jnp.float32(0.5)
+    _, state = jax.jit(constant.update)(params, state, params)
+    np.testing.assert_allclose(fgo.telemetry(state)["learning_rate"], 0.5, rtol=1e-6)
+
+
+def test_inject_hyperparams_keeps_the_rate_in_float32_beside_bfloat16_parameters():
+    make = optax.inject_hyperparams(
+        fgo.target_acquisition, static_args=fgo.STATIC_ARGS, hyperparam_dtype=jnp.float32
+    )
+    params = {"w": jnp.ones(3, jnp.bfloat16)}
+    tx = make(learning_rate=1.2345e-3, warmup_steps=0)
+    updates, state = jax.jit(tx.update)(params, tx.init(params), params)
+    np.testing.assert_allclose(fgo.telemetry(state)["learning_rate"], 1.2345e-3, rtol=1e-6)
+    assert updates["w"].dtype == jnp.bfloat16
