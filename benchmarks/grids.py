@@ -7,7 +7,7 @@ import itertools
 from benchmarks.methods import Method
 from benchmarks.tasks.task import Task
 
-TRIALS = 6
+TRIALS = 6  # of a method on a task
 TUNING_SEEDS = (100, 101, 102)
 RACE_SEEDS = (0, 1, 2, 3, 4)
 

@@ -137,7 +137,7 @@ def _comparison(axis, race: Race) -> None:
         if np.isfinite(reached):
             axis.plot(reached, level.target, "o", color=color, ms=6, mec="white", mew=1.2, zorder=6)
         drawn.append(median)
-    for lv in race.levels:
+    for lv in {lv.target: lv for lv in reversed(race.levels)}.values():
         axis.axhline(lv.target, color=QUIET, lw=0.9, ls=":", zorder=2)
         axis.annotate(
             f"target: {lv.name} {lv.target:.3g}",
@@ -155,7 +155,11 @@ def _comparison(axis, race: Race) -> None:
         f"{task.name}: validation, median of {seeds} seed{'s' * (seeds > 1)}; "
         "dots mark the median hit"
     )
-    axis.legend(ncols=2, fontsize=8, loc="upper right", labelcolor=INK, handlelength=2.6)
+    legend = axis.legend(
+        ncols=2, fontsize=8, loc="upper right", labelcolor=INK, handlelength=2.6, frameon=True
+    )
+    legend.get_frame().set(facecolor="white", edgecolor="none", alpha=0.85)
+    legend.set_zorder(7)
 
 
 def _story(figure, race: Race, run: Curves) -> None:
@@ -192,7 +196,7 @@ def _story(figure, race: Race, run: Curves) -> None:
         if "fgo" in race.entries[race.levels[0].name]
         else 0
     )
-    loss.set_title(f"One run of fgo (seed {seed})", pad=20)
+    loss.set_title(f"One run of fgo (seed {seed})", pad=28)
     rate.plot(run.steps, telemetry["learning_rate"], color=INK, lw=1.6)
     top = np.nanmax(telemetry["learning_rate"])
     # A law that ends at zero would stretch a log axis over decades of nothing.
@@ -234,13 +238,17 @@ def _shade(axis, run: Curves) -> None:
 
 
 def _name_phases(axis, run: Curves, num_steps: int) -> None:
+    raised, before = False, -np.inf
     for phase, begin, end in _spans(run):
+        # Names that begin close to each other stand on two lines.
+        raised = not raised and begin - before < 0.2 * num_steps
+        before = begin
         text = PHASES[phase].replace("reask", "re-ask") + (f" from {begin:.0f}" if begin else "")
         # A short phase's name starts at its edge and may run over; a long one's is centred.
         wide = (end - begin) / num_steps > 0.2
         axis.annotate(
             text,
-            ((begin + end) / 2 if wide else begin, 1.02),
+            ((begin + end) / 2 if wide else begin, 1.11 if raised else 1.02),
             xycoords=("data", "axes fraction"),
             ha="center" if wide else "left",
             va="bottom",

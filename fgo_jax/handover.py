@@ -59,9 +59,7 @@ class Plan:
         def branch(index: int, metric: Any):
             if metric is not None:
                 return lambda grads, states: metric(grads, states[index])
-            return lambda grads, states: jax.tree.map(
-                lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), grads
-            )
+            return lambda grads, states: jax.tree.map(lambda g: g.astype(jnp.float32), grads)
 
         branches = [branch(*pair) for pair in enumerate(metrics)]
         return jax.lax.switch(jnp.asarray(self.transform_of)[driver], branches, grads, states)

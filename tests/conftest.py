@@ -1,6 +1,12 @@
 """Settings that must stand before JAX is imported."""
 
 import os
+import tempfile
 
 # LAPACK's own threads wait for each other inside a refresh when the cores are busy.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# Many checks compile the very same step; its second compilation is a file's reading.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "fgo_jax-compiled-tests")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
