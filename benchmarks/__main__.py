@@ -99,7 +99,7 @@ def race(task_name, methods, seeds, is_quick, tune, steps, output) -> None:
         if not is_evidence:
             tuned = quick.settings(task, contestants)
         elif tune:
-            total = tuning.num_runs(contestants) * task.num_steps
+            total = tuning.num_runs(task, contestants) * task.num_steps
             bar = bars.add_task("tuning", total=total)
             tuned = tuning.tune(task, contestants, output, **_reporters(bars, bar))
             tuning.save(task, tuned)

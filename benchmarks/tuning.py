@@ -32,8 +32,8 @@ def trajectories(methods: Sequence[Method]) -> dict[str, Method]:
     return {method.trajectory: method for method in reversed(methods)}
 
 
-def num_runs(methods: Sequence[Method]) -> int:
-    return len(trajectories(methods)) * grids.TRIALS * len(grids.TUNING_SEEDS)
+def num_runs(task: Task, methods: Sequence[Method]) -> int:
+    return len(trajectories(methods)) * grids.num_trials(task) * len(grids.TUNING_SEEDS)
 
 
 def tune(
@@ -54,7 +54,7 @@ def tune(
     for name, method in trajectories(methods).items():
         runs[name] = []
         for number, setting in enumerate(grids.grid(task, method), 1):
-            announce(f"tuning {name} {number}/{grids.TRIALS}")
+            announce(f"tuning {name} {number}/{grids.num_trials(task)}")
             runs[name].append(
                 [
                     run(task, method, setting, seed, directory=directory, progress=progress)

@@ -25,7 +25,7 @@ def test_every_method_has_the_same_number_of_trials():
         for method in METHODS.values():
             if method.enters(task):
                 trials = grids.grid(task, method)
-                assert len({tuple(t.items()) for t in trials}) == grids.TRIALS
+                assert len({tuple(t.items()) for t in trials}) == grids.num_trials(task)
 
 
 def test_the_race_is_not_run_on_the_tuning_seeds():
@@ -157,4 +157,6 @@ def test_a_micro_race_from_tuning_to_picture(tmp_path, monkeypatch):
     assert "> 20" in result.output
     assert stored["environment"]["jax"]
     tuned = json.loads((tmp_path / "tuned" / "quadratic_bowl.json").read_text())
-    assert all(len(entry["trials"]) == grids.TRIALS for entry in tuned["methods"].values())
+    assert all(
+        len(entry["trials"]) == grids.num_trials(BOWL) for entry in tuned["methods"].values()
+    )

@@ -10,7 +10,8 @@ from jax.flatten_util import ravel_pytree
 
 from fgo_jax.curvature.ggn import ggn
 from fgo_jax.probes import spectrum
-from fgo_jax.probes.lanczos import SIGNALS, count_eigenvalues, lanczos, tridiagonalise
+from fgo_jax.probes.krylov import count_eigenvalues, tridiagonalise
+from fgo_jax.probes.lanczos import SIGNALS, lanczos
 from fgo_jax.probes.probe import ProbeInputs
 
 BATCH = jnp.zeros((8, 1))
