@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax import _checks, phases
-from fgo_jax.state import FgoState
+from fgo_jax.state import BY_HAND, NOT_BEGUN, FgoState
 from fgo_jax.triggers import ConditionState
 
 
@@ -162,7 +162,7 @@ def restart(opt_state: Any) -> Any:
             handover_left=zero,
             entry_rate=jnp.full_like(state.entry_rate, -1.0),
             started=jnp.where(first, 0, -1) + jnp.zeros_like(state.started),
-            causes=jnp.where(first, 3, 0) + jnp.zeros_like(state.causes),
+            causes=jnp.where(first, BY_HAND, NOT_BEGUN) + jnp.zeros_like(state.causes),
             stop_flag=jnp.zeros_like(state.stop_flag),
         )
 
