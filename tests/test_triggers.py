@@ -1,4 +1,4 @@
-"""Verdicts, combinators and the detectors below them."""
+"""Verdicts, combinators and the regression below them."""
 
 import jax
 import jax.numpy as jnp
@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import fgo_jax as fgo
-from fgo_jax import detectors
-from fgo_jax.triggers import Observation, Signal
+from fgo_jax.triggers import Observation, Signal, regression
 
 t = fgo.triggers
 # Half of the default tolerance, over a shorter memory: the planted slopes of one stand clearly
@@ -141,10 +140,10 @@ def test_regression_equals_weighted_least_squares():
     rng = np.random.default_rng(4)
     times = np.cumsum(rng.uniform(0.1, 1.0, 50)) + 20.0
     series = 3.0 - 0.4 * times + rng.standard_normal(50)
-    state = detectors.regression_init()
+    state = regression.init()
     for time, value in zip(times, series, strict=True):
-        state = detectors.regression_update(state, jnp.float32(time), jnp.float32(value), 5.0)
-    slope = detectors.regression_slope(state)
+        state = regression.update(state, jnp.float32(time), jnp.float32(value), 5.0)
+    slope = regression.slope(state)
     weights = np.exp(-(times[-1] - times) / 5.0)
     design = np.stack([np.ones(50), times], 1)
     expected = np.linalg.solve(design.T * weights @ design, design.T * weights @ series)[1]
@@ -159,10 +158,10 @@ def test_regression_error_covers_the_true_slope():
 
     def covered(noise):
         def add(state, point):
-            return detectors.regression_update(state, *point, 1e3), None
+            return regression.update(state, *point, 1e3), None
 
-        state, _ = jax.lax.scan(add, detectors.regression_init(), (times, 2.0 * times + noise))
-        slope = detectors.regression_slope(state)
+        state, _ = jax.lax.scan(add, regression.init(), (times, 2.0 * times + noise))
+        slope = regression.slope(state)
         return jnp.abs(slope.slope - 2.0) < 2.048 * slope.error  # t quantile, 28 degrees
 
     share = jnp.mean(jax.vmap(covered)(jnp.asarray(rng.standard_normal((2000, 30)), jnp.float32)))

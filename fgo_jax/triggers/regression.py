@@ -1,4 +1,4 @@
-"""O(1)-state statistics that the triggers rest on."""
+"""A regression with O(1) state, on which the trends rest."""
 
 from __future__ import annotations
 
@@ -31,13 +31,11 @@ class Slope(NamedTuple):
     points: jax.Array  # [], float32; effective number of points (sum w)^2 / sum w^2
 
 
-def regression_init() -> Regression:
+def init() -> Regression:
     return Regression(*(jnp.zeros([], jnp.float32) for _ in Regression._fields))
 
 
-def regression_update(
-    state: Regression, time: jax.Array, series: jax.Array, memory: float
-) -> Regression:
+def update(state: Regression, time: jax.Array, series: jax.Array, memory: float) -> Regression:
     """Adds a point; older ones fade as exp(-(elapsed time) / memory)."""
     first = state.weight == 0.0
     elapsed = jnp.where(first, 0.0, jnp.maximum(time - state.last_time, 0.0))
@@ -58,7 +56,7 @@ def regression_update(
     )
 
 
-def regression_slope(state: Regression) -> Slope:
+def slope(state: Regression) -> Slope:
     """Slope with the standard error that the residuals imply.
 
     With weights w, n = (sum w)^2 / sum w^2 effective points and residual variance

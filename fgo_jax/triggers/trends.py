@@ -1,0 +1,127 @@
+"""Conditions on the slope of a signal over the logarithm of the steps taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from fgo_jax import _checks
+from fgo_jax.triggers import regression
+from fgo_jax.triggers.trigger import Observation, Trigger, condition
+
+
+def _trend(
+    name: str,
+    signal: str,
+    verdicts: Callable[[regression.Slope], tuple[jax.Array, jax.Array]],
+    logarithm: bool,
+    memory: float,
+    patience: int,
+    min_points: int,
+) -> Trigger:
+    _checks.positive("memory", memory)
+    _checks.integer("min_points", min_points, 4)
+
+    def judge(observation: Observation, state: regression.Regression):
+        value, _, fresh = observation.signals[signal]
+        usable = jnp.isfinite(value) & ((value > 0) if logarithm else True)
+        evaluated = fresh & usable
+        safe = jnp.where(usable, value, 1.0)
+        time = jnp.log(observation.total_step.astype(jnp.float32) + 1.0)
+        state = regression.update(state, time, jnp.log(safe) if logarithm else safe, memory)
+        slope = regression.slope(state)
+        known = slope.points >= min_points
+        holds, fails = verdicts(slope)
+        return evaluated, holds & known, fails & known, state
+
+    return condition(f"{name}({signal})", regression.init, judge, (signal,), patience)
+
+
+def stall(
+    signal: str,
+    tolerance: float = 1.0,
+    z: float = 1.282,
+    memory: float = 0.7,
+    patience: int = 2,
+    min_points: int = 4,
+) -> Trigger:
+    r"""Holds when a positive signal has stopped moving, in either direction.
+
+    An equivalence test: the log of the signal is regressed on the log of the steps
+    taken, with weights that fade over ``memory`` factors of e of training, and the
+    confidence interval slope :math:`\pm z` standard errors must lie inside
+    :math:`\pm` ``tolerance``. A noisy signal therefore does not stall by being noisy.
+
+    Args:
+      signal: name of a positive signal.
+      tolerance: largest :math:`|d \log x / d \log t|` that counts as standing still: 1 is
+        the slope of an x proportional to the steps taken.
+      z: width of the interval; 1.282 tests each side at 10 %.
+      memory: in units of log t.
+      patience: measurements in a row.
+      min_points: effective measurements before anything is said.
+    """
+    _checks.positive("tolerance", tolerance)
+
+    def verdicts(slope: regression.Slope):
+        inside = jnp.abs(slope.slope) + z * slope.error < tolerance
+        outside = jnp.abs(slope.slope) - z * slope.error > tolerance
+        return inside, outside
+
+    return _trend("stall", signal, verdicts, True, memory, patience, min_points)
+
+
+def stopped_falling(
+    signal: str,
+    tolerance: float = 1.0,
+    z: float = 1.282,
+    memory: float = 0.7,
+    patience: int = 2,
+    min_points: int = 4,
+) -> Trigger:
+    r"""Holds when a positive signal falls no faster than ``tolerance``; it may rise.
+
+    The lower half of :func:`stall`: slope minus z standard errors must exceed
+    ``-tolerance``. This is the end of a collapse, whatever follows it.
+    """
+    _checks.positive("tolerance", tolerance)
+
+    def verdicts(slope: regression.Slope):
+        lower = slope.slope - z * slope.error
+        upper = slope.slope + z * slope.error
+        return lower > -tolerance, upper < -tolerance
+
+    return _trend("stopped_falling", signal, verdicts, True, memory, patience, min_points)
+
+
+def decreasing(
+    signal: str, z: float = 1.645, memory: float = 0.5, patience: int = 2, min_points: int = 8
+) -> Trigger:
+    """Holds while the upper confidence bound of a signal's slope is negative.
+
+    The signal itself (not its log: a loss may be negative) is regressed on the log of
+    the steps taken; arguments as in :func:`stall`.
+    """
+
+    def verdicts(slope: regression.Slope):
+        upper = slope.slope + z * slope.error
+        return upper < 0, upper >= 0
+
+    return _trend("decreasing", signal, verdicts, False, memory, patience, min_points)
+
+
+def increasing(
+    signal: str, z: float = 1.645, memory: float = 0.5, patience: int = 2, min_points: int = 8
+) -> Trigger:
+    """Holds while the lower confidence bound of a signal's slope is positive.
+
+    The mirror image of :func:`decreasing`.
+    """
+
+    def verdicts(slope: regression.Slope):
+        lower = slope.slope - z * slope.error
+        return lower > 0, lower <= 0
+
+    return _trend("increasing", signal, verdicts, False, memory, patience, min_points)
