@@ -135,11 +135,8 @@ def phased(
             else averaging.average_init(params, average_weights),
         )
 
-    def measure(grads, state: FgoState, params, batch, finite):
+    def measure(probe: Probe, grads, state: FgoState, params, batch, finite):
         """The probe's new state, its estimates, and whether they are new."""
-        if probe is None:
-            return (), {}, jnp.asarray(False)
-        take = probe.measure
         begun = finite & (state.driver_since == state.total_step) & (state.total_step > 0)
         old = jax.tree.map(
             lambda a, b: jnp.where(begun, a, b), probe.renew(state.probe_state), state.probe_state
@@ -152,7 +149,7 @@ def phased(
 
         def run(inputs: ProbeInputs, transforms: Any, driver: jax.Array, old: Any) -> Any:
             rows = plan.rows(inputs.grads, transforms, driver)
-            return optax.tree.cast_like(take(inputs._replace(rows=rows), old), old)
+            return optax.tree.cast_like(probe.measure(inputs._replace(rows=rows), old), old)
 
         new = jax.lax.cond(
             finite & probe.due(old, state.total_step),
@@ -183,7 +180,9 @@ def phased(
                 given[name] = jax.lax.pmean(given[name], axis_name)
         finite = _all_finite(grads, given.get("value"), axis_name)
 
-        probe_state, estimates, measured = measure(grads, state, model, batch, finite)
+        probe_state, estimates, measured = (), {}, jnp.asarray(False)
+        if probe is not None:
+            probe_state, estimates, measured = measure(probe, grads, state, model, batch, finite)
         signals = {name: Signal(*estimates[name], measured) for name in estimates}
         for signal, name in EXTRA_SIGNALS.items():
             if name in given:
