@@ -39,6 +39,12 @@ def fraction(name: str, value: Any) -> None:
         raise ValueError(f"{name} must lie in [0, 1), got {value!r}.")
 
 
+def unit(name: str, value: Any) -> None:
+    number = _number(value)
+    if number is not None and not (0.0 <= number <= 1.0):
+        raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
+
+
 def integer(name: str, value: Any, minimum: int = 1) -> None:
     """An integer that may be traced (it shapes nothing)."""
     number = _number(value)
@@ -46,13 +52,18 @@ def integer(name: str, value: Any, minimum: int = 1) -> None:
         raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}.")
 
 
-def positive_int(name: str, value: Any, minimum: int = 1) -> None:
-    """An integer that shapes arrays, hence a Python one."""
+def static(name: str, value: Any) -> None:
+    """What shapes arrays or picks a formula, hence a Python value."""
     if isinstance(value, core.Tracer):
         raise ValueError(
-            f"{name} shapes arrays and cannot be traced: pass a Python integer "
+            f"{name} decides what is computed and cannot be traced: pass a Python value "
             "(under optax.inject_hyperparams, name it in static_args)."
         )
+
+
+def positive_int(name: str, value: Any, minimum: int = 1) -> None:
+    """An integer that shapes arrays, hence a Python one."""
+    static(name, value)
     integer(name, value, minimum)
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import core
 
+from fgo_jax import _checks
 from fgo_jax.precondition import _eigenbasis
 from fgo_jax.precondition.preconditioner import Preconditioner
 
@@ -24,11 +24,6 @@ class ScaleByKroneckerFisherState(NamedTuple):
     factors: Any  # tuple of tuples, shape=(d, d), dtype=jnp.float32; changes at every step.
     bases: Any  # as factors, eigenvectors in columns; changes at a refresh.
     previous: Any  # like params, dtype=jnp.float32; the last gradient if centred, else ().
-
-
-def _check(name, value, ok, advice):
-    if not isinstance(value, core.Tracer) and not ok(value):
-        raise ValueError(f"{name} must be {advice}, got {value!r}.")
 
 
 def _f32(x):
@@ -143,23 +138,19 @@ def scale_by_kronecker_fisher(
     Shampoo, 2018 (arXiv 1802.09568), for tensors; Eschenhagen et al., 2025 (arXiv 2506.03595), on
     why the eigenvalues are estimated apart from the basis.
     """
-    shaping = (power, max_dim, vector_factors, centred)
-    for name, value in zip(("power", "max_dim", "vector_factors", "centred"), shaping, strict=True):
-        if isinstance(value, core.Tracer):
-            raise ValueError(
-                f"{name} decides what is computed and cannot be traced: name it in static_args of "
-                "optax.inject_hyperparams."
-            )
-    for name, value in (("b1", b1), ("b2", b2), ("factor_decay", factor_decay)):
-        _check(name, value, lambda x: 0 <= x < 1, "a decay rate in [0, 1)")
-    _check("eps", eps, lambda x: x >= 0, "0 or more (1e-8 is usual)")
-    _check("refresh_every", refresh_every, lambda x: x >= 1 and x == int(x), "a whole number >= 1")
-    _check("max_dim", max_dim, lambda x: x >= 1, ">= 1 (1 turns all factors off)")
-    _check("power", power, lambda x: 0 <= x <= 1, "in [0, 1]: 0.5 for Adam, 1 for Fisher inverse")
+    _checks.static("power", power)
+    _checks.unit("power", power)
+    _checks.positive_int("max_dim", max_dim)
+    _checks.static("vector_factors", vector_factors)
+    _checks.static("centred", centred)
+    for name, decay in (("b1", b1), ("b2", b2), ("factor_decay", factor_decay)):
+        _checks.fraction(name, decay)
+    _checks.non_negative("eps", eps)
+    _checks.integer("refresh_every", refresh_every)
     plain_damping = damping  # of leaves without a factor, which need none to be Adam
     if damping is None:
         damping, plain_damping = (1e-6, 0.0) if power == 0.5 else (1e-3, 1e-3)
-    _check("damping", damping, lambda x: x >= 0, "0 or more, relative to the mean eigenvalue")
+    _checks.non_negative("damping", damping)
     momentum_dtype = jnp.dtype(jnp.float32 if momentum_dtype is None else momentum_dtype)
     b1, b2, factor_decay, eps = map(_f32, (b1, b2, factor_decay, eps))
     damping, plain_damping = _f32(damping), _f32(plain_damping)

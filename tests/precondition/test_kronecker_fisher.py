@@ -354,15 +354,15 @@ def test_injected_hyperparameters():
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"b1": 1.0}, r"b1 must be a decay rate in \[0, 1\)"),
-        ({"b2": -0.1}, r"b2 must be a decay rate"),
-        ({"factor_decay": float("nan")}, "factor_decay must be"),
-        ({"eps": -1e-8}, "eps must be 0 or more"),
-        ({"refresh_every": 0}, "refresh_every must be a whole number"),
-        ({"refresh_every": 2.5}, "refresh_every must be a whole number"),
-        ({"max_dim": 0}, "max_dim must be >= 1"),
-        ({"power": 1.5}, r"power must be in \[0, 1\]"),
-        ({"damping": -1.0}, "damping must be 0 or more"),
+        ({"b1": 1.0}, r"b1 must lie in \[0, 1\)"),
+        ({"b2": -0.1}, r"b2 must lie in \[0, 1\)"),
+        ({"factor_decay": float("nan")}, "factor_decay must lie"),
+        ({"eps": -1e-8}, "eps must be a finite number >= 0"),
+        ({"refresh_every": 0}, "refresh_every must be an integer >= 1"),
+        ({"refresh_every": 2.5}, "refresh_every must be an integer >= 1"),
+        ({"max_dim": 0}, "max_dim must be an integer >= 1"),
+        ({"power": 1.5}, r"power must lie in \[0, 1\]"),
+        ({"damping": -1.0}, "damping must be a finite number >= 0"),
     ],
 )
 def test_wrong_arguments(arguments, match):
