@@ -1,4 +1,4 @@
-"""scale_by_kronecker_fisher against a dense float64 reference, and what it must keep true."""
+"""What scale_by_kronecker_fisher keeps true for every leaf, dtype, tree, transform and mesh."""
 
 import os
 import subprocess
@@ -11,207 +11,7 @@ import optax
 import pytest
 
 from fgo_jax.precondition.kronecker_fisher import scale_by_kronecker_fisher
-
-B1, B2, DECAY, EPS, EVERY = 0.9, 0.99, 0.95, 1e-8, 4
-
-
-def gradients(shape, steps, seed):
-    """Gradients with an anisotropic covariance along every axis, in no special basis."""
-    rng = np.random.default_rng(seed)
-    mixers = [rng.normal(size=(d, d)) for d in shape]
-    for _ in range(steps):
-        g = rng.normal(size=shape)
-        for axis, mixer in enumerate(mixers):
-            g = np.moveaxis(np.tensordot(mixer, g, axes=(1, axis)), 0, axis)
-        yield g
-
-
-def unfold(x, axis):
-    return np.moveaxis(x, axis, 0).reshape(x.shape[axis], -1)
-
-
-def rotate(x, bases):
-    for axis, q in enumerate(bases):
-        x = np.moveaxis(np.tensordot(q, x, axes=(1, axis)), 0, axis)
-    return x
-
-
-def reference(grads, power, damping):
-    """Every axis factored, float64, one leaf; bases, moments and damping written out."""
-    shape = grads[0].shape
-    factors = [np.zeros((d, d)) for d in shape]
-    bases = [np.eye(d) for d in shape]
-    m, v, out = np.zeros(shape), np.zeros(shape), []
-    for t, g in enumerate(grads, start=1):
-        for axis in range(g.ndim):
-            unfolded = unfold(g, axis)
-            factors[axis] = DECAY * factors[axis] + (1 - DECAY) * unfolded @ unfolded.T
-        if t == 1:
-            bases = [np.linalg.eigh(f)[1] for f in factors]
-        elif (t - 1) % EVERY == 0:
-            for axis, f in enumerate(factors):
-                q = bases[axis]
-                order = np.argsort(-np.diag(q.T @ f @ q))
-                v = np.take(v, order, axis)
-                bases[axis] = np.linalg.qr(f @ q[:, order])[0]
-        inward = [q.T for q in bases]
-        m = B1 * m + (1 - B1) * g
-        v = B2 * v + (1 - B2) * rotate(g, inward) ** 2
-        v_hat = v / (1 - B2**t)
-        if power == 0.5:
-            v_hat = v_hat + (1.0 if t == 1 else damping) * v_hat.mean()
-            p = np.sqrt(v_hat) + EPS
-        else:
-            v_hat = v_hat + max(damping, 1 / t) * v_hat.mean() + EPS**2
-            p = v_hat**power * np.sqrt(np.mean(v_hat ** (1 - 2 * power)))
-        out.append(rotate(rotate(m / (1 - B1**t), inward) / p, bases))
-    return out
-
-
-def run(transform, grads):
-    """All updates of a sequence of gradient trees, and the last state."""
-    state = transform.init(grads[0])
-    update = jax.jit(transform.update)
-    out = []
-    for g in grads:
-        u, state = update(g, state)
-        out.append(u)
-    return out, state
-
-
-# Shapes for which one gradient leaves at most one direction of an axis unseen: its basis is then
-# unique up to signs, which cancel, and two implementations must agree from the first step on.
-SHAPES = {"square": (5, 5), "wide": (4, 5), "kernel": (3, 4, 5), "vector": (2,)}
-
-
-@pytest.mark.parametrize(("power", "damping"), [(0.5, 1e-6), (1.0, 1e-3)])
-def test_equals_the_dense_reference_over_three_refresh_periods(power, damping):
-    steps = 3 * EVERY + 3
-    grads = {k: list(gradients(s, steps, seed=7)) for k, s in SHAPES.items()}
-    tx = scale_by_kronecker_fisher(B1, B2, DECAY, EPS, EVERY, power=power, vector_factors=True)
-    trees = [{k: jnp.asarray(g[t], jnp.float32) for k, g in grads.items()} for t in range(steps)]
-    updates, state = run(tx, trees)
-    assert [len(f) for f in state.factors] == [3, 2, 1, 2]  # in the order of the sorted keys
-    for key, sequence in grads.items():
-        for t, expected in enumerate(reference(sequence, power, damping)):
-            # Eigenvectors of a float32 factor are off by eps |L| / gap, about 1e-7 * 1e2; an
-            # entry below the root mean square by another 1e2 is divided by its own size.
-            np.testing.assert_allclose(
-                updates[t][key], expected, atol=1e-3 * np.abs(expected).max(), err_msg=f"{key} {t}"
-            )
-
-
-def test_without_factors_it_is_adam():
-    grads = [
-        {"w": jnp.asarray(g, jnp.float32), "b": jnp.asarray(g[0], jnp.float32), "s": jnp.float32(t)}
-        for t, g in enumerate(gradients((4, 6), 12, seed=1))
-    ]
-    ours, _ = run(scale_by_kronecker_fisher(max_dim=1), grads)
-    adam, _ = run(optax.scale_by_adam(b1=0.9, b2=0.99, eps=1e-8), grads)
-    # The same operations in the same order: only fused multiply-adds may differ.
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(adam), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-6)
-
-
-def test_scalars_follow_adam_at_every_power():
-    grads = [jnp.float32(g) for g in (0.3, -2.0, 1e-3, 5.0)]
-    adam, _ = run(optax.scale_by_adam(b1=0.9, b2=0.99), grads)
-    for power in (0.75, 1.0):
-        ours, _ = run(scale_by_kronecker_fisher(power=power, damping=0.0), grads)
-        # A mean over one entry is that entry; the damping 1/t is in both factors and cancels.
-        np.testing.assert_allclose(
-            np.asarray(ours) * np.sqrt(1 + 1 / np.arange(1, 5)), adam, rtol=1e-5
-        )
-
-
-def test_converges_where_adam_crawls():
-    """A quadratic tr(W^T A W B) / 2 of condition 1e4 in a rotated basis, rates decaying to 0."""
-    rng = np.random.default_rng(0)
-
-    def ill_conditioned(d):
-        q = np.linalg.qr(rng.normal(size=(d, d)))[0]
-        return jnp.asarray((q * np.logspace(0, -2, d)) @ q.T, jnp.float32)
-
-    a, b = ill_conditioned(6), ill_conditioned(8)
-    start = jnp.asarray(rng.normal(size=(6, 8)), jnp.float32)
-
-    def loss(w):
-        return 0.5 * jnp.sum(w * (a @ w @ b))
-
-    def final(tx, rate, steps=300):
-        def step(carry, t):
-            w, state = carry
-            u, state = tx.update(a @ w @ b, state)
-            return (w - rate * (1 - t / steps) * u, state), None
-
-        carry = (start, tx.init(start))
-        (w, _), _ = jax.lax.scan(step, carry, jnp.arange(steps, dtype=jnp.float32))
-        return loss(w) / loss(start)
-
-    rates = (0.03, 0.1, 0.3)
-    ours, adam = (
-        min(float(run_at(rate)) for rate in rates)
-        for run_at in (
-            jax.jit(lambda r: final(scale_by_kronecker_fisher(), r)),
-            jax.jit(lambda r: final(optax.scale_by_adam(b2=0.99), r)),
-        )
-    )
-    assert ours < 1e-2 * adam
-
-
-def test_rotating_the_gradients_rotates_the_updates():
-    rng = np.random.default_rng(3)
-    u, w = (np.linalg.qr(rng.normal(size=(d, d)))[0] for d in (5, 6))
-    grads = list(gradients((5, 6), 10, seed=4))
-    tx = scale_by_kronecker_fisher(refresh_every=3)
-    plain, _ = run(tx, [jnp.asarray(g, jnp.float32) for g in grads])
-    turned, _ = run(tx, [jnp.asarray(u @ g @ w.T, jnp.float32) for g in grads])
-    for p, q in zip(plain, turned, strict=True):
-        # As for the reference: rounding, through eigenvectors and small second moments.
-        np.testing.assert_allclose(u @ np.asarray(p) @ w.T, q, atol=1e-3 * np.abs(q).max())
-
-
-def test_a_constant_gradient_gives_its_polar_factor_and_no_rounding_noise():
-    """In its own basis G is diagonal: what is divided beside the diagonal is rounding."""
-    g = np.random.default_rng(5).normal(size=(24, 32))
-    left, _, right = np.linalg.svd(g, full_matrices=False)
-    updates, _ = run(scale_by_kronecker_fisher(), [jnp.asarray(g, jnp.float32)] * 12)
-    for u in updates:
-        cosine = np.sum(u * (left @ right)) / np.linalg.norm(u) / np.linalg.norm(left @ right)
-        assert cosine > 0.99
-
-
-def test_applying_the_metric_twice_is_the_update_without_momentum():
-    grads = [jnp.asarray(g, jnp.float32) for g in gradients((4, 5), 7, seed=6)]
-    for power in (0.5, 1.0):
-        tx = scale_by_kronecker_fisher(b1=0.0, refresh_every=3, power=power)
-        updates, state = run(tx, grads)
-        metric = jax.jit(tx.metric)
-        rows = metric(metric(grads[-1], state), state)
-        np.testing.assert_allclose(rows, updates[-1], rtol=1e-4, atol=1e-5)
-        np.testing.assert_array_equal(metric(grads[0], tx.init(grads[0])), grads[0])
-        abstract = jax.ShapeDtypeStruct(grads[0].shape, jnp.bfloat16)
-        assert jax.eval_shape(metric, abstract, state).dtype == jnp.float32
-
-
-def test_the_metric_whitens_a_stationary_gradient():
-    """At power 1 the rows have equal variances in the eigenbasis, where gradients have not."""
-    grads = np.stack(list(gradients((4, 6), 2400, seed=8))).astype(np.float32)
-    tx = scale_by_kronecker_fisher(power=1.0, damping=0.0, factor_decay=0.99)
-    state = tx.init(grads[0])
-    state, _ = jax.lax.scan(lambda s, g: (tx.update(g, s)[1], None), state, grads[:400])
-    rows = jax.vmap(tx.metric, in_axes=(0, None))(grads[400:], state)
-
-    def variances(x):
-        left, right = (np.asarray(q) for q in state.bases[0])
-        return np.mean((left.T @ np.asarray(x) @ right) ** 2, axis=0)
-
-    before, after = variances(grads[400:]), variances(rows)
-    # The second moment averages (1 + b2) / (1 - b2) = 199 squares: sd 0.1; 2000 rows: sd 0.03.
-    # Five standard deviations, and the weight 1/t of the mean.
-    assert before.max() / before.min() > 100
-    np.testing.assert_allclose(after / after.mean(), 1.0, atol=0.55)
-
+from tests.precondition.sequences import gradients, run
 
 LEAVES = {
     "empty": (0, 4),
@@ -225,11 +25,16 @@ LEAVES = {
 }
 
 
-@pytest.mark.parametrize(("dtype", "power"), [(jnp.bfloat16, 0.5), (jnp.float16, 1.0)])
-def test_degenerate_leaves_and_zero_gradients(dtype, power):
+@pytest.mark.parametrize(
+    ("dtype", "power", "centred"),
+    [(jnp.bfloat16, 0.5, False), (jnp.float16, 1.0, False), (jnp.bfloat16, 1.0, True)],
+)
+def test_degenerate_leaves_and_zero_gradients(dtype, power, centred):
     zeros = {k: jnp.zeros(s, dtype) for k, s in LEAVES.items()}
     ones = jax.tree.map(jnp.ones_like, zeros)
-    tx = scale_by_kronecker_fisher(max_dim=8, refresh_every=2, power=power, vector_factors=True)
+    tx = scale_by_kronecker_fisher(
+        max_dim=8, refresh_every=2, power=power, vector_factors=True, centred=centred
+    )
     updates, state = run(tx, [zeros, zeros, zeros, ones, zeros, zeros])
     for tree in updates[:3]:
         assert all(not np.any(u) for u in jax.tree.leaves(tree))

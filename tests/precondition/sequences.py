@@ -1,0 +1,26 @@
+"""Sequences of gradients, and what a transform makes of them."""
+
+import jax
+import numpy as np
+
+
+def gradients(shape, steps, seed):
+    """Gradients with an anisotropic covariance along every axis, in no special basis."""
+    rng = np.random.default_rng(seed)
+    mixers = [rng.normal(size=(d, d)) for d in shape]
+    for _ in range(steps):
+        g = rng.normal(size=shape)
+        for axis, mixer in enumerate(mixers):
+            g = np.moveaxis(np.tensordot(mixer, g, axes=(1, axis)), 0, axis)
+        yield g
+
+
+def run(transform, grads):
+    """All updates of a sequence of gradient trees, and the last state."""
+    state = transform.init(grads[0])
+    update = jax.jit(transform.update)
+    out = []
+    for g in grads:
+        u, state = update(g, state)
+        out.append(u)
+    return out, state
