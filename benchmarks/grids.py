@@ -8,6 +8,9 @@ from benchmarks.methods import Method
 from benchmarks.tasks.task import Task
 
 TUNING_SEEDS = (100, 101, 102)
+# The setting with the lowest level on the tuning seeds is lucky there. What it really ends
+# with, and hence the target, is measured on these.
+TARGET_SEEDS = (110, 111, 112, 113, 114)
 RACE_SEEDS = (0, 1, 2, 3, 4)
 
 
@@ -24,20 +27,21 @@ def num_trials(task: Task) -> int:
 def grid(task: Task, method: Method) -> list[dict[str, float]]:
     """The trials of a method's trajectory, `num_trials` of them."""
     bowl, count = task.name.startswith("quadratic_bowl"), num_trials(task)
-    few = _geometric(0.03, 3.0, 6) if bowl else _geometric(2.8e-3, 2.0, 3)
     if method.trajectory.endswith("two_step"):
         # (fraction of T at which the rate is cut, what it is multiplied by)
         switches = ((0.1, 0.1), (0.25, 0.1)) if bowl else ((0.25, 0.2), (0.5, 0.1))
+        few = _geometric(0.03, 3.0, 6) if bowl else _geometric(2.8e-3, 2.0, 3)
         trials = [
             {"learning_rate": rate, "switch_fraction": fraction, "cut": cut}
             for rate, (fraction, cut) in itertools.product(few, switches)
         ]
     elif method.trajectory.endswith("1_over_t"):
+        few = _geometric(0.3, 3.0, 6)  # its rate falls fast, so it may begin far higher
         trials = [
             {"learning_rate": rate, "t0": t0} for rate, t0 in itertools.product(few, (50.0, 200.0))
         ]
     else:
-        rates = _geometric(0.0125, 1.8, count) if bowl else _geometric(2e-3, 1.6, count)
+        rates = _geometric(0.004, 2.0, count) if bowl else _geometric(2e-3, 1.6, count)
         trials = [{"learning_rate": rate} for rate in rates]
     if len(trials) != count:
         raise ValueError(f"{method.name} has {len(trials)} trials; every method gets {count}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks import evidence
 from benchmarks.methods import Method
@@ -39,41 +39,53 @@ class Level:
 
 _CONSTANT = {"raw": "constant", "averaged": "constant"}
 _CLAIM = {"raw": "natural_gradient", "averaged": "natural_gradient_averaged"}
+TARGETS = ("constant", "cosine", "natural_gradient")  # whose ends are targets
 CLAIM_ROWS = ("natural_gradient", "fgo", "natural_gradient_averaged", "fgo_averaged")
 
 # Trials of a trajectory: for each setting of its grid, one run per tuning seed.
 Trials = Sequence[Sequence[Curves]]
 
 
-def make_levels(task: Task, trials: Mapping[str, Trials]) -> list[Level]:
-    """Targets from the tuning runs of `constant` and, where they were made, of
-    `cosine` and `natural_gradient`."""
+def make_levels(
+    task: Task,
+    trials: Mapping[str, Trials],
+    repeat: Callable[[str, int], Sequence[Curves]],
+) -> list[Level]:
+    """Targets: what the best setting of a trajectory ends with, on seeds that did not choose it.
+
+    Args:
+      trials: the tuning runs of `constant` and, where they were made, of `cosine` and
+        `natural_gradient`.
+      repeat: `(trajectory, index of the setting) -> runs` on the target seeds.
+    """
     levels = []
 
     def add(name, title, target, references, rows=None):
         levels.append(Level(name, title, target, references, rows))
 
+    def reached(trajectory, level):
+        medians = [evidence.middle([level(c) for c in runs]) for runs in trials[trajectory]]
+        best = medians.index(min(medians))
+        return evidence.middle([level(c) for c in repeat(trajectory, best)])
+
+    def last_eighth(curves):
+        return evidence.final_level(curves.raw)
+
     if task.target is not None:
         add("fixed", f"{task.metric} {task.target:g}", task.target, _CONSTANT)
     else:
-        target = _lowest(trials["constant"], lambda c: evidence.final_level(c.raw))
+        target = reached("constant", last_eighth)
         add("constant", "what the tuned constant rate ends with", target, _CONSTANT)
         if "cosine" in trials:
-            target = _lowest(trials["cosine"], lambda c: evidence.end_value(c.raw, task.smoothing))
+            target = reached("cosine", lambda c: evidence.end_value(c.raw, task.smoothing))
             add("cosine", "what cosine tuned for exactly T ends with", target, _CONSTANT)
     if "natural_gradient" in trials:
         target = task.target
         if target is None:
-            runs = trials["natural_gradient"]
-            target = _lowest(runs, lambda c: evidence.final_level(c.raw))
+            target = reached("natural_gradient", last_eighth)
         title = "the claim's rows: what the refinement alone, at a constant rate, ends with"
         add("claim", title, target, _CLAIM, CLAIM_ROWS)
     return levels
-
-
-def _lowest(trials: Trials, level) -> float:
-    """The lowest, over settings, of the median over seeds."""
-    return min(evidence.middle([level(curves) for curves in runs]) for runs in trials)
 
 
 def hit_of(task: Task, method: Method, curves: Curves, target: float) -> float:

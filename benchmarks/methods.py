@@ -111,6 +111,11 @@ def _one_over_t_schedule(task, hp):
     return schedules.power(hp["learning_rate"], task.warmup_steps, hp["t0"], 1.0)
 
 
+def _one_over_sqrt_t_schedule(task, hp):
+    """rate * sqrt(W / t) from the end of the warm-up, W steps long, on."""
+    return schedules.power(hp["learning_rate"], task.warmup_steps, task.warmup_steps, 0.5)
+
+
 def _fgo(task, hp):
     import fgo_jax as fgo
 
@@ -141,6 +146,11 @@ METHODS: dict[str, Method] = {
         Method("cosine", _cosine, note=_KNOWS_T),
         Method("sgd_momentum", _sgd_momentum, only="quadratic_bowl"),
         *_pair("natural_gradient", build=_natural(_constant_schedule), uses_fgo=True),
+        *_pair(
+            "natural_gradient_1_over_sqrt_t",
+            build=_natural(_one_over_sqrt_t_schedule),
+            uses_fgo=True,
+        ),
         Method(
             "natural_gradient_1_over_t",
             _natural(_one_over_t_schedule),

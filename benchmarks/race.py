@@ -178,6 +178,7 @@ def results(race: Race) -> dict[str, Any]:
             "smoothing": race.task.smoothing,
             "hold": race.task.hold,
             "tuning_seeds": list(grids.TUNING_SEEDS),
+            "target_seeds": list(grids.TARGET_SEEDS),
             "ratio": RATIO,
             "levels": {
                 level.name: {

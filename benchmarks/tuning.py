@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import evidence, grids
-from benchmarks.levels import Level, final_of, hit_of, level_from, make_levels
+from benchmarks.levels import TARGETS, Level, final_of, hit_of, level_from, make_levels
 from benchmarks.methods import METHODS, Method
 from benchmarks.runner import code_fingerprint, environment, plain, run, source_of, write_json
 from benchmarks.tasks.task import Task
@@ -17,9 +17,10 @@ from benchmarks.tasks.task import Task
 RESULTS = Path(__file__).parent / "results" / "tuned"
 
 RULE = (
-    "Target: over the constant rate's settings, the lowest mean of the last eighth of a run "
-    "(median over tuning seeds). Chosen for a level: fewest median steps to it over tuning "
-    "seeds, ties by the final value. The reference of the ratios is chosen by the same rule."
+    "Target: the constant rate's setting with the lowest mean over the last eighth of a run "
+    "(median over tuning seeds) is run again on the target seeds; the target is its median "
+    "there. Chosen for a level: fewest median steps to it over tuning seeds, ties by the "
+    "final value. The reference of the ratios is chosen by the same rule."
 )
 
 
@@ -33,7 +34,10 @@ def trajectories(methods: Sequence[Method]) -> dict[str, Method]:
 
 
 def num_runs(task: Task, methods: Sequence[Method]) -> int:
-    return len(trajectories(methods)) * grids.num_trials(task) * len(grids.TUNING_SEEDS)
+    trials = len(trajectories(methods)) * grids.num_trials(task) * len(grids.TUNING_SEEDS)
+    if task.target is not None:
+        return trials
+    return trials + sum(m.name in TARGETS for m in methods) * len(grids.TARGET_SEEDS)
 
 
 def tune(
@@ -51,17 +55,25 @@ def tune(
     """
     methods = [method for method in methods if method.enters(task)]
     runs = {}
-    for name, method in trajectories(methods).items():
+    contestants = trajectories(methods)
+
+    def on(seeds, method, setting):
+        return [
+            run(task, method, setting, seed, directory=directory, progress=progress)
+            for seed in seeds
+        ]
+
+    def repeat(name, index):
+        announce(f"target of {name}")
+        method = contestants[name]
+        return on(grids.TARGET_SEEDS, method, grids.grid(task, method)[index])
+
+    for name, method in contestants.items():
         runs[name] = []
         for number, setting in enumerate(grids.grid(task, method), 1):
             announce(f"tuning {name} {number}/{grids.num_trials(task)}")
-            runs[name].append(
-                [
-                    run(task, method, setting, seed, directory=directory, progress=progress)
-                    for seed in grids.TUNING_SEEDS
-                ]
-            )
-    levels, kept = _with_committed(task, make_levels(task, runs))
+            runs[name].append(on(grids.TUNING_SEEDS, method, setting))
+    levels, kept = _with_committed(task, make_levels(task, runs, repeat))
     entries = kept | {
         method.name: _choose(task, method, runs[method.trajectory], levels) for method in methods
     }
@@ -71,6 +83,7 @@ def tune(
             "num_steps": task.num_steps,
             "rule": RULE,
             "seeds": list(grids.TUNING_SEEDS),
+            "target_seeds": list(grids.TARGET_SEEDS),
             "levels": {level.name: dataclasses.asdict(level) for level in levels},
             "methods": {name: entries[name] for name in METHODS if name in entries},
             "environment": environment(),

@@ -29,7 +29,8 @@ def test_every_method_has_the_same_number_of_trials():
 
 
 def test_the_race_is_not_run_on_the_tuning_seeds():
-    assert not set(grids.TUNING_SEEDS) & set(grids.RACE_SEEDS)
+    seeds = [*grids.TUNING_SEEDS, *grids.TARGET_SEEDS, *grids.RACE_SEEDS]
+    assert len(set(seeds)) == len(seeds)
 
 
 def test_a_run_is_the_plain_training_loop():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.tasks import TASKS, get_task
-from benchmarks.tasks.digits_vit import SPLITS, _shift
+from benchmarks.tasks.digits_vit import CANVAS, PLACES, SPLITS, _place
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -63,20 +63,32 @@ def test_bowls_of_different_seeds_differ():
     assert not np.allclose(one["optimum"], two["optimum"])
 
 
+def _digits(images):
+    """Each image without its empty margin, which says nothing of the digit."""
+    found = set()
+    for image in np.asarray(images):
+        rows, columns = np.nonzero(image)
+        found.add(image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].tobytes())
+    return found
+
+
 def test_the_digits_splits_share_no_image():
     data = get_task("digits_vit").data(0)
-    images = {name: {img.tobytes() for img in np.asarray(data[name]["image"])} for name in SPLITS}
-    assert {name: len(data[name]["label"]) for name in SPLITS} == SPLITS
+    sizes = {name: len(data[name]["label"]) for name in SPLITS}
+    copies = {"train": 1, "validation": PLACES, "test": PLACES}
+    assert sizes == {name: SPLITS[name] * copies[name] for name in SPLITS}
+    digits = {name: _digits(data[name]["image"]) for name in SPLITS}
+    assert len(digits["validation"]) <= SPLITS["validation"]
     # Two digits may be drawn alike by chance; a leak would be far more.
-    assert len(images["train"] & images["test"]) <= 1
-    assert len(images["train"] & images["validation"]) <= 1
+    assert len(digits["train"] & digits["test"]) <= 1
+    assert len(digits["train"] & digits["validation"]) <= 1
 
 
-def test_a_shift_moves_pixels_and_fills_with_zeros():
+def test_an_image_is_placed_whole_on_an_empty_canvas():
     image = np.arange(1.0, 65.0, dtype=np.float32).reshape(1, 8, 8)
-    for vertical in (0, 1, 2):
-        for horizontal in (0, 1, 2):
-            moved = np.asarray(_shift(image, np.asarray([[vertical, horizontal]])))[0]
-            padded = np.pad(image[0], 1)
-            begin, left = vertical, 2 - horizontal
-            np.testing.assert_array_equal(moved, padded[begin : begin + 8, left : left + 8])
+    for row in range(5):
+        for column in range(5):
+            placed = np.asarray(_place(image, np.asarray([[row, column]])))[0]
+            expected = np.zeros((CANVAS, CANVAS), np.float32)
+            expected[row : row + 8, column : column + 8] = image[0]
+            np.testing.assert_array_equal(placed, expected)
