@@ -32,6 +32,14 @@ def _softmax_hessian(outputs: jax.Array, tangent: jax.Array) -> jax.Array:
     return p * (tangent - jnp.sum(p * tangent, axis=-1, keepdims=True))
 
 
+def _softmax_draw(key: jax.Array, z: jax.Array) -> jax.Array:
+    # One random number against the distribution function: a Gumbel per class would take
+    # several arrays of random bits, each of the size of the outputs.
+    cumulative = jnp.cumsum(jax.nn.softmax(z))
+    level = jax.random.uniform(key, dtype=jnp.float32) * cumulative[-1]
+    return jnp.minimum(jnp.sum(cumulative <= level, dtype=jnp.int32), z.shape[-1] - 1)
+
+
 def _softmax_value(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     if labels.ndim == outputs.ndim:
         return optax.softmax_cross_entropy(outputs, labels)
@@ -46,7 +54,7 @@ def _sigmoid_hessian(outputs: jax.Array, tangent: jax.Array) -> jax.Array:
 _LIKELIHOODS = {
     "softmax_cross_entropy": _Likelihood(
         hessian=_softmax_hessian,
-        draw=jax.random.categorical,
+        draw=_softmax_draw,
         value=_softmax_value,
         limit=1.0,
     ),

@@ -30,8 +30,8 @@ def sampled_fisher(
     draws its mean is the Fisher, that is :func:`ggn`, whose rank it does not have: with n
     rows its rank is at most n. The labels are classes of a softmax, yes or no for every
     sigmoid, and outputs plus unit Gaussian noise for the squared error. A product costs
-    what one of :func:`ggn` does and has its memory; the draw takes random bits of the size
-    of the outputs. Take :func:`ggn` where the mean is what is wanted: it is exact.
+    what one of :func:`ggn` does. Take :func:`ggn` where the mean is what is wanted: it is
+    exact.
 
     The key is an argument of the operator, so that the caller decides what is fresh:
     ``operator(params, batch, key=key)``. All products of one matvec share the labels, as a
