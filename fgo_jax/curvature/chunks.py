@@ -67,7 +67,7 @@ def mean_over_chunks(
         build(p, batch, Part())
 
     jax.eval_shape(run_checks, params)
-    indices = jnp.arange(count)
+    indices = jnp.arange(count, dtype=jnp.int32)
     shares = jnp.full([count], 1.0 / count, jnp.float32)
     if weights is not None:
 

@@ -38,8 +38,9 @@ def ggn(
     do not average to the whole.
 
     The model is linearised once per call of the operator, and its linear map transposed;
-    every product then costs one forward and one backward linear pass. H is applied by its
-    formula: beside the outputs and one tangent of them, nothing of their size is kept.
+    every product then costs one forward and one backward linear pass. For a named loss H
+    is applied by its formula: beside the outputs and one tangent of them, nothing of their
+    size is kept, as in a gradient.
     There is no state and no randomness; a dropout key belongs in ``predict_fn``.
 
     Args:
@@ -54,7 +55,7 @@ def ggn(
         are True: the product is zero on the others, and the vector's part there unread.
       chunk_size: examples per chunk, for memory; None for the whole batch at once. It must
         divide the size of axis 0, which all arrays of the batch share. Each product then
-        repeats the model's forward pass, about half its cost again.
+        repeats the model's forward pass, about a quarter of its cost again.
 
     Returns:
       ``operator(params, batch) -> matvec``, where ``matvec`` takes a pytree shaped like

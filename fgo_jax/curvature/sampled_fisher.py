@@ -36,8 +36,8 @@ def sampled_fisher(
     The key is an argument of the operator, so that the caller decides what is fresh:
     ``operator(params, batch, key=key)``. All products of one matvec share the labels, as a
     Krylov process needs. For a fixed draw, bind it: ``functools.partial(operator, key=key)``
-    is an ``(params, batch) -> matvec`` like any other. A row's label depends on the key and
-    on its number in the batch only, and not on chunks or devices.
+    is an ``(params, batch) -> matvec`` like any other. The random number of a row depends
+    on the key and on the row's place in the batch, and not on chunks or devices.
 
     Args:
       predict_fn: ``(params, batch) -> outputs`` [..., C], rows in the order of the examples.

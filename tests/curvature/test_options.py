@@ -180,3 +180,23 @@ def test_a_softmax_over_one_class_is_refused():
 def test_the_empirical_fisher_needs_one_loss_per_example(loss):
     with pytest.raises(ValueError, match=r"needs one loss per example.*before their mean"):
         curvature.empirical_fisher(loss)(PARAMS, BATCH)
+
+
+@pytest.mark.parametrize("kind", ["ggn", "sampled_fisher", "empirical_fisher", "hessian"])
+def test_products_are_float32_under_strict_promotion_and_x64(kind):
+    def model(params, batch):
+        return batch["x"] @ params["w"] + params["b"][None]
+
+    read = kind in ("empirical_fisher", "hessian")
+    function = curvature.example_losses(model) if read else model
+    operator = getattr(curvature, kind)(function, weights="kept", mask=True, chunk_size=3)
+    key = {"key": jax.random.key(0)} if kind == "sampled_fisher" else {}
+
+    @jax.jit
+    def product(params, batch):
+        return operator(params, batch, **key)(params)
+
+    strict = jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise")
+    with jax.enable_x64(True), strict[0], strict[1]:
+        leaves = jax.tree.leaves(product(PARAMS, BATCH))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
