@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import optax
-
 from fgo_jax.curvature import losses
-
-Matvec = Callable[[Any], Any]
+from fgo_jax.curvature.chunks import Matvec, Part, check_options, mean_over_chunks
+from fgo_jax.curvature.selection import Mask, linearise
+from fgo_jax.curvature.weights import Select
 
 
 def ggn(
     predict_fn: Callable[[Any, Any], Any],
     loss: losses.Loss = "softmax_cross_entropy",
+    *,
+    weights: Select | None = None,
+    mask: Mask | None = None,
+    chunk_size: int | None = None,
 ) -> Callable[[Any, Any], Matvec]:
     r"""Products with the generalised Gauss-Newton matrix of a loss over a batch.
 
@@ -31,16 +32,30 @@ def ggn(
     - ``"sigmoid_cross_entropy"``: outputs [..., C] are logits of C yes/no labels;
     - ``"squared_error"``: :math:`\frac12 \|f - y\|^2`;
 
-    each summed over the last axis and averaged over all leading ones.
+    each summed over the last axis and averaged over all leading ones. With weights w the
+    mean is :math:`\sum_i w_i \ell_i / \sum_i w_i`, so a 0/1 mask of padding gives the mean
+    over what it keeps. That is a ratio: two parts of a batch whose weights differ in sum
+    do not average to the whole.
 
     The model is linearised once per call of the operator, and its linear map transposed;
-    every product then costs one forward and one backward linear pass. There is no state
-    and no randomness; a dropout key belongs in ``predict_fn``.
+    every product then costs one forward and one backward linear pass. For a named loss H
+    is applied by its formula: beside the outputs and one tangent of them, nothing of their
+    size is kept, as in a gradient.
+    There is no state and no randomness; a dropout key belongs in ``predict_fn``.
 
     Args:
       predict_fn: ``(params, batch) -> outputs``; picks its inputs out of the batch.
-      loss: a name from above, or ``(outputs, batch) -> scalar``, twice differentiable and
-        convex in the outputs, called with float32 outputs (then a pytree of any shape).
+      loss: a name from above, or ``(outputs, batch) -> losses``, twice differentiable and
+        convex in the outputs, called with float32 outputs (then a pytree of any shape);
+        it returns one loss per example, or their mean.
+      weights: where the batch holds one weight >= 0 per loss, an array [...] shaped like
+        the outputs without their last axis: a key or an index, or ``batch -> weights``.
+      mask: as in ``optax.masked``, a pytree of bools shaped like the parameters or a prefix
+        of it, or a function from the parameters to one. F is restricted to the leaves that
+        are True: the product is zero on the others, and the vector's part there unread.
+      chunk_size: examples per chunk, for memory; None for the whole batch at once. It must
+        divide the size of axis 0, which all arrays of the batch share. Each product then
+        repeats the model's forward pass, about a quarter of its cost again.
 
     Returns:
       ``operator(params, batch) -> matvec``, where ``matvec`` takes a pytree shaped like
@@ -49,8 +64,9 @@ def ggn(
       own precision: the vector is cast on entry and the product on exit.
 
     Raises:
-      ValueError: for an unknown name of a loss (here), or outputs that a named loss cannot
-        take (when the operator is called).
+      ValueError: for an unknown name of a loss or a wrong option (here); when the operator
+        is called, for outputs that a named loss cannot take, weights of another shape, a
+        chunk size that does not divide the batch, or a mask that chooses nothing.
       TypeError: from JAX, where ``predict_fn`` holds a ``jax.custom_vjp``, which has no
         forward mode; give it a ``jax.custom_jvp`` for the probe.
 
@@ -67,18 +83,15 @@ def ggn(
     natural gradient method", section 9.
     """
     losses.check_loss(loss)
+    check_options(weights, chunk_size)
+
+    def build(params: Any, batch: Any, part: Part) -> Matvec:
+        del part
+        model = linearise(lambda p: predict_fn(p, batch), params, mask)
+        hessian = losses.output_hessian(loss, model.outputs, batch, weights)
+        return lambda vector: model.pull(hessian(model.push(vector)))
 
     def operator(params: Any, batch: Any) -> Matvec:
-        outputs, push = jax.linearize(lambda p: predict_fn(p, batch), params)
-        pull = jax.linear_transpose(push, params)
-        hessian = losses.output_hessian(loss, outputs, batch)
-
-        def matvec(vector: Any) -> Any:
-            tangent = push(optax.tree.cast_like(vector, params))
-            cotangent = hessian(optax.tree.cast(tangent, jnp.float32))
-            (product,) = pull(optax.tree.cast_like(cotangent, outputs))
-            return optax.tree.cast(product, jnp.float32)
-
-        return matvec
+        return mean_over_chunks(build, params, batch, weights, chunk_size)
 
     return operator

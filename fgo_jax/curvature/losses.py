@@ -1,66 +1,232 @@
-"""Hessians of losses with respect to the model's outputs."""
+"""The named losses: their Hessians in the outputs, their labels, their values per example."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax import core
+
+from fgo_jax.curvature.weights import Select, check_select, mean_and_weights, pick
 
 Loss = str | Callable[[Any, Any], jax.Array]
 Product = Callable[[Any], Any]
 
 
-def _softmax(outputs: jax.Array) -> Product:
+class _Likelihood(NamedTuple):
+    """A loss that is -log p(y | z), up to a constant; float32 outputs z of shape [..., C]."""
+
+    hessian: Callable[[jax.Array, jax.Array], jax.Array]  # outputs, tangent -> H tangent
+    draw: Callable[[jax.Array, jax.Array], jax.Array]  # key, z [C] -> one label of the model
+    value: Callable[[jax.Array, jax.Array], jax.Array]  # outputs, labels -> losses [...]
+    limit: float | None  # dense labels lie in [0, limit]; None where any number will do
+
+
+def _softmax_hessian(outputs: jax.Array, tangent: jax.Array) -> jax.Array:
     p = jax.nn.softmax(outputs)
-    return lambda tangent: p * (tangent - jnp.sum(p * tangent, axis=-1, keepdims=True))
+    return p * (tangent - jnp.sum(p * tangent, axis=-1, keepdims=True))
 
 
-def _sigmoid(outputs: jax.Array) -> Product:
+def _softmax_draw(key: jax.Array, z: jax.Array) -> jax.Array:
+    # One random number against the distribution function: a Gumbel per class would take
+    # several arrays of random bits, each of the size of the outputs.
+    cumulative = jnp.cumsum(jax.nn.softmax(z))
+    level = jax.random.uniform(key, dtype=jnp.float32) * cumulative[-1]
+    return jnp.minimum(jnp.sum(cumulative <= level, dtype=jnp.int32), z.shape[-1] - 1)
+
+
+def _softmax_value(outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    if labels.ndim == outputs.ndim:
+        return optax.softmax_cross_entropy(outputs, labels)
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, labels)
+
+
+def _sigmoid_hessian(outputs: jax.Array, tangent: jax.Array) -> jax.Array:
     # sigmoid(-x) and not 1 - sigmoid(x), which is zero from x = 17 on.
-    variance = jax.nn.sigmoid(outputs) * jax.nn.sigmoid(-outputs)
-    return lambda tangent: variance * tangent
+    return jax.nn.sigmoid(outputs) * jax.nn.sigmoid(-outputs) * tangent
 
 
-def _squared(outputs: jax.Array) -> Product:
-    del outputs
-    return lambda tangent: tangent
-
-
-_PER_EXAMPLE = {
-    "softmax_cross_entropy": _softmax,
-    "sigmoid_cross_entropy": _sigmoid,
-    "squared_error": _squared,
+_LIKELIHOODS = {
+    "softmax_cross_entropy": _Likelihood(
+        hessian=_softmax_hessian,
+        draw=_softmax_draw,
+        value=_softmax_value,
+        limit=1.0,
+    ),
+    "sigmoid_cross_entropy": _Likelihood(
+        hessian=_sigmoid_hessian,
+        draw=lambda key, z: jax.random.bernoulli(key, jax.nn.sigmoid(z)).astype(jnp.float32),
+        value=lambda z, y: jnp.sum(optax.sigmoid_binary_cross_entropy(z, y), axis=-1),
+        limit=1.0,
+    ),
+    "squared_error": _Likelihood(
+        hessian=lambda outputs, tangent: tangent,
+        draw=lambda key, z: z + jax.random.normal(key, z.shape, jnp.float32),
+        value=lambda z, y: 0.5 * jnp.sum(jnp.square(z - y), axis=-1),
+        limit=None,
+    ),
 }
 
 
 def check_loss(loss: Loss) -> None:
-    if not callable(loss) and loss not in _PER_EXAMPLE:
+    if not callable(loss) and loss not in _LIKELIHOODS:
         raise ValueError(
-            f"loss must be one of {', '.join(_PER_EXAMPLE)}, or a function "
-            f"(outputs, batch) -> scalar; got {loss!r}."
+            f"loss must be one of {', '.join(_LIKELIHOODS)}, or a function "
+            f"(outputs, batch) -> losses; got {loss!r}."
         )
 
 
-def output_hessian(loss: Loss, outputs: Any, batch: Any) -> Product:
-    """The map from a tangent of the outputs to the loss's Hessian times it, in float32.
-
-    A named loss needs no labels: its Hessian does not depend on them.
-    """
-    check_loss(loss)
-    outputs = optax.tree.cast(outputs, jnp.float32)
+def check_likelihood(loss: Any, reader: str, instead: str) -> None:
+    """Raises where labels are needed, and the loss is none that knows what they are."""
     if callable(loss):
-        _, product = jax.linearize(jax.grad(lambda z: loss(z, batch)), outputs)
-        return product
+        raise ValueError(
+            f"{reader} needs a loss with a known distribution of labels, one of "
+            f"{', '.join(_LIKELIHOODS)}, and not a function: {instead}"
+        )
+    check_loss(loss)
+
+
+def named_outputs(loss: str, outputs: Any) -> jax.Array:
+    """The outputs in float32, once they are known to fit a named loss."""
     if not isinstance(outputs, jax.Array) or outputs.ndim < 2:
         shapes = jax.tree.map(jnp.shape, outputs)
         raise ValueError(
             f"{loss} takes outputs of shape [..., C] with a leading axis of examples, got "
             f"{shapes}: return one array with a last axis (f[..., None] for a scalar per "
-            "example), or pass the loss as a function (outputs, batch) -> scalar."
+            "example), or pass the loss as a function of the outputs."
         )
-    rows = outputs.size // max(outputs.shape[-1], 1)
-    product = _PER_EXAMPLE[loss](outputs)
-    return lambda tangent: product(tangent) / rows
+    if loss == "softmax_cross_entropy" and outputs.shape[-1] < 2:
+        raise ValueError(
+            f"softmax_cross_entropy over {outputs.shape[-1]} class is constant, got outputs of "
+            f"shape {outputs.shape}: put the classes on the last axis, or use "
+            "sigmoid_cross_entropy for one yes/no label."
+        )
+    return outputs.astype(jnp.float32)
+
+
+def output_hessian(loss: Loss, outputs: Any, batch: Any, weights: Select | None = None) -> Product:
+    """The map from a tangent of the outputs to the mean loss's Hessian times it, in float32.
+
+    A named loss needs no labels: its Hessian does not depend on them.
+    """
+    if callable(loss):
+        outputs = optax.tree.cast(outputs, jnp.float32)
+        mean = lambda z: mean_and_weights(loss(z, batch), weights, batch)[0]  # noqa: E731
+        return jax.linearize(jax.grad(mean), outputs)[1]
+    share = _shares(named_outputs(loss, outputs), weights, batch)
+    product = _LIKELIHOODS[loss].hessian
+    # The outputs are held as the model made them and widened in every product: what a
+    # product keeps of a large vocabulary is then no copy of them.
+    return lambda tangent: share * product(outputs.astype(jnp.float32), tangent)
+
+
+def drawn_outer_product(
+    loss: str, outputs: Any, labels: jax.Array, batch: Any, weights: Select | None = None
+) -> Product:
+    """As `output_hessian`, with r r^T per row for the Hessian; r is the gradient at the labels."""
+    outputs = named_outputs(loss, outputs)
+    share = _shares(outputs, weights, batch)
+    value = _LIKELIHOODS[loss].value
+    residual = jax.grad(lambda z: jnp.sum(value(z, labels)))(outputs)
+    return lambda t: share * residual * jnp.sum(residual * t, axis=-1, keepdims=True)
+
+
+def draw_labels(loss: str, outputs: Any, key: jax.Array, rows: Callable[[int], Any]) -> jax.Array:
+    """One label of the model per row of the outputs; `rows(n)` numbers the n rows at hand.
+
+    A row's label is a function of the key and the row's number alone, so it does not
+    change with the chunk or the device that the row is computed in.
+    """
+    outputs = named_outputs(loss, outputs)
+    leading = outputs.shape[:-1]
+    numbers = jnp.reshape(rows(int(np.prod(leading))), leading)
+
+    def draw(number: jax.Array, z: jax.Array) -> jax.Array:
+        return _LIKELIHOODS[loss].draw(jax.random.fold_in(key, number), z)
+
+    # One vmap per axis: flattening the leading axes could gather a sharded one.
+    return functools.reduce(lambda f, _: jax.vmap(f), leading, draw)(numbers, outputs)
+
+
+def _shares(outputs: jax.Array, weights: Select | None, batch: Any) -> jax.Array:
+    """Each row's weight in the mean, [..., 1]."""
+    rows = jnp.zeros(outputs.shape[:-1], jnp.float32)
+    return mean_and_weights(rows, weights, batch)[1][..., None]
+
+
+def example_losses(
+    predict_fn: Callable[[Any, Any], jax.Array],
+    loss: str = "softmax_cross_entropy",
+    labels: Select = "label",
+) -> Callable[[Any, Any], jax.Array]:
+    r"""The losses of the examples one by one, from a model and a named loss.
+
+    .. math:: \ell_i = -\log p(y_i \mid f_i(\theta))
+
+    (up to a constant of the squared error), summed over the last axis of the outputs.
+    It is what :func:`empirical_fisher` and :func:`hessian` take. Labels are:
+
+    - ``"softmax_cross_entropy"``: integers [...] in [0, C), or probabilities [..., C];
+    - ``"sigmoid_cross_entropy"``: numbers [..., C] in [0, 1];
+    - ``"squared_error"``: numbers [..., C].
+
+    Args:
+      predict_fn: ``(params, batch) -> outputs`` of shape [..., C].
+      loss: a name from above.
+      labels: where the batch holds them: a key or an index, or ``batch -> labels``.
+
+    Returns:
+      ``example_loss_fn(params, batch) -> losses`` [...], float32.
+
+    Raises:
+      ValueError: for an unknown name (here); when called, for outputs or labels whose
+        shapes do not fit, and for concrete labels out of their range. Labels traced by a
+        ``jit`` are not checked.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> fn = example_losses(lambda params, batch: batch["x"] * params, "squared_error", "y")
+      >>> fn(jnp.array([2.0]), {"x": jnp.ones((3, 1)), "y": jnp.zeros((3, 1))}).tolist()
+      [2.0, 2.0, 2.0]
+    """
+    check_likelihood(loss, "example_losses", "write (params, batch) -> losses directly.")
+    check_select("labels", labels)
+
+    def example_loss_fn(params: Any, batch: Any) -> jax.Array:
+        outputs = named_outputs(loss, predict_fn(params, batch))
+        found = pick("labels", labels, batch)
+        _check_labels(loss, outputs.shape, found)
+        return _LIKELIHOODS[loss].value(outputs, jnp.asarray(found))
+
+    return example_loss_fn
+
+
+def _check_labels(loss: str, outputs: tuple[int, ...], labels: Any) -> None:
+    shape, dtype = jnp.shape(labels), jnp.result_type(labels)
+    integers = loss == "softmax_cross_entropy" and shape == outputs[:-1]
+    if not (shape == outputs or (integers and jnp.issubdtype(dtype, jnp.integer))):
+        form = (
+            f"{outputs}"
+            if loss != "softmax_cross_entropy"
+            else (f"{outputs[:-1]} (integers) or {outputs} (probabilities)")
+        )
+        raise ValueError(
+            f"{loss} of outputs {outputs} takes labels of shape {form}, got {dtype} of shape "
+            f"{shape}: reshape or cast the labels."
+        )
+    limit = outputs[-1] - 1 if integers else _LIKELIHOODS[loss].limit
+    # numpy, since inside a trace even a concrete array's jnp.min() is traced.
+    concrete = not isinstance(labels, core.Tracer) and getattr(labels, "is_fully_addressable", True)
+    if limit is None or not concrete or not np.size(labels):
+        return
+    low, high = np.min(np.asarray(labels)), np.max(np.asarray(labels))
+    if not (low >= 0 and high <= limit):
+        raise ValueError(
+            f"{loss} takes labels from 0 to {limit:g}, got {low} to {high}: for examples to be "
+            "left out, put any valid label and a weight of zero."
+        )

@@ -1,0 +1,83 @@
+"""The empirical Fisher: the uncentred second moment of the gradients of single examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fgo_jax.curvature.chunks import Matvec, Part, check_options, mean_over_chunks
+from fgo_jax.curvature.selection import Mask, linearise
+from fgo_jax.curvature.weights import Select, mean_and_weights
+
+
+def empirical_fisher(
+    example_loss_fn: Callable[[Any, Any], jax.Array],
+    *,
+    weights: Select | None = None,
+    mask: Mask | None = None,
+    chunk_size: int | None = None,
+) -> Callable[[Any, Any], Matvec]:
+    r"""Products with the mean outer product of per-example gradients at the batch's labels.
+
+    .. math:: F v = \frac1n \sum_i g_i (g_i^T v) = \frac1n J^T (J v), \qquad
+              J_{ij} = \partial \ell_i / \partial \theta_j
+
+    or :math:`J^T \mathrm{diag}(w) J v / \sum_i w_i` with weights. J is the Jacobian of
+    the vector of losses, and only its products are taken: one forward and one backward
+    linear pass each, and never a gradient per example. For the same reason the function
+    takes the whole batch rather than one example under a ``vmap``: layers are free to
+    work on batches, and a function that is ``vmap`` already serves as it is.
+
+    Every entry of the losses is an example of its own. Losses [batch, time] make every
+    position one; sum over time where a sequence is the example. Where the loss of one
+    entry depends on other examples (batch normalisation), so does its gradient.
+
+    It is no Fisher: the labels are the data's, and near a good fit it falls with the
+    residuals while :func:`ggn` does not.
+
+    Args:
+      example_loss_fn: ``(params, batch) -> losses`` [...], at least one axis, as
+        :func:`example_losses` makes it from a model and labels.
+      weights: where the batch holds one weight >= 0 per loss: a key or an index, or
+        ``batch -> weights`` [...].
+      mask, chunk_size: as in :func:`ggn`.
+
+    Returns:
+      ``operator(params, batch) -> matvec`` with products as those of :func:`ggn`, in the
+      unit of the loss squared over parameters squared.
+
+    Raises:
+      ValueError: when the operator is called, for a scalar loss, and as :func:`ggn` for the
+        options.
+      TypeError: from JAX, where the function holds a ``jax.custom_vjp``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> operator = empirical_fisher(lambda params, batch: batch @ params)
+      >>> matvec = operator(jnp.zeros(2), jnp.array([[1.0, 0.0], [0.0, 3.0]]))
+      >>> matvec(jnp.ones(2)).tolist()
+      [0.5, 4.5]
+
+    Source: Kunstner et al. (2019), equation 3; Martens (2020), section 11.
+    """
+    check_options(weights, chunk_size)
+
+    def build(params: Any, batch: Any, part: Part) -> Matvec:
+        del part
+        model = linearise(lambda p: example_loss_fn(p, batch), params, mask)
+        if not isinstance(model.outputs, jax.Array) or not jnp.ndim(model.outputs):
+            shapes = jax.tree.map(jnp.shape, model.outputs)
+            raise ValueError(
+                f"empirical_fisher needs one loss per example, an array [n], got {shapes}: "
+                "return the losses before their mean."
+            )
+        shares = mean_and_weights(model.outputs, weights, batch)[1]
+        return lambda vector: model.pull(shares * model.push(vector))
+
+    def operator(params: Any, batch: Any) -> Matvec:
+        return mean_over_chunks(build, params, batch, weights, chunk_size)
+
+    return operator

@@ -1,0 +1,69 @@
+"""The Hessian of the loss, which unlike the Fisher may be indefinite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from fgo_jax.curvature.chunks import Matvec, Part, check_options, mean_over_chunks
+from fgo_jax.curvature.selection import Mask, select
+from fgo_jax.curvature.weights import Select, mean_and_weights
+
+
+def hessian(
+    loss_fn: Callable[[Any, Any], jax.Array],
+    *,
+    weights: Select | None = None,
+    mask: Mask | None = None,
+    chunk_size: int | None = None,
+) -> Callable[[Any, Any], Matvec]:
+    r"""Products with the Hessian of a mean loss over a batch.
+
+    .. math:: H v = \frac{d}{d\epsilon} \nabla \ell(\theta + \epsilon v) \big|_{\epsilon = 0}
+
+    forward over reverse: the gradient is linearised once per call of the operator, and
+    every product is one linear pass. H is symmetric and, away from a minimum, indefinite:
+    probes that take a positive semi-definite operator want :func:`ggn` instead.
+
+    Args:
+      loss_fn: ``(params, batch) -> losses``, twice differentiable: one per example, of which
+        the (weighted) mean is taken, or a scalar that is such a mean.
+      weights: as in :func:`empirical_fisher`; needs one loss per example.
+      mask, chunk_size: as in :func:`ggn`. A scalar loss in chunks must be a mean with equal
+        weights over axis 0 of the batch.
+
+    Returns:
+      ``operator(params, batch) -> matvec`` with products as those of :func:`ggn`.
+
+    Raises:
+      ValueError: when the operator is called, for weights of a scalar loss, and as
+        :func:`ggn` for the options.
+      TypeError: from JAX, where the function holds a ``jax.custom_vjp``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> operator = hessian(lambda params, batch: batch * jnp.prod(params))
+      >>> matvec = operator(jnp.array([1.0, 2.0]), jnp.array([1.0, 3.0]))
+      >>> matvec(jnp.array([1.0, 10.0])).tolist()  # 2 [[0, 1], [1, 0]] v
+      [20.0, 2.0]
+
+    Source: Pearlmutter (1994), "Fast exact multiplication by the Hessian".
+    """
+    check_options(weights, chunk_size)
+
+    def build(params: Any, batch: Any, part: Part) -> Matvec:
+        del part
+        selection = select(params, mask)
+
+        def mean(leaves: list) -> jax.Array:
+            return mean_and_weights(loss_fn(selection.merge(leaves), batch), weights, batch)[0]
+
+        _, push = jax.linearize(jax.grad(mean), selection.leaves)
+        return lambda vector: selection.expand(push(selection.pick(vector)))
+
+    def operator(params: Any, batch: Any) -> Matvec:
+        return mean_over_chunks(build, params, batch, weights, chunk_size)
+
+    return operator

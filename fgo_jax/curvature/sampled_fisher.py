@@ -1,0 +1,78 @@
+"""The Fisher of labels drawn from the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from fgo_jax.curvature import losses
+from fgo_jax.curvature.chunks import Matvec, Part, check_options, mean_over_chunks
+from fgo_jax.curvature.selection import Mask, linearise
+from fgo_jax.curvature.weights import Select
+
+
+def sampled_fisher(
+    predict_fn: Callable[[Any, Any], Any],
+    loss: str = "softmax_cross_entropy",
+    *,
+    weights: Select | None = None,
+    mask: Mask | None = None,
+    chunk_size: int | None = None,
+) -> Callable[..., Matvec]:
+    r"""Products with the mean outer product of gradients at labels drawn from the model.
+
+    .. math:: \hat F v = \sum_i w_i\, g_i (g_i^T v) / \sum_i w_i, \qquad
+              g_i = \nabla_\theta\, \ell(f_i, \hat y_i), \quad \hat y_i \sim p(y \mid f_i)
+
+    over all rows i of the outputs [..., C], w = 1 where no weights are given. Over the
+    draws its mean is the Fisher, that is :func:`ggn`, whose rank it does not have: with n
+    rows its rank is at most n. The labels are classes of a softmax, yes or no for every
+    sigmoid, and outputs plus unit Gaussian noise for the squared error. A product costs
+    what one of :func:`ggn` does. Take :func:`ggn` where the mean is what is wanted: it is
+    exact.
+
+    The key is an argument of the operator, so that the caller decides what is fresh:
+    ``operator(params, batch, key=key)``. All products of one matvec share the labels, as a
+    Krylov process needs. For a fixed draw, bind it: ``functools.partial(operator, key=key)``
+    is an ``(params, batch) -> matvec`` like any other. The random number of a row depends
+    on the key and on the row's place in the batch, and not on chunks or devices.
+
+    Args:
+      predict_fn: ``(params, batch) -> outputs`` [..., C], rows in the order of the examples.
+      loss: ``"softmax_cross_entropy"``, ``"sigmoid_cross_entropy"`` or ``"squared_error"``.
+      weights, mask, chunk_size: as in :func:`ggn`.
+
+    Returns:
+      ``operator(params, batch, *, key) -> matvec`` with products as those of :func:`ggn`;
+      ``key`` is a JAX PRNG key, typed or raw.
+
+    Raises:
+      ValueError: as :func:`ggn`, and for a loss given as a function, which has no labels to
+        draw.
+      TypeError: where the operator is called without a key.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> operator = sampled_fisher(lambda params, batch: batch * params, "sigmoid_cross_entropy")
+      >>> matvec = operator(jnp.zeros(1), jnp.ones((8, 1)), key=jax.random.key(0))
+      >>> matvec(jnp.ones(1)).tolist()  # (p - y)^2 with p = 1/2, whatever y is drawn
+      [0.25]
+
+    Source: Martens (2020), sections 5 and 11; Kunstner et al. (2019), "Limitations of the
+    empirical Fisher approximation for natural gradient descent".
+    """
+    losses.check_likelihood(loss, "sampled_fisher", "use ggn, which needs no labels.")
+    check_options(weights, chunk_size)
+
+    def operator(params: Any, batch: Any, *, key: jax.Array) -> Matvec:
+        def build(params: Any, batch: Any, part: Part) -> Matvec:
+            model = linearise(lambda p: predict_fn(p, batch), params, mask)
+            labels = losses.draw_labels(loss, model.outputs, key, part.rows)
+            outer = losses.drawn_outer_product(loss, model.outputs, labels, batch, weights)
+            return lambda vector: model.pull(outer(model.push(vector)))
+
+        return mean_over_chunks(build, params, batch, weights, chunk_size)
+
+    return operator

@@ -1,0 +1,91 @@
+"""Linear maps of a model over the chosen part of its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+# A pytree of bools (or a prefix of one), or a function from the parameters to it.
+Mask = Any
+
+
+class Selection(NamedTuple):
+    """The leaves that a mask chooses, and the ways between them and the whole tree."""
+
+    leaves: list[jax.Array]  # the chosen ones
+    merge: Callable[[list], Any]  # chosen leaves -> parameters, the others as they are
+    pick: Callable[[Any], list]  # a vector's chosen leaves, in the parameters' dtypes
+    expand: Callable[[list], Any]  # chosen leaves -> vector in float32, zero outside
+
+
+def select(params: Any, mask: Mask | None) -> Selection:
+    leaves, treedef = jax.tree.flatten(params)
+    chosen = [True] * len(leaves) if mask is None else _chosen(params, mask)
+
+    def merge(part: list) -> Any:
+        given = iter(part)
+        return treedef.unflatten(
+            [next(given) if c else leaf for c, leaf in zip(chosen, leaves, strict=True)]
+        )
+
+    def pick(vector: Any) -> list:
+        pairs = zip(chosen, treedef.flatten_up_to(vector), leaves, strict=True)
+        return [jnp.asarray(v).astype(leaf.dtype) for c, v, leaf in pairs if c]
+
+    def expand(part: list) -> Any:
+        given = iter([leaf.astype(jnp.float32) for leaf in part])
+        pairs = zip(chosen, leaves, strict=True)
+        zeros = [next(given) if c else jnp.zeros(jnp.shape(leaf), jnp.float32) for c, leaf in pairs]
+        return treedef.unflatten(zeros)
+
+    part = [leaf for c, leaf in zip(chosen, leaves, strict=True) if c]
+    return Selection(part, merge, pick, expand)
+
+
+def _chosen(params: Any, mask: Mask) -> list[bool]:
+    tree = mask(params) if callable(mask) else mask
+
+    def spread(flag: Any, below: Any) -> Any:
+        if not isinstance(flag, (bool, np.bool_)):
+            raise ValueError(
+                f"mask must hold a bool per leaf of the parameters, got {type(flag).__name__}: a "
+                "leaf is chosen as a whole."
+            )
+        return jax.tree.map(lambda _: bool(flag), below)
+
+    chosen = jax.tree.leaves(jax.tree.map(spread, tree, params))
+    if not any(chosen):
+        raise ValueError(
+            "mask chooses no parameters, so there is no curvature to measure: let it be True for "
+            "at least one leaf, or pass mask=None for all."
+        )
+    return chosen
+
+
+class Linearised(NamedTuple):
+    """A model at its parameters: its outputs and its Jacobian J."""
+
+    outputs: Any
+    push: Callable[[Any], Any]  # a vector like the parameters -> J v, in float32
+    pull: Callable[[Any], Any]  # a cotangent of the outputs -> J^T c, in float32
+
+
+def linearise(function: Callable[[Any], Any], params: Any, mask: Mask | None) -> Linearised:
+    """Runs the model once, for all products; vectors are cast to its precision and back."""
+    selection = select(params, mask)
+    outputs, forward = jax.linearize(lambda p: function(selection.merge(p)), selection.leaves)
+    backward = jax.linear_transpose(forward, selection.leaves)
+
+    def push(vector: Any) -> Any:
+        return optax.tree.cast(forward(selection.pick(vector)), jnp.float32)
+
+    def pull(cotangent: Any) -> Any:
+        (product,) = backward(optax.tree.cast_like(cotangent, outputs))
+        return selection.expand(product)
+
+    return Linearised(outputs, push, pull)
