@@ -1,6 +1,7 @@
 """Measurements of the friction field inside the compiled step."""
 
 from fgo_jax.probes.gradient_stream import gradient_stream
+from fgo_jax.probes.gram import example_gradients, gram
 from fgo_jax.probes.groups import layer_groups
 from fgo_jax.probes.hutchinson import hutchinson
 from fgo_jax.probes.lanczos import lanczos
@@ -10,7 +11,9 @@ __all__ = [
     "Estimate",
     "Probe",
     "ProbeInputs",
+    "example_gradients",
     "gradient_stream",
+    "gram",
     "hutchinson",
     "lanczos",
     "layer_groups",

@@ -57,13 +57,13 @@ def row_spectrum(gram: jax.Array, freedom: int, energy: Any) -> RowSpectrum:
     values, vectors = jnp.linalg.eigh(gram.astype(jnp.float32))
     values, vectors = jnp.maximum(jnp.flip(values), 0.0), jnp.flip(vectors, 1)
     rank = spectrum.energy_rank(values, energy)
-    shares = values * jnp.square(vectors)  # [row, eigenvalue]
+    shares = values[None, :] * jnp.square(vectors)  # [row, eigenvalue]
     total = jnp.sum(values)
     wanted = jnp.asarray(energy, jnp.float32) * total
     before = jnp.cumsum(values) - values
     part = jnp.clip((wanted - before) / jnp.where(values > 0.0, values, 1.0), 0.0, 1.0)
     last = jnp.sum(jnp.where(jnp.arange(n) == rank.astype(jnp.int32) - 1, values, 0.0))
-    held = jnp.sum(shares * part, axis=1) - jnp.asarray(energy, jnp.float32) * jnp.sum(shares, 1)
+    held = jnp.sum(shares * part[None, :], axis=1) - jnp.asarray(energy, jnp.float32) * jnp.sum(shares, 1)
     influence = -n * held / jnp.where(last > 0.0, last, jnp.nan)
     top = n * shares[:, 0] / freedom
     return RowSpectrum(values[0] / freedom, rank, top - jnp.mean(top), influence)
