@@ -63,7 +63,9 @@ def row_spectrum(gram: jax.Array, freedom: int, energy: Any) -> RowSpectrum:
     before = jnp.cumsum(values) - values
     part = jnp.clip((wanted - before) / jnp.where(values > 0.0, values, 1.0), 0.0, 1.0)
     last = jnp.sum(jnp.where(jnp.arange(n) == rank.astype(jnp.int32) - 1, values, 0.0))
-    held = jnp.sum(shares * part[None, :], axis=1) - jnp.asarray(energy, jnp.float32) * jnp.sum(shares, 1)
+    held = jnp.sum(shares * part[None, :], axis=1) - jnp.asarray(energy, jnp.float32) * jnp.sum(
+        shares, 1
+    )
     influence = -n * held / jnp.where(last > 0.0, last, jnp.nan)
     top = n * shares[:, 0] / freedom
     return RowSpectrum(values[0] / freedom, rank, top - jnp.mean(top), influence)
