@@ -182,10 +182,13 @@ def _measure(
     first = operator(params, jax.tree.map(lambda leaf: leaf[:half], inputs.batch))
     second = operator(params, jax.tree.map(lambda leaf: leaf[half : 2 * half], inputs.batch))
     members = slots(groups, params)
+    # Not fold_in(key, 1) for the start: that is split(key)[1], the key of a sign vector,
+    # and a subspace that knows the signs it is projected off is biased.
+    *keys, start_key = jax.random.split(inputs.key, num_samples + 1)
     exact = jnp.zeros([3], jnp.float32)
     top = None
     if deflate:
-        top = _top_subspace(first, second, params, jax.random.fold_in(inputs.key, 1), deflate)
+        top = _top_subspace(first, second, params, start_key, deflate)
         parts = jax.lax.map(lambda vector: _forms(first, second, vector), top)
         exact = jnp.sum(jnp.stack(parts), axis=1)
 
@@ -200,10 +203,9 @@ def _measure(
             signs = optax.tree.sub(signs, combination(heights, top))
         return _forms(first, second, signs, None if groups is None else within)
 
-    keys = jax.random.split(inputs.key, num_samples)
     leaf_count = len(jax.tree.leaves(params))
     masks = jnp.asarray([[float(i in those) for i in range(leaf_count)] for those in members])
-    jobs = (jnp.tile(keys, len(members)), jnp.repeat(masks, num_samples, axis=0))
+    jobs = (jnp.tile(jnp.stack(keys), len(members)), jnp.repeat(masks, num_samples, axis=0))
     # One vector after the other: m of them at once would be m times the memory.
     samples = [
         drawn.reshape(len(members), num_samples) + term

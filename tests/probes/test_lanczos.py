@@ -254,3 +254,78 @@ def test_a_batch_of_another_size_is_an_error():
     probe = lanczos(lambda params, batch: lambda v: v, batch_size=16)
     with pytest.raises(ValueError, match=r"batch_size=16 but got 8.*batch_size=None"):
         probe.check(inputs(jnp.zeros(3)))
+
+
+REPEATED = np.r_[[10.0] * 5, [1.0] * 20, [0.0] * 75]
+
+
+@functools.partial(jax.jit, static_argnames=("block_size", "num_steps", "num_starts", "draws"))
+def read_rotated(matrix, block_size, num_steps, num_starts, draws):
+    probe = lanczos(
+        lambda params, batch: lambda v: matrix @ v,
+        num_steps=num_steps,
+        num_starts=num_starts,
+        block_size=block_size,
+    )
+    params = jnp.zeros(matrix.shape[0])
+
+    def draw(key):
+        state = probe.measure(inputs(params)._replace(key=key), probe.init(params))
+        return probe.read(state)
+
+    return jax.lax.map(draw, jax.random.split(jax.random.key(3), draws))
+
+
+def test_a_block_counts_repeated_eigenvalues_exactly():
+    matrix = symmetric(REPEATED)
+    assert float(spectrum.energy_rank(jnp.array(REPEATED))) == 18
+    # Wider than every multiplicity above zero: 5 + 20 + 22 products exhaust the space.
+    read = read_rotated(matrix, block_size=22, num_steps=50, num_starts=2, draws=4)
+    np.testing.assert_allclose(read["energy_rank"].value, 18, atol=1e-3)
+    np.testing.assert_allclose(read["trace"].value, 70, rtol=1e-4)
+    np.testing.assert_allclose(read["intrinsic_dimension"].value, 4900 / 520, rtol=1e-4)
+    # Wider than the five: these are counted, the twenty weighed by what eight vectors show.
+    read = read_rotated(matrix, block_size=8, num_steps=24, num_starts=4, draws=20)
+    covered = np.abs(read["energy_rank"].value - 18) <= 1.96 * read["energy_rank"].error
+    assert covered.mean() >= 0.9
+    assert float(read["energy_rank"].value.std()) < 3
+
+
+def test_one_vector_states_the_error_of_its_stochastic_count():
+    matrix = symmetric(np.r_[[3.0] * 30, [1.0] * 70])  # rank_.9: 30 * 3 + 54 of 160, hence 84
+    read = read_rotated(matrix, block_size=1, num_steps=4, num_starts=8, draws=50)["energy_rank"]
+    truth = float(spectrum.energy_rank(jnp.r_[jnp.full(30, 3.0), jnp.ones(70)]))
+    covered = np.abs(read.value - truth) <= 1.96 * read.error
+    assert covered.mean() >= 0.9
+    assert float(jnp.median(read.error)) > 0
+
+
+@pytest.mark.parametrize("block_size", [3, 12])
+def test_a_block_on_a_rank_three_operator_stops_cleanly(block_size):
+    matrix = symmetric(np.r_[[5.0, 3.0, 1.0], [0.0] * 27])
+    read = read_rotated(matrix, block_size=block_size, num_steps=20, num_starts=2, draws=2)
+    np.testing.assert_allclose(read["energy_rank"].value, 3, atol=1e-3)
+    np.testing.assert_allclose(read["trace"].value, 9, rtol=1e-4)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(read))
+
+
+def test_a_block_wider_than_the_space():
+    read = read_rotated(jnp.diag(jnp.array([2.0, 2.0, 1.0])), 5, 8, num_starts=2, draws=1)
+    np.testing.assert_allclose(read["trace"].value, 5, rtol=1e-5)
+    np.testing.assert_allclose(read["energy_rank"].value, 3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "eigenvalues",
+    [
+        np.r_[100, 50, 20, 10, 5, np.geomspace(1, 0.01, 55), np.zeros(60)],
+        np.r_[np.geomspace(30, 0.1, 40), np.zeros(80)],
+    ],
+    ids=["outliers", "null space"],
+)
+def test_rank_of_a_dense_operator(eigenvalues):
+    matrix = symmetric(eigenvalues)
+    truth = float(spectrum.energy_rank(jnp.asarray(eigenvalues)))
+    read = read_rotated(matrix, block_size=1, num_steps=45, num_starts=2, draws=3)
+    # All that holds nine tenths of the trace has converged: counted, not drawn.
+    np.testing.assert_allclose(read["energy_rank"].value, truth, atol=0.5)
