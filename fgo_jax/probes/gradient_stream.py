@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fgo_jax import _checks
-from fgo_jax.probes import spectrum
+from fgo_jax.probes.groups import Groups, check_groups, slots
 from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
-from fgo_jax.probes.sketch import sketch_tree
+from fgo_jax.probes.rows import row_spectrum, trusted_error, white_noise_rank
+from fgo_jax.probes.sketch import sketch_leaves
 
 
 class GradientStreamState(NamedTuple):
@@ -20,10 +22,10 @@ class GradientStreamState(NamedTuple):
     evaluations: jax.Array  # [], int32; windows closed
     next_row: jax.Array  # [], int32; step at which the next gradient is read
     window_seed: jax.Array  # [], uint32; seed of the window's two sketches
-    pending: jax.Array  # [2, width], float32; sketch of a pair's first gradient
+    pending: jax.Array  # [1 + groups, 2, width], float32; sketch of a pair's first gradient
     half: jax.Array  # [], int32; 1 while a pair waits for its second gradient
     filled: jax.Array  # [], int32; pairs in the window
-    differences: jax.Array  # [pairs, 2, width], float32; (g' - g) / sqrt 2
+    differences: jax.Array  # [pairs, 1 + groups, 2, width], float32; (g' - g) / sqrt 2
     products: jax.Array  # [pairs], float32; <g, g'>
     norms: jax.Array  # [pairs], float32; (|g|^2 + |g'|^2) / 2
     held: jax.Array  # [], int32; windows whose denominator was not positive
@@ -38,6 +40,7 @@ SIGNALS = (
     "top_eigenvalue",
     "agreement",
 )
+GROUP_SIGNALS = ("trace", "intrinsic_dimension")
 
 
 def gradient_stream(
@@ -46,6 +49,7 @@ def gradient_stream(
     every: int | None = None,
     growth: float = 0.01,
     energy: float = 0.9,
+    groups: Groups | None = None,
 ) -> Probe:
     r"""Measures the gradient covariance from pairs of successive training gradients.
 
@@ -59,9 +63,11 @@ def gradient_stream(
       Two independent sketches make each product of two inner products unbiased over
       the sketch as well.
     - ``energy_rank``, ``energy_fraction``: eigenvalues of the rows' Gram matrix that
-      hold ``energy`` of its trace, out of ``pairs``; near ``energy * pairs`` this
-      says only that there are too few rows.
-    - ``trace``, ``top_eigenvalue`` of C, as far as ``pairs`` rows can tell.
+      hold ``energy`` of its trace, out of ``pairs``, which is fewer than C has. Near
+      what white noise reads (:func:`fgo_jax.probes.rows.white_noise_rank`) this says only
+      that there are too few rows: the error is then infinite and no trigger acts on it.
+    - ``trace`` of C, unbiased, and ``top_eigenvalue``, too large by up to the trace
+      divided by ``pairs``.
     - ``agreement``: :math:`\sum \langle g, g' \rangle / \sum \frac12(|g|^2 + |g'|^2)`,
       near 1 where there is no noise and near 0 where there is nothing else.
 
@@ -69,20 +75,25 @@ def gradient_stream(
     :math:`H\,\Delta\theta / \sqrt 2`; at high learning rates the numbers are of that
     mixture. Rows are read where the phase's metric puts them (see ``rows`` of
     :class:`fgo_jax.probes.ProbeInputs`). Each window draws new sketches from the key.
+    With ``groups``, ``trace/NAME`` and ``intrinsic_dimension/NAME`` are those of the
+    group's own gradients; each group costs one more sketch, in memory and little time.
 
     Args:
       pairs: rows of a window.
-      width: entries of each of the two sketches; memory is ``8 * width * pairs`` bytes,
-        whatever the number of parameters.
+      width: entries of each of the two sketches; memory is ``8 * width * (pairs + 1)``
+        bytes, whatever the number of parameters, and as much again for each group.
       every: steps from one pair to the next, at least 2. None spaces pairs by
         ``max(2, growth * step)``, so that the geometry, which changes on the scale of
         the steps taken, is looked at equally often per factor of time and the probe's
         share of the training time goes to zero.
       growth: see ``every``.
       energy: share of the trace that the energy rank holds.
+      groups: parts of the tree to measure apart, from
+        :func:`fgo_jax.probes.layer_groups`.
 
     Raises:
-      ValueError: for sizes that are no positive integers, or ``every`` below 2.
+      ValueError: for sizes that are no positive integers, ``every`` below 2, or, when
+        traced, groups of parameters that are not there.
 
     Example:
       >>> import fgo_jax as fgo
@@ -98,11 +109,15 @@ def gradient_stream(
         _checks.integer("every", every, 2)
     _checks.positive("growth", growth)
     _checks.fraction("energy", energy)
+    names = check_groups(groups)
+    signals = SIGNALS + tuple(f"{signal}/{name}" for name in names for signal in GROUP_SIGNALS)
     return Probe(
-        signals=SIGNALS,
-        init=functools.partial(_init, pairs=pairs, width=width),
+        signals=signals,
+        init=functools.partial(_init, pairs=pairs, width=width, names=names, signals=signals),
         due=lambda state, step: step >= state.next_row,
-        measure=functools.partial(_measure, width=width, every=every, growth=growth, energy=energy),
+        measure=functools.partial(
+            _measure, width=width, every=every, growth=growth, energy=energy, groups=groups
+        ),
         read=lambda state: {name: Estimate(*pair) for name, pair in state.estimates.items()},
         renew=lambda state: state._replace(
             half=jnp.zeros_like(state.half), filled=jnp.zeros_like(state.filled)
@@ -110,20 +125,23 @@ def gradient_stream(
     )
 
 
-def _init(params: Any, *, pairs: int, width: int) -> GradientStreamState:
+def _init(
+    params: Any, *, pairs: int, width: int, names: tuple[str, ...], signals: tuple[str, ...]
+) -> GradientStreamState:
     del params  # the sketch's size does not depend on the model's
+    sketch = [1 + len(names), 2, width]
     return GradientStreamState(
         evaluations=jnp.zeros([], jnp.int32),
         next_row=jnp.zeros([], jnp.int32),
         window_seed=jnp.zeros([], jnp.uint32),
-        pending=jnp.zeros([2, width], jnp.float32),
+        pending=jnp.zeros(sketch, jnp.float32),
         half=jnp.zeros([], jnp.int32),
         filled=jnp.zeros([], jnp.int32),
-        differences=jnp.zeros([pairs, 2, width], jnp.float32),
+        differences=jnp.zeros([pairs, *sketch], jnp.float32),
         products=jnp.zeros([pairs], jnp.float32),
         norms=jnp.zeros([pairs], jnp.float32),
         held=jnp.zeros([], jnp.int32),
-        estimates={name: jnp.full([2], jnp.nan, jnp.float32) for name in SIGNALS},
+        estimates={name: jnp.full([2], jnp.nan, jnp.float32) for name in signals},
     )
 
 
@@ -135,6 +153,7 @@ def _measure(
     every: int | None,
     growth: float,
     energy: float,
+    groups: Groups | None,
 ) -> GradientStreamState:
     first, half, slot = state.pending, state.half, state.filled
     # All rows that meet in one Gram matrix share their signs; the next window's are
@@ -144,7 +163,10 @@ def _measure(
         jax.random.bits(inputs.key, dtype=jnp.uint32),
         state.window_seed,
     )
-    row = sketch_tree(inputs.rows, seed, width)
+    leaves = sketch_leaves(inputs.rows, seed, width)
+    none = jnp.zeros([2, width], jnp.float32)
+    members = slots(groups, inputs.rows)
+    row = jnp.stack([sum((leaves[i] for i in those), none) for those in members])
 
     def put(rows: jax.Array, new: jax.Array) -> jax.Array:
         return jnp.where(half == 1, rows.at[slot].set(new), rows)
@@ -155,13 +177,18 @@ def _measure(
         half=1 - half,
         filled=slot + half,
         differences=put(state.differences, (row - first) * jnp.float32(0.5**0.5)),
-        products=put(state.products, jnp.vdot(first, row) / 2),
-        norms=put(state.norms, (jnp.vdot(first, first) + jnp.vdot(row, row)) / 4),
+        products=put(state.products, jnp.vdot(first[0], row[0]) / 2),
+        norms=put(state.norms, (jnp.vdot(first[0], first[0]) + jnp.vdot(row[0], row[0])) / 4),
         next_row=inputs.step + jnp.where(half == 1, _gap(inputs.step, every, growth), 1),
     )
     return jax.lax.cond(
         state.filled == state.products.shape[0],
-        functools.partial(_close, energy=energy),
+        functools.partial(
+            _close,
+            energy=energy,
+            ceiling=_ceiling(inputs.rows, state.differences, energy),
+            names=check_groups(groups),
+        ),
         lambda open_window: open_window,
         state,
     )
@@ -174,46 +201,70 @@ def _gap(step: jax.Array, every: int | None, growth: float) -> jax.Array:
     return jnp.maximum(2, (growth * step.astype(jnp.float32)).astype(jnp.int32)) - 1
 
 
-def _close(state: GradientStreamState, *, energy: float) -> GradientStreamState:
+def _ceiling(rows: Any, differences: jax.Array, energy: float) -> jax.Array:
+    """The energy rank of white noise with as many rows and parameters, so sketched."""
+    pairs, _, _, width = differences.shape
+    size = max(optax.tree.size(rows), 1)
+    # Inner products of two rows have a share 1 / d of their norms' from d parameters, and
+    # 1 / k from a sketch of k entries.
+    return white_noise_rank(pairs, 1.0 / (1.0 / size + 0.5 / width), energy)
+
+
+def _close(
+    state: GradientStreamState, *, energy: float, ceiling: jax.Array, names: tuple[str, ...]
+) -> GradientStreamState:
     pairs = state.products.shape[0]
-    gram = jnp.einsum("isk,jsk->sij", state.differences, state.differences)
-    # One sketch's K_ij times the other's is an unbiased K_ij^2; squaring one would
-    # add the sketch's own variance, which reads as a smaller dimension.
-    sums = functools.partial(_cross_sums, gram)
-    numerator, denominator = sums(jnp.ones(pairs, jnp.float32))
-    leave_one_out = jax.vmap(sums)(1.0 - jnp.eye(pairs, dtype=jnp.float32))
-    mean_gram = jnp.mean(gram, 0)
-    eigenvalues = jnp.maximum(jnp.linalg.eigvalsh(mean_gram)[::-1] / pairs, 0.0)
-    rank = spectrum.energy_rank(eigenvalues, energy)
-    trace = jnp.trace(mean_gram) / pairs
-    good = (denominator > 0) & (numerator > 0)
-    dimension = numerator / jnp.where(good, denominator, 1.0)
+    grams = jnp.einsum(
+        "iask,jask->asij", state.differences, state.differences, precision=jax.lax.Precision.HIGHEST
+    )
+    dimensions = [_dimension(gram) for gram in grams]
+    traces = [jnp.diagonal(jnp.mean(gram, 0)) for gram in grams]
+    read = row_spectrum(jnp.mean(grams[0], 0), pairs, energy)
+    rank_error = trusted_error(
+        read.energy_rank, jnp.std(read.rank_influence, ddof=1) / pairs**0.5, ceiling
+    )
     power = jnp.sum(state.norms)
     known = power > 0  # where all gradients are zero, there is nothing to say
     agreement = jnp.sum(state.products) / jnp.where(known, power, 1.0)
-    unknown = jnp.nan
     estimates = {
-        "intrinsic_dimension": jnp.where(
-            good,
-            jnp.stack([dimension, dimension * _jackknife_log(leave_one_out)]),
-            state.estimates["intrinsic_dimension"],
+        "energy_rank": jnp.stack([read.energy_rank, rank_error]),
+        "energy_fraction": jnp.stack([read.energy_rank, rank_error]) / pairs,
+        "top_eigenvalue": jnp.stack(
+            [read.top_eigenvalue, jnp.std(read.top_influence, ddof=1) / pairs**0.5]
         ),
-        "energy_rank": jnp.stack([rank, unknown]),
-        "energy_fraction": jnp.stack([rank / pairs, unknown]),
-        "trace": jnp.stack([trace, jnp.std(jnp.diagonal(mean_gram), ddof=1) / pairs**0.5]),
-        "top_eigenvalue": jnp.stack([eigenvalues[0], unknown]),
         "agreement": jnp.where(
             known,
             jnp.stack([agreement, _jackknife_ratio(state.products, state.norms)]),
             jnp.nan,
         ),
     }
+    for suffix, trace, dimension in zip(
+        ("", *(f"/{name}" for name in names)), traces, dimensions, strict=True
+    ):
+        name = f"intrinsic_dimension{suffix}"
+        estimates[name] = jnp.where(jnp.isnan(dimension[0]), state.estimates[name], dimension)
+        error = jnp.std(trace, ddof=1) / pairs**0.5
+        estimates[f"trace{suffix}"] = jnp.stack([jnp.mean(trace), error])
     return state._replace(
         evaluations=state.evaluations + 1,
         filled=jnp.zeros_like(state.filled),
-        held=state.held + jnp.where(good, 0, 1),
-        estimates=jax.tree.map(lambda pair: pair.astype(jnp.float32), estimates),
+        held=state.held + jnp.where(jnp.isnan(dimensions[0][0]), 1, 0),
+        estimates={name: estimates[name].astype(jnp.float32) for name in state.estimates},
     )
+
+
+def _dimension(gram: jax.Array) -> jax.Array:
+    """[2]: participation ratio and its error from the Gram matrices [2, n, n]; NaN: none."""
+    pairs = gram.shape[-1]
+    # One sketch's K_ij times the other's is an unbiased K_ij^2; squaring one would
+    # add the sketch's own variance, which reads as a smaller dimension.
+    sums = functools.partial(_cross_sums, gram)
+    numerator, denominator = sums(jnp.ones(pairs, jnp.float32))
+    leave_one_out = jax.vmap(sums)(1.0 - jnp.eye(pairs, dtype=jnp.float32))
+    good = (denominator > 0) & (numerator > 0)
+    dimension = numerator / jnp.where(good, denominator, 1.0)
+    estimate = jnp.stack([dimension, dimension * _jackknife_log(leave_one_out)])
+    return jnp.where(good, estimate, jnp.nan)
 
 
 def _cross_sums(gram: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -10,10 +10,14 @@ import jax
 
 
 class Estimate(NamedTuple):
-    """A measured number and how far it may be off."""
+    """A measured number and how far it may be off.
+
+    An infinite error says that the number must not be trusted at all: whatever a trigger
+    asks of the signal is then unknown, so it neither ends a phase nor, negated, ends it.
+    """
 
     value: jax.Array  # [], float32; NaN until something was measured
-    error: jax.Array  # [], float32 standard error; NaN where none is known
+    error: jax.Array  # [], float32 standard error; NaN where none is known, inf: no trust
 
 
 class ProbeInputs(NamedTuple):

@@ -29,11 +29,16 @@ def sketch_tree(tree: Any, seed: jax.Array, width: int) -> jax.Array:
     Source: Charikar, Chen, Farach-Colton (2002), with the hash computed from the
     position instead of stored.
     """
-    total = jnp.zeros([2, width], jnp.float32)
-    for index, leaf in enumerate(jax.tree.leaves(tree)):
-        if leaf.size:
-            total = total + _sketch_leaf(leaf, seed, index, width)
-    return total
+    sketches = sketch_leaves(tree, seed, width)
+    return sum(sketches, jnp.zeros([2, width], jnp.float32))
+
+
+def sketch_leaves(tree: Any, seed: jax.Array, width: int) -> list[jax.Array]:
+    """The terms of `sketch_tree`, one for each leaf; those of a subtree add up to its own."""
+    return [
+        _sketch_leaf(leaf, seed, index, width) if leaf.size else jnp.zeros([2, width], jnp.float32)
+        for index, leaf in enumerate(jax.tree.leaves(tree))
+    ]
 
 
 def _sketch_leaf(leaf: jax.Array, seed: jax.Array, index: int, width: int) -> jax.Array:

@@ -176,10 +176,8 @@ def centred_sums(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
     matrices"; Chun et al. (ICLR 2026).
     """
     n = _rows(gram, 4)
-    gram = gram.astype(jnp.float32)
     # A mean gradient far above the noise would cancel in its fourth power without this.
-    gram = gram - jnp.mean(gram, axis=0, keepdims=True)
-    gram = gram - jnp.mean(gram, axis=1, keepdims=True)
+    gram = centre(gram)
     diagonal = jnp.diagonal(gram)
     t1, t2 = jnp.sum(jnp.square(gram)), jnp.sum(jnp.square(diagonal))
     t6 = jnp.square(jnp.sum(diagonal))
@@ -190,6 +188,13 @@ def centred_sums(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
         scale * (t6 - own + (2.0 * t1 - t6) / distinct),
         scale * (t1 - own + t6 / distinct),
     )
+
+
+def centre(gram: jax.Array) -> jax.Array:
+    """H K H in float32, H = I - 11^T / n: the Gram matrix of the rows less their mean."""
+    gram = gram.astype(jnp.float32)
+    gram = gram - jnp.mean(gram, axis=0, keepdims=True)
+    return gram - jnp.mean(gram, axis=1, keepdims=True)
 
 
 def jackknife_log_ratio(

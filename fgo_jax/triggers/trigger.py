@@ -3,7 +3,9 @@
 A trigger's verdict is 1 (its condition holds), -1 (it does not) or 0 (too little is
 known), and the combinators are those of three-valued logic (Kleene): ``&`` is the
 minimum, ``|`` the maximum, ``~`` the negative. A phase ends on 1 only, so a signal that
-was never measured, or is NaN, neither ends a phase nor, negated, ends it by accident.
+was never measured, or is NaN, neither ends a phase nor, negated, ends it by accident. A
+measurement that its probe does not trust (an infinite standard error) makes every
+condition on it unknown until the next one.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ class Signal(NamedTuple):
     """One number of this step."""
 
     value: jax.Array  # [], float32
-    error: jax.Array  # [], float32 standard error; NaN where none is known
+    error: jax.Array  # [], float32 standard error; NaN where none is known, inf: no trust
     fresh: jax.Array  # [], bool; measured in this very step
 
 
@@ -125,7 +127,18 @@ def condition(
         streak = jnp.where(holds, old.streak + 1, 0)
         verdict = jnp.where(streak >= patience, 1, jnp.where(fails, -1, 0))
         new = ConditionState(verdict.astype(jnp.int32), streak.astype(jnp.int32), memory)
+        # Here, for all kinds alike: a trend reads no error, so none of them could tell.
+        distrusted = jnp.asarray(False)
+        for signal in signals:
+            _, error, fresh = observation.signals[signal]
+            distrusted |= fresh & jnp.isinf(error)
+        evaluated &= ~distrusted
         new = jax.tree.map(lambda a, b: jnp.where(evaluated, a, b).astype(b.dtype), new, old)
+        zero = jnp.zeros([], jnp.int32)
+        new = new._replace(
+            verdict=jnp.where(distrusted, zero, new.verdict),
+            streak=jnp.where(distrusted, zero, new.streak),
+        )
         return new.verdict, {name: new}
 
     return Trigger(init, update, frozenset(signals))

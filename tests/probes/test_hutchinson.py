@@ -48,7 +48,7 @@ def test_moments_are_unbiased_over_vectors_and_examples():
         everything = outer_products(PARAMS, rows)
         signs = jax.random.rademacher(key, (8,), jnp.float32)
         product = everything({"a": signs[:6].reshape(2, 3), "b": signs[6:]})
-        return read.moments, vdot(product, product)
+        return read.moments[0], vdot(product, product)
 
     moments, naive = draw(jax.random.split(jax.random.key(3), 2000))
     truth = jnp.array([SPECTRUM.sum(), SPECTRUM.sum() ** 2, jnp.sum(SPECTRUM**2)])
@@ -88,8 +88,8 @@ def test_numerator_and_denominator_are_averaged_apart():
         rows = jax.random.normal(jax.random.key(seed), (16, 8)) + 1.0
         state = measure(inputs(rows, seed), state)
         one = single(inputs(rows, seed), alone.init(PARAMS))
-        moments.append(one.moments)
-        variances.append(jnp.diagonal(one.covariance))
+        moments.append(one.moments[0])
+        variances.append(jnp.diagonal(one.covariance[0]))
     weights = np.array([0.25**2, 0.25, 1.0]) / (0.25**2 + 0.25 + 1.0)
     trace, square, denominator = weights @ np.array(moments)
     read = probe.read(state)
@@ -99,6 +99,61 @@ def test_numerator_and_denominator_are_averaged_apart():
     error = np.sqrt(weights**2 @ np.array(variances))
     np.testing.assert_allclose(read["trace"].error, error[0], rtol=1e-4)
     assert int(state.evaluations) == 3
+
+
+def test_deflation_is_unbiased_and_quiets_an_outlier():
+    outlier = jnp.append(100.0, jnp.ones(199))
+
+    def operator(params, batch):
+        # Two halves that differ, so that no half's own square can stand for the product.
+        return lambda v: (outlier + jnp.mean(batch)) * v
+
+    params, batch = jnp.zeros(200), jnp.array([0.3, 0.3, 0.5, 0.5])
+    first, second = outlier + 0.3, outlier + 0.5
+    rotation = jnp.linalg.qr(jax.random.normal(jax.random.key(3), (200, 200)))[0]
+
+    def rotated(params, batch):
+        inner = operator(params, batch)
+        return lambda v: rotation @ inner(rotation.T @ v)
+
+    moments, stated = {}, {}
+    for deflate in (0, 2):
+        probe = hutchinson(rotated, 4, examples=4, smoothing=0.0, deflate=deflate)
+
+        def draw(key, probe=probe):
+            fresh = inputs(batch, params=params)._replace(key=key)
+            state = probe.measure(fresh, probe.init(params))
+            return state.moments[0], state.covariance[0]
+
+        keys = jax.random.split(jax.random.key(0), 60)
+        run = jax.jit(lambda keys, draw=draw: jax.lax.map(draw, keys))
+        moments[deflate], stated[deflate] = run(keys)
+        trace = float(jnp.sum(first + second)) / 2
+        truth = np.array([trace, jnp.sum(first) * jnp.sum(second), jnp.sum(first * second)])
+        # Three standard errors, and the rounding of the two products' sum of 200 terms.
+        allowed = 3 * np.std(moments[deflate], axis=0) / 60**0.5 + 1e-5 * truth
+        assert (np.abs(np.mean(moments[deflate], axis=0) - truth) < allowed).all()
+    quieter = np.std(moments[2], axis=0) < 0.1 * np.std(moments[0], axis=0)
+    assert quieter.all()
+    assert float(jnp.mean(stated[2][:, 2, 2])) < 0.01 * float(jnp.mean(stated[0][:, 2, 2]))
+
+
+def test_groups_are_the_diagonal_blocks():
+    rows = jax.random.normal(jax.random.key(0), (64, 8)) * jnp.sqrt(SPECTRUM) + 0.5
+    halves = [part.T @ part / 32 for part in (rows[:32], rows[32:])]
+    probe = hutchinson(outer_products, 400, examples=64, groups={"a": "a", "b": "b"})
+    assert set(probe.signals) >= {"trace/a", "trace_square/b", "intrinsic_dimension/a"}
+    read = probe.read(jax.jit(probe.measure)(inputs(rows), probe.init(PARAMS)))
+    for suffix, those in (("", slice(0, 8)), ("/a", slice(0, 6)), ("/b", slice(6, 8))):
+        first, second = (np.asarray(half[those, those], np.float64) for half in halves)
+        truth = {
+            "trace": (np.trace(first) + np.trace(second)) / 2,
+            "trace_square": np.trace(first @ second),
+            "intrinsic_dimension": np.trace(first) * np.trace(second) / np.trace(first @ second),
+        }
+        for name, value in truth.items():
+            estimate = read[name + suffix]
+            assert abs(float(estimate.value) - value) < 3 * float(estimate.error), name + suffix
 
 
 def test_bad_draws_are_held_and_counted():
@@ -175,6 +230,8 @@ def test_runs_on_its_cadence_inside_a_compiled_loop_with_bfloat16_parameters():
         (dict(examples=1), "examples must be an integer >= 2"),
         (dict(examples=8, batch_size=4), "examples=8 cannot be read from batch_size=4"),
         (dict(smoothing=1.0), r"smoothing must lie in \[0, 1\)"),
+        (dict(deflate=-1), "deflate must be an integer >= 0"),
+        (dict(deflate=1, groups={"a": "a"}), "deflate=0 with groups="),
     ],
 )
 def test_wrong_arguments(arguments, message):

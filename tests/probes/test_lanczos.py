@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 from fgo_jax.curvature.ggn import ggn
 from fgo_jax.probes import spectrum
-from fgo_jax.probes.krylov import count_eigenvalues, tridiagonalise
+from fgo_jax.probes.krylov import count_eigenvalues, krylov_space
 from fgo_jax.probes.lanczos import SIGNALS, lanczos
 from fgo_jax.probes.probe import ProbeInputs
 
@@ -52,16 +52,17 @@ def read_diagonal(eigenvalues, seeds=30, num_starts=2, num_steps=12):
 @jax.jit
 def eight_steps(matrix, start):
     """On a tree of two leaves, so that no test depends on a flat vector."""
-    return tridiagonalise(lambda v: tree(matrix @ flat(v)), tree(start), 8)
+    block = jax.tree.map(lambda leaf: leaf[None], tree(start))
+    return krylov_space(lambda v: tree(matrix @ flat(v)), block, 8)
 
 
 def test_satisfies_the_lanczos_relation():
     a = symmetric(np.geomspace(10.0, 0.01, 30))
     result = jax.device_get(eight_steps(a, jax.random.normal(jax.random.key(1), (30,))))
     q = np.concatenate([result.basis["a"].reshape(8, -1), result.basis["b"]], axis=1)
-    t = np.diag(result.alphas) + np.diag(result.betas[:-1], 1) + np.diag(result.betas[:-1], -1)
-    last = np.concatenate([result.residual["a"].reshape(-1), result.residual["b"]])
-    residual = np.outer(last, np.eye(8)[-1]) * result.betas[-1]
+    t = result.matrix
+    last = np.concatenate([result.residual["a"].reshape(-1), result.residual["b"][0]])
+    residual = np.outer(last, result.coupling[0])
     # Products of size 10, each with some ten roundings of 6e-8.
     np.testing.assert_allclose(a @ q.T - q.T @ t, residual, atol=2e-5)
     np.testing.assert_allclose(q @ q.T, np.eye(8), atol=2e-6)
@@ -72,7 +73,7 @@ def test_satisfies_the_lanczos_relation():
 def test_stays_orthogonal_once_eigenvalues_have_converged():
     # Without reorthogonalisation the converged top comes back as copies of itself.
     eigenvalues = jnp.concatenate([jnp.array([1e4, 1e3]), jnp.linspace(0.1, 1.0, 200)])
-    result = jax.jit(lambda v: tridiagonalise(lambda w: eigenvalues * w, v, 24))(jnp.ones(202))
+    result = jax.jit(lambda v: krylov_space(lambda w: eigenvalues * w, v, 24))(jnp.ones((1, 202)))
     # One rounding of the top product, 1e4 * 6e-8, relative to betas of about 0.2.
     np.testing.assert_allclose(result.basis @ result.basis.T, np.eye(24), atol=1e-5)
 
@@ -83,9 +84,9 @@ def test_rank_three_stops_cleanly():
     # Three directions and the null space: four distinct eigenvalues.
     assert result.valid.tolist() == [True] * 4 + [False] * 4
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result))
-    for masked in (result.alphas[4:], result.betas[3:], result.basis["b"][4:]):
+    for masked in (result.matrix[4:], result.coupling, result.basis["b"][4:]):
         np.testing.assert_array_equal(masked, 0)
-    counted = count_eigenvalues(jnp.array([result.alphas]), jnp.array([result.betas]), 30)
+    counted = count_eigenvalues(result.matrix[None], result.coupling[None], 30)
     np.testing.assert_allclose(counted.ritz[0, :4], [5.0, 3.0, 1.0, 0.0], atol=1e-5)
     np.testing.assert_allclose(counted.counts[0, :3], 1.0)
 
@@ -95,11 +96,12 @@ def test_a_zero_start_and_a_zero_operator_give_zeros():
     assert not np.any(nothing.valid)
     zero = eight_steps(jnp.zeros((30, 30)), jnp.ones(30))
     assert zero.valid.tolist() == [True] + [False] * 7
-    np.testing.assert_array_equal([zero.alphas, zero.betas], 0)
+    np.testing.assert_array_equal(zero.matrix, 0)
 
 
 def test_flattens_no_leaf_and_calls_no_host():
-    jaxpr = str(jax.make_jaxpr(lambda v: tridiagonalise(lambda w: w, v, 3))(tree(jnp.ones(30))))
+    block = {"a": jnp.ones((2, 3, 4)), "b": jnp.ones((2, 5))}
+    jaxpr = str(jax.make_jaxpr(lambda v: krylov_space(lambda w: w, v, 3))(block))
     assert "reshape" not in jaxpr  # of a sharded leaf, it would be a gather
     assert "callback" not in jaxpr
 
@@ -235,6 +237,8 @@ def test_counts_more_parameters_than_an_int32_holds():
     [
         (dict(num_steps=0), "num_steps must be an integer >= 1"),
         (dict(num_starts=0), "num_starts must be an integer >= 1"),
+        (dict(block_size=0), "block_size must be an integer >= 1"),
+        (dict(num_steps=3, block_size=4), "num_steps= of at least 4"),
         (dict(every=-1), "every must be an integer >= 1"),
         (dict(examples=0), "examples must be an integer >= 1"),
         (dict(energy=1.0), r"energy must lie in \[0, 1\)"),
@@ -250,3 +254,78 @@ def test_a_batch_of_another_size_is_an_error():
     probe = lanczos(lambda params, batch: lambda v: v, batch_size=16)
     with pytest.raises(ValueError, match=r"batch_size=16 but got 8.*batch_size=None"):
         probe.check(inputs(jnp.zeros(3)))
+
+
+REPEATED = np.r_[[10.0] * 5, [1.0] * 20, [0.0] * 75]
+
+
+@functools.partial(jax.jit, static_argnames=("block_size", "num_steps", "num_starts", "draws"))
+def read_rotated(matrix, block_size, num_steps, num_starts, draws):
+    probe = lanczos(
+        lambda params, batch: lambda v: matrix @ v,
+        num_steps=num_steps,
+        num_starts=num_starts,
+        block_size=block_size,
+    )
+    params = jnp.zeros(matrix.shape[0])
+
+    def draw(key):
+        state = probe.measure(inputs(params)._replace(key=key), probe.init(params))
+        return probe.read(state)
+
+    return jax.lax.map(draw, jax.random.split(jax.random.key(3), draws))
+
+
+def test_a_block_counts_repeated_eigenvalues_exactly():
+    matrix = symmetric(REPEATED)
+    assert float(spectrum.energy_rank(jnp.array(REPEATED))) == 18
+    # Wider than every multiplicity above zero: 5 + 20 + 22 products exhaust the space.
+    read = read_rotated(matrix, block_size=22, num_steps=50, num_starts=2, draws=4)
+    np.testing.assert_allclose(read["energy_rank"].value, 18, atol=1e-3)
+    np.testing.assert_allclose(read["trace"].value, 70, rtol=1e-4)
+    np.testing.assert_allclose(read["intrinsic_dimension"].value, 4900 / 520, rtol=1e-4)
+    # Wider than the five: these are counted, the twenty weighed by what eight vectors show.
+    read = read_rotated(matrix, block_size=8, num_steps=24, num_starts=4, draws=20)
+    covered = np.abs(read["energy_rank"].value - 18) <= 1.96 * read["energy_rank"].error
+    assert covered.mean() >= 0.9
+    assert float(read["energy_rank"].value.std()) < 3
+
+
+def test_one_vector_states_the_error_of_its_stochastic_count():
+    matrix = symmetric(np.r_[[3.0] * 30, [1.0] * 70])  # rank_.9: 30 * 3 + 54 of 160, hence 84
+    read = read_rotated(matrix, block_size=1, num_steps=4, num_starts=8, draws=50)["energy_rank"]
+    truth = float(spectrum.energy_rank(jnp.r_[jnp.full(30, 3.0), jnp.ones(70)]))
+    covered = np.abs(read.value - truth) <= 1.96 * read.error
+    assert covered.mean() >= 0.9
+    assert float(jnp.median(read.error)) > 0
+
+
+@pytest.mark.parametrize("block_size", [3, 12])
+def test_a_block_on_a_rank_three_operator_stops_cleanly(block_size):
+    matrix = symmetric(np.r_[[5.0, 3.0, 1.0], [0.0] * 27])
+    read = read_rotated(matrix, block_size=block_size, num_steps=20, num_starts=2, draws=2)
+    np.testing.assert_allclose(read["energy_rank"].value, 3, atol=1e-3)
+    np.testing.assert_allclose(read["trace"].value, 9, rtol=1e-4)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(read))
+
+
+def test_a_block_wider_than_the_space():
+    read = read_rotated(jnp.diag(jnp.array([2.0, 2.0, 1.0])), 5, 8, num_starts=2, draws=1)
+    np.testing.assert_allclose(read["trace"].value, 5, rtol=1e-5)
+    np.testing.assert_allclose(read["energy_rank"].value, 3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "eigenvalues",
+    [
+        np.r_[100, 50, 20, 10, 5, np.geomspace(1, 0.01, 55), np.zeros(60)],
+        np.r_[np.geomspace(30, 0.1, 40), np.zeros(80)],
+    ],
+    ids=["outliers", "null space"],
+)
+def test_rank_of_a_dense_operator(eigenvalues):
+    matrix = symmetric(eigenvalues)
+    truth = float(spectrum.energy_rank(jnp.asarray(eigenvalues)))
+    read = read_rotated(matrix, block_size=1, num_steps=45, num_starts=2, draws=3)
+    # All that holds nine tenths of the trace has converged: counted, not drawn.
+    np.testing.assert_allclose(read["energy_rank"].value, truth, atol=0.5)

@@ -1,0 +1,90 @@
+"""Parts of the parameter tree that are measured apart, such as layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from fgo_jax import _checks
+
+# Leaf's path to the name of its group, as `layer_groups` makes it; a leaf may be in none.
+Groups = Mapping[str, str]
+
+
+def layer_groups(params: Any, by: int | Callable[[str], str | None] = 1) -> dict[str, str]:
+    """Names the group of every parameter, for a probe's ``groups=``.
+
+    The names must be known before training starts, because triggers read signals such as
+    ``"trace/Dense_0"`` by name; hence a table and not a function.
+
+    Args:
+      params: parameters, or their `jax.ShapeDtypeStruct`s.
+      by: the number of leading keys of a path that make a name, or a function of the path
+        (its keys joined by "/") to a name, None for a leaf that is in no group.
+
+    Returns:
+      a dict from paths to names.
+
+    Raises:
+      ValueError: where ``by`` is no depth and no function, or no leaf is in a group.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"Dense_0": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+      >>> layer_groups(params)
+      {'Dense_0/bias': 'Dense_0', 'Dense_0/kernel': 'Dense_0'}
+      >>> layer_groups(params, lambda path: "kernels" if "kernel" in path else None)
+      {'Dense_0/kernel': 'kernels'}
+    """
+    if not callable(by):
+        _checks.positive_int("by", by)
+    table = {}
+    for path in _paths(params):
+        name = by(path) if callable(by) else "/".join(path.split("/")[:by])
+        if name is not None:
+            table[path] = name
+    if not table:
+        raise ValueError(
+            "no parameter is in a group: let by= return a name for some path, such as "
+            f"{_paths(params)[:3]}."
+        )
+    return table
+
+
+def check_groups(groups: Groups | None) -> tuple[str, ...]:
+    """The groups' names in order of appearance, () for None."""
+    if groups is None:
+        return ()
+    if not isinstance(groups, Mapping) or not groups:
+        raise ValueError(
+            "groups must map the paths of parameters to names: pass "
+            "fgo.probes.layer_groups(params), or None for no groups."
+        )
+    return tuple(dict.fromkeys(groups.values()))
+
+
+def slots(groups: Groups | None, tree: Any) -> list[tuple[int, ...]]:
+    """For the whole tree and then each group: the indices of its leaves."""
+    paths = _paths(tree)
+    everything = [tuple(range(len(paths)))]
+    if groups is None:
+        return everything
+    strangers = sorted(set(groups) - set(paths))
+    if strangers:
+        raise ValueError(
+            f"groups names {strangers[:3]}, but the parameters are {paths[:3]} and so on: pass "
+            "fgo.probes.layer_groups of the very parameters that are trained."
+        )
+    return everything + [
+        tuple(index for index, path in enumerate(paths) if groups.get(path) == name)
+        for name in check_groups(groups)
+    ]
+
+
+def _paths(tree: Any) -> list[str]:
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
+    ]
