@@ -1,7 +1,8 @@
 """Measurements of the friction field inside the compiled step."""
 
+from fgo_jax.probes.example_rows import example_gradients
 from fgo_jax.probes.gradient_stream import gradient_stream
-from fgo_jax.probes.gram import example_gradients, gram
+from fgo_jax.probes.gram import gram
 from fgo_jax.probes.groups import layer_groups
 from fgo_jax.probes.hutchinson import hutchinson
 from fgo_jax.probes.lanczos import lanczos

@@ -12,13 +12,11 @@ import optax
 
 from fgo_jax import _checks
 from fgo_jax.probes import spectrum
+from fgo_jax.probes.example_rows import RowsFn, leaf_gram, row_count
 from fgo_jax.probes.groups import Groups, check_groups, slots
 from fgo_jax.probes.operator import check_examples, example_count, is_due
 from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
 from fgo_jax.probes.rows import row_spectrum, trusted_error, white_noise_rank
-
-# `(params, batch) -> pytree shaped like the parameters, with a leading axis of rows`.
-RowsFn = Callable[[Any, Any], Any]
 
 SIGNALS = (
     "intrinsic_dimension",
@@ -85,12 +83,13 @@ def gram(
 
     A measurement costs what ``rows_fn`` does, about one gradient of its examples, and
     :math:`n^2` products per parameter; it takes memory for n gradients and :math:`8 n^3`
-    bytes. Rows are never flattened nor gathered: sharded leaves are reduced where they lie.
+    bytes. Rows are never flattened: leaves sharded over a model axis are reduced where they
+    lie, and rows spread over a data axis meet along that axis.
 
     Args:
       rows_fn: ``(params, batch) -> rows``, a pytree shaped like the parameters with a
-        leading axis of independent rows: :func:`example_gradients`, or any of yours, such
-        as the gradients of micro-batches or of each device.
+        leading axis of independent rows: :func:`fgo_jax.probes.example_gradients`, or any
+        of yours, such as the gradients of micro-batches or of each device.
       every: measured at the steps ``every, 2 * every, ...``.
       examples: leading examples of ``batch`` that ``rows_fn`` gets; None for an eighth.
       batch_size: the size that ``batch`` is declared to have; None takes any.
@@ -164,51 +163,6 @@ def gram(
     )
 
 
-def example_gradients(
-    example_loss_fn: Callable[[Any, Any], Any], chunk_size: int | None = None
-) -> RowsFn:
-    """Rows for :func:`gram`: the gradient of every single example.
-
-    Args:
-      example_loss_fn: ``(params, example) -> scalar``; the example is the batch without
-        its axis 0 (a model that wants one takes ``x[None]``).
-      chunk_size: examples differentiated at once, a divisor of their number; None for all.
-        It bounds the memory of activations; all gradients are kept either way.
-
-    Returns:
-      ``rows_fn(params, batch)``.
-
-    Raises:
-      ValueError: for a chunk size that is no positive integer, and when traced for one
-        that does not divide the examples.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> rows_fn = example_gradients(lambda p, x: jnp.sum(p * x**2), chunk_size=2)
-      >>> rows_fn(jnp.ones(1), jnp.array([[1.0], [2.0], [3.0], [4.0]])).ravel().tolist()
-      [1.0, 4.0, 9.0, 16.0]
-    """
-    if chunk_size is not None:
-        _checks.positive_int("chunk_size", chunk_size)
-
-    def rows_fn(params: Any, batch: Any) -> Any:
-        def gradient(example: Any) -> Any:
-            return jax.grad(example_loss_fn)(params, example)
-
-        if chunk_size is None:
-            return jax.vmap(gradient)(batch)
-        size = jax.tree.leaves(batch)[0].shape[0]
-        if size % chunk_size:
-            divisor = max(d for d in range(1, min(chunk_size, size) + 1) if size % d == 0)
-            raise ValueError(
-                f"chunk_size={chunk_size} does not divide the {size} examples that the probe "
-                f"reads: pass chunk_size={divisor}, or examples= a multiple of {chunk_size}."
-            )
-        return jax.lax.map(gradient, batch, batch_size=chunk_size)
-
-    return rows_fn
-
-
 def _init(slot_count: int) -> GramState:
     return GramState(
         evaluations=jnp.zeros([], jnp.int32),
@@ -237,8 +191,8 @@ def _measure(
 ) -> GramState:
     examples = count(inputs.batch)
     rows = rows_fn(inputs.params, jax.tree.map(lambda leaf: leaf[:examples], inputs.batch))
-    n = _row_count(rows, 5 if centred else 3)
-    leaves = [_leaf_gram(leaf) for leaf in jax.tree.leaves(rows)]
+    n = row_count(rows, 5 if centred else 3)
+    leaves = [leaf_gram(leaf) for leaf in jax.tree.leaves(rows)]
     empty = jnp.zeros([n, n], jnp.float32)
     grams = [sum((leaves[i] for i in those), empty) for those in slots(groups, rows)]
 
@@ -259,33 +213,6 @@ def _measure(
         unit,
         (moments, covariance, eigen, jnp.var(influences, axis=1, ddof=1) / n),
         smoothing,
-    )
-
-
-def _row_count(rows: Any, minimum: int) -> int:
-    shapes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(rows)}
-    if len(shapes) != 1 or () in shapes:
-        raise ValueError(
-            "rows_fn must return a pytree whose leaves share a leading axis of rows, got "
-            f"leading axes {sorted(shapes)}: stack the gradients along axis 0."
-        )
-    ((n,),) = shapes
-    if n < minimum:
-        raise ValueError(
-            f"the probe needs at least {minimum} rows but rows_fn made {n}: pass a larger "
-            "examples=, or make smaller micro-batches."
-        )
-    return n
-
-
-def _leaf_gram(leaf: jax.Array) -> jax.Array:
-    axes = tuple(range(1, leaf.ndim))
-    return jnp.tensordot(
-        leaf,
-        leaf,
-        axes=(axes, axes),
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
     )
 
 

@@ -75,8 +75,10 @@ def hutchinson(
 
     Signals: ``trace`` (in the unit of the loss over parameters squared), ``trace_square``
     (that squared), ``intrinsic_dimension`` (a number), each with a standard error over
-    the vectors (delta method for the ratio), widened to Student's t. It does not hold the
-    noise of the choice of examples, which only the spread of several measurements shows.
+    the vectors (delta method for the ratio), widened to Student's t and, for the square,
+    to its log scale: 1.96 of it cover the truth in nine cases of ten with four vectors and
+    one outlier. It does not hold the noise of the choice of examples, which only the
+    spread of several measurements shows.
     With ``groups``, the same signals as ``trace/NAME`` etc., of the group's diagonal block.
 
     A measurement costs ``2 * num_samples`` products on half of the examples, one at a
@@ -286,6 +288,15 @@ def _dimension(moments: jax.Array, covariance: jax.Array) -> jax.Array:
     return jnp.where(good, jnp.stack([ratio, error]), jnp.nan)
 
 
+def _skewed(mean: jax.Array, error: jax.Array) -> jax.Array:
+    """The upper, wider half of an interval on a log scale.
+
+    A mean of few squares is skewed, and where it comes out low its spread does too.
+    """
+    relative = jnp.minimum(1.96 * error / jnp.maximum(jnp.abs(mean), 1e-30), 20.0)
+    return error * jnp.where(relative > 1e-3, jnp.expm1(relative) / relative, 1.0)
+
+
 def _read(state: HutchinsonState, *, names: tuple[str, ...]) -> dict[str, Estimate]:
     weight = jnp.where(state.weight > 0.0, state.weight, jnp.nan)
     estimates = {}
@@ -293,6 +304,6 @@ def _read(state: HutchinsonState, *, names: tuple[str, ...]) -> dict[str, Estima
         means = state.moments[index] / weight
         errors = jnp.sqrt(jnp.diagonal(state.covariance[index])) / weight
         estimates[f"trace{suffix}"] = Estimate(means[0], errors[0])
-        estimates[f"trace_square{suffix}"] = Estimate(means[2], errors[2])
+        estimates[f"trace_square{suffix}"] = Estimate(means[2], _skewed(means[2], errors[2]))
         estimates[f"intrinsic_dimension{suffix}"] = Estimate(*state.dimension[index])
     return estimates

@@ -1,0 +1,88 @@
+"""Rows of gradients at fixed parameters, and their inner products leaf by leaf."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fgo_jax import _checks
+
+# `(params, batch) -> pytree shaped like the parameters, with a leading axis of rows`.
+RowsFn = Callable[[Any, Any], Any]
+
+
+def example_gradients(
+    example_loss_fn: Callable[[Any, Any], Any], chunk_size: int | None = None
+) -> RowsFn:
+    """Rows for :func:`fgo_jax.probes.gram`: the gradient of every single example.
+
+    Args:
+      example_loss_fn: ``(params, example) -> scalar``; the example is the batch without
+        its axis 0 (a model that wants one takes ``x[None]``).
+      chunk_size: examples differentiated at once, a divisor of their number; None for all.
+        It bounds the memory of activations; all gradients are kept either way.
+
+    Returns:
+      ``rows_fn(params, batch)``.
+
+    Raises:
+      ValueError: for a chunk size that is no positive integer, and when traced for one
+        that does not divide the examples.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> rows_fn = example_gradients(lambda p, x: jnp.sum(p * x**2), chunk_size=2)
+      >>> rows_fn(jnp.ones(1), jnp.array([[1.0], [2.0], [3.0], [4.0]])).ravel().tolist()
+      [1.0, 4.0, 9.0, 16.0]
+    """
+    if chunk_size is not None:
+        _checks.positive_int("chunk_size", chunk_size)
+
+    def rows_fn(params: Any, batch: Any) -> Any:
+        def gradient(example: Any) -> Any:
+            return jax.grad(example_loss_fn)(params, example)
+
+        if chunk_size is None:
+            return jax.vmap(gradient)(batch)
+        size = jax.tree.leaves(batch)[0].shape[0]
+        if size % chunk_size:
+            divisor = max(d for d in range(1, min(chunk_size, size) + 1) if size % d == 0)
+            raise ValueError(
+                f"chunk_size={chunk_size} does not divide the {size} examples that the probe "
+                f"reads: pass chunk_size={divisor}, or examples= a multiple of {chunk_size}."
+            )
+        return jax.lax.map(gradient, batch, batch_size=chunk_size)
+
+    return rows_fn
+
+
+def row_count(rows: Any, minimum: int) -> int:
+    """The common leading axis of all leaves; a static number."""
+    shapes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(rows)}
+    if len(shapes) != 1 or () in shapes:
+        raise ValueError(
+            "rows_fn must return a pytree whose leaves share a leading axis of rows, got "
+            f"leading axes {sorted(shapes)}: stack the gradients along axis 0."
+        )
+    ((n,),) = shapes
+    if n < minimum:
+        raise ValueError(
+            f"the probe needs at least {minimum} rows but rows_fn made {n}: pass a larger "
+            "examples=, or make smaller micro-batches."
+        )
+    return n
+
+
+def leaf_gram(leaf: jax.Array) -> jax.Array:
+    """[n, n], float32; what a leaf [n, ...] adds to the inner products of rows."""
+    axes = tuple(range(1, leaf.ndim))
+    return jnp.tensordot(
+        leaf,
+        leaf,
+        axes=(axes, axes),
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
