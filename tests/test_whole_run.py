@@ -10,7 +10,6 @@ import fgo_jax as fgo
 from benchmarks.methods import get_method
 from benchmarks.tasks import get_task
 from fgo_jax.state import BY_TRIGGER
-from tests.problems import mlp, mlp_batch, mlp_loss, mlp_params
 
 
 def callbacks(jaxpr) -> list[str]:
@@ -77,6 +76,13 @@ def train_in_one_scan(tx, params, data, batch_of, loss, steps):
     return state, np.asarray(phases)
 
 
+def problem(task, tx):
+    """The arguments of `train_in_one_scan` for a task of the benchmarks."""
+    init_key, key = jax.random.split(jax.random.key(0))
+    data = (task.data(0), key)
+    return tx, task.init(init_key), data, lambda d, number: task.batch(*d, number), task.loss
+
+
 def assert_both_transitions_fired(state, phases):
     assert set(phases.tolist()) == {0, 1, 2}
     assert (np.diff(phases) >= 0).all()
@@ -91,35 +97,28 @@ def assert_both_transitions_fired(state, phases):
 def test_default_protocol(name, learning_rate, steps):
     task = get_task(name)
     tx = get_method("fgo").build(task, {"learning_rate": learning_rate})
-    init_key, key = jax.random.split(jax.random.key(0))
-    state, phases = train_in_one_scan(
-        tx,
-        task.init(init_key),
-        (task.data(0), key),
-        lambda data, number: task.batch(*data, number),
-        task.loss,
-        steps,
-    )
+    state, phases = train_in_one_scan(*problem(task, tx), steps=steps)
     assert_both_transitions_fired(state, phases)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("probe", ["lanczos", "hutchinson"])
 def test_a_probe_that_runs_the_model_decides(probe):
-    fisher = fgo.curvature.ggn(lambda params, batch: mlp(params, batch["x"]))
+    task = get_task("quadratic_bowl")
+    fisher = fgo.curvature.ggn(
+        lambda params, batch: task.predict(params, batch)[:, None], "squared_error"
+    )
     make = {
         "lanczos": lambda: fgo.probes.lanczos(fisher, num_steps=8, every=10, examples=16),
         "hutchinson": lambda: fgo.probes.hutchinson(fisher, num_samples=4, every=10, examples=16),
     }[probe]
     t = fgo.triggers
     tx = fgo.target_acquisition(
-        1.2e-2,
-        100,
+        0.1,
+        task.warmup_steps,
         probe=make(),
         acquisition_trigger=t.stopped_falling("intrinsic_dimension"),
         reask_trigger=t.stall("intrinsic_dimension"),
     )
-    state, phases = train_in_one_scan(
-        tx, mlp_params(), (), lambda data, number: mlp_batch(number), mlp_loss, 1000
-    )
+    state, phases = train_in_one_scan(*problem(task, tx), steps=1000)
     assert_both_transitions_fired(state, phases)
