@@ -60,7 +60,7 @@ def target_acquisition(
     clip_norm: float | None = None,
     cut: float = 0.5,
     decay: str = "hyperbolic",
-    decay_ratio: float = 2.0,
+    decay_ratio: float = 1.0,
     decay_steps: int | None = None,
     acquisition: optax.GradientTransformation | None = None,
     refinement: optax.GradientTransformation | None = None,
@@ -78,19 +78,20 @@ def target_acquisition(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Friction-Guided Optimization: three phases that end when the geometry says so.
 
-    1. Acquisition: warm-up to ``learning_rate``, updates by ``acquisition`` (Adam). It ends
-       when the intrinsic dimension of the gradient noise has stopped falling, successive
+    1. Acquisition: warm-up to ``learning_rate``, updates by ``acquisition``. It ends when
+       the intrinsic dimension of the gradient noise has stopped falling, successive
        gradients agree in less than three quarters of their energy, and the loss is not
        known to rise.
     2. Re-ask: the rate cut by ``cut``, updates by ``refinement`` (a natural gradient). It
-       ends when the dimension, now measured in the refinement's metric, stands still in
-       either direction, with gradients as noisy as before.
+       ends when the dimension stands still in either direction, with gradients as noisy
+       as before.
     3. Execution: the same transform, the rate decaying as 1/(1 + s/(kappa t1)), s steps
        after a start at t1. It never ends; :func:`fgo_jax.should_stop` tells when ten
        reported ``validation_value`` in a row brought no improvement.
 
-    All of it is decided inside the compiled step from a sketch of the gradients that
-    training computes anyway. No horizon is needed. While gradients agree, as they do where
+    The dimension is measured in the metric of the transform that makes the updates. All of
+    it is decided inside the compiled step from a sketch of the gradients that training
+    computes anyway. No horizon is needed. While gradients agree, as they do where
     there is no noise, no phase ends: a cut would only slow such a run down.
 
     The update takes the extra arguments that :func:`fgo_jax.phased` lists, none of them
@@ -98,7 +99,7 @@ def target_acquisition(
 
     Args:
       learning_rate: the peak; a number or an optax schedule. Tune this one: since it is
-        cut later, it is best above the best constant rate of either transform.
+        cut later, it is best above the refinement's best constant rate.
       warmup_steps: length of the linear warm-up; also the least length of acquisition.
       weight_decay: decoupled, scaled by the effective rate, as in `optax.adamw`.
       mask: as in `optax.adamw`.
@@ -109,7 +110,9 @@ def target_acquisition(
       decay: law of execution; see :func:`fgo_jax.execution`.
       decay_ratio: kappa, the decay's length relative to the steps before it.
       decay_steps: the decay's length in steps, instead.
-      acquisition: gradient transformation of phase 1; None is `optax.scale_by_adam()`.
+      acquisition: gradient transformation of phase 1; None is the refinement itself. The
+        paper's is a plain one: `optax.scale_by_adam()` makes cheaper steps, at the price
+        of more of them and of a second state.
       refinement: of phase 2; None is :func:`fgo_jax.scale_by_kronecker_fisher`.
       execution: of phase 3; None keeps phase 2's.
       probe: what is measured; None is :func:`fgo_jax.probes.gradient_stream`.
@@ -127,7 +130,8 @@ def target_acquisition(
 
     Returns:
       A gradient transformation with state :class:`fgo_jax.FgoState`. State, in bytes per
-      parameter: 8 for Adam, 8 and the factors for the refinement, 4 for an average.
+      parameter: 8 and the factors for the refinement, 4 for an average, and that of
+      ``acquisition`` where one is given (8 for Adam).
 
     Raises:
       ValueError: for arguments out of range.
@@ -147,10 +151,15 @@ def target_acquisition(
 
     Source: Friction-Guided Optimization (2026), section 4. The paper asks that the loss
     still fall; here only a rise is an obstacle, since a loss at rest is no less a reason
-    to cut the rate.
+    to cut the rate. Its acquisition takes plain gradients; where that was measured, the
+    first hundred steps of Adam cost the natural gradient two hundred of its own.
     """
     if probe is None:
         probe = gradient_stream()
+    if refinement is None:
+        refinement = scale_by_kronecker_fisher()
+    if acquisition is None:
+        acquisition = refinement  # the very same object: one state, and no hand-over
     _checks.integer("warmup_steps", warmup_steps, 0)
     return phased(
         [
@@ -158,7 +167,7 @@ def target_acquisition(
             reask_phase(
                 learning_rate,
                 cut,
-                scale_by_kronecker_fisher() if refinement is None else refinement,
+                refinement,
                 weight_decay,
                 mask,
             ),

@@ -36,6 +36,20 @@ CASES = {
     ),
     "target_acquisition": (
         lambda: fgo.target_acquisition(1e-2, 0, weight_decay=0.1, acquisition_trigger=never()),
+        lambda: optax.chain(
+            fgo.scale_by_kronecker_fisher(),
+            optax.add_decayed_weights(0.1),
+            optax.scale_by_learning_rate(1e-2),
+        ),
+    ),
+    "target_acquisition_from_adam": (
+        lambda: fgo.target_acquisition(
+            1e-2,
+            0,
+            weight_decay=0.1,
+            acquisition=optax.scale_by_adam(),
+            acquisition_trigger=never(),
+        ),
         lambda: optax.adamw(1e-2, weight_decay=0.1),
     ),
 }

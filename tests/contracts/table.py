@@ -83,6 +83,7 @@ TABLE = (
         weight_decay=1e-6,
         total_steps=1500,
         decay="one_minus_sqrt",
+        acquisition=optax.scale_by_adam(),
     ),
     _alias("phased", _phased),
     _alias("acquisition", fgo.acquisition, static_args=PHASE_STATIC),
