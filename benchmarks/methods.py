@@ -28,7 +28,7 @@ class Method:
       trajectory: the name under which its runs are stored.
       build: `(task, hyperparameters) -> GradientTransformation`.
       weights: which of the two curves judges the method.
-      uses_fgo: its runs depend on the sources of `fgo_jax`.
+      uses: the sources of `fgo_jax`, as patterns of paths, that its runs depend on.
       phased: its state answers `fgo.telemetry`, and `fgo.eval_params` gives its average.
       note: what a reader of the table must know.
       only: the prefix of the tasks that it takes part in.
@@ -38,7 +38,7 @@ class Method:
     build: Callable[[Task, Hyperparameters], optax.GradientTransformation]
     trajectory: str = ""
     weights: Literal["raw", "averaged"] = "raw"
-    uses_fgo: bool = False
+    uses: tuple[str, ...] = ()
     phased: bool = False
     note: str = ""
     only: str = ""
@@ -137,6 +137,8 @@ def _pair(name: str, **fields) -> tuple[Method, Method]:
 
 
 _KNOWS_T = "knows T"
+_REFINEMENT = ("_checks.py", "precondition/*.py")
+_EVERYTHING = ("**/*.py",)
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -145,26 +147,26 @@ METHODS: dict[str, Method] = {
         Method("two_step", _two_step, note=_KNOWS_T),
         Method("cosine", _cosine, note=_KNOWS_T),
         Method("sgd_momentum", _sgd_momentum, only="quadratic_bowl"),
-        *_pair("natural_gradient", build=_natural(_constant_schedule), uses_fgo=True),
+        *_pair("natural_gradient", build=_natural(_constant_schedule), uses=_REFINEMENT),
         *_pair(
             "natural_gradient_1_over_sqrt_t",
             build=_natural(_one_over_sqrt_t_schedule),
-            uses_fgo=True,
+            uses=_REFINEMENT,
         ),
         Method(
             "natural_gradient_1_over_t",
             _natural(_one_over_t_schedule),
-            uses_fgo=True,
+            uses=_REFINEMENT,
             only="quadratic_bowl",
         ),
         Method(
             "natural_gradient_two_step",
             _natural(_two_step_schedule),
-            uses_fgo=True,
+            uses=_REFINEMENT,
             note=_KNOWS_T,
             only="quadratic_bowl",
         ),
-        *_pair("fgo", build=_fgo, uses_fgo=True, phased=True),
+        *_pair("fgo", build=_fgo, uses=_EVERYTHING, phased=True),
     )
 }
 
@@ -177,7 +179,7 @@ def get_method(name: str) -> Method:
 
 def available(method: Method) -> bool:
     """Whether what the method needs of `fgo_jax` can be imported."""
-    if not method.uses_fgo:
+    if not method.uses:
         return True
     try:
         import fgo_jax as fgo

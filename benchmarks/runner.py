@@ -79,7 +79,7 @@ def run_identity(task: Task, method: Method, hyperparameters, seed: int) -> dict
         "seed": seed,
         "backend": jax.default_backend(),
         "versions": versions(),
-        "code": code_fingerprint(source_of(task), method.uses_fgo),
+        "code": code_fingerprint(source_of(task), method.uses),
     }
 
 
@@ -89,11 +89,11 @@ def source_of(task: Task) -> str:
 
 
 @functools.cache
-def code_fingerprint(task_file: str, uses_fgo: bool) -> str:
+def code_fingerprint(task_file: str, uses: tuple[str, ...]) -> str:
     """A digest of the sources behind a run, as they were when this process first asked."""
     files = [Path(task_file), *map(_source, (task_module, methods, schedules, training))]
-    if uses_fgo:
-        files += sorted((ROOT / "fgo_jax").rglob("*.py"))
+    for pattern in uses:
+        files += sorted((ROOT / "fgo_jax").glob(pattern))
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")

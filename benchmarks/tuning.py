@@ -112,7 +112,7 @@ def _choose(task: Task, method: Method, runs, levels: Sequence[Level]) -> dict[s
     entry = {
         "note": method.note,
         "weights": method.weights,
-        "code": code_fingerprint(source_of(task), method.uses_fgo),
+        "code": code_fingerprint(source_of(task), method.uses),
         "trials": [
             {
                 "hyperparameters": setting,

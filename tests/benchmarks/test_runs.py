@@ -96,14 +96,22 @@ def test_a_run_that_differs_in_anything_is_another_run(change):
         "seed": lambda: identity(seed=1),
         "setting": lambda: identity(rate=0.2),
         "horizon": lambda: identity(task=BOWL.shortened(10)),
-        "code": lambda: {**identity(), "code": runner.code_fingerprint(__file__, False)},
+        "code": lambda: {**identity(), "code": runner.code_fingerprint(__file__, ())},
     }[change]()
     assert other != identity()
 
 
-def test_methods_of_the_library_depend_on_its_sources():
+def test_a_run_depends_on_the_sources_that_its_method_uses():
     file = runner.source_of(BOWL)
-    assert runner.code_fingerprint(file, True) != runner.code_fingerprint(file, False)
+    names = ("constant", "natural_gradient", "fgo")
+    digests = {runner.code_fingerprint(file, METHODS[name].uses) for name in names}
+    assert len(digests) == len(names)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
+def test_a_method_names_sources_that_exist(method):
+    for pattern in method.uses:
+        assert list((runner.ROOT / "fgo_jax").glob(pattern))
 
 
 def test_a_failed_run_is_stored_as_null_and_read_as_nan(tmp_path):
