@@ -27,21 +27,23 @@ def num_trials(task: Task) -> int:
 def grid(task: Task, method: Method) -> list[dict[str, float]]:
     """The trials of a method's trajectory, `num_trials` of them."""
     bowl, count = task.name.startswith("quadratic_bowl"), num_trials(task)
+    # On the bowl a natural gradient's step has the length of Newton's, not Adam's.
+    lowest = 0.1 if method.uses else 0.004
     if method.trajectory.endswith("two_step"):
         # (fraction of T at which the rate is cut, what it is multiplied by)
         switches = ((0.1, 0.1), (0.25, 0.1)) if bowl else ((0.25, 0.2), (0.5, 0.1))
-        few = _geometric(0.03, 3.0, 6) if bowl else _geometric(2.8e-3, 2.0, 3)
+        few = _geometric(3 * lowest, 2.0, 6) if bowl else _geometric(2.8e-3, 2.0, 3)
         trials = [
             {"learning_rate": rate, "switch_fraction": fraction, "cut": cut}
             for rate, (fraction, cut) in itertools.product(few, switches)
         ]
     elif method.trajectory.endswith("1_over_t"):
-        few = _geometric(0.3, 3.0, 6)  # its rate falls fast, so it may begin far higher
+        few = _geometric(3 * lowest, 2.0, 6)  # it falls fast, so it may begin far higher
         trials = [
             {"learning_rate": rate, "t0": t0} for rate, t0 in itertools.product(few, (50.0, 200.0))
         ]
     else:
-        rates = _geometric(0.004, 2.0, count) if bowl else _geometric(2e-3, 1.6, count)
+        rates = _geometric(lowest, 1.5, count) if bowl else _geometric(2e-3, 1.6, count)
         trials = [{"learning_rate": rate} for rate in rates]
     if len(trials) != count:
         raise ValueError(f"{method.name} has {len(trials)} trials; every method gets {count}.")
