@@ -21,7 +21,7 @@ def _geometric(first: float, factor: float, count: int) -> list[float]:
 
 def num_trials(task: Task) -> int:
     """The same for every method on a task; the bowl's runs take a second."""
-    return 12 if task.name.startswith("quadratic_bowl") else 6
+    return 12 if task.name.startswith("quadratic_bowl") else 8
 
 
 def grid(task: Task, method: Method) -> list[dict[str, float]]:
@@ -32,7 +32,7 @@ def grid(task: Task, method: Method) -> list[dict[str, float]]:
     if method.trajectory.endswith("two_step"):
         # (fraction of T at which the rate is cut, what it is multiplied by)
         switches = ((0.1, 0.1), (0.25, 0.1)) if bowl else ((0.25, 0.2), (0.5, 0.1))
-        few = _geometric(3 * lowest, 2.0, 6) if bowl else _geometric(2.8e-3, 2.0, 3)
+        few = _geometric(3 * lowest, 2.0, 6) if bowl else _geometric(1.4e-3, 2.0, 4)
         trials = [
             {"learning_rate": rate, "switch_fraction": fraction, "cut": cut}
             for rate, (fraction, cut) in itertools.product(few, switches)
@@ -43,7 +43,7 @@ def grid(task: Task, method: Method) -> list[dict[str, float]]:
             {"learning_rate": rate, "t0": t0} for rate, t0 in itertools.product(few, (50.0, 200.0))
         ]
     else:
-        rates = _geometric(lowest, 1.5, count) if bowl else _geometric(2e-3, 1.6, count)
+        rates = _geometric(lowest, 1.5, count) if bowl else _geometric(7.81e-4, 1.6, count)
         trials = [{"learning_rate": rate} for rate in rates]
     if len(trials) != count:
         raise ValueError(f"{method.name} has {len(trials)} trials; every method gets {count}.")
