@@ -29,7 +29,8 @@ COLORS = {
     "sgd_momentum": "#3b3f46",
     "natural_gradient": "#1f77b4",
     "natural_gradient_1_over_t": "#17a2b8",
-    "natural_gradient_two_step": "#5c6bc0",
+    "natural_gradient_1_over_sqrt_t": "#2e9e5b",
+    "natural_gradient_two_step": "#e08e0b",
     "fgo": "#d62839",
 }
 STYLE: dict[Any, Any] = {
@@ -86,6 +87,9 @@ def _panels(figure, race: Race) -> None:
     _comparison(curves, race)
     _ladder(rungs, race)
     figure.align_ylabels([curves, rungs])
+    # Below the axes: a dozen names inside would hide the curves that they name.
+    figure.legend(*curves.get_legend_handles_labels(), loc="outside lower center", ncols=3,
+                  fontsize=8, labelcolor=INK, handlelength=2.6)  # fmt: skip
 
 
 def _ladder(axis, race: Race) -> None:
@@ -141,9 +145,9 @@ def _comparison(axis, race: Race) -> None:
         axis.axhline(lv.target, color=QUIET, lw=0.9, ls=":", zorder=2)
         axis.annotate(
             f"target: {lv.name} {lv.target:.3g}",
-            (0.995, lv.target),
+            (0.005, lv.target),
             xycoords=("axes fraction", "data"),
-            ha="right",
+            ha="left",
             va="bottom",
             fontsize=7.5,
             color=QUIET,
@@ -155,11 +159,6 @@ def _comparison(axis, race: Race) -> None:
         f"{task.name}: validation, median of {seeds} seed{'s' * (seeds > 1)}; "
         "dots mark the median hit"
     )
-    legend = axis.legend(
-        ncols=2, fontsize=8, loc="upper right", labelcolor=INK, handlelength=2.6, frameon=True
-    )
-    legend.get_frame().set(facecolor="white", edgecolor="none", alpha=0.85)
-    legend.set_zorder(7)
 
 
 def _story(figure, race: Race, run: Curves) -> None:
