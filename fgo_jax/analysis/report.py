@@ -208,4 +208,6 @@ class SpectrumReport:
 
 
 def _number(estimate: Estimate) -> str:
+    if np.isnan(estimate.value):
+        return "not told from noise"
     return f"{float(estimate.value):.4g} +- {float(estimate.error):.2g}"
