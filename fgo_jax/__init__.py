@@ -1,6 +1,7 @@
 """Friction-Guided Optimization for optax."""
 
-from fgo_jax import curvature, precondition, probes, triggers
+from fgo_jax import analysis, curvature, plotting, precondition, probes, triggers
+from fgo_jax.analysis import SpectrumReport, spectrum
 from fgo_jax.averaging import average_weights, eval_params
 from fgo_jax.machine import phased
 from fgo_jax.phases import Phase, acquisition, execution, reask
@@ -13,19 +14,23 @@ __all__ = [
     "STATIC_ARGS",
     "FgoState",
     "Phase",
+    "SpectrumReport",
     "acquisition",
+    "analysis",
     "average_weights",
     "curvature",
     "eval_params",
     "execution",
     "force_phase",
     "phased",
+    "plotting",
     "precondition",
     "probes",
     "reask",
     "restart",
     "scale_by_kronecker_fisher",
     "should_stop",
+    "spectrum",
     "target_acquisition",
     "telemetry",
     "triggers",

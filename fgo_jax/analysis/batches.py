@@ -1,0 +1,80 @@
+"""What an analysis averages over: one batch or several of equal shapes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fgo_jax.probes.gram import RowsFn, gram
+from fgo_jax.probes.groups import Groups
+from fgo_jax.probes.operator import Operator
+from fgo_jax.probes.probe import Estimate, ProbeInputs
+
+# Batches stacked along a new leading axis.
+Data = Any
+
+
+def stack_batches(batch: Any, batches: Sequence[Any] | None) -> Data:
+    if (batch is None) == (batches is None):
+        raise ValueError(
+            "pass one batch as batch=, or several of equal shapes as batches=, and not both or "
+            "neither: a batch may itself be a list, so the two are not told apart."
+        )
+    if not jax.tree.leaves(batch if batches is None else list(batches)):
+        raise ValueError("the batch holds no arrays: pass what the operator reads.")
+    if batches is None:
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], batch)
+    batches = list(batches)
+    kinds = {(jax.tree.structure(one), *map(jnp.shape, jax.tree.leaves(one))) for one in batches}
+    if len(kinds) != 1:
+        raise ValueError(
+            f"batches must be one or more batches of equal structure and shapes, got "
+            f"{len(batches)} of {len(kinds)} kinds: leave out a smaller last batch."
+        )
+    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *batches)
+
+
+def mean_product(operator: Operator, params: Any, data: Data) -> Callable[[Any], Any]:
+    """The matvec of the batches' mean operator, in float32."""
+    count = jax.tree.leaves(data)[0].shape[0]
+    if count == 1:
+        matvec = operator(params, jax.tree.map(lambda leaf: leaf[0], data))
+        return lambda vector: optax.tree.cast(matvec(vector), jnp.float32)
+
+    def mean(vector: Any) -> Any:
+        def add(total: Any, one: Any) -> tuple[Any, None]:
+            product = optax.tree.cast(operator(params, one)(vector), jnp.float32)
+            return optax.tree.add(total, product), None
+
+        total = jax.lax.scan(add, optax.tree.zeros_like(vector), data)[0]
+        return jax.tree.map(lambda leaf: leaf / count, total)
+
+    return mean
+
+
+def gradient_noise(
+    rows_fn: RowsFn, params: Any, data: Data, groups: Groups | None, examples: int
+) -> dict[str, Estimate]:
+    """Noise scales of the gradients, their terms averaged over the batches."""
+    shapes = [leaf.shape for leaf in jax.tree.leaves(data)]
+    count, size = shapes[0][0], min([shape[1] for shape in shapes if len(shape) > 1], default=0)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def measure(read: int, index: jax.Array, params: Any, data: Data, state: Any) -> Any:
+        batch = jax.tree.map(lambda leaf: leaf[index], data)
+        # Weights i / (i + 1) of the average so far make it the plain mean.
+        so_far: Any = index / (index + 1.0)
+        probe = gram(rows_fn, examples=read, smoothing=so_far, groups=groups)
+        inputs = ProbeInputs(None, None, params, batch, jax.random.key(0), jnp.int32(0))
+        return probe.measure(inputs, state)
+
+    probe = gram(rows_fn, groups=groups)
+    state = probe.init(params)
+    for index in range(count):
+        state = measure(min(examples, size), jnp.int32(index), params, data, state)
+    return {name: value for name, value in probe.read(state).items() if "noise_scale" in name}

@@ -1,0 +1,156 @@
+"""From Krylov spaces to the numbers of a spectrum, in float64 on the host."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from fgo_jax.probes.operator import student_width
+from fgo_jax.probes.probe import Estimate
+
+# A share of the energy that is reached exactly must not need one more eigenvalue.
+_ROUNDING = 1e-6
+
+
+class Ritz(NamedTuple):
+    """Ritz values of one Krylov space, by falling size, and what belongs to each."""
+
+    values: np.ndarray  # [n], float64
+    weights: np.ndarray  # [n], float64; of the quadrature, in sum 1
+    residuals: np.ndarray  # [n], float64; |A v - value v|
+    coefficients: np.ndarray  # [n, steps], float64; of v in the basis
+
+
+class Rule(NamedTuple):
+    """Nodes and weights that stand for all eigenvalues, whatever function is summed."""
+
+    nodes: np.ndarray  # [n], float64; eigenvalues taken exactly and Ritz values of the rest
+    weights: np.ndarray  # [n], float64; how many eigenvalues each stands for, in sum d
+    starts: np.ndarray  # [n], int; the start that a node comes from, -1 for an exact one
+    num_starts: int
+
+    def of_start(self, start: int) -> tuple[np.ndarray, np.ndarray]:
+        """Nodes and weights as that start alone gives them."""
+        mine = (self.starts == -1) | (self.starts == start)
+        scale = np.where(self.starts == -1, 1.0, float(self.num_starts))
+        return self.nodes[mine], (scale * self.weights)[mine]
+
+    def without(self, start: int) -> Rule:
+        """The rule of the other starts."""
+        others = self.starts != start
+        scale = np.where(self.starts == -1, 1.0, self.num_starts / (self.num_starts - 1))
+        return Rule(
+            self.nodes[others],
+            (scale * self.weights)[others],
+            self.starts[others],
+            self.num_starts - 1,
+        )
+
+
+def ritz_values(matrix: Any, coupling: Any, valid: Any) -> Ritz:
+    """Ritz values and vectors of a :class:`fgo_jax.probes.krylov.Krylov`."""
+    used = np.flatnonzero(np.asarray(valid))
+    block = coupling.shape[0]
+    inner = np.asarray(matrix, np.float64)[np.ix_(used, used)]
+    values, vectors = np.linalg.eigh(inner)
+    order = np.argsort(-np.abs(values), kind="stable")
+    values, vectors = values[order], vectors[:, order]
+    first = np.square(vectors[used < block])
+    coefficients = np.zeros([len(used), len(valid)])
+    coefficients[:, used] = vectors.T
+    residuals = np.linalg.norm(np.asarray(coupling, np.float64)[:, used] @ vectors, axis=0)
+    return Ritz(values, np.sum(first, 0) / max(len(first), 1), residuals, coefficients)
+
+
+def combine(exact: np.ndarray, bulks: list[Ritz], dimension: int) -> Rule:
+    """Exact eigenvalues, one each, and the quadratures of what they leave."""
+    rest = dimension - len(exact)
+    nodes = [exact, *(bulk.values for bulk in bulks)]
+    weights = [np.ones(len(exact)), *(rest / len(bulks) * bulk.weights for bulk in bulks)]
+    starts = [np.full(len(part), index - 1) for index, part in enumerate(nodes)]
+    return Rule(np.concatenate(nodes), np.concatenate(weights), np.concatenate(starts), len(bulks))
+
+
+def moments(rule: Rule, exact_residuals: np.ndarray) -> dict[str, Estimate]:
+    r"""Trace, trace of the square, participation ratio and negative share.
+
+    The first two are unbiased over the starts, whatever vectors Q were taken exactly:
+    with P the projector off them, :math:`\mathrm{tr}\,A = \mathrm{tr}\,QAQ^T +
+    \mathrm{tr}\,PAP` and :math:`\mathrm{tr}\,A^2 = \mathrm{tr}\,(QAQ^T)^2 +
+    2 \|PAQ^T\|^2 + \mathrm{tr}\,(PAP)^2`, the middle term being the squared residuals.
+    """
+    parts = np.array(
+        [
+            [np.dot(weights, f(nodes)) for f in (_same, np.abs, np.square, _negative)]
+            for nodes, weights in map(rule.of_start, range(rule.num_starts))
+        ]
+    )
+    parts[:, 2] += 2.0 * np.sum(np.square(exact_residuals))
+    means, width = np.mean(parts, axis=0), student_width(rule.num_starts - 1)
+    root = rule.num_starts**0.5
+    errors = width * np.std(parts, axis=0, ddof=1) / root
+    result = {
+        "trace": _estimate(means[0], errors[0]),
+        "trace_square": _estimate(means[2], errors[2]),
+    }
+    size, square, negative = means[1:]
+    if size <= 0.0 or square <= 0.0:
+        nothing = _estimate(np.nan, np.nan)
+        return {**result, "participation_ratio": nothing, "negative_share": nothing}
+    # Less its variance: the square of an unbiased mean is too large by it.
+    ratio = (size**2 - np.var(parts[:, 1], ddof=1) / rule.num_starts) / square
+    influence = 2.0 * parts[:, 1] / size - parts[:, 2] / square
+    result["participation_ratio"] = _estimate(
+        ratio, width * ratio * np.std(influence, ddof=1) / root
+    )
+    influence = parts[:, 3] / size - negative * parts[:, 1] / size**2
+    result["negative_share"] = _estimate(negative / size, width * np.std(influence, ddof=1) / root)
+    return result
+
+
+def energy_rank(rule: Rule, energy: float) -> Estimate:
+    """The fewest eigenvalues that hold a share of the sum of |eigenvalue|.
+
+    Its error is a jackknife over the starts of the count with its fraction, and holds the
+    next whole number where the count may cross one.
+    """
+    fraction, exact = _count(rule, energy)
+    if np.isnan(fraction):
+        return _estimate(np.nan, np.nan)
+    n = rule.num_starts
+    others = np.array([_count(rule.without(start), energy)[0] for start in range(n)])
+    spread = np.sqrt((n - 1) / n * np.sum(np.square(others - np.mean(others))))
+    error = student_width(n - 1) * spread
+    if not exact:
+        return _estimate(fraction, error)
+    rank, reach = np.ceil(fraction), 1.96 * error
+    furthest = max(np.ceil(fraction + reach) - rank, rank - np.ceil(fraction - reach))
+    return _estimate(rank, max(error, furthest / 1.96))
+
+
+def _count(rule: Rule, energy: float) -> tuple[float, bool]:
+    """The rank with its fraction, and whether an exact eigenvalue is the last of it."""
+    order = np.argsort(-np.abs(rule.nodes), kind="stable")
+    sizes, weights = np.abs(rule.nodes[order]), rule.weights[order]
+    held = np.cumsum(sizes * weights)
+    if not len(held) or held[-1] <= 0.0:
+        return np.nan, False
+    wanted = energy * held[-1] * (1.0 - _ROUNDING)
+    last = int(np.argmax(held >= wanted))
+    missing = wanted - (held[last - 1] if last else 0.0)
+    count = np.sum(weights[:last]) + missing / sizes[last]
+    return float(count), bool(rule.starts[order][last] == -1)
+
+
+def _same(values: np.ndarray) -> np.ndarray:
+    return values
+
+
+def _negative(values: np.ndarray) -> np.ndarray:
+    return np.maximum(-values, 0.0)
+
+
+def _estimate(value: Any, error: Any) -> Estimate:
+    return Estimate(jnp.float32(value), jnp.float32(error))

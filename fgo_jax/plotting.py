@@ -1,0 +1,199 @@
+"""Pictures of a spectrum; they need matplotlib, the extra `plot`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fgo_jax.analysis.report import SpectrumReport
+
+# Two of the colours of Okabe and Ito, told apart by all common kinds of colour vision.
+_BULK, _OUTLIER = "#0072B2", "#D55E00"
+# Heights below this many eigenvalues per decade are the kernel's tail.
+_FLOOR = 0.03
+
+
+def spectral_density(
+    report: SpectrumReport,
+    ax: Any = None,
+    *,
+    width: float = 0.1,
+    linear_width: float | None = None,
+) -> Any:
+    """Draws the bulk of a spectrum as a density and its outliers one by one.
+
+    The horizontal axis is logarithmic to both sides of a short linear stretch around
+    zero, the vertical one counts eigenvalues per factor of ten; the band is two standard
+    errors wide to each side. The listed eigenvalues are marked at the height of a single
+    one under the kernel: filled where they have converged, hollow where their residual is
+    above a tenth of their size. A dotted line, on a scale of its own at the right, shows the
+    share of the energy to the right of each place.
+
+    Args:
+      report: from :func:`fgo_jax.spectrum`.
+      ax: matplotlib axes to draw in; None makes a figure.
+      width: standard deviation of the kernel, in decades.
+      linear_width: half of the linear stretch, in the unit of the eigenvalues; None for
+        what the steps resolve (see :meth:`SpectrumReport.density`).
+
+    Returns:
+      the axes.
+
+    Raises:
+      ImportError: without matplotlib, saying how to install it.
+      ValueError: as :meth:`SpectrumReport.density`, and for what is no report.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fgo_jax as fgo
+      >>> values = jnp.array([9.0, 1.0, 1.0, 0.1])
+      >>> report = fgo.spectrum(lambda params, batch: lambda v: values * v, jnp.zeros(4), 0)
+      >>> fgo.plotting.spectral_density(report).get_xlabel()  # doctest: +SKIP
+      'eigenvalue'
+
+    Source: the pictures of Ghorbani et al. (2019), "An investigation into neural net
+    optimization via Hessian eigenvalue density".
+    """
+    _check(report)
+    density = report.density(width=width, linear_width=linear_width)
+    ax = _axes(ax, (7.0, 4.0))
+    x, height = density.eigenvalues, density.per_decade
+    ax.set_xscale("asinh", linear_width=density.linear_width, base=10)
+    ax.set_yscale("log")
+    top = 3.0 * max(np.max(height), 1.0)
+    band = 2.0 * density.per_decade_errors
+    ax.fill_between(x, _FLOOR, np.maximum(height, _FLOOR), color=_BULK, alpha=0.25, lw=0)
+    lower, upper = np.maximum(height - band, _FLOOR), np.maximum(height + band, _FLOOR)
+    ax.fill_between(x, lower, upper, color=_BULK, alpha=0.35, lw=0)
+    seen = np.where(height > _FLOOR, height, np.nan)
+    ax.plot(x, seen, color=_BULK, lw=1.4, label=f"all {report.dimension:,} (density)")
+
+    single = 1.0 / (width * (2 * np.pi) ** 0.5)
+    sharp = report.residuals <= 0.1 * np.abs(report.eigenvalues)
+    for chosen, face, what in ((sharp, _OUTLIER, "largest"), (~sharp, "none", "not converged")):
+        values = report.eigenvalues[chosen]
+        if not len(values):
+            continue
+        ax.vlines(values, _FLOOR, single, color=_OUTLIER, lw=0.9)
+        label = f"the {len(values)} {what}"
+        style = {"marker": "o", "ls": "none", "ms": 5, "mec": _OUTLIER, "mfc": face}
+        ax.plot(values, np.full(len(values), single), label=label, **style)
+
+    places, held = _energy_held(report)
+    places, held = np.append(x[0], places), np.append(1.0, held)
+    share = ax.twinx()
+    label = "energy to the right"
+    (line,) = share.step(places, held, where="post", color="0.25", ls=":", lw=1.2, label=label)
+    share.set_ylim(0.0, 1.15)
+    share.set_yticks([0.0, 0.5, 1.0], ["0", "50 %", "100 %"])
+    share.set_ylabel("share of energy")
+
+    ax.set_xlim(x[0], x[-1])
+    ax.set_ylim(_FLOOR, top)
+    _ticks(ax, density.linear_width, x[0], x[-1])
+    ax.set_xlabel("eigenvalue")
+    ax.set_ylabel("eigenvalues per decade")
+    handles, labels = ax.get_legend_handles_labels()
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 4, "frameon": False}
+    ax.legend([*handles, line], [*labels, label], fontsize="small", **place)
+    return ax
+
+
+def layers(report: SpectrumReport, ax: Any = None) -> Any:
+    """Draws the top eigenvalue and the mean one of every group of parameters.
+
+    The longer the bar, the stiffer the layer; the mean curvature is its trace over its
+    number of parameters, and the participation ratio is written beside. Error lines are
+    two standard errors, of the top eigenvalue its residual.
+
+    Args:
+      report: from :func:`fgo_jax.spectrum` with ``groups=``.
+      ax: matplotlib axes to draw in; None makes a figure.
+
+    Returns:
+      the axes, with the stiffest layer on top.
+
+    Raises:
+      ImportError: without matplotlib, saying how to install it.
+      ValueError: for a report without groups, and for what is no report.
+    """
+    _check(report)
+    if not report.layers:
+        raise ValueError(
+            "the report has no layers: call fgo.spectrum(..., "
+            "groups=fgo.probes.layer_groups(params))."
+        )
+    parts = sorted(report.layers.items(), key=lambda item: abs(item[1].top_eigenvalue.value))
+    ax = _axes(ax, (7.0, 1.6 + 0.55 * len(parts)))
+    place = np.arange(len(parts))
+    numbers = (
+        ("top eigenvalue", _OUTLIER, 0.2, lambda part: part.top_eigenvalue, lambda part: 1.0),
+        ("mean eigenvalue", _BULK, -0.2, lambda part: part.trace, lambda part: part.dimension),
+    )
+    ends = np.zeros(len(parts))
+    for label, color, offset, read, divisor in numbers:
+        values = np.array([abs(float(read(part).value)) / divisor(part) for _, part in parts])
+        factor = 1.0 if label.startswith("top") else 2.0
+        errors = np.array([factor * float(read(part).error) / divisor(part) for _, part in parts])
+        left = np.minimum(errors, 0.9 * values)  # a logarithmic axis has no zero
+        ax.barh(
+            place + offset,
+            values,
+            0.36,
+            color=color,
+            label=label,
+            xerr=np.stack([left, errors]),
+            error_kw={"lw": 1.0, "capsize": 2.0},
+        )
+        ends = np.maximum(ends, values + errors)
+    ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    ax.set_xlim(low / 2, high * (high / low) ** 0.22)  # room for the numbers
+    for y, end, (_, part) in zip(place, ends, parts, strict=True):
+        ratio = float(part.participation_ratio.value)
+        ax.text(end * (high / low) ** 0.02, y, f"PR {ratio:.3g}", va="center", fontsize="small")
+    ax.set_yticks(place, [f"{name} ({part.dimension:,})" for name, part in parts])
+    ax.set_xlabel("curvature (size of the eigenvalue)")
+    ax.set_ylabel("layer (parameters)")
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2, "frameon": False}
+    ax.legend(fontsize="small", **place)
+    return ax
+
+
+def _energy_held(report: SpectrumReport) -> tuple[np.ndarray, np.ndarray]:
+    """The nodes, and the share of the energy in those above each."""
+    order = np.argsort(report.rule.nodes)
+    nodes = report.rule.nodes[order]
+    held = (report.rule.weights * np.abs(report.rule.nodes))[order]
+    return nodes, 1.0 - np.cumsum(held) / np.sum(held)
+
+
+def _ticks(ax: Any, linear_width: float, low: float, high: float) -> None:
+    """Zero and whole decades, at most about eight of them."""
+    first, last = np.ceil(np.log10(linear_width)), np.floor(np.log10(max(high, -low)))
+    decades = np.arange(first, last + 1.0)
+    decades = decades[:: max(1, int(np.ceil(len(decades) / (4 if low < -(10**first) else 7))))]
+    marks = np.concatenate([-(10.0**decades), [0.0], 10.0**decades])
+    marks = np.sort(marks[(marks >= low) & (marks <= high)])
+    names = [
+        "0" if m == 0.0 else f"${'-' if m < 0 else ''}10^{{{round(np.log10(abs(m)))}}}$"
+        for m in marks
+    ]
+    ax.set_xticks(marks, names)
+    ax.set_xticks([], minor=True)
+
+
+def _check(report: Any) -> None:
+    if not isinstance(report, SpectrumReport):
+        raise ValueError(f"this draws what fgo.spectrum returns, got {type(report).__name__}.")
+
+
+def _axes(ax: Any, size: tuple[float, float]) -> Any:
+    if ax is not None:
+        return ax
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: run `pip install fgo_jax[plot]`.") from error
+    return plt.subplots(figsize=size, layout="constrained")[1]
