@@ -17,12 +17,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from benchmarks import grids, picture, quick, report, tuning
+from benchmarks import grids, picture, quick, report, stream, tuning
 from benchmarks import race as racing
 from benchmarks.methods import METHODS, Method, available
-from benchmarks.runner import write_json
+from benchmarks.runner import ROOT, write_json
 from benchmarks.tasks import TASKS, Task, get_task
 
+RESULTS = ROOT / "benchmarks" / "results"
 # In a log file the tables keep the width that a terminal would give them.
 console = Console(width=None if sys.stdout.isatty() else 150)
 
@@ -120,6 +121,18 @@ def race(task_name, methods, seeds, is_quick, tune, steps, output) -> None:
     picture.draw(held, output / f"{name}.png")
     report.print_race(held, console)
     console.print(f"Wrote {output / name}.json and {output / name}.png")
+
+
+@main.command("stream")
+@click.option("--rows", type=click.IntRange(8), default=stream.ROWS, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+def measure_stream(rows, output) -> None:
+    """Rows of the default probe against rows at fixed parameters; writes stream.json."""
+    with console.status("starting") as status:
+        results = stream.measure(get_task("digits_vit"), rows=rows, announce=status.update)
+    write_json(output / "stream.json", results)
+    stream.print_table(results, console)
+    console.print(f"Wrote {output / 'stream.json'}")
 
 
 def _reporters(bars: Progress, bar):
