@@ -1,4 +1,4 @@
-"""python -m benchmarks: list what there is, or hold a race."""
+"""python -m benchmarks: list what there is, hold a race, measure the probes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from benchmarks import grids, picture, quick, report, stream, tuning
+from benchmarks import grids, overhead, picture, quick, report, sketch, stream, tuning
 from benchmarks import race as racing
 from benchmarks.methods import METHODS, Method, available
 from benchmarks.runner import ROOT, write_json
@@ -133,6 +133,45 @@ def measure_stream(rows, output) -> None:
     write_json(output / "stream.json", results)
     stream.print_table(results, console)
     console.print(f"Wrote {output / 'stream.json'}")
+
+
+@main.command("sketch")
+@click.option("--draws", type=click.IntRange(2), default=200, show_default=True)
+@click.option("--rounds", type=click.IntRange(2), default=15, show_default=True)
+@click.option("--sizes", help="Comma-separated, of those timed; all by default.")
+@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+def measure_sketch(draws, rounds, sizes, output) -> None:
+    """Probes against dense truth and against matfree and traceax; writes sketch.json."""
+    chosen = _names(sizes, list(sketch.LAYERS), "size")
+    with console.status("starting") as status:
+        results = sketch.measure(draws=draws, rounds=rounds, sizes=chosen, announce=status.update)
+    write_json(output / "sketch.json", results)
+    sketch.print_tables(results, console)
+    console.print(f"Wrote {output / 'sketch.json'}")
+
+
+@main.command("overhead")
+@click.option("--workloads", help="Comma-separated; all by default.")
+@click.option("--rounds", type=click.IntRange(2), default=25, show_default=True)
+@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
+def measure_overhead(workloads, rounds, output) -> None:
+    """What probes and controller add to a training step; writes overhead.json."""
+    chosen = _names(workloads, list(overhead.WORKLOADS), "workload")
+    with console.status("starting") as status:
+        results = overhead.measure_all(chosen, rounds, announce=status.update)
+    write_json(output / "overhead.json", results)
+    overhead.print_tables(results, console)
+    console.print(f"Wrote {output / 'overhead.json'}")
+
+
+def _names(given: str | None, known: list[str], what: str) -> list[str]:
+    if given is None:
+        return known
+    asked = [name.strip() for name in given.split(",") if name.strip()]
+    for name in asked:
+        if name not in known:
+            raise click.BadParameter(f"no {what} {name!r}; there are {', '.join(known)}")
+    return asked
 
 
 def _reporters(bars: Progress, bar):

@@ -150,20 +150,16 @@ def restart(opt_state: Any) -> Any:
     """
 
     def begin(state: FgoState) -> FgoState:
-        zero = jnp.zeros_like(state.phase)
+        # An array each: one buffer in two places could not be donated to a jitted step.
+        zeros = ("total_step", "phase", "phase_step", "driver", "driver_since", "handover_left")
         first = jnp.arange(state.started.shape[-1]) == 0
         return state._replace(
-            total_step=zero,
-            phase=zero,
-            phase_step=zero,
-            requested_phase=zero - 1,
-            driver=zero,
-            driver_since=zero,
-            handover_left=zero,
+            requested_phase=jnp.full_like(state.requested_phase, -1),
             entry_rate=jnp.full_like(state.entry_rate, -1.0),
             started=jnp.where(first, 0, -1) + jnp.zeros_like(state.started),
             causes=jnp.where(first, BY_HAND, NOT_BEGUN) + jnp.zeros_like(state.causes),
             stop_flag=jnp.zeros_like(state.stop_flag),
+            **{name: jnp.zeros_like(getattr(state, name)) for name in zeros},
         )
 
     return _mapped(begin, opt_state)

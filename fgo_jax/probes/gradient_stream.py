@@ -13,7 +13,7 @@ from fgo_jax import _checks
 from fgo_jax.probes.groups import Groups, check_groups, slots
 from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
 from fgo_jax.probes.rows import row_spectrum, trusted_error, white_noise_rank
-from fgo_jax.probes.sketch import sketch_leaves
+from fgo_jax.probes.sketch import sketch_parts
 
 
 class GradientStreamState(NamedTuple):
@@ -166,13 +166,14 @@ def _measure(
         jax.random.bits(inputs.key, dtype=jnp.uint32),
         state.window_seed,
     )
-    leaves = sketch_leaves(inputs.rows, seed, width)
-    none = jnp.zeros([2, width], jnp.float32)
-    members = slots(groups, inputs.rows)
-    row = jnp.stack([sum((leaves[i] for i in those), none) for those in members])
+    everything, *members = slots(groups, inputs.rows)
+    rest = sorted(set(everything).difference(*members))
+    parts = sketch_parts(inputs.rows, seed, width, [rest, *members])
+    row = jnp.stack([sum(parts, jnp.zeros([2, width], jnp.float32)), *parts[1:]])
 
     def put(rows: jax.Array, new: jax.Array) -> jax.Array:
-        return jnp.where(half == 1, rows.at[slot].set(new), rows)
+        # One row is written, in place; a select over all of them would copy them.
+        return rows.at[slot].set(jnp.where(half == 1, new, rows[slot]))
 
     state = state._replace(
         window_seed=seed,
@@ -189,7 +190,7 @@ def _measure(
         functools.partial(
             _close,
             energy=energy,
-            ceiling=_ceiling(inputs.rows, state.differences, energy),
+            size=optax.tree.size(inputs.rows),
             names=check_groups(groups),
         ),
         lambda open_window: open_window,
@@ -204,19 +205,20 @@ def _gap(step: jax.Array, every: int | None, growth: float) -> jax.Array:
     return jnp.maximum(2, (growth * step.astype(jnp.float32)).astype(jnp.int32)) - 1
 
 
-def _ceiling(rows: Any, differences: jax.Array, energy: float) -> jax.Array:
+def _ceiling(size: int, differences: jax.Array, energy: float) -> jax.Array:
     """The energy rank of white noise with as many rows and parameters, so sketched."""
     pairs, _, _, width = differences.shape
-    size = max(optax.tree.size(rows), 1)
+    size = max(size, 1)
     # Inner products of two rows have a share 1 / d of their norms' from d parameters, and
     # 1 / k from a sketch of k entries.
     return white_noise_rank(pairs, 1.0 / (1.0 / size + 0.5 / width), energy)
 
 
 def _close(
-    state: GradientStreamState, *, energy: float, ceiling: jax.Array, names: tuple[str, ...]
+    state: GradientStreamState, *, energy: float, size: int, names: tuple[str, ...]
 ) -> GradientStreamState:
     pairs = state.products.shape[0]
+    ceiling = _ceiling(size, state.differences, energy)
     grams = jnp.einsum(
         "iask,jask->asij", state.differences, state.differences, precision=jax.lax.Precision.HIGHEST
     )

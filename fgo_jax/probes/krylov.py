@@ -147,36 +147,45 @@ def krylov_space(matvec: Callable[[Any], Any], block: Any, num_steps: int) -> Kr
     empty = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape[1:]), jnp.float32), block)
 
     def append(basis: Any, vector: Any, slot: jax.Array, largest: jax.Array) -> tuple:
-        """Puts what is new in a vector into a slot; slots not yet filled are zero."""
+        """Puts what is new in a vector into a slot; slots not yet filled are zero.
+
+        Returns the basis, the vector's coefficients in it, and the longest vector so far.
+        """
         first = _coefficients(basis, vector, zeros)
         rest = optax.tree.sub(vector, combination(first, basis))
         second = _coefficients(basis, rest, zeros)
         rest = optax.tree.sub(rest, combination(second, basis))
         length = jnp.sqrt(vdot(rest, rest))
+        column = (first + second).at[slot].set(length)
+        # The vector's own length, by Pythagoras: no other pass over it.
+        largest = jnp.maximum(largest, jnp.sqrt(jnp.sum(jnp.square(column))))
         length = jnp.where(length > _BREAKDOWN * largest, length, 0.0)
-        rest = _scale(
-            jnp.where(length > 0.0, 1.0 / jnp.where(length > 0.0, length, 1.0), 0.0), rest
-        )
-        basis = jax.tree.map(
-            lambda all_rows, row: jax.lax.dynamic_update_index_in_dim(all_rows, row, slot, 0),
+        return put(basis, rest, slot, length), column.at[slot].set(length), largest
+
+    def put(basis: Any, vector: Any, slot: Any, length: jax.Array) -> Any:
+        scale = jnp.where(length > 0.0, 1.0 / jnp.where(length > 0.0, length, 1.0), 0.0)
+        return jax.tree.map(
+            lambda all_rows, leaf: jax.lax.dynamic_update_index_in_dim(
+                all_rows, scale * leaf, slot, 0
+            ),
             basis,
-            rest,
+            vector,
         )
-        return basis, (first + second).at[slot].set(length)
 
     def begin(slot: jax.Array, basis: Any) -> Any:
         vector = jax.tree.map(lambda leaf: leaf[slot], block)
-        return append(basis, vector, slot, jnp.sqrt(vdot(vector, vector)))[0]
+        return append(basis, vector, slot, jnp.float32(0.0))[0]
 
     def step(k: jax.Array, carry: tuple) -> tuple:
         basis, columns, largest = carry
         vector = jax.tree.map(lambda all_rows: all_rows[k], basis)
         product = optax.tree.cast(matvec(vector), jnp.float32)
-        largest = jnp.maximum(largest, jnp.sqrt(vdot(product, product)))
-        basis, column = append(basis, product, k + width, largest)
+        basis, column, largest = append(basis, product, k + width, largest)
         return basis, columns.at[k].set(column), largest
 
-    basis = jax.lax.fori_loop(0, width, begin, empty)
+    start = jax.tree.map(lambda leaf: leaf[0], block)  # there is nothing to clear it of
+    basis = put(empty, start, 0, jnp.sqrt(vdot(start, start)))
+    basis = jax.lax.fori_loop(1, width, begin, basis)
     columns = jnp.zeros([num_steps, rows], jnp.float32)
     basis, columns, _ = jax.lax.fori_loop(0, num_steps, step, (basis, columns, jnp.float32(0.0)))
     inner = jax.tree.map(lambda all_rows: all_rows[:num_steps], basis)
@@ -205,7 +214,7 @@ def _coefficients(basis: Any, vector: Any, zeros: jax.Array) -> jax.Array:
 
     def products(rows: jax.Array, leaf: jax.Array) -> jax.Array:
         axes = (tuple(range(1, rows.ndim)), tuple(range(leaf.ndim)))
-        return jnp.tensordot(rows, leaf, axes=axes, precision=_EXACT)
+        return jax.lax.dot_general(rows, leaf, (axes, ((), ())), precision=_EXACT)
 
     return jax.tree.reduce(jnp.add, jax.tree.map(products, basis, vector), zeros)
 
@@ -215,7 +224,3 @@ def combination(coefficients: jax.Array, basis: Any) -> Any:
     return jax.tree.map(
         lambda rows: jnp.tensordot(coefficients, rows, axes=(-1, 0), precision=_EXACT), basis
     )
-
-
-def _scale(factor: jax.Array, tree: Any) -> Any:
-    return jax.tree.map(lambda leaf: factor * leaf, tree)

@@ -118,8 +118,9 @@ def condition(
     _checks.integer("patience", patience)
 
     def init() -> State:
-        zero = jnp.zeros([], jnp.int32)
-        return {name: ConditionState(zero, zero, init_memory())}
+        # Two arrays: one buffer in two places could not be donated to a jitted step.
+        verdict, streak = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)
+        return {name: ConditionState(verdict, streak, init_memory())}
 
     def update(observation: Observation, state: State) -> tuple[jax.Array, State]:
         old = state[name]

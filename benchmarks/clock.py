@@ -1,0 +1,58 @@
+"""Times of several functions, taken in turns, and the bounds that they allow.
+
+A machine's speed drifts, so a time alone means little. Every round runs each function
+once, in random order; what is compared are times of the same round, and what is reported
+is a median over rounds with its bootstrap bound.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+
+
+class Bounded(NamedTuple):
+    """A median over rounds and its one-sided upper bound."""
+
+    median: float
+    upper: float
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    progress: Callable[[int], None] = lambda calls: None,
+) -> dict[str, np.ndarray]:
+    """Seconds of each function, [rounds]; the functions are run once before the clock starts."""
+    rng = np.random.default_rng(0)
+    for function in functions.values():
+        jax.block_until_ready(function())
+    seconds = {name: np.zeros(rounds) for name in functions}
+    for index in range(rounds):
+        for name in rng.permutation(list(functions)):
+            began = time.perf_counter()
+            jax.block_until_ready(functions[name]())
+            seconds[name][index] = time.perf_counter() - began
+            progress(1)
+    return seconds
+
+
+def bounded(values: np.ndarray) -> Bounded:
+    """Median of one value per round, with the upper 95 % bound of its bootstrap."""
+    values = np.asarray(values, np.float64)
+    draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    medians = np.median(values[draws], axis=1)
+    return Bounded(float(np.median(values)), float(np.quantile(medians, CONFIDENCE)))
+
+
+def peak_bytes(compiled: Any) -> int:
+    """Bytes that a compiled function allocates: what it returns and what it works in."""
+    memory = compiled.memory_analysis()
+    return int(memory.temp_size_in_bytes + memory.output_size_in_bytes)

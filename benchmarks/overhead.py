@@ -1,0 +1,256 @@
+"""What a probe and the controller add to a training step.
+
+Something rare is not in a median of step times, so the two parts are measured apart:
+
+    overhead = (step without the probe firing / plain step - 1)
+               + rate * (step with the probe firing - step without) / plain step
+
+in each round, with `rate` the share of the steps at which the probe fires at its default
+cadence. A probe's plain step is the controller's without a probe; the plain step of the
+whole controller is `optax.adam`'s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+from rich.table import Table
+
+import fgo_jax as fgo
+from benchmarks import clock
+from benchmarks.clock import Bounded
+from benchmarks.runner import environment
+from benchmarks.tasks import get_task
+from benchmarks.vision_transformer import VisionTransformer
+from fgo_jax.probes import Probe
+from fgo_jax.probes.probe import ProbeInputs
+
+LIMITS = {"gradient_stream": 0.01, "hutchinson": 0.03, "lanczos": 0.03}
+RATE = 1e-4  # of learning; small, so that thousands of steps leave the numbers ordinary
+# A timed probe is due from this step on, so one compiled program serves both timings.
+FIRES = 2**20
+
+
+class Workload(NamedTuple):
+    """A model at its parameters, with one batch that every step uses."""
+
+    name: str
+    params: Any
+    batch: Any
+    predict: Callable[[Any, Any], Any]
+    horizon: int  # steps of a whole run, over which a varying cadence is averaged
+    steps: int  # in one timed call; a multiple of a gradient_stream window's 16 rows, or less
+
+
+class Overhead(NamedTuple):
+    """In shares of the plain step."""
+
+    plain: str  # whose step that is
+    idle: Bounded  # a step at which the probe does not fire
+    firing: Bounded  # what one measurement costs
+    rate: float  # measurements per step
+    total: Bounded  # idle + rate * firing, by rounds
+    limit: float | None
+
+
+def digits_vit() -> Workload:
+    task = get_task("digits_vit")
+    batch = task.batch(task.data(0), jax.random.key(0), jnp.int32(0))
+    params = task.init(jax.random.key(0))
+    return Workload(task.name, params, batch, task.predict, task.num_steps, steps=48)
+
+
+def vit_small(batch_size: int = 32, horizon: int = 10_000, **sizes: int) -> Workload:
+    """ViT-small on synthetic images: time does not depend on what they show."""
+    model = VisionTransformer(**sizes)
+    image_key, label_key, init_key = jax.random.split(jax.random.key(0), 3)
+    images = jax.random.normal(image_key, (batch_size, 32, 32, 3))
+    labels = jax.random.randint(label_key, (batch_size,), 0, model.classes)
+    params = model.init(init_key, images[:1])["params"]
+    batch = {"image": images, "label": labels}
+
+    def predict(params: Any, batch: Any) -> Any:
+        return model.apply({"params": params}, batch["image"])
+
+    return Workload("vit_small", params, batch, predict, horizon, steps=1)
+
+
+WORKLOADS: dict[str, Callable[[], Workload]] = {"digits_vit": digits_vit, "vit_small": vit_small}
+
+
+def probes(workload: Workload) -> dict[str, Probe]:
+    """Every probe of a whole run at its defaults."""
+    fisher = fgo.curvature.ggn(workload.predict, "softmax_cross_entropy")
+    return {
+        "gradient_stream": fgo.probes.gradient_stream(),
+        "hutchinson": fgo.probes.hutchinson(fisher),
+        "lanczos": fgo.probes.lanczos(fisher),
+    }
+
+
+def measurement_rate(probe: Probe, horizon: int) -> float:
+    """Share of the first `horizon` steps at which a probe fires; its cadence may vary.
+
+    The probe runs on a tree of one parameter, where only its cadence is of interest.
+    """
+    params = {"w": jnp.ones(1)}
+    inputs = ProbeInputs(params, params, params, None, jax.random.key(0), jnp.int32(0))
+
+    def step(state: Any, number: jax.Array) -> tuple[Any, jax.Array]:
+        due = probe.due(state, number)
+        if probe.requires:  # a model of the batch, not there; such probes have a fixed cadence
+            return state, due
+        measure = functools.partial(probe.measure, inputs._replace(step=number))
+        return jax.lax.cond(due, measure, lambda old: old, state), due
+
+    scan = jax.jit(lambda: jax.lax.scan(step, probe.init(params), jnp.arange(horizon))[1])
+    return float(np.mean(scan()))
+
+
+def measure(
+    workload: Workload,
+    rounds: int,
+    chosen: Mapping[str, Probe] | None = None,
+    progress: Callable[[int], None] = lambda calls: None,
+) -> dict[str, Any]:
+    """Times all contestants of a workload; seconds of each step and every overhead."""
+    chosen = probes(workload) if chosen is None else chosen
+    only = fgo.acquisition(RATE)
+    stream = fgo.probes.gradient_stream()
+    calls = {
+        "adam": call(workload, optax.adam(RATE), 0),
+        "controller": call(workload, fgo.phased([only], []), 0),
+    }
+    for name, probe in chosen.items():
+        calls |= _pair(workload, name, fgo.phased([only], [], on_demand(probe)))
+    whole = fgo.target_acquisition(RATE, warmup_steps=0, probe=on_demand(stream))
+    calls |= _pair(workload, "target_acquisition", whole)
+    seconds = clock.interleaved(calls, rounds, progress)
+    seconds = {name: values / workload.steps for name, values in seconds.items()}
+
+    nothing = clock.bounded(seconds["controller"] / seconds["adam"] - 1.0)
+    rows = {"controller": Overhead("adam", nothing, Bounded(0.0, 0.0), 0.0, nothing, None)}
+    for name, probe in chosen.items():
+        rate = measurement_rate(probe, workload.horizon)
+        rows[name] = combine(seconds, name, "controller", rate, LIMITS.get(name))
+        rows[f"{name}, controller"] = combine(seconds, name, "adam", rate, None)
+    rate, limit = measurement_rate(stream, workload.horizon), LIMITS["gradient_stream"]
+    rows["target_acquisition"] = combine(seconds, "target_acquisition", "adam", rate, limit)
+    return {
+        "parameters": int(optax.tree.size(workload.params)),
+        "batch_size": int(jax.tree.leaves(workload.batch)[0].shape[0]),
+        "horizon": workload.horizon,
+        "rounds": rounds,
+        "seconds": {name: float(np.median(values)) for name, values in seconds.items()},
+        "overheads": {name: _entry(overhead) for name, overhead in rows.items()},
+    }
+
+
+def combine(
+    seconds: Mapping[str, np.ndarray], name: str, plain: str, rate: float, limit: float | None
+) -> Overhead:
+    unit, idle, firing = seconds[plain], seconds[f"{name}:idle"], seconds[f"{name}:firing"]
+    idle, cost = idle / unit - 1.0, (firing - idle) / unit
+    total = clock.bounded(idle + rate * cost)
+    return Overhead(plain, clock.bounded(idle), clock.bounded(cost), rate, total, limit)
+
+
+def _entry(overhead: Overhead) -> dict[str, Any]:
+    parts = {k: v._asdict() if isinstance(v, Bounded) else v for k, v in overhead._asdict().items()}
+    met = None if overhead.limit is None else overhead.total.upper <= overhead.limit
+    return {**parts, "met": met}
+
+
+def measure_all(
+    names: Sequence[str],
+    rounds: int,
+    announce: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Everything that `overhead.json` holds."""
+    measured = {}
+    for name in names:
+        announce(f"overhead on {name}")
+        measured[name] = measure(WORKLOADS[name](), rounds)
+    return {"environment": environment(), "workloads": measured}
+
+
+def print_tables(results: Mapping[str, Any], console: Console) -> None:
+    for name, entry in results["workloads"].items():
+        title = (
+            f"{name}: {entry['parameters']} parameters, batch {entry['batch_size']}, "
+            f"adam {1e3 * entry['seconds']['adam']:.2f} ms a step, {entry['rounds']} rounds"
+        )
+        table = Table(title=title, title_justify="left", header_style="bold")
+        table.add_column("added by")
+        for heading in ("between", "a measurement", "of steps", "overhead", "95 % bound", "limit"):
+            table.add_column(heading, justify="right")
+        for part, row in entry["overheads"].items():
+            limit = "" if row["limit"] is None else f"{row['limit']:.0%}"
+            table.add_row(
+                f"{part} / {row['plain']}",
+                f"{row['idle']['median']:+.2%}",
+                f"{row['firing']['median']:.2f} steps",
+                f"{row['rate']:.2%}",
+                f"{row['total']['median']:+.2%}",
+                f"{row['total']['upper']:+.2%}",
+                limit if row["met"] in (None, True) else f"[red]{limit}[/]",
+            )
+        console.print(table)
+
+
+def on_demand(probe: Probe) -> Probe:
+    """The probe with another cadence: never before `FIRES`, always from it on."""
+    return dataclasses.replace(probe, due=lambda state, step: step >= FIRES)
+
+
+def _pair(workload: Workload, name: str, tx: Any) -> dict[str, Callable[[], Any]]:
+    step = _step(workload, tx)
+    return {
+        f"{name}:idle": call(workload, tx, 0, step),
+        f"{name}:firing": call(workload, tx, FIRES, step),
+    }
+
+
+def _step(workload: Workload, tx: Any) -> Callable[[Any, Any], Any]:
+    tx = optax.with_extra_args_support(tx)
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        logits = workload.predict(params, batch)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+
+    def step(carry: Any, batch: Any) -> Any:
+        params, state = carry
+        value, grads = jax.value_and_grad(loss)(params, batch)
+        updates, state = tx.update(grads, state, params, value=value, batch=batch)
+        return optax.apply_updates(params, updates), state
+
+    def steps(carry: Any, batch: Any) -> Any:
+        if workload.steps == 1:
+            return step(carry, batch)
+        return jax.lax.scan(lambda c, _: (step(c, batch), None), carry, length=workload.steps)[0]
+
+    return jax.jit(steps, donate_argnums=0)
+
+
+def call(workload: Workload, tx: Any, first: int, step: Any = None) -> Callable[[], Any]:
+    """Runs `workload.steps` steps on a state of its own, which goes on from call to call."""
+    step = _step(workload, tx) if step is None else step
+    params = jax.tree.map(jnp.copy, workload.params)
+    state = tx.init(params)
+    if isinstance(state, fgo.FgoState):
+        state = state._replace(total_step=jnp.int32(first))
+    carry = [(params, state)]
+
+    def call() -> Any:
+        carry[0] = step(carry[0], workload.batch)
+        return carry[0]
+
+    return call

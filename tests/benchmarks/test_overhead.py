@@ -1,0 +1,73 @@
+"""What is timed, how it adds up, and the command, at toy size."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import fgo_jax as fgo
+from benchmarks import overhead
+from benchmarks.__main__ import main
+
+
+@pytest.fixture
+def tiny():
+    return overhead.vit_small(
+        batch_size=16, horizon=400, patch=16, dim=4, depth=1, heads=2, mlp=4, classes=3
+    )
+
+
+def test_the_default_is_vit_small():
+    model = overhead.VisionTransformer()
+    shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert 21e6 < size < 22e6
+
+
+def test_rates_are_those_of_the_cadence():
+    fisher = fgo.curvature.ggn(lambda params, batch: batch)
+    assert overhead.measurement_rate(fgo.probes.lanczos(fisher, every=50), 1000) == 19 / 1000
+    # Pairs, twenty steps apart.
+    stream = fgo.probes.gradient_stream(every=20)
+    assert overhead.measurement_rate(stream, 400) == pytest.approx(2 / 20)
+
+
+def test_both_parts_of_an_overhead_add_up_by_rounds():
+    seconds = {
+        "adam": np.array([1.0, 2.0]),
+        "probe:idle": np.array([1.1, 2.2]),
+        "probe:firing": np.array([3.1, 6.2]),
+    }
+    found = overhead.combine(seconds, "probe", "adam", rate=0.01, limit=0.2)
+    assert found.idle.median == pytest.approx(0.1)
+    assert found.firing.median == pytest.approx(2.0)
+    assert found.total.median == pytest.approx(0.1 + 0.01 * 2.0)
+
+
+def test_a_probe_fires_in_the_timed_steps_that_it_should_fire_in(tiny):
+    tx = fgo.phased(
+        [fgo.acquisition(1e-3)], [], overhead.on_demand(overhead.probes(tiny)["lanczos"])
+    )
+    for first, wanted in ((0, 0), (overhead.FIRES, 2)):
+        call = overhead.call(tiny, tx, first)
+        call()
+        _, state = call()
+        assert int(state.probe_state.evaluations) == wanted
+        assert int(state.total_step) == first + 2
+
+
+def test_the_command_writes_every_overhead(tmp_path, monkeypatch, tiny):
+    monkeypatch.setattr(overhead, "WORKLOADS", {"tiny": lambda: tiny})
+    result = CliRunner().invoke(main, ["overhead", "--rounds", "2", "--output", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    entry = json.loads((tmp_path / "overhead.json").read_text())["workloads"]["tiny"]
+    for name, limit in overhead.LIMITS.items():
+        row = entry["overheads"][name]
+        assert row["limit"] == limit
+        assert row["met"] == (row["total"]["upper"] <= limit)
+        assert row["total"]["median"] <= row["total"]["upper"]
+    assert entry["overheads"]["target_acquisition"]["plain"] == "adam"
+    assert set(entry["seconds"]) >= {"adam", "controller", "lanczos:idle", "lanczos:firing"}
+    assert "95 % bound" in result.output

@@ -1,0 +1,94 @@
+"""The dense truth, the timing of peers and the command, at toy size."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import clock, sketch, sketch_accuracy, sketch_speed
+from benchmarks.__main__ import main
+
+pytest.importorskip("matfree")
+pytest.importorskip("traceax")
+
+TINY = (3, 4, 3)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    monkeypatch.setattr(sketch, "MODELS", {"mlp": lambda: sketch_accuracy.mlp(TINY, examples=8)})
+    monkeypatch.setattr(sketch, "LAYERS", {"tiny": TINY})
+    monkeypatch.setattr(sketch_accuracy, "SETTINGS", sketch_accuracy.SETTINGS[:1])
+
+
+def test_truth_is_the_hessian_of_the_loss_of_the_linearised_model():
+    model = sketch_accuracy.mlp(TINY, examples=6)
+    flat, unravel = jax.flatten_util.ravel_pytree(model.params)
+
+    def fisher(batch):
+        def loss(delta):
+            outputs, tangent = jax.jvp(
+                lambda p: model.predict(p, batch), (model.params,), (unravel(delta),)
+            )
+            z = outputs + tangent
+            # The labels enter the GGN nowhere; zeros will do.
+            return -jnp.mean(jax.nn.log_softmax(z)[:, 0])
+
+        return np.asarray(jax.hessian(loss)(jnp.zeros_like(flat)), np.float64)
+
+    whole = fisher(model.batch)
+    first, second = (fisher({"x": x}) for x in jnp.split(model.batch["x"], 2))
+    found = sketch_accuracy.truth(model)
+    wanted = np.linalg.eigvalsh(whole)[::-1][: len(found.eigenvalues)]
+    # The dense Hessian is float32.
+    np.testing.assert_allclose(found.eigenvalues[: len(wanted)], wanted, atol=1e-5 * wanted[0])
+    halves = np.trace(first), np.trace(second), np.sum(first * second)
+    np.testing.assert_allclose(found.halves, halves, rtol=1e-5)
+
+
+def test_both_forms_of_the_timed_operators_are_the_same():
+    for kind in ("diagonal", "ggn"):
+        given = sketch_speed.problem(kind, TINY)
+        flat, unravel = jax.flatten_util.ravel_pytree(given.params)
+        vector = jnp.linspace(-1.0, 1.0, flat.size)
+        tree = given.operator(given.params, given.batch)(unravel(vector))
+        operand = flat if kind == "diagonal" else given.params
+        np.testing.assert_allclose(
+            jax.flatten_util.ravel_pytree(tree)[0],
+            given.flat_operator(operand, given.batch)(vector),
+            rtol=1e-6,
+        )
+
+
+def test_a_bound_lies_above_its_median_and_shrinks_with_rounds():
+    rng = np.random.default_rng(0)
+    few, many = (clock.bounded(1.0 + 0.1 * rng.standard_normal(n)) for n in (10, 1000))
+    for bound in (few, many):
+        assert bound.median < bound.upper
+    assert many.upper - many.median < few.upper - few.median
+    assert clock.bounded(np.ones(3)) == (1.0, 1.0)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_command_compares_probes_with_truth_and_peers(tmp_path):
+    command = ["sketch", "--draws", "4", "--rounds", "2", "--output", str(tmp_path)]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    stored = json.loads((tmp_path / "sketch.json").read_text())
+    signals = {row["signal"] for row in stored["accuracy"]["mlp"]["signals"]}
+    assert signals == {"trace", "trace_square", "intrinsic_dimension", "top_eigenvalue"}
+    for contest in ("trace, ggn", "trace, diagonal"):
+        assert set(stored["speed"]["tiny"][contest]["peers"]) == {"matfree", "traceax"}
+    for contest in ("lanczos, ggn", "lanczos, diagonal"):
+        assert set(stored["speed"]["tiny"][contest]["peers"]) == {"matfree"}
+    assert stored["environment"]["matfree"]
+    assert "coverage" in result.output
+
+
+def test_the_command_names_an_unknown_size():
+    result = CliRunner().invoke(main, ["sketch", "--sizes", "7"])
+    assert result.exit_code == 2
+    assert "no size '7'" in result.output
