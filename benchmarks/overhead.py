@@ -68,7 +68,7 @@ def digits_vit() -> Workload:
     return Workload(task.name, params, batch, task.predict, task.num_steps, steps=48)
 
 
-def vit_small(batch_size: int = 32, horizon: int = 10_000, **sizes: int) -> Workload:
+def vit_small(batch_size: int = 32, horizon: int = 10_000, **sizes: Any) -> Workload:
     """ViT-small on synthetic images: time does not depend on what they show."""
     model = VisionTransformer(**sizes)
     image_key, label_key, init_key = jax.random.split(jax.random.key(0), 3)
@@ -112,7 +112,7 @@ def measurement_rate(probe: Probe, horizon: int) -> float:
         return jax.lax.cond(due, measure, lambda old: old, state), due
 
     scan = jax.jit(lambda: jax.lax.scan(step, probe.init(params), jnp.arange(horizon))[1])
-    return float(np.mean(scan()))
+    return float(np.mean(np.asarray(scan()), dtype=np.float64))
 
 
 def measure(

@@ -59,9 +59,11 @@ def problem(kind: str, layers: tuple[int, ...]) -> Problem:
 
     else:
         # Its entries are the parameters' squares, and it depends on the examples read.
-        def operator(params: Any, batch: Any) -> Callable[[Any], Any]:
+        def diagonal(params: Any, batch: Any) -> Callable[[Any], Any]:
             scale = jnp.mean(jnp.square(batch["x"]))
             return lambda vector: jax.tree.map(lambda p, v: scale * p * p * v, params, vector)
+
+        operator = diagonal
 
         def flat_operator(params: Any, batch: Any) -> Callable[[jax.Array], jax.Array]:
             scale = jnp.mean(jnp.square(batch["x"]))

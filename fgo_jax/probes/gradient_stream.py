@@ -76,8 +76,9 @@ def gradient_stream(
     mixture. On a small vision transformer the dimension of such rows was within 13 % of
     that of rows at fixed parameters (two standard errors or less) from step 1000 on, at
     rates from 1e-3 to 1e-2 of Adam, and 13 to 46 % above it at step 200
-    (``benchmarks/results/stream.json``). Rows are read where the phase's metric puts them (see ``rows`` of
-    :class:`fgo_jax.probes.ProbeInputs`). Each window draws new sketches from the key.
+    (``benchmarks/results/stream.json``). Rows are read where the phase's metric puts them
+    (see ``rows`` of :class:`fgo_jax.probes.ProbeInputs`). Each window draws new sketches
+    from the key.
     With ``groups``, ``trace/NAME`` and ``intrinsic_dimension/NAME`` are those of the
     group's own gradients; each group costs one more sketch, in memory and little time.
 

@@ -58,6 +58,7 @@ def test_a_probe_fires_in_the_timed_steps_that_it_should_fire_in(tiny):
         assert int(state.total_step) == first + 2
 
 
+@pytest.mark.slow
 def test_the_command_writes_every_overhead(tmp_path, monkeypatch, tiny):
     monkeypatch.setattr(overhead, "WORKLOADS", {"tiny": lambda: tiny})
     result = CliRunner().invoke(main, ["overhead", "--rounds", "2", "--output", str(tmp_path)])

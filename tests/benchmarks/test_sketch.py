@@ -72,6 +72,7 @@ def test_a_bound_lies_above_its_median_and_shrinks_with_rounds():
     assert clock.bounded(np.ones(3)) == (1.0, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny")
 def test_the_command_compares_probes_with_truth_and_peers(tmp_path):
     command = ["sketch", "--draws", "4", "--rounds", "2", "--output", str(tmp_path)]
