@@ -141,10 +141,8 @@ def phased(
         old = jax.tree.map(
             lambda a, b: jnp.where(begun, a, b), probe.renew(state.probe_state), state.probe_state
         )
-        key = jax.random.wrap_key_data(state.probe_key, impl="threefry2x32")
-        inputs = ProbeInputs(
-            grads, None, params, batch, jax.random.fold_in(key, state.total_step), state.total_step
-        )
+        key = _step_key(state.probe_key, state.total_step)
+        inputs = ProbeInputs(grads, None, params, batch, key, state.total_step)
         probe.check(inputs)
 
         def run(inputs: ProbeInputs, transforms: Any, driver: jax.Array, old: Any) -> Any:
@@ -197,12 +195,19 @@ def phased(
 
         since = (state.total_step - state.driver_since).astype(jnp.float32)
         filled = (handover_steps - state.handover_left).astype(jnp.float32)
+        driving, coming = plan.cast(state.driver, state.phase)
+        ready = finite
+        if probe is not None:
+            # True, but XLA does not know: the transforms thus wait for the probe, which may
+            # read their states. Unordered, it would be given copies of them at every step.
+            ready &= probe_state.evaluations >= 0
         direction, transforms, grafts = plan.direction(
             grads,
             params,
             state.transforms,
             state.grafts,
-            branch=jnp.where(finite, jnp.asarray(plan.branch_of)[state.driver, state.phase], 0),
+            driving=jnp.where(ready, driving, -1),
+            coming=jnp.where(ready, coming, -1),
             graft_weight=jnp.maximum(1.0 - since / handover_steps, 0.0),
             # Later steps count more: the new statistics are still filling.
             fill_share=2.0 / (filled + 2.0),
@@ -257,11 +262,24 @@ def _untouched() -> dict[str, tuple[()]]:
     )
 
 
+def _step_key(data: jax.Array, step: jax.Array) -> jax.Array:
+    """A key of this step's own.
+
+    Threefry of different keys is independent, so counting in the key is as good as
+    `jax.random.fold_in`, which runs a hash at every step for a probe that rarely runs.
+    """
+    counted = data + jnp.stack([jnp.zeros([], jnp.uint32), step.astype(jnp.uint32)])
+    return jax.random.wrap_key_data(counted, impl="threefry2x32")
+
+
 def _all_finite(grads: Any, value: Any, axis_name: str | None) -> jax.Array:
-    checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads)]
+    # A sum keeps every NaN and infinity, and is one pass where a test of each entry and a
+    # logical reduction are up to three. Sums beyond float32 count as infinite.
+    leaves = [leaf for leaf in jax.tree.leaves(grads) if leaf.size]
+    sums = [jnp.sum(leaf, dtype=jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in leaves]
     if value is not None:
-        checks.append(jnp.all(jnp.isfinite(value)))
-    finite = jnp.all(jnp.stack(checks)) if checks else jnp.asarray(True)
+        sums.append(jnp.sum(value))
+    finite = jnp.isfinite(sum(sums[1:], sums[0])) if sums else jnp.asarray(True)
     if axis_name is not None:
         finite = jax.lax.pmin(finite.astype(jnp.int32), axis_name) == 1
     return finite

@@ -162,9 +162,11 @@ def _measure(
     first, half, slot = state.pending, state.half, state.filled
     # All rows that meet in one Gram matrix share their signs; the next window's are
     # new, so that the sketch's error averages out over a run.
-    seed = jnp.where(
+    seed = jax.lax.cond(
         (slot == 0) & (half == 0),
-        jax.random.bits(inputs.key, dtype=jnp.uint32),
+        lambda key, old: jax.random.bits(key, dtype=jnp.uint32),
+        lambda key, old: old,
+        inputs.key,
         state.window_seed,
     )
     everything, *members = slots(groups, inputs.rows)
