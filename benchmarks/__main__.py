@@ -152,7 +152,7 @@ def measure_sketch(draws, rounds, sizes, output) -> None:
 
 @main.command("overhead")
 @click.option("--workloads", help="Comma-separated; all by default.")
-@click.option("--rounds", type=click.IntRange(2), default=25, show_default=True)
+@click.option("--rounds", type=click.IntRange(2), help="Each workload's own by default.")
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def measure_overhead(workloads, rounds, output) -> None:
     """What probes and controller add to a training step; writes overhead.json."""

@@ -47,7 +47,8 @@ class Workload(NamedTuple):
     batch: Any
     predict: Callable[[Any, Any], Any]
     horizon: int  # steps of a whole run, over which a varying cadence is averaged
-    steps: int  # in one timed call; a multiple of a gradient_stream window's 16 rows, or less
+    steps: int  # in one timed call
+    rounds: int  # enough to see a percent
 
 
 class Overhead(NamedTuple):
@@ -65,7 +66,7 @@ def digits_vit() -> Workload:
     task = get_task("digits_vit")
     batch = task.batch(task.data(0), jax.random.key(0), jnp.int32(0))
     params = task.init(jax.random.key(0))
-    return Workload(task.name, params, batch, task.predict, task.num_steps, steps=48)
+    return Workload(task.name, params, batch, task.predict, task.num_steps, 16, 200)
 
 
 def vit_small(batch_size: int = 32, horizon: int = 10_000, **sizes: Any) -> Workload:
@@ -80,7 +81,7 @@ def vit_small(batch_size: int = 32, horizon: int = 10_000, **sizes: Any) -> Work
     def predict(params: Any, batch: Any) -> Any:
         return model.apply({"params": params}, batch["image"])
 
-    return Workload("vit_small", params, batch, predict, horizon, steps=1)
+    return Workload("vit_small", params, batch, predict, horizon, 1, 20)
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {"digits_vit": digits_vit, "vit_small": vit_small}
@@ -117,11 +118,12 @@ def measurement_rate(probe: Probe, horizon: int) -> float:
 
 def measure(
     workload: Workload,
-    rounds: int,
+    rounds: int | None = None,
     chosen: Mapping[str, Probe] | None = None,
     progress: Callable[[int], None] = lambda calls: None,
 ) -> dict[str, Any]:
     """Times all contestants of a workload; seconds of each step and every overhead."""
+    rounds = workload.rounds if rounds is None else rounds
     chosen = probes(workload) if chosen is None else chosen
     only = fgo.acquisition(RATE)
     stream = fgo.probes.gradient_stream()
@@ -171,7 +173,7 @@ def _entry(overhead: Overhead) -> dict[str, Any]:
 
 def measure_all(
     names: Sequence[str],
-    rounds: int,
+    rounds: int | None = None,
     announce: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Everything that `overhead.json` holds."""

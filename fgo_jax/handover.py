@@ -16,17 +16,12 @@ from fgo_jax.phases import Phase
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The branches of the one `lax.switch`.
-
-    Branch 0 skips the step. Then one branch for each distinct transform, and one for each
-    pair of transforms of which, somewhere forward in the phases, one hands over to the other.
-    """
+    """The distinct transforms, and where in the phases one hands over to another."""
 
     transforms: tuple[optax.GradientTransformationExtraArgs, ...]
     transform_of: tuple[int, ...]  # phase -> transform
-    fills: tuple[tuple[int, int], ...]  # (driving transform, transform to fill)
+    fills: tuple[int, ...]  # transforms that somewhere fill while another one drives
     needs_fill: np.ndarray  # [from phase, to phase] -> bool
-    branch_of: np.ndarray  # [driver phase, running phase] -> branch
 
     @classmethod
     def of(cls, phases: Sequence[Phase]) -> Plan:
@@ -37,18 +32,18 @@ class Plan:
         transform_of = tuple(transforms.index(transform) for transform in chosen)
 
         needs_fill = np.zeros((len(phases), len(phases)), np.bool_)
-        branch_of = np.zeros((len(phases), len(phases)), np.int32)
-        fills: list[tuple[int, int]] = []
         for old, driving in enumerate(transform_of):
             for new, coming in enumerate(transform_of):
-                branch_of[old, new] = 1 + driving
-                if old < new and driving != coming:
-                    if (driving, coming) not in fills:
-                        fills.append((driving, coming))
-                    needs_fill[old, new] = True
-                    branch_of[old, new] = 1 + len(transforms) + fills.index((driving, coming))
+                needs_fill[old, new] = old < new and driving != coming
+        fills = {transform_of[new] for new in np.flatnonzero(needs_fill.any(axis=0))}
         with_extras = tuple(map(optax.with_extra_args_support, transforms))
-        return cls(with_extras, transform_of, tuple(fills), needs_fill, branch_of)
+        return cls(with_extras, transform_of, tuple(sorted(fills)), needs_fill)
+
+    def cast(self, driver: jax.Array, phase: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The driving transform and the one that fills, by index; -1 for none."""
+        transform_of = jnp.asarray(self.transform_of, jnp.int32)
+        filling = jnp.asarray(self.needs_fill)[driver, phase]
+        return transform_of[driver], jnp.where(filling, transform_of[phase], -1)
 
     def rows(self, grads: Any, states: tuple[Any, ...], driver: jax.Array) -> Any:
         """The gradients in the metric of the driving transform; raw where it has none."""
@@ -71,7 +66,8 @@ class Plan:
         states: tuple[Any, ...],
         grafts: Any,
         *,
-        branch: jax.Array,
+        driving: jax.Array,
+        coming: jax.Array,
         graft_weight: jax.Array,
         fill_share: jax.Array,
         clip_norm: Any,
@@ -79,69 +75,77 @@ class Plan:
     ) -> tuple[Any, tuple[Any, ...], Any]:
         """The driving transform's direction, all transforms' states and the grafts.
 
+        Each transform has conditionals of its own, with two branches of which one hands
+        its operands on. XLA then copies nothing. In one switch over all of them every
+        branch hands on what the others change, and all states would be copied at every
+        step, most of them twice.
+
         Args:
-          branch: [], int32; an entry of `branch_of`, or 0.
+          driving: [], int32; the transform whose direction it is, or -1 for zeros.
+          coming: [], int32; the transform that fills, or -1.
           graft_weight: [], float32; 1 when a transform takes over, fading to 0.
           fill_share: [], float32; weight of this step in the hand-over's mean graft.
           clip_norm: global norm, or None.
           extras: extra arguments for the transforms.
         """
 
-        def advance(index: int, grads: Any, params: Any, states: tuple[Any, ...]):
-            direction, state = self.transforms[index].update(grads, states[index], params, **extras)
+        def advance(index: int, grads: Any, params: Any, state: Any) -> tuple[Any, Any]:
+            if clip_norm is not None:
+                # Inside the branch, where it fuses with what reads the gradients.
+                clipping = optax.clip_by_global_norm(clip_norm)
+                grads = clipping.update(grads, optax.EmptyState())[0]
+            direction, new = self.transforms[index].update(grads, state, params, **extras)
             # A branch's output must have the type of every other branch's.
-            direction = optax.tree.cast_like(direction, grads)
-            state = optax.tree.cast_like(state, states[index])
-            return direction, (*states[:index], state, *states[index + 1 :])
-
-        def clip(grads: Any) -> Any:
-            if clip_norm is None:
-                return grads
-            # Inside the branch, where it fuses with what reads the gradients.
-            clipping = optax.clip_by_global_norm(clip_norm)
-            return clipping.update(grads, optax.EmptyState())[0]
-
-        def skip(grads, params, states, grafts, graft_weight, fill_share):
-            del params, graft_weight, fill_share
-            return optax.tree.zeros_like(grads), states, grafts
+            return optax.tree.cast_like(direction, grads), optax.tree.cast_like(new, state)
 
         def drive(index: int):
-            def branch(grads, params, states, grafts, graft_weight, fill_share):
-                del fill_share
-                direction, states = advance(index, clip(grads), params, states)
-                if any(coming == index for _, coming in self.fills):
-                    stays = not getattr(self.transforms[index], "keeps_scale", True)
-                    weight = jnp.ones([], jnp.float32) if stays else graft_weight
+            def branch(grads, params, state, before, grafts, weight):
+                del before
+                direction, state = advance(index, grads, params, state)
+                if index in self.fills:
+                    if not getattr(self.transforms[index], "keeps_scale", True):
+                        weight = jnp.ones([], jnp.float32)
                     direction = jax.tree.map(
-                        lambda d, g: d * jnp.exp(weight * g).astype(d.dtype),
-                        direction,
-                        grafts,
+                        lambda d, g: d * jnp.exp(weight * g).astype(d.dtype), direction, grafts
                     )
-                return direction, states, grafts
+                return direction, state
 
             return branch
 
-        def fill(driving: int, coming: int):
-            def branch(grads, params, states, grafts, graft_weight, fill_share):
-                del graft_weight
-                grads = clip(grads)
-                direction, states = advance(driving, grads, params, states)
-                other, states = advance(coming, grads, params, states)
+        def stand_by(grads, params, state, before, grafts, weight):
+            del params, grafts, weight
+            return optax.tree.zeros_like(grads) if before is None else before, state
+
+        def fill(index: int):
+            def branch(grads, params, state, direction, grafts, share):
+                other, state = advance(index, grads, params, state)
                 grafts = jax.tree.map(
-                    lambda old, a, b: old + fill_share * (_log_norm_ratio(a, b) - old),
+                    lambda old, a, b: old + share * (_log_norm_ratio(a, b) - old),
                     grafts,
                     direction,
                     other,
                 )
-                return direction, states, grafts
+                return state, grafts
 
             return branch
 
-        drives = map(drive, range(len(self.transforms)))
-        branches = [skip, *drives, *(fill(*pair) for pair in self.fills)]
-        return jax.lax.switch(
-            branch, branches, grads, params, states, grafts, graft_weight, fill_share
-        )
+        def leave(grads, params, state, direction, grafts, share):
+            del grads, params, direction, share
+            return state, grafts
+
+        new = list(states)
+        direction = None
+        for index in range(len(self.transforms)):
+            direction, new[index] = jax.lax.cond(
+                driving == index, drive(index), stand_by,
+                grads, params, new[index], direction, grafts, graft_weight,
+            )  # fmt: skip
+        for index in self.fills:
+            new[index], grafts = jax.lax.cond(
+                coming == index, fill(index), leave,
+                grads, params, new[index], direction, grafts, fill_share,
+            )  # fmt: skip
+        return direction, tuple(new), grafts
 
 
 def graft_init(params: Any) -> Any:

@@ -136,28 +136,32 @@ def phased(
         )
 
     def measure(probe: Probe, grads, state: FgoState, params, batch, finite):
-        """The probe's new state, its estimates, and whether they are new."""
-        begun = finite & (state.driver_since == state.total_step) & (state.total_step > 0)
-        old = jax.tree.map(
-            lambda a, b: jnp.where(begun, a, b), probe.renew(state.probe_state), state.probe_state
-        )
-        key = jax.random.wrap_key_data(state.probe_key, impl="threefry2x32")
-        inputs = ProbeInputs(
-            grads, None, params, batch, jax.random.fold_in(key, state.total_step), state.total_step
-        )
+        """The probe's new state and the signals' values, which only a measurement changes."""
+        old = state.probe_state
+        if len(plan.transforms) > 1:
+            begun = finite & (state.driver_since == state.total_step) & (state.total_step > 0)
+            old = jax.tree.map(lambda a, b: jnp.where(begun, a, b), probe.renew(old), old)
+        key = _step_key(state.probe_key, state.total_step)
+        inputs = ProbeInputs(grads, None, params, batch, key, state.total_step)
         probe.check(inputs)
 
-        def run(inputs: ProbeInputs, transforms: Any, driver: jax.Array, old: Any) -> Any:
+        # All that a measurement needs is worked out inside its branch, the key as well: each
+        # operation outside would cost a microsecond of every step.
+        def run(inputs, transforms, driver, old, signals):
+            del signals
             rows = plan.rows(inputs.grads, transforms, driver)
-            return optax.tree.cast_like(probe.measure(inputs._replace(rows=rows), old), old)
+            key = _step_key(inputs.key, inputs.step)
+            inputs = inputs._replace(rows=rows, key=key)
+            new = optax.tree.cast_like(probe.measure(inputs, old), old)
+            return new, {name: estimate.value for name, estimate in probe.read(new).items()}
 
-        new = jax.lax.cond(
+        return jax.lax.cond(
             finite & probe.due(old, state.total_step),
             run,
-            lambda inputs, transforms, driver, old: old,
-            inputs, state.transforms, state.driver, old,
+            lambda inputs, transforms, driver, old, signals: (old, signals),
+            inputs._replace(key=state.probe_key), state.transforms, state.driver, old,
+            {name: state.signals[name] for name in probe.signals},
         )  # fmt: skip
-        return new, probe.read(new), new.evaluations != state.probe_state.evaluations
 
     def update(
         updates: Any,
@@ -180,10 +184,14 @@ def phased(
                 given[name] = jax.lax.pmean(given[name], axis_name)
         finite = _all_finite(grads, given.get("value"), axis_name)
 
-        probe_state, estimates, measured = (), {}, jnp.asarray(False)
+        probe_state, latest, signals = (), {}, {}
         if probe is not None:
-            probe_state, estimates, measured = measure(probe, grads, state, model, batch, finite)
-        signals = {name: Signal(*estimates[name], measured) for name in estimates}
+            probe_state, latest = measure(probe, grads, state, model, batch, finite)
+            measured = probe_state.evaluations != state.probe_state.evaluations
+            signals = {
+                name: Signal(*estimate, measured)
+                for name, estimate in probe.read(probe_state).items()
+            }
         for signal, name in EXTRA_SIGNALS.items():
             if name in given:
                 number = jnp.asarray(given[name], jnp.float32)
@@ -197,12 +205,19 @@ def phased(
 
         since = (state.total_step - state.driver_since).astype(jnp.float32)
         filled = (handover_steps - state.handover_left).astype(jnp.float32)
+        driving, coming = plan.cast(state.driver, state.phase)
+        ready = finite
+        if probe is not None:
+            # True, but XLA does not know: the transforms thus wait for the probe, which may
+            # read their states. Unordered, it would be given copies of them at every step.
+            ready &= probe_state.evaluations >= 0
         direction, transforms, grafts = plan.direction(
             grads,
             params,
             state.transforms,
             state.grafts,
-            branch=jnp.where(finite, jnp.asarray(plan.branch_of)[state.driver, state.phase], 0),
+            driving=jnp.where(ready, driving, -1),
+            coming=jnp.where(ready, coming, -1),
             graft_weight=jnp.maximum(1.0 - since / handover_steps, 0.0),
             # Later steps count more: the new statistics are still filling.
             fill_share=2.0 / (filled + 2.0),
@@ -226,18 +241,20 @@ def phased(
             lambda a, b: jnp.where(finite, a, b),
             moved._replace(
                 hyperparams={"fgo_learning_rate": rate},
-                signals={
-                    name: jnp.where(signals[name].fresh, signals[name].value, old)
-                    if name in signals
-                    else old
-                    for name, old in state.signals.items()
-                },
                 **_untouched(),
             ),
             state._replace(**_untouched()),
         )
         new = new._replace(
             skipped_steps=state.skipped_steps + jnp.where(finite, 0, 1),
+            signals=latest
+            | {
+                name: jnp.where(finite & signals[name].fresh, signals[name].value, old)
+                if name in signals
+                else old
+                for name, old in state.signals.items()
+                if name not in latest
+            },
             probe_key=state.probe_key,
             probe_state=probe_state,
             trigger_states=trigger_states,
@@ -253,15 +270,36 @@ def phased(
 def _untouched() -> dict[str, tuple[()]]:
     """Fields that guard themselves, left out of the select over the scalars."""
     return dict.fromkeys(
-        ("probe_key", "probe_state", "trigger_states", "transforms", "grafts", "average"), ()
+        (
+            "signals",
+            "probe_key",
+            "probe_state",
+            "trigger_states",
+            "transforms",
+            "grafts",
+            "average",
+        ),
+        (),
     )
 
 
+def _step_key(data: jax.Array, step: jax.Array) -> jax.Array:
+    """A key of this step's own.
+
+    Threefry of different keys is independent, so counting in the key is as good as
+    `jax.random.fold_in`, which runs a hash. The count goes to the first word; the second one
+    holds the user's seed.
+    """
+    counted = data + jnp.stack([step.astype(jnp.uint32), jnp.zeros([], jnp.uint32)])
+    return jax.random.wrap_key_data(counted, impl="threefry2x32")
+
+
 def _all_finite(grads: Any, value: Any, axis_name: str | None) -> jax.Array:
-    checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(grads)]
-    if value is not None:
-        checks.append(jnp.all(jnp.isfinite(value)))
-    finite = jnp.all(jnp.stack(checks)) if checks else jnp.asarray(True)
+    # 0 x is zero for every number and NaN for the rest. A sum of it is one pass that vector
+    # units are good at; a test of each entry and a logical reduction are up to three.
+    leaves = [jnp.asarray(x) for x in (*jax.tree.leaves(grads), *jax.tree.leaves(value))]
+    sums = [jnp.sum(x * 0).astype(jnp.float32) for x in leaves if x.size]
+    finite = sum(sums[1:], sums[0]) == 0 if sums else jnp.asarray(True)
     if axis_name is not None:
         finite = jax.lax.pmin(finite.astype(jnp.int32), axis_name) == 1
     return finite

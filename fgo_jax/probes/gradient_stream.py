@@ -22,14 +22,14 @@ class GradientStreamState(NamedTuple):
     evaluations: jax.Array  # [], int32; windows closed
     next_row: jax.Array  # [], int32; step at which the next gradient is read
     window_seed: jax.Array  # [], uint32; seed of the window's two sketches
-    pending: jax.Array  # [1 + groups, 2, width], float32; sketch of a pair's first gradient
+    pending: jax.Array  # [2, 1 + groups, 2, width], float32; sketches of a pair's gradients
     half: jax.Array  # [], int32; 1 while a pair waits for its second gradient
     filled: jax.Array  # [], int32; pairs in the window
     differences: jax.Array  # [pairs, 1 + groups, 2, width], float32; (g' - g) / sqrt 2
     products: jax.Array  # [pairs], float32; <g, g'>
     norms: jax.Array  # [pairs], float32; (|g|^2 + |g'|^2) / 2
     held: jax.Array  # [], int32; windows whose denominator was not positive
-    estimates: dict[str, jax.Array]  # [2], float32; value and standard error of each signal
+    estimates: jax.Array  # [signals, 2], float32; value and standard error
 
 
 SIGNALS = (
@@ -47,7 +47,7 @@ def gradient_stream(
     pairs: int = 8,
     width: int = 1024,
     every: int | None = None,
-    growth: float = 0.01,
+    growth: float = 0.02,
     energy: float = 0.9,
     groups: Groups | None = None,
 ) -> Probe:
@@ -114,7 +114,7 @@ def gradient_stream(
     _checks.positive("growth", growth)
     _checks.fraction("energy", energy)
     names = check_groups(groups)
-    signals = SIGNALS + tuple(f"{signal}/{name}" for name in names for signal in GROUP_SIGNALS)
+    signals = _signals(names)
     return Probe(
         signals=signals,
         init=functools.partial(_init, pairs=pairs, width=width, names=names, signals=signals),
@@ -122,11 +122,17 @@ def gradient_stream(
         measure=functools.partial(
             _measure, width=width, every=every, growth=growth, energy=energy, groups=groups
         ),
-        read=lambda state: {name: Estimate(*pair) for name, pair in state.estimates.items()},
+        read=lambda state: {
+            name: Estimate(*pair) for name, pair in zip(signals, state.estimates, strict=True)
+        },
         renew=lambda state: state._replace(
             half=jnp.zeros_like(state.half), filled=jnp.zeros_like(state.filled)
         ),
     )
+
+
+def _signals(names: tuple[str, ...]) -> tuple[str, ...]:
+    return SIGNALS + tuple(f"{signal}/{name}" for name in names for signal in GROUP_SIGNALS)
 
 
 def _init(
@@ -138,14 +144,14 @@ def _init(
         evaluations=jnp.zeros([], jnp.int32),
         next_row=jnp.zeros([], jnp.int32),
         window_seed=jnp.zeros([], jnp.uint32),
-        pending=jnp.zeros(sketch, jnp.float32),
+        pending=jnp.zeros([2, *sketch], jnp.float32),
         half=jnp.zeros([], jnp.int32),
         filled=jnp.zeros([], jnp.int32),
         differences=jnp.zeros([pairs, *sketch], jnp.float32),
         products=jnp.zeros([pairs], jnp.float32),
         norms=jnp.zeros([pairs], jnp.float32),
         held=jnp.zeros([], jnp.int32),
-        estimates={name: jnp.full([2], jnp.nan, jnp.float32) for name in signals},
+        estimates=jnp.full([len(signals), 2], jnp.nan, jnp.float32),
     )
 
 
@@ -159,12 +165,14 @@ def _measure(
     energy: float,
     groups: Groups | None,
 ) -> GradientStreamState:
-    first, half, slot = state.pending, state.half, state.filled
+    half, slot = state.half, state.filled
     # All rows that meet in one Gram matrix share their signs; the next window's are
     # new, so that the sketch's error averages out over a run.
-    seed = jnp.where(
+    seed = jax.lax.cond(
         (slot == 0) & (half == 0),
-        jax.random.bits(inputs.key, dtype=jnp.uint32),
+        lambda key, old: jax.random.bits(key, dtype=jnp.uint32),
+        lambda key, old: old,
+        inputs.key,
         state.window_seed,
     )
     everything, *members = slots(groups, inputs.rows)
@@ -172,31 +180,38 @@ def _measure(
     parts = sketch_parts(inputs.rows, seed, width, [rest, *members])
     row = jnp.stack([sum(parts, jnp.zeros([2, width], jnp.float32)), *parts[1:]])
 
-    def put(rows: jax.Array, new: jax.Array) -> jax.Array:
-        # One row is written, in place; a select over all of them would copy them.
-        return rows.at[slot].set(jnp.where(half == 1, new, rows[slot]))
+    # Every array is written in place and read afterwards: else XLA would copy it at every step
+    # of the training, measured or not. What a pair's first gradient puts into the window, its
+    # second one writes over.
+    put = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
+    pending = put(state.pending, row, half)
+    first = pending[0]
 
     state = state._replace(
         window_seed=seed,
-        pending=row,
+        pending=pending,
         half=1 - half,
         filled=slot + half,
-        differences=put(state.differences, (row - first) * jnp.float32(0.5**0.5)),
-        products=put(state.products, jnp.vdot(first[0], row[0]) / 2),
-        norms=put(state.norms, (jnp.vdot(first[0], first[0]) + jnp.vdot(row[0], row[0])) / 4),
+        differences=put(state.differences, (row - first) * jnp.float32(0.5**0.5), slot),
+        products=put(state.products, jnp.vdot(first[0], row[0]) / 2, slot),
+        norms=put(state.norms, (jnp.vdot(first[0], first[0]) + jnp.vdot(row[0], row[0])) / 4, slot),
         next_row=inputs.step + jnp.where(half == 1, _gap(inputs.step, every, growth), 1),
     )
-    return jax.lax.cond(
+    close = functools.partial(
+        _close, energy=energy, size=optax.tree.size(inputs.rows), names=check_groups(groups)
+    )
+    # Only what closing changes comes back: a row that a branch hands on is copied.
+    changed = jax.lax.cond(
         state.filled == state.products.shape[0],
-        functools.partial(
-            _close,
-            energy=energy,
-            size=optax.tree.size(inputs.rows),
-            names=check_groups(groups),
-        ),
-        lambda open_window: open_window,
+        lambda window: _changed(close(window)),
+        _changed,
         state,
     )
+    return state._replace(**changed)
+
+
+def _changed(state: GradientStreamState) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in ("evaluations", "filled", "held", "estimates")}
 
 
 def _gap(step: jax.Array, every: int | None, growth: float) -> jax.Array:
@@ -218,7 +233,7 @@ def _ceiling(size: int, differences: jax.Array, energy: float) -> jax.Array:
 def _close(
     state: GradientStreamState, *, energy: float, size: int, names: tuple[str, ...]
 ) -> GradientStreamState:
-    pairs = state.products.shape[0]
+    pairs, signals = state.products.shape[0], _signals(names)
     ceiling = _ceiling(size, state.differences, energy)
     grams = jnp.einsum(
         "iask,jask->asij", state.differences, state.differences, precision=jax.lax.Precision.HIGHEST
@@ -248,14 +263,15 @@ def _close(
         ("", *(f"/{name}" for name in names)), traces, dimensions, strict=True
     ):
         name = f"intrinsic_dimension{suffix}"
-        estimates[name] = jnp.where(jnp.isnan(dimension[0]), state.estimates[name], dimension)
+        held = state.estimates[signals.index(name)]
+        estimates[name] = jnp.where(jnp.isnan(dimension[0]), held, dimension)
         error = jnp.std(trace, ddof=1) / pairs**0.5
         estimates[f"trace{suffix}"] = jnp.stack([jnp.mean(trace), error])
     return state._replace(
         evaluations=state.evaluations + 1,
         filled=jnp.zeros_like(state.filled),
         held=state.held + jnp.where(jnp.isnan(dimensions[0][0]), 1, 0),
-        estimates={name: estimates[name].astype(jnp.float32) for name in state.estimates},
+        estimates=jnp.stack([estimates[name].astype(jnp.float32) for name in signals]),
     )
 
 

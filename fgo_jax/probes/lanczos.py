@@ -31,7 +31,7 @@ def lanczos(
     operator: Operator,
     num_steps: int = 12,
     num_starts: int = 2,
-    every: int = 200,
+    every: int = 300,
     examples: int | None = None,
     batch_size: int | None = None,
     energy: float = 0.9,

@@ -9,6 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+# Sketches that a leaf laid end to end with others may be long.
+_SMALL = 4
+
 
 def sketch_tree(tree: Any, seed: jax.Array, width: int) -> jax.Array:
     r"""Two independent sketches of a pytree, with unbiased inner products.
@@ -46,8 +49,8 @@ def sketch_parts(
     sketches = []
     for part in parts:
         chosen = [leaves[index].astype(jnp.float32) for index in part if leaves[index].size]
-        small = [leaf.reshape(-1) for leaf in chosen if leaf.size <= width]
-        pieces = [leaf for leaf in chosen if leaf.size > width]
+        small = [leaf.reshape(-1) for leaf in chosen if leaf.size <= _SMALL * width]
+        pieces = [leaf for leaf in chosen if leaf.size > _SMALL * width]
         if small:
             pieces.append(jnp.concatenate(small))
         buckets = []

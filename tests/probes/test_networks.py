@@ -98,7 +98,7 @@ def repeats(probe, params, x, count):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "deflate"), [("mlp", 0), ("attention", 0), ("mlp", 4)])
+@pytest.mark.parametrize(("name", "deflate"), [("mlp", 0), ("conv", 0), ("attention", 0), ("mlp", 4)])
 def test_hutchinson_is_unbiased_and_its_errors_cover(name, deflate):
     predict, params, x = make(name)
     first, second = dense_halves(name)
@@ -116,13 +116,11 @@ def test_hutchinson_is_unbiased_and_its_errors_cover(name, deflate):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_starts", [2])
-def test_lanczos_is_unbiased_and_its_errors_cover(num_starts):
-    predict, params, x = make("mlp")
-    eigenvalues = np.linalg.eigvalsh(sum(dense_halves("mlp")) / 2)
-    probe = fgo.probes.lanczos(
-        fgo.curvature.ggn(predict), num_steps=12, num_starts=num_starts, examples=EXAMPLES
-    )
+@pytest.mark.parametrize("name", NETWORKS)
+def test_lanczos_is_unbiased_and_its_errors_cover(name):
+    predict, params, x = make(name)
+    eigenvalues = np.linalg.eigvalsh(sum(dense_halves(name)) / 2)
+    probe = fgo.probes.lanczos(fgo.curvature.ggn(predict), examples=EXAMPLES)
     count = 100
     got, error = repeats(probe, params, x, count)["trace"]
     truth = eigenvalues.sum()
