@@ -100,4 +100,6 @@ TABLE = (
     _direction(
         "scale_by_kronecker_fisher_vectors", fgo.scale_by_kronecker_fisher, vector_factors=True
     ),
+    # The size of an orthogonalised step never shrinks.
+    _direction("scale_by_fismo", fgo.scale_by_fismo, learning_rate=0.02),
 )
