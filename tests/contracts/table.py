@@ -100,6 +100,13 @@ TABLE = (
     _direction(
         "scale_by_kronecker_fisher_vectors", fgo.scale_by_kronecker_fisher, vector_factors=True
     ),
-    # The size of an orthogonalised step never shrinks.
-    _direction("scale_by_fismo", fgo.scale_by_fismo, learning_rate=0.02),
+    # An orthogonalised step keeps its size: a small one, where Adam's are as for all others.
+    _direction("scale_by_fismo", fgo.scale_by_fismo, beta=0.8, consistent_rms=0.15),
+    _direction(
+        "graft",
+        fgo.graft,
+        magnitude=optax.scale_by_adam(),
+        direction=fgo.scale_by_kronecker_fisher(),
+        weight=optax.linear_schedule(1.0, 0.0, 100),
+    ),
 )
