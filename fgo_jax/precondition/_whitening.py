@@ -70,8 +70,8 @@ def advance(
         if factor is None:
             return None
         d, others = view.dims[side], view.dims[1 - side]
-        level = damping * _trace(factor) / d
-        gram = view.gram(x, side, "highest") / others + level * jnp.eye(d, dtype=jnp.float32)
+        eye = jnp.broadcast_to(jnp.eye(d, dtype=jnp.float32), factor.shape)
+        gram = view.gram(x, side, "highest") / others + damping * _trace(factor) / d * eye
         new = decay * factor + (1 - decay) * gram
         new = (new + jnp.swapaxes(new, -1, -2)) / 2
         trace = _trace(new)
@@ -131,4 +131,4 @@ def _inverse_root(factor: jax.Array) -> jax.Array:
     # Below this an eigenvalue is rounding.
     least = factor.shape[0] * _ROUNDING * values[-1]
     values = 1 / jnp.sqrt(jnp.maximum(values, least))
-    return jnp.matmul(vectors * values, vectors.T, precision="highest")
+    return jnp.matmul(vectors * values[None, :], vectors.T, precision="highest")

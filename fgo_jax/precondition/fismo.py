@@ -39,7 +39,7 @@ class ScaleByFismoState(NamedTuple):
 def scale_by_fismo(
     beta: jax.typing.ArrayLike = 0.95,
     factor_decay: jax.typing.ArrayLike = 0.95,
-    damping: jax.typing.ArrayLike = 1e-2,
+    damping: jax.typing.ArrayLike | None = None,
     refresh_every: jax.typing.ArrayLike = 10,
     ns_coeffs: Sequence[Any] = (3.4445, -4.7750, 2.0315),
     ns_steps: int = 5,
@@ -66,10 +66,12 @@ def scale_by_fismo(
     and then every `refresh_every` steps; at a refresh, R already sees the new P^-1. polar(.) is
     approximate, by Newton and Schulz's iteration: an odd polynomial of the singular values.
 
-    With `unit_gradients`, L and R are fed with G / rms(G). The damping is then relative to the
-    gradient, and a constant factor of all gradients cancels. Without it they are the published
-    equations, in which the damping is absolute, as tr(P) = m: where the entries of G are far below
-    sqrt(damping), as most networks' are, P and Q stay near I and the update near Muon's.
+    These are the published equations. Their damping is absolute, as tr(P) = m, and so is the weight
+    of what a gradient brings: where the entries of G are far below 1, as most networks' are, P and
+    Q stay near I and the update near Muon's (in a run on digits their eigenvalues never left .99
+    to 1.05). With `unit_gradients`, L and R are fed with G / rms(G), so that the factors follow
+    gradients of any size, and a constant factor of all gradients cancels. Then the damping is what
+    bounds the update: a direction that no gradient has visited is multiplied by up to 1/damping.
 
     With P = Q = I, that is `factor_decay=1` or `max_dim=1`, it is
     `optax.contrib.scale_by_muon(nesterov=False)`, with the same defaults. (A matrix of one row or
@@ -89,9 +91,8 @@ def scale_by_fismo(
     A matrix with a non-finite entry in its gradient, or another leaf with one, keeps its
     statistics and gets a zero update; the bias corrections count that step as any other.
 
-    The roots come from eigendecompositions. A coupled Newton iteration needs only products, but
-    its float32 rounding grows with the condition, here up to 1/damping and without a bound at
-    damping = 0; a refresh is rare enough for the exact one.
+    The roots are eigendecompositions: a coupled Newton iteration needs only products, but its
+    rounding in float32 grows with the condition, which nothing bounds at damping = 0.
 
     Memory: 4 bytes per parameter of a matrix (8 of other leaves), and for each side up to `max_dim`
     8 d^2 bytes: 8 (m/n + n/m) per parameter with both. Updates and moments are sharded as their
@@ -100,7 +101,8 @@ def scale_by_fismo(
     Args:
       beta: decay rate of the momentum.
       factor_decay: decay rate of the factors, in [0, 1]; 1 keeps them at the identity.
-      damping: the weight of the identity in each factor, see above.
+      damping: the weight of the identity in each factor, see above. None is 1e-2, and 1 with
+        `unit_gradients`.
       refresh_every: steps from one refresh of the inverse roots to the next.
       ns_coeffs: (a, b, c) of X <- a X + b A X + c A^2 X, A = X X^T; or one such triple for each
         step, of which the last `ns_steps` are taken.
@@ -142,11 +144,13 @@ def scale_by_fismo(
     for name, decay in (("beta", beta), ("adam_b1", adam_b1), ("adam_b2", adam_b2)):
         _checks.fraction(name, decay)
     _checks.unit("factor_decay", factor_decay)
+    _checks.static("unit_gradients", unit_gradients)
+    if damping is None:
+        damping = 1.0 if unit_gradients else 1e-2
     for name, number in (("damping", damping), ("eps", eps)):
         _checks.non_negative(name, number)
     _checks.integer("refresh_every", refresh_every)
     _checks.positive_int("max_dim", max_dim)
-    _checks.static("unit_gradients", unit_gradients)
     if consistent_rms is not None:
         _checks.positive("consistent_rms", consistent_rms)
     coefficients = newton_schulz_coefficients(ns_coeffs, ns_steps)
