@@ -1,4 +1,4 @@
-"""What a probe and the controller add to a training step.
+"""What a probe, the controller and a limit on the step add to a training step.
 
 Something rare is not in a median of step times, so the two parts are measured apart:
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,7 +34,12 @@ from benchmarks.vision_transformer import VisionTransformer
 from fgo_jax.probes import Probe
 from fgo_jax.probes.probe import ProbeInputs
 
-LIMITS = {"gradient_stream": 0.01, "hutchinson": 0.03, "lanczos": 0.03}
+LIMITS = {
+    "gradient_stream": 0.01,
+    "hutchinson": 0.03,
+    "lanczos": 0.03,
+    "clip_by_softmax_radius": 0.05,
+}
 RATE = 1e-4  # of learning; small, so that thousands of steps leave the numbers ordinary
 # A timed probe is due from this step on, so one compiled program serves both timings.
 FIRES = 2**20
@@ -97,6 +103,28 @@ def probes(workload: Workload) -> dict[str, Probe]:
     }
 
 
+# Measured along the update of `optax.adam`, whose step is their plain one.
+STEP_LIMITS = {
+    "clip_by_softmax_radius": fgo.clip_by_softmax_radius,
+    "scale_by_friction_limit": fgo.scale_by_friction_limit,
+}
+
+
+def step_limit_calls(workload: Workload, name: str) -> dict[str, Callable[[], Any]]:
+    """A limit that measures at every step, and one that never does after its first."""
+
+    def limited(every: int) -> Callable[[], Any]:
+        limit = STEP_LIMITS[name](workload.predict, every=every)
+        return call(workload, optax.chain(optax.adam(RATE), limit), 0)
+
+    return {f"{name}:idle": limited(FIRES), f"{name}:firing": limited(1)}
+
+
+def step_limit_rate(name: str) -> float:
+    """Measurements per step at the default cadence."""
+    return 1 / inspect.signature(STEP_LIMITS[name]).parameters["every"].default
+
+
 def measurement_rate(probe: Probe, horizon: int) -> float:
     """Share of the first `horizon` steps at which a probe fires; its cadence may vary.
 
@@ -133,6 +161,8 @@ def measure(
     }
     for name, probe in chosen.items():
         calls |= _pair(workload, name, fgo.phased([only], [], on_demand(probe)))
+    for name in STEP_LIMITS:
+        calls |= step_limit_calls(workload, name)
     whole = fgo.target_acquisition(RATE, warmup_steps=0, probe=on_demand(stream))
     calls |= _pair(workload, "target_acquisition", whole)
     seconds = clock.interleaved(calls, rounds, progress)
@@ -144,6 +174,8 @@ def measure(
         rate = measurement_rate(probe, workload.horizon)
         rows[name] = combine(seconds, name, "controller", rate, LIMITS.get(name))
         rows[f"{name}, controller"] = combine(seconds, name, "adam", rate, None)
+    for name in STEP_LIMITS:
+        rows[name] = combine(seconds, name, "adam", step_limit_rate(name), LIMITS.get(name))
     rate, limit = measurement_rate(stream, workload.horizon), LIMITS["gradient_stream"]
     rows["target_acquisition"] = combine(seconds, "target_acquisition", "adam", rate, limit)
     return {
@@ -231,7 +263,7 @@ def _step(workload: Workload, tx: Any) -> Callable[[Any, Any], Any]:
     def step(carry: Any, batch: Any) -> Any:
         params, state = carry
         value, grads = jax.value_and_grad(loss)(params, batch)
-        updates, state = tx.update(grads, state, params, value=value, batch=batch)
+        updates, state = tx.update(grads, state, params, value=value, batch=batch, grad=grads)
         return optax.apply_updates(params, updates), state
 
     def steps(carry: Any, batch: Any) -> Any:

@@ -5,7 +5,13 @@ from fgo_jax.analysis import SpectrumReport, spectrum
 from fgo_jax.averaging import average_weights, eval_params
 from fgo_jax.machine import phased
 from fgo_jax.phases import Phase, acquisition, execution, reask
-from fgo_jax.precondition import scale_by_kronecker_fisher
+from fgo_jax.precondition import (
+    clip_by_softmax_radius,
+    graft,
+    scale_by_fismo,
+    scale_by_friction_limit,
+    scale_by_kronecker_fisher,
+)
 from fgo_jax.protocol import STATIC_ARGS, target_acquisition
 from fgo_jax.state import FgoState
 from fgo_jax.telemetry import force_phase, restart, should_stop, telemetry
@@ -18,16 +24,20 @@ __all__ = [
     "acquisition",
     "analysis",
     "average_weights",
+    "clip_by_softmax_radius",
     "curvature",
     "eval_params",
     "execution",
     "force_phase",
+    "graft",
     "phased",
     "plotting",
     "precondition",
     "probes",
     "reask",
     "restart",
+    "scale_by_fismo",
+    "scale_by_friction_limit",
     "scale_by_kronecker_fisher",
     "should_stop",
     "spectrum",

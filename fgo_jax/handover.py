@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fgo_jax._norms import log_norm_ratio
 from fgo_jax.phases import Phase
 
 
@@ -120,7 +121,7 @@ class Plan:
             def branch(grads, params, state, direction, grafts, share):
                 other, state = advance(index, grads, params, state)
                 grafts = jax.tree.map(
-                    lambda old, a, b: old + share * (_log_norm_ratio(a, b) - old),
+                    lambda old, a, b: old + share * (log_norm_ratio(a, b) - old),
                     grafts,
                     direction,
                     other,
@@ -151,10 +152,3 @@ class Plan:
 def graft_init(params: Any) -> Any:
     """Log of the norm that each tensor's update should have, relative to its own."""
     return jax.tree.map(lambda p: jnp.zeros([], jnp.float32), params)
-
-
-def _log_norm_ratio(wanted: jax.Array, given: jax.Array) -> jax.Array:
-    numerator, denominator = (jnp.sum(jnp.square(x.astype(jnp.float32))) for x in (wanted, given))
-    known = (numerator > 0) & (denominator > 0)
-    ratio = jnp.where(known, numerator, 1.0) / jnp.where(known, denominator, 1.0)
-    return 0.5 * jnp.log(ratio)

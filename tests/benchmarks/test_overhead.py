@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 from click.testing import CliRunner
 
@@ -56,6 +57,17 @@ def test_a_probe_fires_in_the_timed_steps_that_it_should_fire_in(tiny):
         _, state = call()
         assert int(state.probe_state.evaluations) == wanted
         assert int(state.total_step) == first + 2
+
+
+def test_a_step_limit_measures_in_the_timed_steps_that_it_should_measure_in(tiny):
+    # A step each: the first to compile, which always measures, and a timed one.
+    for name in overhead.STEP_LIMITS:
+        for part, timed in overhead.step_limit_calls(tiny, name).items():
+            timed()
+            state = timed()[1]
+            wanted = 2 if part.endswith("firing") else 1
+            assert int(optax.tree.get(state, "measurements")) == wanted
+        assert overhead.step_limit_rate(name) == 0.1
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 import fgo_jax as fgo
@@ -64,6 +66,28 @@ def _averaging(learning_rate):
     return optax.chain(optax.adam(learning_rate), fgo.average_weights(0.1))
 
 
+def _limited(factory, **kwargs):
+    """Behind Adam, with the extra arguments that a call of `update` needs.
+
+    The model returns its parameters, so that the friction along a step is its squared length.
+    """
+
+    def predict(params, batch):
+        everything = jnp.concatenate([jnp.ravel(p) for p in jax.tree.leaves(params)])
+        return batch.astype(everything.dtype) * everything
+
+    def make(rate):
+        tx = optax.chain(optax.adam(rate), factory(predict, **kwargs))
+
+        def update(grads, state, params=None, **extra_args):
+            given = {"batch": jnp.ones((2, 1)), "grad": grads}
+            return tx.update(grads, state, params, **given, **extra_args)
+
+        return optax.GradientTransformationExtraArgs(tx.init, update)
+
+    return make
+
+
 PHASE_STATIC = ("transform", "mask")
 
 TABLE = (
@@ -99,5 +123,19 @@ TABLE = (
     _direction("scale_by_kronecker_fisher", fgo.scale_by_kronecker_fisher),
     _direction(
         "scale_by_kronecker_fisher_vectors", fgo.scale_by_kronecker_fisher, vector_factors=True
+    ),
+    # An orthogonalised step keeps its size: a small one, where Adam's are as for all others.
+    _direction("scale_by_fismo", fgo.scale_by_fismo, beta=0.8, consistent_rms=0.15),
+    _direction(
+        "graft",
+        fgo.graft,
+        magnitude=optax.scale_by_adam(),
+        direction=fgo.scale_by_kronecker_fisher(),
+        weight=optax.linear_schedule(1.0, 0.0, 100),
+    ),
+    Row("clip_by_softmax_radius", _limited(fgo.clip_by_softmax_radius, radius=20.0)),
+    Row(
+        "scale_by_friction_limit",
+        _limited(fgo.scale_by_friction_limit, loss="squared_error", radius=20.0),
     ),
 )
