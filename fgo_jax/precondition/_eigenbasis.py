@@ -3,116 +3,91 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import core
+
+from fgo_jax.precondition._modes import Modes, replicated_on_mesh_of
 
 # What one rounding of a float32 loses, relative to the largest entry.
 _ROUNDING = float(jnp.finfo(jnp.float32).eps)
 
-
-def start(x, axes):
-    """Zero factors and identity bases of a leaf, replicated on the mesh that it lies on."""
-    sharding = None if isinstance(x, core.Tracer) else getattr(x, "sharding", None)
-    device = None
-    if isinstance(sharding, jax.sharding.NamedSharding):
-        device = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-    dims = [x.shape[axis] for axis in axes]
-    return (
-        tuple(jnp.zeros((d, d), jnp.float32, device=device) for d in dims),
-        tuple(jnp.eye(d, dtype=jnp.float32, device=device) for d in dims),
-    )
+# One array for each mode of a leaf, and all of that for each leaf.
+Factors = tuple[jax.Array, ...]
+Leaves = tuple[Factors, ...]
 
 
-def factored_axes(shape, max_dim, vector_factors):
-    """Axes of a leaf that have a factor of their own.
+def axis_by_axis(shape: tuple[int, ...], max_dim: int, vector_factors: bool) -> Modes:
+    """A mode for every axis that has a factor of its own.
 
     Axes of length one are invisible: (1, d) and (d, 1) count as vectors.
     """
-    if math.prod(shape) == 0:
-        return ()
     long = [axis for axis, dim in enumerate(shape) if dim > 1]
-    if len(long) == 1 and not vector_factors:
-        return ()
-    return tuple(axis for axis in long if shape[axis] <= max_dim)
+    if math.prod(shape) == 0 or (len(long) == 1 and not vector_factors):
+        long = []
+    return Modes(shape, tuple((axis,) for axis in long if shape[axis] <= max_dim))
 
 
-def _on_mesh(x, axes):
-    """The sharding of x with its axes in the order `axes`; None in it stands for a replicated one.
+def start(x: jax.Array, modes: Modes) -> tuple[Factors, Factors]:
+    """Zero factors and identity bases of a leaf, replicated on the mesh that it lies on."""
+    device = replicated_on_mesh_of(x)
+    shapes = [modes.factor_shape(k) for k in range(len(modes.groups))]
 
-    A mesh with explicit axes, the default of `jax.make_mesh`, wants to be told how the result of
-    a contraction or a gather is sharded. Elsewhere None: the partitioner decides.
-    """
-    sharding = jax.typeof(x).sharding
-    if not sharding.mesh.explicit_axes:
-        return None
-    names = tuple(sharding.spec) + (None,) * (x.ndim - len(sharding.spec))
-    spec = jax.sharding.PartitionSpec(*(None if a is None else names[a] for a in axes))
-    return jax.sharding.NamedSharding(sharding.mesh, spec)
+    def identity(shape: tuple[int, ...]) -> jax.Array:
+        return jnp.array(jnp.broadcast_to(jnp.eye(shape[-1]), shape), jnp.float32, device=device)
 
-
-def replicate_like(bases, x):
-    """The bases as replicated values on the mesh of x, where that mesh has explicit axes."""
-    sharding = _on_mesh(x, ())
-    return bases if sharding is None else tuple(jax.sharding.reshard(q, sharding) for q in bases)
-
-
-def outer_product(x, axis):
-    """X_(axis) X_(axis)^T of the mode unfolding, contracted in place: no axis is reshaped."""
-    others = [a for a in range(x.ndim) if a != axis]
-    return jnp.tensordot(
-        x,
-        x,
-        axes=(others, others),
-        precision="highest",
-        out_sharding=_on_mesh(x, (None, None)),
+    return (
+        tuple(jnp.zeros(shape, jnp.float32, device=device) for shape in shapes),
+        tuple(map(identity, shapes)),
     )
 
 
-def _along(x, q, axis, side):
-    """Contracts `axis` of x with index `side` of the square matrix q. The sharding stays."""
-    if axis == 0:
-        out_sharding = _on_mesh(x, range(x.ndim))
-        return jnp.tensordot(q, x, axes=((side,), (0,)), out_sharding=out_sharding)
-    order = (*(a for a in range(x.ndim) if a != axis), axis)
-    y = jnp.tensordot(x, q, axes=((axis,), (side,)), out_sharding=_on_mesh(x, order))
-    return jnp.moveaxis(y, -1, axis)
-
-
-def _permute(x, order, axis):
-    where = (slice(None),) * axis + (order,)
-    return x.at[where].get(out_sharding=_on_mesh(x, range(x.ndim)))
-
-
-def rotate(x, bases, axes):
-    """Coordinates of x in the eigenbasis: Q^T on each factored axis."""
-    for q, axis in zip(bases, axes, strict=True):
-        x = _along(x, q, axis, 0)
+def rotate(x: jax.Array, bases: Factors, modes: Modes) -> jax.Array:
+    """Coordinates of x in the eigenbasis: Q^T on each mode."""
+    for k, q in enumerate(bases):
+        x = modes.multiply(x, q, k, transpose=True)
     return x
 
 
-def rotate_back(x, bases, axes):
+def rotate_back(x: jax.Array, bases: Factors, modes: Modes) -> jax.Array:
     """The inverse of `rotate`."""
-    for q, axis in zip(bases, axes, strict=True):
-        x = _along(x, q, axis, 1)
+    for k, q in enumerate(bases):
+        x = modes.multiply(x, q, k)
     return x
 
 
-def _unit_trace(factor):
+def factored(eigenvalues: Factors, modes: Modes) -> jax.Array:
+    """The second moment in the eigenbasis that the factors' eigenvalues make together.
+
+    A product of eigenvalues, one of each mode, divided by the trace (which is the same for all
+    modes) as often as it is there too much, and spread evenly over the axes without a factor.
+    """
+    trace = jnp.sum(eigenvalues[0], axis=-1, keepdims=True)
+    share = 1.0 / jnp.where(trace > 0, trace, 1.0)
+    moment = modes.along(jnp.broadcast_to(trace, eigenvalues[0].shape), 0)
+    for k, values in enumerate(eigenvalues):
+        moment = moment * modes.along(values * share, k)
+    inside = {axis for group in modes.groups for axis in group}
+    outside = math.prod(modes.shape[a] for a in modes.unbatched if a not in inside)
+    return jnp.broadcast_to(moment / outside, modes.shape)
+
+
+def _unit_trace(factor: jax.Array) -> jax.Array:
     """The factor divided by its trace, so that no product under- or overflows; zero stays zero."""
     trace = jnp.trace(factor)
     return factor / jnp.where(trace == 0, 1.0, trace)
 
 
-def _fresh(factor, basis):
+def _fresh(factor: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Eigenvectors in order of falling eigenvalue. No second moment is in that order yet."""
     del basis
     q = jnp.linalg.eigh(_unit_trace(factor))[1][:, ::-1]
     return q, jnp.arange(q.shape[0], dtype=jnp.int32)
 
 
-def _warm(factor, basis):
+def _warm(factor: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One step of orthogonal iteration, columns sorted by their Rayleigh quotients.
 
     Adding a multiple of Q to L Q shifts all eigenvalues and changes no eigenvector. With the
@@ -124,7 +99,22 @@ def _warm(factor, basis):
     return jnp.linalg.qr(image[:, order])[0], order
 
 
-def _refresh(method, factors, bases, axes, moments):
+def _quotients(factor: jax.Array, basis: jax.Array) -> jax.Array:
+    """The eigenvalues that go with the columns of a basis."""
+    return jnp.maximum(
+        jnp.sum(basis * jnp.matmul(factor, basis, precision="highest"), axis=-2), 0.0
+    )
+
+
+def _refresh(
+    method: Callable,
+    factors: Leaves,
+    bases: Leaves,
+    modes: Sequence[Modes],
+    moments: tuple[Any, ...],
+    eigenvalues: Leaves,
+    unbiased: jax.Array,
+) -> tuple[Leaves, tuple[Any, ...], Leaves]:
     """Applies `method` to every factor and carries the second moments along.
 
     Factors of equal size share one compiled loop. They are not batched: on CPU a batched
@@ -132,39 +122,65 @@ def _refresh(method, factors, bases, axes, moments):
     once (three sizes, or eight simulated devices) wait for ever (jaxlib 0.10, ParallelBatchMap).
     """
     places = [(i, k) for i, leaf in enumerate(factors) for k in range(len(leaf))]
-    by_size = {}
+    by_size: dict[int, list[tuple[int, int]]] = {}
     for i, k in places:
-        by_size.setdefault(factors[i][k].shape[0], []).append((i, k))
+        by_size.setdefault(factors[i][k].shape[-1], []).append((i, k))
     new = {}
-    for same in by_size.values():
-        stacked = [jnp.stack([tree[i][k] for i, k in same]) for tree in (factors, bases)]
-        result = jax.lax.map(lambda pair: method(*pair), tuple(stacked))
-        for place, q, order in zip(same, *result, strict=True):
-            new[place] = q, order
-    # Entry j of an axis is the moment along column j: what moves a column moves its moment.
-    moments = list(moments)
-    for i, k in places:
-        moments[i] = _permute(moments[i], new[i, k][1], axes[i][k])
+    for d, same in by_size.items():
+        stacked = [
+            jnp.concatenate([tree[i][k].reshape(-1, d, d) for i, k in same])
+            for tree in (factors, bases)
+        ]
+        q, order = jax.lax.map(lambda pair: method(*pair), tuple(stacked))
+        at = 0
+        for i, k in same:
+            batch = factors[i][k].shape[:-2]
+            count = math.prod(batch)
+            new[i, k] = q[at : at + count].reshape(*batch, d, d), order[at : at + count]
+            at += count
     bases = tuple(tuple(new[i, k][0] for k in range(len(leaf))) for i, leaf in enumerate(factors))
-    return bases, tuple(moments)
+    if any(eigenvalues):
+        values = tuple(
+            tuple(_quotients(f / unbiased, q) for f, q in zip(*leaf, strict=True))
+            for leaf in zip(factors, bases, strict=True)
+        )
+        return bases, moments, values
+    # Entry j of a mode is the moment along column j: what moves a column moves its moment.
+    carried = list(moments)
+    for i, k in places:
+        order = new[i, k][1]
+        selection = jax.nn.one_hot(order, order.shape[-1], dtype=jnp.float32)
+        carried[i] = modes[i].multiply(carried[i], selection, k, precision="highest")
+    return bases, tuple(carried), eigenvalues
 
 
-def refresh(how, factors, bases, axes, moments):
-    """New (bases, moments): how = 0 keeps them, 1 refines the bases, 2 computes them afresh.
+def refresh(
+    how: jax.Array,
+    factors: Leaves,
+    bases: Leaves,
+    modes: Sequence[Modes],
+    moments: tuple[Any, ...],
+    eigenvalues: Leaves,
+    unbiased: jax.Array,
+) -> tuple[Leaves, tuple[Any, ...], Leaves]:
+    """New (bases, moments, eigenvalues): how = 0 keeps them, 1 refines the bases, 2 starts afresh.
 
-    `factors`, `bases` and `axes` are tuples over leaves of tuples over factored axes. `moments`
-    is a tuple over leaves. One conditional holds all of it.
+    `moments` holds an array per leaf in the order of its basis; or `eigenvalues` holds those of
+    every factor, [*batch, d], and is read off at each refresh. `unbiased` is what the factors'
+    averages have gathered of their weights. One conditional holds all of it.
     """
     if not any(factors):
-        return bases, moments
+        return bases, moments, eigenvalues
     return jax.lax.switch(
         how,
         [
-            lambda f, q, v: (q, v),
-            lambda f, q, v: _refresh(_warm, f, q, axes, v),
-            lambda f, q, v: _refresh(_fresh, f, q, axes, v),
+            lambda f, q, v, e, u: (q, v, e),
+            lambda f, q, v, e, u: _refresh(_warm, f, q, modes, v, e, u),
+            lambda f, q, v, e, u: _refresh(_fresh, f, q, modes, v, e, u),
         ],
         factors,
         bases,
         moments,
+        eigenvalues,
+        unbiased,
     )

@@ -7,9 +7,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import core
 
-from fgo_jax.precondition._matrix_view import MatrixView
+from fgo_jax.precondition._modes import Modes, replicated_on_mesh_of
 
 # What one rounding of a float32 loses, relative to the largest entry.
 _ROUNDING = float(jnp.finfo(jnp.float32).eps)
@@ -18,12 +17,9 @@ _ROUNDING = float(jnp.finfo(jnp.float32).eps)
 Pair = tuple[jax.Array | None, jax.Array | None]
 
 
-def identities(x: Any, view: MatrixView, max_dim: int) -> Pair:
+def identities(x: Any, view: Modes, max_dim: int) -> Pair:
     """The start of both sides, replicated on the mesh that the leaf lies on."""
-    sharding = None if isinstance(x, core.Tracer) else getattr(x, "sharding", None)
-    device = None
-    if isinstance(sharding, jax.sharding.NamedSharding):
-        device = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    device = replicated_on_mesh_of(x)
 
     def identity(side: int) -> jax.Array | None:
         if not 1 < view.dims[side] <= max_dim:
@@ -34,11 +30,11 @@ def identities(x: Any, view: MatrixView, max_dim: int) -> Pair:
     return identity(0), identity(1)
 
 
-def multiply(view: MatrixView, x: jax.Array, factor: jax.Array | None, side: int) -> jax.Array:
+def multiply(view: Modes, x: jax.Array, factor: jax.Array | None, side: int) -> jax.Array:
     return x if factor is None else view.multiply(x, factor, side)
 
 
-def unit(g: jax.Array, view: MatrixView) -> jax.Array:
+def unit(g: jax.Array, view: Modes) -> jax.Array:
     """Each matrix divided by its root mean square, in two steps that cannot overflow."""
     for norm in (lambda x, **over: jnp.max(jnp.abs(x), **over), _rms):
         size = view.reduce(norm, g)
@@ -52,7 +48,7 @@ def _rms(x: jax.Array, **over: Any) -> jax.Array:
 
 def advance(
     grads: Sequence[jax.Array],
-    found: Sequence[MatrixView],
+    found: Sequence[Modes],
     factors: Sequence[Pair],
     roots: Sequence[Pair],
     *,

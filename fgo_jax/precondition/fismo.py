@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
-from fgo_jax.precondition import _eigenbasis, _whitening
+from fgo_jax.precondition import _whitening
 from fgo_jax.precondition._matrix_view import (
     DimensionNumbers,
     newton_schulz,
     newton_schulz_coefficients,
     views,
 )
+from fgo_jax.precondition._modes import replicated_like
 from fgo_jax.precondition.preconditioner import Preconditioner
 
 
@@ -199,7 +200,7 @@ def scale_by_fismo(
 
         matrices = [i for i, view in enumerate(found) if view is not None]
         if matrices:
-            old = [_on_mesh_of(grads[i], (factors[i], roots[i])) for i in matrices]
+            old = [replicated_like((factors[i], roots[i]), grads[i]) for i in matrices]
             new = _whitening.advance(
                 [
                     _whitening.unit(grads[i], found[i]) if unit_gradients else grads[i]
@@ -295,8 +296,3 @@ def _both(view, x, roots):
     for side, root in enumerate(roots):
         x = _whitening.multiply(view, x, root, side)
     return x
-
-
-def _on_mesh_of(g, tree):
-    leaves, treedef = jax.tree.flatten(tree)
-    return treedef.unflatten(_eigenbasis.replicate_like(tuple(leaves), g))

@@ -10,6 +10,8 @@ import optax
 
 from fgo_jax import _checks
 from fgo_jax.precondition import _eigenbasis
+from fgo_jax.precondition._matrix_view import DimensionNumbers, views
+from fgo_jax.precondition._modes import Modes, replicated_like
 from fgo_jax.precondition.preconditioner import Preconditioner
 
 
@@ -18,11 +20,14 @@ class ScaleByKroneckerFisherState(NamedTuple):
 
     fisher_step: jax.Array  # shape=(), dtype=jnp.int32.
     first_moment: Any  # like params, dtype=jnp.float32 or momentum_dtype; parameter coordinates.
-    second_moment: Any  # like params, dtype=jnp.float32; coordinates of the eigenbasis.
-    # Leaf by leaf, axis by axis of those factored. `optax.tree.map_params` treats each of these
-    # two fields as one value that is not parameter-shaped.
-    factors: Any  # tuple of tuples, shape=(d, d), dtype=jnp.float32; changes at every step.
+    # Like params, dtype=jnp.float32, in coordinates of the eigenbasis. Where the factors'
+    # eigenvalues serve as V, a leaf with factors has optax.MaskedNode() here.
+    second_moment: Any
+    # Leaf by leaf, factor by factor. `optax.tree.map_params` treats each of these three fields as
+    # one value that is not parameter-shaped.
+    factors: Any  # tuple of tuples, shape=(*batch, d, d), dtype=jnp.float32; changes at every step.
     bases: Any  # as factors, eigenvectors in columns; changes at a refresh.
+    eigenvalues: Any  # shape=(*batch, d), dtype=jnp.float32, as bases; () unless they serve as V.
     previous: Any  # like params, dtype=jnp.float32; the last gradient if centred, else ().
 
 
@@ -58,6 +63,9 @@ def scale_by_kronecker_fisher(
     centred: bool = False,
     damping: jax.typing.ArrayLike | None = None,
     momentum_dtype: jax.typing.DTypeLike | None = None,
+    *,
+    corrected: bool = True,
+    weight_dimension_numbers: DimensionNumbers = None,
 ) -> Preconditioner:
     r"""Adam in the eigenbasis of Kronecker factors estimated from gradients alone.
 
@@ -90,12 +98,27 @@ def scale_by_kronecker_fisher(
     update, whose basis is made of the gradient that it rotates, is that gradient with its singular
     values levelled: a short step (root mean square 1/sqrt(max(m, n)) for an m x n leaf).
 
+    Without `corrected`, V is not tracked. At every refresh it is read off the factors,
+
+        V / (1 - b2^t)  =  the product over i of lambda_i, divided by tr(L_i) once less,
+
+    lambda_i the eigenvalues of L_i along axis i (and divided by the length of an axis without a
+    factor): Shampoo, with the inverse square root of each side at power 1/2 and Shampoo's own
+    fourth root at 1/4.
+
     A leaf has one factor for each axis with 1 < dim <= max_dim, of any rank: attention and
     convolution kernels get three or four. Leaves with a single axis longer than one are vectors;
-    without a factor, as all scalars, they follow `optax.scale_by_adam`.
+    without a factor, as all scalars, they follow `optax.scale_by_adam`. `weight_dimension_numbers`
+    makes matrices of leaves instead: it names the axes of the rows and of the columns, each side
+    up to `max_dim` has one factor, and axes that it does not name are a batch of matrices
+    with factors each (stacked, scanned layers). A leaf to which it gives None is a vector.
 
-    Memory: 8 bytes per parameter for the two moments (12 if `centred`), and for an m x n leaf with
-    both factors 8 (m/n + n/m) bytes per parameter more (16 if square), for factors and bases.
+    A leaf (of a batch, a matrix) with a non-finite entry in its gradient keeps its statistics and
+    gets a zero update; the bias corrections count that step as any other.
+
+    Memory: 8 bytes per parameter for the two moments (12 if `centred`, 4 without `corrected`), and
+    for an m x n leaf with both factors 8 (m/n + n/m) bytes per parameter more (16 if square), for
+    factors and bases.
     Updates and moments are sharded as their leaf. Factors and bases are replicated on a mesh with
     explicit axes; with automatic ones the partitioner may split them unless `out_shardings` pins
     them. On a busy CPU set OPENBLAS_NUM_THREADS=1: the threads of LAPACK wait for each other
@@ -116,14 +139,18 @@ def scale_by_kronecker_fisher(
         It is at least 1 in the first step of a leaf with a factor, at least 1/t off power 1/2.
       momentum_dtype: dtype in which the first moment is stored, float32 if None. All else in the
         state is float32. Updates have the dtypes of the gradients.
+      corrected: whether V is tracked in the eigenbasis, or is what the factors' eigenvalues make.
+      weight_dimension_numbers: `optax.contrib.MuonDimensionNumbers(reduction_axis, output_axis)`,
+        or a tree (or prefix of one) of them shaped like the parameters, with None for vectors, or
+        a function from the parameters to it. None gives every axis a factor of its own.
 
     Returns:
       A `Preconditioner`; its `metric` multiplies by P^(-1/2) in the eigenbasis and gives float32.
       Before the first update it is the identity.
 
     Raises:
-      ValueError: an argument out of its range, a traced `power`, `max_dim` or `vector_factors`,
-        a leaf that is complex or not floating-point.
+      ValueError: an argument out of its range, one that decides what is computed and is traced, a
+        leaf that is complex or not floating-point, axes that a leaf does not have.
 
     >>> import jax.numpy as jnp, optax
     >>> transform = scale_by_kronecker_fisher()
@@ -143,6 +170,7 @@ def scale_by_kronecker_fisher(
     _checks.positive_int("max_dim", max_dim)
     _checks.static("vector_factors", vector_factors)
     _checks.static("centred", centred)
+    _checks.static("corrected", corrected)
     for name, decay in (("b1", b1), ("b2", b2), ("factor_decay", factor_decay)):
         _checks.fraction(name, decay)
     _checks.non_negative("eps", eps)
@@ -155,38 +183,53 @@ def scale_by_kronecker_fisher(
     b1, b2, factor_decay, eps = map(_f32, (b1, b2, factor_decay, eps))
     damping, plain_damping = _f32(damping), _f32(plain_damping)
 
-    def axes_of(leaves):
-        return tuple(
-            _eigenbasis.factored_axes(jnp.shape(x), max_dim, vector_factors) for x in leaves
-        )
+    def modes_of(tree):
+        if weight_dimension_numbers is None:
+            shapes = map(jnp.shape, jax.tree.leaves(tree))
+            return [_eigenbasis.axis_by_axis(s, max_dim, vector_factors) for s in shapes]
+        return [
+            Modes(jnp.shape(x), ()) if view is None else view.only(lambda d: 1 < d <= max_dim)
+            for x, view in zip(
+                jax.tree.leaves(tree), views(weight_dimension_numbers, tree), strict=True
+            )
+        ]
 
     def correction(decay, step):
         return 1 - decay ** step.astype(jnp.float32)
 
-    def spectrum(v, step, axes):
+    def spectrum(v, eigenvalues, step, modes):
         """Eigenvalues of P, in the shape of the leaf."""
-        v = v / correction(b2, step)
-        relative = damping if axes else plain_damping
+        v = _eigenbasis.factored(eigenvalues, modes) if eigenvalues else v / correction(b2, step)
+        relative = damping if modes.groups else plain_damping
         if power != 0.5:
             # An inverse variance from t samples has no mean for t <= 2 (chi-squared), so the
             # estimate is drawn towards its mean with the weight of one sample.
             relative = jnp.maximum(relative, 1 / step.astype(jnp.float32))
-        elif axes:
+        elif modes.groups:
             # In the eigenbasis of one gradient that gradient is diagonal; what stands beside the
             # diagonal is rounding, which a division by its own size would blow up to one.
             relative = jnp.where(step == 1, jnp.maximum(relative, 1.0), relative)
-        v = v + relative * jnp.mean(v)
+        v = v + relative * modes.reduce(jnp.mean, v)
         if centred:
             return (v + eps**2) ** power
         if power == 0.5:
             return jnp.sqrt(v) + eps
         v = v + eps**2
-        return v**power * jnp.sqrt(jnp.mean(v ** (1 - 2 * power)))
+        return v**power * jnp.sqrt(modes.reduce(jnp.mean, v ** (1 - 2 * power)))
+
+    def tracked(modes):
+        """Whether the leaf has a second moment of its own."""
+        return corrected or not modes.groups
 
     def init(params):
-        leaves = jax.tree.leaves(params)
+        leaves, treedef = jax.tree.flatten(params)
         _check_real(leaves)
-        started = [_eigenbasis.start(x, ax) for x, ax in zip(leaves, axes_of(leaves), strict=True)]
+        modes = modes_of(params)
+        started = [_eigenbasis.start(x, m) for x, m in zip(leaves, modes, strict=True)]
+        second = [
+            optax.tree.zeros_like(x, dtype=jnp.float32) if tracked(m) else optax.MaskedNode()
+            for x, m in zip(leaves, modes, strict=True)
+        ]
         # `optax.tree.map_params` finds what is parameter-shaped by an init without leaves. It takes
         # one array there, and not an empty tuple, for whatever a field may hold otherwise.
         nothing = jnp.zeros((0,), jnp.float32)
@@ -194,19 +237,26 @@ def scale_by_kronecker_fisher(
         return ScaleByKroneckerFisherState(
             fisher_step=jnp.zeros((), jnp.int32),
             first_moment=optax.tree.zeros_like(params, dtype=momentum_dtype),
-            second_moment=optax.tree.zeros_like(params, dtype=jnp.float32),
+            second_moment=treedef.unflatten(second),
             factors=factors,
             bases=bases,
+            eigenvalues=()
+            if corrected
+            else tuple(tuple(f[..., 0] for f in leaf) for leaf in factors)
+            if leaves
+            else nothing,
             previous=optax.tree.zeros_like(params, dtype=jnp.float32) if centred else (),
         )
 
-    def observed(grads, state, treedef):
+    def observed(grads, previous, modes):
         """What the statistics are made of."""
         if not centred:
             return grads
-        previous = treedef.flatten_up_to(state.previous)
         rows = [g - before for g, before in zip(grads, previous, strict=True)]
-        squares = [jnp.mean(jnp.square(row)) if row.size else jnp.ones(()) for row in rows]
+        squares = [
+            m.reduce(jnp.mean, jnp.square(row)) if row.size else jnp.ones(())
+            for row, m in zip(rows, modes, strict=True)
+        ]
         return [
             row * jax.lax.rsqrt(jnp.where(square > 0, square, 1.0))
             for row, square in zip(rows, squares, strict=True)
@@ -216,38 +266,59 @@ def scale_by_kronecker_fisher(
         del params, extra_args
         leaves, treedef = jax.tree.flatten(updates)
         _check_real(leaves)
-        axes = axes_of(leaves)
+        modes = modes_of(updates)
+        step = jnp.asarray(optax.safe_increment(state.fisher_step))
         grads = [jnp.asarray(g, jnp.float32) for g in leaves]
+        # 0 g is 0 for every number. The sum is one pass that vector units are good at.
+        good = [m.reduce(jnp.sum, 0 * g) == 0 for g, m in zip(grads, modes, strict=True)]
+        grads = [jnp.where(ok, g, 0.0) for g, ok in zip(grads, good, strict=True)]
         first = treedef.flatten_up_to(state.first_moment)
         second = treedef.flatten_up_to(state.second_moment)
-        step = jnp.asarray(optax.safe_increment(state.fisher_step))
+        previous = treedef.flatten_up_to(state.previous) if centred else grads
+        seen = observed(grads, previous, modes)
 
-        seen = observed(grads, state, treedef)
         factors = tuple(
             tuple(
-                factor_decay * f + (1 - factor_decay) * _eigenbasis.outer_product(g, a)
-                for f, a in zip(fs, ax, strict=True)
+                jnp.where(
+                    m.per_factor(ok),
+                    factor_decay * f + (1 - factor_decay) * m.gram(g, k, "highest"),
+                    f,
+                )
+                for k, f in enumerate(fs)
             )
-            for fs, g, ax in zip(state.factors, seen, axes, strict=True)
+            for fs, g, m, ok in zip(state.factors, seen, modes, good, strict=True)
         )
-        bases = tuple(
-            _eigenbasis.replicate_like(q, g) for q, g in zip(state.bases, grads, strict=True)
-        )
+        bases, values = state.bases, state.eigenvalues
+        if leaves:
+            bases, values = zip(
+                *(
+                    replicated_like((q, values[i] if values else ()), g)
+                    for i, (q, g) in enumerate(zip(bases, grads, strict=True))
+                ),
+                strict=True,
+            )
         due = state.fisher_step % jnp.asarray(refresh_every, jnp.int32) == 0
         how = jnp.where(due, jnp.where(state.fisher_step == 0, 2, 1), 0)
-        bases, second = _eigenbasis.refresh(how, factors, bases, axes, tuple(second))
+        unbiased = correction(factor_decay, step)
+        bases, second, values = _eigenbasis.refresh(
+            how, factors, bases, modes, tuple(second), values, unbiased
+        )
 
         new_first, new_second, out = [], [], []
-        for g, x, m, v, q, ax in zip(grads, seen, first, second, bases, axes, strict=True):
-            m = (1 - b1) * g + b1 * m.astype(jnp.float32)
-            v = (1 - b2) * _eigenbasis.rotate(x, q, ax) ** 2 + b2 * v
-            u = _eigenbasis.rotate(m / correction(b1, step), q, ax) / spectrum(v, step, ax)
-            new_first.append(m)
-            new_second.append(v)
-            u = _eigenbasis.rotate_back(u, q, ax)
-            # True of every number. The comparison makes u elementwise in g, and what is elementwise
-            # is sharded alike: else the partitioner picks a sharding that suits the contraction.
-            out.append(jnp.where(g == g, u, g) if ax else u)
+        for i, (g, x, m, ok) in enumerate(zip(grads, seen, modes, good, strict=True)):
+            before = first[i].astype(jnp.float32)
+            mean = (1 - b1) * g + b1 * before
+            v = second[i]
+            if tracked(m):
+                v = (1 - b2) * _eigenbasis.rotate(x, bases[i], m) ** 2 + b2 * v
+            u = _eigenbasis.rotate(mean / correction(b1, step), bases[i], m)
+            u = u / spectrum(v, values[i], step, m)
+            new_first.append(jnp.where(ok, mean, before))
+            new_second.append(jnp.where(ok, v, second[i]) if tracked(m) else v)
+            u = _eigenbasis.rotate_back(u, bases[i], m)
+            # Elementwise in the leaf, and so sharded as it is: else the partitioner picks a
+            # sharding that suits the contraction.
+            out.append(jnp.where(ok & jnp.isfinite(leaves[i]), u, 0.0))
 
         new = ScaleByKroneckerFisherState(
             fisher_step=step,
@@ -255,7 +326,12 @@ def scale_by_kronecker_fisher(
             second_moment=treedef.unflatten(new_second),
             factors=factors if leaves else state.factors,
             bases=bases if leaves else state.bases,
-            previous=treedef.unflatten(grads) if centred else (),
+            eigenvalues=values if leaves and not corrected else state.eigenvalues,
+            previous=treedef.unflatten(
+                [jnp.where(ok, g, p) for ok, g, p in zip(good, grads, previous, strict=True)]
+            )
+            if centred
+            else (),
         )
         out = [u.astype(jnp.result_type(g)) for u, g in zip(out, leaves, strict=True)]
         new = optax.tree.cast_like(new, state)
@@ -269,10 +345,11 @@ def scale_by_kronecker_fisher(
         fresh = state.fisher_step == 0
         step = jnp.maximum(state.fisher_step, 1)
         rows = []
-        for g, v, q, ax in zip(leaves, second, state.bases, axes_of(leaves), strict=True):
-            x = _eigenbasis.rotate(jnp.asarray(g, jnp.float32), q, ax)
-            x = x / jnp.where(fresh, 1.0, jnp.sqrt(spectrum(v, step, ax)))
-            rows.append(_eigenbasis.rotate_back(x, q, ax))
+        for i, (g, m) in enumerate(zip(leaves, modes_of(grads), strict=True)):
+            x = _eigenbasis.rotate(jnp.asarray(g, jnp.float32), state.bases[i], m)
+            values = () if corrected else state.eigenvalues[i]
+            x = x / jnp.where(fresh, 1.0, jnp.sqrt(spectrum(second[i], values, step, m)))
+            rows.append(_eigenbasis.rotate_back(x, state.bases[i], m))
         return treedef.unflatten(rows)
 
     return Preconditioner(init, update, metric, keeps_scale=not centred)

@@ -12,6 +12,7 @@ import pytest
 
 from fgo_jax.precondition.kronecker_fisher import scale_by_kronecker_fisher
 from tests.precondition.sequences import gradients, run
+from tests.problems import trees_equal
 
 LEAVES = {
     "empty": (0, 4),
@@ -72,13 +73,22 @@ def test_trees_without_arrays_none_and_masked_leaves():
     np.testing.assert_array_equal(updates[0]["v"], grads["v"])
 
 
-def test_a_non_finite_gradient_is_not_hidden():
+@pytest.mark.parametrize("value", [jnp.inf, jnp.nan])
+def test_a_non_finite_leaf_keeps_its_statistics(value):
     tx = scale_by_kronecker_fisher(refresh_every=2)
-    bad = jnp.ones((3, 4)).at[0, 0].set(jnp.inf)
-    updates, state = run(tx, [jnp.ones((3, 4)), bad, bad])
-    assert not np.all(np.isfinite(updates[1]))
-    assert not np.all(np.isfinite(updates[2]))
-    assert not np.all(np.isfinite(state.bases[0][0]))
+    good = {"a": jnp.arange(12.0).reshape(3, 4), "b": jnp.ones((2, 3))}
+    bad = {"a": good["a"].at[0, 0].set(value), "b": good["b"]}
+    _, before = run(tx, [good])
+    updates, after = run(tx, [good, bad])
+    np.testing.assert_array_equal(updates[1]["a"], 0.0)
+    assert np.all(np.abs(updates[1]["b"]) > 0)
+    for field in ("first_moment", "second_moment"):
+        kept, was = getattr(after, field), getattr(before, field)
+        np.testing.assert_array_equal(kept["a"], was["a"])
+        assert not np.array_equal(kept["b"], was["b"])
+    assert trees_equal(after.factors[0], before.factors[0])
+    updates, after = run(tx, [good, bad, good, bad])
+    assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((updates, after)))
 
 
 @pytest.mark.parametrize("momentum_dtype", [None, jnp.bfloat16])

@@ -89,6 +89,88 @@ def test_equals_the_dense_reference_over_three_refresh_periods(power, damping, c
             )
 
 
+def shampoo(grads, power, rows, damping=1e-3):
+    """Both sides of a matrix, its second moment the product of their eigenvalues; float64."""
+    out, sides, m = [], None, 0.0
+    factors = [np.zeros((d, d)) for d in rows]
+    for t, g in enumerate(grads, start=1):
+        factors = [
+            DECAY * f + (1 - DECAY) * x for f, x in zip(factors, (g @ g.T, g.T @ g), strict=True)
+        ]
+        m = B1 * m + (1 - B1) * g
+        if t == 1:
+            bases = [np.linalg.eigh(f)[1][:, ::-1] for f in factors]
+        elif (t - 1) % EVERY == 0:
+            for k, f in enumerate(factors):
+                order = np.argsort(-np.diag(bases[k].T @ f @ bases[k]))
+                bases[k] = np.linalg.qr(f @ bases[k][:, order])[0]
+        if (t - 1) % EVERY == 0:
+            sides = [
+                np.diag(q.T @ f @ q) / (1 - DECAY**t) for q, f in zip(bases, factors, strict=True)
+            ]
+        v = np.outer(*sides) / sides[0].sum()
+        v = v + max(damping, 1 / t if power != 0.5 else float(t == 1)) * v.mean()
+        p = np.sqrt(v) + EPS
+        if power != 0.5:
+            p = (v + EPS**2) ** power * np.sqrt(np.mean((v + EPS**2) ** (1 - 2 * power)))
+        left, right = bases
+        out.append(left @ ((left.T @ m @ right) / (1 - B1**t) / p) @ right.T)
+    return out
+
+
+@pytest.mark.parametrize("power", [0.5, 0.25])
+def test_uncorrected_eigenvalues_of_two_modes_equal_the_dense_reference(power):
+    """Of a matrix, of a kernel with its last axis against the rest, and of a stack of matrices."""
+    steps = 3 * EVERY + 3
+    flat = list(gradients((6, 5), steps, seed=7))
+    stack = [list(gradients((6, 5), steps, seed=s)) for s in (8, 9)]
+    trees = [
+        {
+            "kernel": jnp.asarray(flat[t].reshape(2, 3, 5), jnp.float32),
+            "matrix": jnp.asarray(flat[t], jnp.float32),
+            # The batch lies between rows and columns.
+            "stack": jnp.asarray(np.stack([s[t] for s in stack], axis=1), jnp.float32),
+            "table": jnp.asarray(flat[t], jnp.float32),
+        }
+        for t in range(steps)
+    ]
+    axes = optax.contrib.MuonDimensionNumbers
+    tx = scale_by_kronecker_fisher(
+        B1, B2, DECAY, EPS, EVERY, power=power, damping=1e-3, corrected=False,
+        weight_dimension_numbers={
+            "kernel": axes((0, 1), 2), "matrix": axes(0, 1), "stack": axes(0, 2), "table": None,
+        },
+    )  # fmt: skip
+    updates, state = run(tx, trees)
+    assert [[f.shape for f in leaf] for leaf in state.factors] == [
+        [(6, 6), (5, 5)], [(6, 6), (5, 5)], [(2, 6, 6), (2, 5, 5)], [],
+    ]  # fmt: skip
+    assert len(jax.tree.leaves(state.second_moment)) == 1  # the table's, which follows Adam
+    expected = shampoo(flat, power, (6, 5))
+    both = np.stack([shampoo(s, power, (6, 5)) for s in stack], axis=2)
+    for t, update in enumerate(updates):
+        # As for the corrected reference: rounding, through eigenvectors.
+        for got, want in (
+            (update["matrix"], expected[t]),
+            (update["kernel"].reshape(6, 5), expected[t]),
+            (update["stack"], both[t]),
+        ):
+            np.testing.assert_allclose(got, want, atol=1e-3 * np.abs(want).max(), err_msg=str(t))
+
+
+def test_a_batch_of_matrices_is_each_of_them():
+    grads = [np.asarray(g, np.float32) for g in gradients((3, 4, 5), 9, seed=11)]
+    axes = optax.contrib.MuonDimensionNumbers(1, 2)
+    together, state = run(
+        scale_by_kronecker_fisher(refresh_every=3, weight_dimension_numbers=axes), grads
+    )
+    assert [f.shape for f in state.factors[0]] == [(3, 4, 4), (3, 5, 5)]
+    for i in range(3):
+        alone, _ = run(scale_by_kronecker_fisher(refresh_every=3), [g[i] for g in grads])
+        for a, b in zip(together, alone, strict=True):
+            np.testing.assert_allclose(a[i], b, rtol=1e-3, atol=1e-4)
+
+
 def test_without_factors_it_is_adam():
     grads = [
         {"w": jnp.asarray(g, jnp.float32), "b": jnp.asarray(g[0], jnp.float32), "s": jnp.float32(t)}

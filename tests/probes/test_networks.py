@@ -98,7 +98,9 @@ def repeats(probe, params, x, count):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "deflate"), [("mlp", 0), ("conv", 0), ("attention", 0), ("mlp", 4)])
+@pytest.mark.parametrize(
+    ("name", "deflate"), [("mlp", 0), ("conv", 0), ("attention", 0), ("mlp", 4)]
+)
 def test_hutchinson_is_unbiased_and_its_errors_cover(name, deflate):
     predict, params, x = make(name)
     first, second = dense_halves(name)
