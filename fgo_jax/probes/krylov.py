@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fgo_jax.probes.operator import vdot
+from fgo_jax._trees import vdot
 
 # A residual below this share of the largest product is rounding, not a direction.
 _BREAKDOWN = 32 * float(jnp.finfo(jnp.float32).eps)
