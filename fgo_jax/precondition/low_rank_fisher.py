@@ -47,8 +47,8 @@ def scale_by_low_rank_fisher(
 ) -> Preconditioner:
     r"""Damps gradients along the top eigenvectors of any curvature operator.
 
-    Every ``every`` steps, the first included, ``num_steps`` products of a Lanczos process at the
-    current parameters and batch give the ``rank`` largest Ritz pairs l_i, u_i of the operator. The
+    Every ``every`` steps, the first included, ``num_steps`` of a Lanczos process at the current
+    parameters and batch give the ``rank`` largest Ritz pairs l_i, u_i of the operator. The
     rest of its spectrum is taken for one eigenvalue rho, set by the smallest one kept:
 
         P = sum_i l_i u_i u_i^T + rho I,        rho = damping * min {l_i > 0},
@@ -73,15 +73,15 @@ def scale_by_low_rank_fisher(
 
     Memory: 4 * rank bytes per parameter for the eigenvectors, sharded as their leaf, and 4 for M;
     during a refresh another 4 * (num_steps + block_size + rank). A step reads the eigenvectors
-    twice; a refresh costs num_steps products, each about two gradients of the batch. To refresh
-    on a part of the batch, let the operator take it:
+    twice; a refresh costs num_steps + block_size products, each about two gradients of the batch.
+    To refresh on a part of it, let the operator take that:
     ``lambda params, batch: fisher(params, batch[:64])``.
 
     Args:
       operator: ``(params, batch) -> matvec``, as :mod:`fgo_jax.curvature` makes them; symmetric.
         One that requires a keyword ``key`` gets a fresh one at every refresh.
       rank: eigenpairs to damp.
-      num_steps: products per refresh, at least ``rank``; twice that resolves them well.
+      num_steps: of the Lanczos process, at least ``rank``; twice that resolves them well.
       every: steps from one refresh to the next.
       damping: rho relative to the smallest eigenvalue kept, > 0.
       b1: decay rate of the first moment; None keeps no moment.
@@ -148,7 +148,9 @@ def scale_by_low_rank_fisher(
             whole = optax.tree.cast(matvec(_model.lift(vector, model)), jnp.float32)
             return _model.restrict(whole, updates)
 
-        block = random_block(key, inner, block_size)
+        # From the range of the operator, one power step nearer to its top: with no part in the
+        # null space, where a Ritz vector that has not converged would damp what has no curvature.
+        block = jax.lax.map(product, random_block(key, inner, block_size))
         space = krylov_space(product, block, num_steps)
         values, vectors = jnp.linalg.eigh(space.matrix)
         top = jnp.flip(values)[:rank]
