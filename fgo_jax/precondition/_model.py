@@ -72,6 +72,17 @@ def key_of_step(data: jax.Array, step: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.wrap_key_data(data, impl="threefry2x32"), step)
 
 
+def device_number(axis_name: str | None) -> Any:
+    """What tells the draws of a device from those of another that has its own examples."""
+    return 0 if axis_name is None else jax.lax.axis_index(axis_name)
+
+
+def mean_over(axis_name: str | None, tree: Any) -> Any:
+    """In float32, averaged over devices where each has a part of the batch."""
+    tree = optax.tree.cast(tree, jnp.float32)
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
 def finite_leaves(leaves: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
     """Leaves in float32, those that are not finite as zeros; and which are finite, bool []."""
     wide = [jnp.asarray(leaf, jnp.float32) for leaf in leaves]

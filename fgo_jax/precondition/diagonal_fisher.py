@@ -45,6 +45,7 @@ def scale_by_diagonal_fisher(
     b2: jax.typing.ArrayLike = 0.99,
     gamma: jax.typing.ArrayLike = 0.05,
     eps: jax.typing.ArrayLike = 1e-12,
+    axis_name: str | None = None,
     seed: int = 0,
 ) -> Preconditioner:
     r"""Sophia: momentum over the diagonal of the Fisher, clipped, without any factor of it.
@@ -92,6 +93,8 @@ def scale_by_diagonal_fisher(
       b2: decay rate of the diagonal, per refresh.
       gamma: length of the curvature's unit; the larger, the shorter the steps that are not clipped.
       eps: least denominator, > 0.
+      axis_name: inside `jax.pmap` or `jax.shard_map`: the axis over which the batch is split and
+        curvature is averaged. Gradients are expected to be averaged already.
       seed: of the key for labels, signs and draws.
 
     Returns:
@@ -133,12 +136,16 @@ def scale_by_diagonal_fisher(
         )
     if operator is not None and weights is not None:
         raise ValueError("weights= are those of a model: let the operator weigh its examples.")
+    if weights is not None:
+        check_select("weights", weights)
+    # The one that the estimator reads.
+    predict: Any = predict_fn
+    named: Any = loss
+    fisher: Any = operator
     if estimator == _BARTLETT:
         losses.check_likelihood(loss, _BARTLETT, f"pass estimator={_HUTCHINSON!r}.")
-        if weights is not None:
-            check_select("weights", weights)
-    elif predict_fn is not None:
-        operator = ggn(predict_fn, loss, weights=weights)
+    elif operator is None:
+        fisher = ggn(predict, loss, weights=weights)
     _checks.integer("every", every)
     _checks.fraction("b1", b1)
     _checks.fraction("b2", b2)
@@ -148,34 +155,35 @@ def scale_by_diagonal_fisher(
 
     def bartlett(model, batch, key, updates):
         def outputs_of(part):
-            return predict_fn(_model.merge(part, model), batch)
+            return predict(_model.merge(part, model), batch)
 
         outputs, pull = jax.vjp(outputs_of, _model.restrict(model, updates))
-        rows = Part().rows
-        labels = losses.draw_labels(loss, outputs, key, rows)
-        shares, residuals = losses.drawn_residuals(loss, outputs, labels, batch, weights)
+        key = jax.random.fold_in(key, _model.device_number(axis_name))
+        labels = losses.draw_labels(named, outputs, key, Part().rows)
+        shares, residuals = losses.drawn_residuals(named, outputs, labels, batch, weights)
         (gradient,) = pull((jnp.sqrt(shares) * residuals).astype(outputs.dtype))
         return jax.tree.map(lambda g: jnp.square(g.astype(jnp.float32)), gradient)
 
     def hutchinson(model, batch, key, updates):
         inner = _model.restrict(model, updates)
         signs = optax.tree.random_like(key, inner, jax.random.rademacher, jnp.float32)
-        matvec = bind(operator, model, batch, key)
+        matvec = bind(fisher, model, batch, key, _model.device_number(axis_name))
         product = _model.restrict(matvec(_model.lift(signs, model)), updates)
-        return jax.tree.map(lambda z, x: z * x.astype(jnp.float32), signs, product)
+        return jax.tree.map(jnp.multiply, signs, optax.tree.cast(product, jnp.float32))
 
     estimate = bartlett if estimator == _BARTLETT else hutchinson
 
     def refreshed(old, model, batch, key, updates):
         count = optax.safe_increment(old.refreshes)
         decay = jnp.asarray(b2, jnp.float32)
-        share = (1 - decay) / (1 - decay ** count.astype(jnp.float32))
+        share = (1 - decay) / (1 - decay ** jnp.asarray(count, jnp.float32))
 
         def average(h, new):
             ok = jnp.all(jnp.isfinite(new))
             return jnp.where(ok, h + share * (new - h), h)
 
-        diagonal = jax.tree.map(average, old.diagonal, estimate(model, batch, key, updates))
+        new = _model.mean_over(axis_name, estimate(model, batch, key, updates))
+        diagonal = jax.tree.map(average, old.diagonal, new)
         return old._replace(refreshes=count, diagonal=diagonal)
 
     def denominators(diagonal, moment):

@@ -43,6 +43,7 @@ def scale_by_low_rank_fisher(
     b1: jax.typing.ArrayLike | None = 0.9,
     unit_gain: bool = True,
     block_size: int = 1,
+    axis_name: str | None = None,
     seed: int = 0,
 ) -> Preconditioner:
     r"""Damps gradients along the top eigenvectors of any curvature operator.
@@ -87,6 +88,8 @@ def scale_by_low_rank_fisher(
       b1: decay rate of the first moment; None keeps no moment.
       unit_gain: whether rho P^-1, or P^-1 itself.
       block_size: start vectors of the Lanczos process, at most ``num_steps``.
+      axis_name: inside `jax.pmap` or `jax.shard_map`: the axis over which the batch is split and
+        curvature is averaged. Gradients are expected to be averaged already.
       seed: of the key for start vectors and draws.
 
     Returns:
@@ -126,8 +129,8 @@ def scale_by_low_rank_fisher(
     _checks.positive("damping", damping)
     if b1 is not None:
         _checks.fraction("b1", b1)
-    _checks.static("unit_gain", unit_gain)
-    _checks.static("seed", seed)
+    for name, value in (("unit_gain", unit_gain), ("seed", seed)):
+        _checks.static(name, value)
 
     def gains(state):
         """l / (l + rho): zero before the first refresh, and for pairs that there are not."""
@@ -142,11 +145,11 @@ def scale_by_low_rank_fisher(
 
     def refreshed(old, model, batch, key, updates):
         inner = _model.restrict(model, updates)
-        matvec = bind(operator, model, batch, key)
+        matvec = bind(operator, model, batch, key, _model.device_number(axis_name))
 
         def product(vector):
-            whole = optax.tree.cast(matvec(_model.lift(vector, model)), jnp.float32)
-            return _model.restrict(whole, updates)
+            whole = matvec(_model.lift(vector, model))
+            return _model.mean_over(axis_name, _model.restrict(whole, updates))
 
         # From the range of the operator, one power step nearer to its top: with no part in the
         # null space, where a Ritz vector that has not converged would damp what has no curvature.
