@@ -77,7 +77,7 @@ def scale_by_diagonal_fisher(
     and before that the clipping bounds what a small draw does. A leaf with a gradient that is not
     finite gets a zero update and keeps its M; one whose estimate is not finite keeps its h.
 
-    Memory: 8 bytes per parameter, all sharded as their leaf.
+    Memory: 8 bytes per parameter, all sharded as their leaf. Meshes need automatic axes.
 
     Args:
       predict_fn: ``(params, batch) -> outputs`` as for :func:`fgo_jax.curvature.ggn`.

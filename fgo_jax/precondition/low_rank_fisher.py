@@ -76,7 +76,7 @@ def scale_by_low_rank_fisher(
     during a refresh another 4 * (num_steps + block_size + rank). A step reads the eigenvectors
     twice; a refresh costs num_steps + block_size products, each about two gradients of the batch.
     To refresh on a part of it, let the operator take that:
-    ``lambda params, batch: fisher(params, batch[:64])``.
+    ``lambda params, batch: fisher(params, batch[:64])``. Meshes need automatic axes.
 
     Args:
       operator: ``(params, batch) -> matvec``, as :mod:`fgo_jax.curvature` makes them; symmetric.
