@@ -8,9 +8,11 @@ from fgo_jax.phases import Phase, acquisition, execution, reask
 from fgo_jax.precondition import (
     clip_by_softmax_radius,
     graft,
+    scale_by_diagonal_fisher,
     scale_by_fismo,
     scale_by_friction_limit,
     scale_by_kronecker_fisher,
+    scale_by_low_rank_fisher,
 )
 from fgo_jax.protocol import STATIC_ARGS, target_acquisition
 from fgo_jax.state import FgoState
@@ -36,9 +38,11 @@ __all__ = [
     "probes",
     "reask",
     "restart",
+    "scale_by_diagonal_fisher",
     "scale_by_fismo",
     "scale_by_friction_limit",
     "scale_by_kronecker_fisher",
+    "scale_by_low_rank_fisher",
     "should_stop",
     "spectrum",
     "target_acquisition",

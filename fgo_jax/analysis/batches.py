@@ -12,7 +12,7 @@ import optax
 
 from fgo_jax.probes.gram import RowsFn, gram
 from fgo_jax.probes.groups import Groups
-from fgo_jax.probes.operator import Operator
+from fgo_jax.probes.operator import Operator, bind
 from fgo_jax.probes.probe import Estimate, ProbeInputs
 
 # Batches stacked along a new leading axis.
@@ -39,26 +39,38 @@ def stack_batches(batch: Any, batches: Sequence[Any] | None) -> Data:
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *batches)
 
 
-def mean_product(operator: Operator, params: Any, data: Data) -> Callable[[Any], Any]:
-    """The matvec of the batches' mean operator, in float32."""
+def mean_product(
+    operator: Operator, params: Any, data: Data, key: jax.Array
+) -> Callable[[Any], Any]:
+    """The matvec of the batches' mean operator, in float32.
+
+    An operator that draws draws for each batch anew, and the same at every product.
+    """
     count = jax.tree.leaves(data)[0].shape[0]
     if count == 1:
-        matvec = operator(params, jax.tree.map(lambda leaf: leaf[0], data))
+        matvec = bind(operator, params, jax.tree.map(lambda leaf: leaf[0], data), key)
         return lambda vector: optax.tree.cast(matvec(vector), jnp.float32)
 
     def mean(vector: Any) -> Any:
-        def add(total: Any, one: Any) -> tuple[Any, None]:
-            product = optax.tree.cast(operator(params, one)(vector), jnp.float32)
-            return optax.tree.add(total, product), None
+        def add(total: Any, step: tuple[Any, jax.Array]) -> tuple[Any, None]:
+            one, index = step
+            matvec = bind(operator, params, one, key, index)
+            return optax.tree.add(total, optax.tree.cast(matvec(vector), jnp.float32)), None
 
-        total = jax.lax.scan(add, optax.tree.zeros_like(vector), data)[0]
+        steps = (data, jnp.arange(count, dtype=jnp.int32))
+        total = jax.lax.scan(add, optax.tree.zeros_like(vector), steps)[0]
         return jax.tree.map(lambda leaf: leaf / count, total)
 
     return mean
 
 
 def gradient_noise(
-    rows_fn: RowsFn, params: Any, data: Data, groups: Groups | None, examples: int
+    rows_fn: RowsFn,
+    params: Any,
+    data: Data,
+    groups: Groups | None,
+    examples: int,
+    key: jax.Array,
 ) -> dict[str, Estimate]:
     """Noise scales of the gradients, their terms averaged over the batches."""
     shapes = [leaf.shape for leaf in jax.tree.leaves(data)]
@@ -70,7 +82,8 @@ def gradient_noise(
         # Weights i / (i + 1) of the average so far make it the plain mean.
         so_far: Any = index / (index + 1.0)
         probe = gram(rows_fn, examples=read, smoothing=so_far, groups=groups)
-        inputs = ProbeInputs(None, None, params, batch, jax.random.key(0), jnp.int32(0))
+        drawn = jax.random.fold_in(key, index)
+        inputs = ProbeInputs(None, None, params, batch, drawn, jnp.int32(0))
         return probe.measure(inputs, state)
 
     probe = gram(rows_fn, groups=groups)

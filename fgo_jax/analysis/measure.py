@@ -12,13 +12,14 @@ import numpy as np
 import optax
 
 from fgo_jax import _checks
+from fgo_jax._trees import vdot
 from fgo_jax.analysis import quadrature
 from fgo_jax.analysis.batches import Data, gradient_noise, mean_product, stack_batches
 from fgo_jax.analysis.report import LayerReport, SpectrumReport
 from fgo_jax.probes.gram import RowsFn
 from fgo_jax.probes.groups import Groups, check_groups, slots
 from fgo_jax.probes.krylov import Krylov, combination, krylov_space, random_block
-from fgo_jax.probes.operator import Operator, vdot
+from fgo_jax.probes.operator import Operator
 from fgo_jax.probes.probe import Estimate
 
 # Residual, relative to the Ritz value, of one that is taken exactly from then on. By
@@ -74,6 +75,8 @@ def spectrum(
       operator: ``(params, batch) -> matvec``, as :mod:`fgo_jax.curvature` makes them;
         symmetric. Its own ``mask=`` restricts the analysis: leaves on which it gives exact
         zeros are not counted as dimensions, and a parameter without any curvature is one.
+        One that requires a keyword ``key`` draws once for each batch, and the whole analysis
+        is of these draws.
       params: pytree of floating arrays.
       batch: one batch, in the form that the operator reads.
       batches: instead, several batches of equal shapes, whose mean operator is analysed;
@@ -135,8 +138,8 @@ def spectrum(
     keys = jax.random.split(key, 2 + len(names))
 
     probe = jax.tree.map(lambda leaf: leaf[0], random_block(keys[0], params, 1))
-    acting = _acting_leaves(_product(operator, params, data, probe))
-    run = _Run(operator, params, data, num_steps, num_starts, block_size, top, energy)
+    acting = _acting_leaves(_product(operator, params, data, key, probe))
+    run = _Run(operator, params, data, key, num_steps, num_starts, block_size, top, energy)
     whole = _analyse(run, keys[1], acting)
     layers = {}
     for name, those, group_key in zip(names, members[1:], keys[2:], strict=True):
@@ -148,7 +151,7 @@ def spectrum(
         layers[name] = _analyse(run, group_key, acting & set(those))
     noise: dict[str, Estimate] = {}
     if rows_fn is not None:
-        noise = gradient_noise(rows_fn, params, data, groups, noise_examples)
+        noise = gradient_noise(rows_fn, params, data, groups, noise_examples, key)
 
     listed = whole.main.values[:top]
     vectors = jax.tree.map(lambda leaf: leaf[: len(listed)], whole.vectors)
@@ -190,6 +193,7 @@ class _Run(NamedTuple):
     operator: Operator
     params: Any
     data: Data
+    key: jax.Array  # of the draws of an operator that requires one
     num_steps: int
     num_starts: int
     block_size: int
@@ -222,6 +226,7 @@ def _analyse(run: _Run, key: jax.Array, acting: set[int]) -> _Analysis:
             run.block_size,
             run.params,
             run.data,
+            run.key,
             within,
             off,
             start_key,
@@ -255,12 +260,13 @@ def _space(
     block_size: int,
     params: Any,
     data: Data,
+    draws: jax.Array,
     within: Any,
     off: Any,
     key: jax.Array,
 ) -> Krylov:
     """A Krylov space of P A P, P projecting on the leaves `within` and off the vectors `off`."""
-    product = mean_product(operator, params, data)
+    product = mean_product(operator, params, data, draws)
 
     def project(vector: Any) -> Any:
         vector = jax.tree.map(lambda on, leaf: on * leaf, within, vector)
@@ -275,8 +281,8 @@ def _space(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _product(operator: Operator, params: Any, data: Data, vector: Any) -> Any:
-    return mean_product(operator, params, data)(vector)
+def _product(operator: Operator, params: Any, data: Data, draws: jax.Array, vector: Any) -> Any:
+    return mean_product(operator, params, data, draws)(vector)
 
 
 def _acting_leaves(product: Any) -> set[int]:
@@ -297,7 +303,7 @@ def _acting_leaves(product: Any) -> set[int]:
 
 def _residual(run: _Run, vectors: Any, index: int, value: float) -> float:
     vector = jax.tree.map(lambda leaf: leaf[index], vectors)
-    product = _product(run.operator, run.params, run.data, vector)
+    product = _product(run.operator, run.params, run.data, run.key, vector)
     rest = jax.tree.map(lambda a, b: a - jnp.float32(value) * b, product, vector)
     return float(jnp.sqrt(vdot(rest, rest)))
 

@@ -129,11 +129,18 @@ def drawn_outer_product(
     loss: str, outputs: Any, labels: jax.Array, batch: Any, weights: Select | None = None
 ) -> Product:
     """As `output_hessian`, with r r^T per row for the Hessian; r is the gradient at the labels."""
+    share, residual = drawn_residuals(loss, outputs, labels, batch, weights)
+    return lambda t: share * residual * jnp.sum(residual * t, axis=-1, keepdims=True)
+
+
+def drawn_residuals(
+    loss: str, outputs: Any, labels: jax.Array, batch: Any, weights: Select | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Each row's share in the mean [..., 1], and its gradient at the labels [..., C]."""
     outputs = named_outputs(loss, outputs)
-    share = _shares(outputs, weights, batch)
     value = _LIKELIHOODS[loss].value
     residual = jax.grad(lambda z: jnp.sum(value(z, labels)))(outputs)
-    return lambda t: share * residual * jnp.sum(residual * t, axis=-1, keepdims=True)
+    return _shares(outputs, weights, batch), residual
 
 
 def draw_labels(loss: str, outputs: Any, key: jax.Array, rows: Callable[[int], Any]) -> jax.Array:

@@ -14,7 +14,7 @@ from fgo_jax import _checks
 from fgo_jax.probes import spectrum
 from fgo_jax.probes.example_rows import RowsFn, leaf_gram, row_count
 from fgo_jax.probes.groups import Groups, check_groups, slots
-from fgo_jax.probes.operator import check_examples, example_count, is_due
+from fgo_jax.probes.operator import bind, check_examples, example_count, is_due
 from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
 from fgo_jax.probes.rows import row_spectrum, trusted_error, white_noise_rank
 
@@ -89,7 +89,8 @@ def gram(
     Args:
       rows_fn: ``(params, batch) -> rows``, a pytree shaped like the parameters with a
         leading axis of independent rows: :func:`fgo_jax.probes.example_gradients`, or any
-        of yours, such as the gradients of micro-batches or of each device.
+        of yours, such as the gradients of micro-batches or of each device. One that
+        requires a keyword ``key`` gets a fresh one for each measurement.
       every: measured at the steps ``every, 2 * every, ...``.
       examples: leading examples of ``batch`` that ``rows_fn`` gets; None for an eighth.
       batch_size: the size that ``batch`` is declared to have; None takes any.
@@ -190,7 +191,8 @@ def _measure(
     groups: Groups | None,
 ) -> GramState:
     examples = count(inputs.batch)
-    rows = rows_fn(inputs.params, jax.tree.map(lambda leaf: leaf[:examples], inputs.batch))
+    batch = jax.tree.map(lambda leaf: leaf[:examples], inputs.batch)
+    rows = bind(rows_fn, inputs.params, batch, inputs.key)
     n = row_count(rows, 5 if centred else 3)
     leaves = [leaf_gram(leaf) for leaf in jax.tree.leaves(rows)]
     empty = jnp.zeros([n, n], jnp.float32)

@@ -11,15 +11,16 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax._trees import vdot
 from fgo_jax.probes.groups import Groups, check_groups, slots
 from fgo_jax.probes.krylov import combination, krylov_space, random_block
 from fgo_jax.probes.operator import (
     Operator,
+    bind,
     check_examples,
     example_count,
     is_due,
     student_width,
-    vdot,
 )
 from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
 
@@ -88,7 +89,9 @@ def hutchinson(
 
     Args:
       operator: ``(params, batch) -> matvec``, as :func:`fgo_jax.curvature.ggn` returns;
-        symmetric, and an average over the examples of its batch.
+        symmetric, and an average over the examples of its batch. One that requires a
+        keyword ``key``, as :func:`fgo_jax.curvature.sampled_fisher`, gets a fresh one for
+        each half of each measurement.
       num_samples: sign vectors m of a measurement, at least 2.
       every: measured at the steps ``every, 2 * every, ...``.
       examples: leading examples of ``batch`` that are read, an even number; None for an
@@ -181,8 +184,11 @@ def _measure(
 ) -> HutchinsonState:
     params = inputs.params
     half = count(inputs.batch) // 2
-    first = operator(params, jax.tree.map(lambda leaf: leaf[:half], inputs.batch))
-    second = operator(params, jax.tree.map(lambda leaf: leaf[half : 2 * half], inputs.batch))
+    halves = (slice(0, half), slice(half, 2 * half))
+    first, second = (
+        bind(operator, params, jax.tree.map(lambda x, i=i: x[i], inputs.batch), inputs.key, part)
+        for part, i in enumerate(halves)
+    )
     members = slots(groups, params)
     # Not fold_in(key, 1) for the start: that is split(key)[1], the key of a sign vector,
     # and a subspace that knows the signs it is projected off is biased.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fgo_jax.probes.operator import vdot
+from fgo_jax._trees import vdot
 
 # A residual below this share of the largest product is rounding, not a direction.
 _BREAKDOWN = 32 * float(jnp.finfo(jnp.float32).eps)
@@ -151,9 +151,9 @@ def krylov_space(matvec: Callable[[Any], Any], block: Any, num_steps: int) -> Kr
 
         Returns the basis, the vector's coefficients in it, and the longest vector so far.
         """
-        first = _coefficients(basis, vector, zeros)
+        first = coefficients(basis, vector, zeros)
         rest = optax.tree.sub(vector, combination(first, basis))
-        second = _coefficients(basis, rest, zeros)
+        second = coefficients(basis, rest, zeros)
         rest = optax.tree.sub(rest, combination(second, basis))
         length = jnp.sqrt(vdot(rest, rest))
         column = (first + second).at[slot].set(length)
@@ -209,7 +209,7 @@ def random_block(key: jax.Array, params: Any, size: int) -> Any:
     return optax.tree.random_like(key, shapes, jax.random.normal, jnp.float32)
 
 
-def _coefficients(basis: Any, vector: Any, zeros: jax.Array) -> jax.Array:
+def coefficients(basis: Any, vector: Any, zeros: jax.Array) -> jax.Array:
     """Q v, [steps], leaf by leaf: no leaf is flattened, so none is gathered."""
 
     def products(rows: jax.Array, leaf: jax.Array) -> jax.Array:

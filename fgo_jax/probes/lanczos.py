@@ -12,7 +12,14 @@ import optax
 
 from fgo_jax import _checks
 from fgo_jax.probes.krylov import EigenvalueCounts, count_eigenvalues, krylov_space, random_block
-from fgo_jax.probes.operator import Operator, check_examples, example_count, is_due, student_width
+from fgo_jax.probes.operator import (
+    Operator,
+    bind,
+    check_examples,
+    example_count,
+    is_due,
+    student_width,
+)
 from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
 
 SIGNALS = ("trace", "top_eigenvalue", "intrinsic_dimension", "energy_rank", "energy_fraction")
@@ -75,7 +82,8 @@ def lanczos(
 
     Args:
       operator: ``(params, batch) -> matvec``, as :func:`fgo_jax.curvature.ggn` returns;
-        symmetric and positive semi-definite (negative Ritz values count as zero).
+        symmetric and positive semi-definite (negative Ritz values count as zero). One that
+        requires a keyword ``key`` gets a fresh one for each measurement, for all starts.
       num_steps: products per start.
       num_starts: random starts, run one after the other.
       every: measured at the steps ``every, 2 * every, ...``.
@@ -165,7 +173,8 @@ def _measure(
     energy: Any,
 ) -> LanczosState:
     examples = count(inputs.batch)
-    matvec = operator(inputs.params, jax.tree.map(lambda leaf: leaf[:examples], inputs.batch))
+    batch = jax.tree.map(lambda leaf: leaf[:examples], inputs.batch)
+    matvec = bind(operator, inputs.params, batch, inputs.key)
 
     def run(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         result = krylov_space(matvec, random_block(key, inputs.params, block_size), num_steps)

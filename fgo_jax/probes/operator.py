@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,21 +12,36 @@ import jax.numpy as jnp
 
 from fgo_jax import _checks
 
-# `(params, batch) -> matvec`, as fgo_jax.curvature makes them.
-Operator = Callable[[Any, Any], Callable[[Any], Any]]
+# `(params, batch) -> matvec`, as fgo_jax.curvature makes them; some also take `key=`.
+Operator = Callable[..., Callable[[Any], Any]]
+
+# `split(key, n)` may give `fold_in(key, i)` for i < n: far from all that a probe splits off.
+_DRAWS = 0x6472_6177
 
 
-def vdot(a: Any, b: Any) -> jax.Array:
-    """Inner product of two float32 pytrees, leaf by leaf.
+def bind(operator: Operator, params: Any, batch: Any, key: jax.Array, part: Any = 0) -> Any:
+    """`operator(params, batch)`, with a key of its own where the operator requires `key=`.
 
-    Not `optax.tree.vdot`: as of 0.2.8 it takes JAX 0.10 for a version before 0.7.2 (it
-    compares strings) and flattens the leaves, which gathers the sharded ones.
+    That key is no other one that a probe splits off or folds out of `key`, and the numbers
+    of an operator without one are the same whatever `key` is. Parts of one measurement that
+    must not share their draws, such as the halves of a batch, are numbered by `part`.
     """
+    if not _requires_key(operator):
+        return operator(params, batch)
+    drawn = jax.random.fold_in(jax.random.fold_in(key, _DRAWS), part)
+    return operator(params, batch, key=drawn)
 
-    def product(x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.tensordot(x, y, axes=x.ndim, precision=jax.lax.Precision.HIGHEST)
 
-    return jax.tree.reduce(jnp.add, jax.tree.map(product, a, b), jnp.zeros([], jnp.float32))
+def _requires_key(operator: Operator) -> bool:
+    try:
+        parameters = inspect.signature(operator).parameters
+    except (TypeError, ValueError):  # a builtin, say, which does not tell
+        return False
+    # The first two are the parameters and the batch, whatever they are called.
+    key = dict(list(parameters.items())[2:]).get("key")
+    if key is None or key.default is not inspect.Parameter.empty:
+        return False
+    return key.kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def is_due(step: jax.Array, every: Any) -> jax.Array:

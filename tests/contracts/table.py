@@ -24,6 +24,7 @@ class Row:
         transformation without a learning rate of its own.
       static_args: for `inject_hyperparams`.
       kwargs: for `factory`, beside `learning_rate`.
+      extras: keyword arguments that every `update` needs.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Row:
     factory: Callable | None = None
     static_args: tuple[str, ...] = ()
     kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    extras: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def __str__(self):
         return self.name
@@ -88,6 +90,23 @@ def _limited(factory, **kwargs):
     return make
 
 
+def _on_model(name, factory, learning_rate=0.03, **kwargs) -> Row:
+    """A direction that takes its curvature from a model."""
+    row = _direction(name, factory, learning_rate, **kwargs)
+    return dataclasses.replace(row, extras={"batch": jnp.ones((2, 1))})
+
+
+def _residuals(params, batch):
+    """A model [n, C] of which half the sum of squares is the loss of test_convergence."""
+    if isinstance(params, dict) and "xy" in params:
+        x, y = params["xy"]
+        residuals = jnp.stack([1.0 - x, 10.0 * (y - jnp.square(x))])
+    else:
+        leaves = [jnp.zeros(1), *(jnp.ravel(leaf) for leaf in jax.tree.leaves(params))]
+        residuals = jnp.concatenate([leaf.astype(jnp.float32) for leaf in leaves])
+    return batch * 2.0**0.5 * residuals
+
+
 PHASE_STATIC = ("transform", "mask")
 
 TABLE = (
@@ -137,5 +156,24 @@ TABLE = (
     Row(
         "scale_by_friction_limit",
         _limited(fgo.scale_by_friction_limit, loss="squared_error", radius=20.0),
+    ),
+    _on_model(
+        "scale_by_diagonal_fisher",
+        fgo.scale_by_diagonal_fisher,
+        predict_fn=_residuals,
+        loss="squared_error",
+    ),
+    _on_model(
+        "scale_by_diagonal_fisher_hutchinson",
+        fgo.scale_by_diagonal_fisher,
+        operator=fgo.curvature.ggn(_residuals, "squared_error"),
+    ),
+    _on_model(
+        "scale_by_low_rank_fisher",
+        fgo.scale_by_low_rank_fisher,
+        operator=fgo.curvature.ggn(_residuals, "squared_error"),
+        rank=2,
+        num_steps=2,
+        every=5,
     ),
 )

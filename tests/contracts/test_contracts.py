@@ -46,8 +46,8 @@ def describe(tree):
 @rows
 def test_unknown_extra_arguments_are_accepted(row: Row):
     tx = optax.with_extra_args_support(row.make(row.learning_rate))
-    plain, _ = run(tx, mixed_params())
-    extra, _ = run(tx, mixed_params(), nobody_knows_this=jnp.ones(3))
+    plain, _ = run(tx, mixed_params(), **row.extras)
+    extra, _ = run(tx, mixed_params(), nobody_knows_this=jnp.ones(3), **row.extras)
     jax.tree.map(np.testing.assert_array_equal, plain, extra)
 
 
@@ -74,7 +74,7 @@ def test_second_call_does_not_recompile(row: Row):
     def step(params, state, number):
         nonlocal traces
         traces += 1
-        updates, state = tx.update(gradient_of(params, number), state, params)
+        updates, state = tx.update(gradient_of(params, number), state, params, **row.extras)
         return optax.apply_updates(params, updates), state
 
     state = jax.jit(tx.init)(params)
@@ -87,7 +87,7 @@ def test_second_call_does_not_recompile(row: Row):
 @rows
 def test_map_params_with_identity_is_a_no_op(row: Row):
     tx = row.make(row.learning_rate)
-    _, state = run(tx, mixed_params(), steps=2)
+    _, state = run(tx, mixed_params(), steps=2, **row.extras)
     mapped = optax.tree.map_params(tx, lambda leaf: leaf, state)
     assert jax.tree.structure(mapped) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, mapped, state)
@@ -124,7 +124,7 @@ def test_convergence(row: Row, problem: str):
 
     def step(carry, _):
         params, state = carry
-        updates, state = tx.update(jax.grad(loss)(params), state, params)
+        updates, state = tx.update(jax.grad(loss)(params), state, params, **row.extras)
         return (optax.apply_updates(params, updates), state), None
 
     train = jax.jit(lambda carry: jax.lax.scan(step, carry, length=steps)[0])
@@ -137,9 +137,11 @@ def test_convergence(row: Row, problem: str):
 
 @pytest.mark.parametrize("row", [row for row in TABLE if row.factory], ids=str)
 def test_equal_with_and_without_inject_hyperparams(row: Row):
-    plain, _ = run(row.make(row.learning_rate), mixed_params())
+    plain, _ = run(row.make(row.learning_rate), mixed_params(), **row.extras)
     injected = optax.inject_hyperparams(row.factory, static_args=row.static_args)
-    inner, state = run(injected(learning_rate=row.learning_rate, **row.kwargs), mixed_params())
+    inner, state = run(
+        injected(learning_rate=row.learning_rate, **row.kwargs), mixed_params(), **row.extras
+    )
     assert float(state.hyperparams["learning_rate"]) == np.float32(row.learning_rate)
     # XLA folds a constant rate and multiplies by a traced one: equal to rounding.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), plain, inner)
@@ -151,7 +153,9 @@ def test_updates_keep_the_parameters_dtype(row: Row, dtype: str):
     with jax.enable_x64(dtype == "float64"):
         params = mixed_params(jnp.dtype(dtype))
         tx = row.make(row.learning_rate)
-        updates, _ = jax.jit(tx.update)(gradient_of(params, 0), tx.init(params), params)
+        updates, _ = jax.jit(tx.update)(
+            gradient_of(params, 0), tx.init(params), params, **row.extras
+        )
         assert all(leaf.dtype == jnp.dtype(dtype) for leaf in jax.tree.leaves(updates))
         assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(updates))
 
@@ -163,7 +167,7 @@ def test_multi_steps_waits(row: Row):
     state = tx.init(params)
     update = jax.jit(tx.update)
     for number in range(4):
-        updates, state = update(gradient_of(params, number), state, params)
+        updates, state = update(gradient_of(params, number), state, params, **row.extras)
         silent = all(bool(jnp.all(leaf == 0)) for leaf in jax.tree.leaves(updates))
         assert silent == (number < 3)
 
@@ -176,7 +180,7 @@ def test_state_is_stable_through_a_double_cond(row: Row, dtype: str):
     state = tx.init(params)
 
     def step(state):
-        return tx.update(gradient_of(params, 0), state, params)[1]
+        return tx.update(gradient_of(params, 0), state, params, **row.extras)[1]
 
     def maybe(flag, state):
         return jax.lax.cond(flag, step, lambda state: state, state)
@@ -188,8 +192,10 @@ def test_state_is_stable_through_a_double_cond(row: Row, dtype: str):
 
 @rows
 def test_schedule_equals_float(row: Row):
-    plain, _ = run(row.make(row.learning_rate), mixed_params())
-    scheduled, _ = run(row.make(optax.constant_schedule(row.learning_rate)), mixed_params())
+    plain, _ = run(row.make(row.learning_rate), mixed_params(), **row.extras)
+    scheduled, _ = run(
+        row.make(optax.constant_schedule(row.learning_rate)), mixed_params(), **row.extras
+    )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), plain, scheduled
     )
@@ -202,7 +208,7 @@ def test_init_on_shapes_and_on_nothing(row: Row):
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
     assert describe(tx.init(shapes)) == describe(tx.init(params))
     empty = {"nothing": (), "none": None}
-    updates, state = tx.update(empty, tx.init(empty), empty)
+    updates, state = tx.update(empty, tx.init(empty), empty, **row.extras)
     assert updates == empty
     assert jax.tree.structure(state) == jax.tree.structure(tx.init(empty))
 
@@ -214,5 +220,5 @@ def test_zero_gradient_gives_finite_updates(row: Row):
     zeros = optax.tree.zeros_like(params)
     state = tx.init(params)
     for _ in range(3):
-        updates, state = jax.jit(tx.update)(zeros, state, params)
+        updates, state = jax.jit(tx.update)(zeros, state, params, **row.extras)
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(updates))

@@ -1,6 +1,7 @@
 """Sequences of gradients, and what a transform makes of them."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -24,3 +25,21 @@ def run(transform, grads):
         u, state = update(g, state)
         out.append(u)
     return out, state
+
+
+def stacked(trees):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def run_on_batches(transform, params, grads, batches):
+    """All updates and all states at fixed parameters, each leaf with a leading axis of steps."""
+
+    @jax.jit
+    def scan(grads, batches):
+        def step(state, now):
+            updates, state = transform.update(now[0], state, params, batch=now[1])
+            return state, (updates, state)
+
+        return jax.lax.scan(step, transform.init(params), (grads, batches))[1]
+
+    return jax.device_get(scan(stacked(grads), stacked(batches)))

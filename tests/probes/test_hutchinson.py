@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fgo_jax._trees import vdot
 from fgo_jax.curvature.ggn import ggn
 from fgo_jax.probes.hutchinson import hutchinson
-from fgo_jax.probes.operator import vdot
 from fgo_jax.probes.probe import ProbeInputs
 
 SPECTRUM = jnp.array([8.0, 4.0, 2.0, 1.0, 0.5, 0.25, 0.1, 0.05])

@@ -1,0 +1,90 @@
+"""The model that a transform runs, and the part of its parameters that the transform updates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def model_and_batch(name: str, params: Any, extra_args: dict[str, Any]) -> tuple[Any, Any]:
+    """The whole parameter tree and the batch, out of what `update` was called with."""
+    if "batch" not in extra_args:
+        raise TypeError(f"{name} runs the model: call update(grads, state, params, batch=batch).")
+    model = extra_args.get("probe_params")
+    model = params if model is None else model
+    nodes = jax.tree.leaves(model, is_leaf=_is_masked)
+    if model is None or any(map(_is_masked, nodes)):
+        raise TypeError(
+            f"{name} runs the model and needs all of its parameters: call update(grads, state, "
+            "params, batch=batch), and under optax.masked or optax.partition pass "
+            "probe_params=params as well."
+        )
+    return model, extra_args["batch"]
+
+
+def restrict(whole: Any, part: Any) -> Any:
+    """What a tree like the model holds where `part`, as masked, has leaves."""
+    return jax.tree.map(
+        lambda node, below: node if _is_masked(node) else below, part, whole, is_leaf=_is_masked
+    )
+
+
+def merge(part: Any, whole: Any) -> Any:
+    """`whole` with the leaves of `part` in their places."""
+    return jax.tree.map(
+        lambda node, below: below if _is_masked(node) else node, part, whole, is_leaf=_is_masked
+    )
+
+
+def lift(part: Any, whole: Any) -> Any:
+    """A vector like `whole`: that of the part, and zeros in float32 beyond it."""
+    return merge(part, jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.float32), whole))
+
+
+def check_floating(name: str, leaves: list[Any]) -> None:
+    for leaf in leaves:
+        dtype = jnp.result_type(leaf)
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise ValueError(
+                f"{name} does not take complex leaves ({dtype}): wrap it in "
+                "optax.contrib.split_real_and_imaginary."
+            )
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"{name} takes floating-point leaves, got {dtype}: exclude the others with "
+                "optax.masked."
+            )
+
+
+def key_data(seed: int) -> jax.Array:
+    """Raw, since `optax.tree.cast_like` does not take typed keys."""
+    return jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
+
+
+def key_of_step(data: jax.Array, step: jax.Array) -> jax.Array:
+    return jax.random.fold_in(jax.random.wrap_key_data(data, impl="threefry2x32"), step)
+
+
+def device_number(axis_name: str | None) -> Any:
+    """What tells the draws of a device from those of another that has its own examples."""
+    return 0 if axis_name is None else jax.lax.axis_index(axis_name)
+
+
+def mean_over(axis_name: str | None, tree: Any) -> Any:
+    """In float32, averaged over devices where each has a part of the batch."""
+    tree = optax.tree.cast(tree, jnp.float32)
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def finite_leaves(leaves: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Leaves in float32, those that are not finite as zeros; and which are finite, bool []."""
+    wide = [jnp.asarray(leaf, jnp.float32) for leaf in leaves]
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in wide]
+    return [jnp.where(ok, leaf, 0.0) for ok, leaf in zip(finite, wide, strict=True)], finite

@@ -1,0 +1,261 @@
+"""Momentum divided by a running estimate of the Fisher's diagonal, and clipped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fgo_jax import _checks
+from fgo_jax.curvature import losses
+from fgo_jax.curvature.chunks import Part
+from fgo_jax.curvature.ggn import ggn
+from fgo_jax.curvature.weights import Select, check_select
+from fgo_jax.precondition import _model
+from fgo_jax.precondition.preconditioner import Preconditioner
+from fgo_jax.probes.operator import Operator, bind
+
+_NAME = "scale_by_diagonal_fisher"
+_BARTLETT, _HUTCHINSON = "gauss_newton_bartlett", "hutchinson"
+
+
+class ScaleByDiagonalFisherState(NamedTuple):
+    """State of `scale_by_diagonal_fisher`, grouped by how often it changes."""
+
+    fisher_step: jax.Array  # shape=(), dtype=jnp.int32.
+    first_moment: Any  # like params, dtype=jnp.float32.
+    # What follows changes at a refresh.
+    refreshes: jax.Array  # shape=(), dtype=jnp.int32.
+    diagonal: Any  # like params, dtype=jnp.float32; averaged over refreshes, debiased.
+    fisher_key: jax.Array  # shape=(2,), dtype=jnp.uint32; never changes.
+
+
+def scale_by_diagonal_fisher(
+    predict_fn: Callable[[Any, Any], Any] | None = None,
+    loss: losses.Loss = "softmax_cross_entropy",
+    estimator: str | None = None,
+    *,
+    operator: Operator | None = None,
+    weights: Select | None = None,
+    every: jax.typing.ArrayLike = 10,
+    b1: jax.typing.ArrayLike = 0.96,
+    b2: jax.typing.ArrayLike = 0.99,
+    gamma: jax.typing.ArrayLike = 0.05,
+    eps: jax.typing.ArrayLike = 1e-12,
+    axis_name: str | None = None,
+    seed: int = 0,
+) -> Preconditioner:
+    r"""Sophia: momentum over the diagonal of the Fisher, clipped, without any factor of it.
+
+    With M the average of the gradients and h that of an estimate h^ of the diagonal, taken every
+    ``every`` steps, the first one included,
+
+        M <- b1 M + (1 - b1) G,        M' = M / (1 - b1^t),
+        h <- h + (1 - b2) / (1 - b2^n) (h^ - h)                              at the n-th refresh,
+        update = clip(M' / max(gamma h, eps), -1, 1) = M' / max(gamma h, eps, |M'|).
+
+    Where curvature is small, unknown or negative the update is the sign of M', elsewhere a Newton
+    step of the coordinate, 1/gamma times as long. No entry exceeds one, from the first step on,
+    hence a learning rate is one of Adam's or a little less. Both averages are debiased. Choose
+    ``gamma`` such that a tenth to half of the entries are not clipped; it has the unit of a
+    gradient over a curvature, so scaling the loss changes nothing.
+
+    Two estimators of the diagonal of F, both unbiased at any batch:
+
+    - ``"gauss_newton_bartlett"``: with labels y^_i drawn from the model at each row of its outputs,
+      h^ = (grad sum_i sqrt(s_i) l(f_i, y^_i))^2, s_i the rows' shares in the mean loss, 1/B each
+      without weights: B times the square of the mean loss's gradient. By Bartlett's identities the
+      rows' gradients have mean zero over the labels, so their products vanish and the squares'
+      mean is the diagonal of :func:`fgo_jax.curvature.ggn`. It costs one gradient. h^ >= 0.
+    - ``"hutchinson"``: h^ = z * F z with random signs z, F the operator at hand. One product, about
+      two gradients. It is exact for a diagonal F and may be negative.
+
+    An entry's h^ is as noisy as a square of one Gaussian at worst; h averages 1 / (1 - b2) of them,
+    and before that the clipping bounds what a small draw does. A leaf with a gradient that is not
+    finite gets a zero update and keeps its M; one whose estimate is not finite keeps its h.
+
+    Memory: 8 bytes per parameter, all sharded as their leaf. Meshes need automatic axes.
+
+    Args:
+      predict_fn: ``(params, batch) -> outputs`` as for :func:`fgo_jax.curvature.ggn`.
+      loss: as there; a function only with ``"hutchinson"``.
+      estimator: see above. None is ``"gauss_newton_bartlett"`` for a model, ``"hutchinson"`` for an
+        operator.
+      operator: instead of a model, any ``(params, batch) -> matvec``, as
+        :mod:`fgo_jax.curvature` makes them. One that requires a keyword ``key`` gets a fresh one
+        at every refresh.
+      weights: of the rows of a model, as for :func:`fgo_jax.curvature.ggn`.
+      every: steps from one refresh to the next.
+      b1: decay rate of the first moment.
+      b2: decay rate of the diagonal, per refresh.
+      gamma: length of the curvature's unit; the larger, the shorter the steps that are not clipped.
+      eps: least denominator, > 0.
+      axis_name: inside `jax.pmap` or `jax.shard_map`: the axis over which the batch is split and
+        curvature is averaged. Gradients are expected to be averaged already.
+      seed: of the key for labels, signs and draws.
+
+    Returns:
+      A `Preconditioner`, whose update requires ``params`` and the keyword ``batch``, and under
+      `optax.masked` or `optax.partition` also ``probe_params``, the whole tree. Its `metric`
+      divides by sqrt(max(gamma h, eps, |M'|)), in float32; before the first update it is the
+      identity.
+
+    Raises:
+      ValueError: an argument out of its range, both a model and an operator or none, an estimator
+        that does not fit them; a leaf that is complex or not floating-point.
+      TypeError: in ``update``, without ``batch`` or without the parameters.
+
+    >>> import jax.numpy as jnp
+    >>> linear = lambda params, batch: batch * params
+    >>> transform = scale_by_diagonal_fisher(linear, "squared_error", "hutchinson", gamma=1.0)
+    >>> params, batch = jnp.array([1.0, 1.0, 1.0]), jnp.array([[4.0, 1.0, 0.1]])
+    >>> state = transform.init(params)
+    >>> updates, state = transform.update(jnp.array([8.0, 0.5, 0.5]), state, params, batch=batch)
+    >>> updates.round(3).tolist()  # 8 / 4^2, 0.5 / 1^2, and 0.5 / 0.1^2 clipped
+    [0.5, 0.5, 1.0]
+
+    Sources: Liu et al., Sophia, 2023 (arXiv 2305.14342), section 2 and Algorithms 1 to 3; Martens,
+    2020 (arXiv 1412.1193), on the identity of Fisher and Gauss-Newton matrix. Debiased averages and
+    weighted rows are additions of this library.
+    """
+    if (predict_fn is None) == (operator is None):
+        raise ValueError(
+            f"{_NAME} needs either a model, predict_fn=, or a curvature operator, operator=, and "
+            "not both."
+        )
+    if estimator is None:
+        estimator = _BARTLETT if operator is None else _HUTCHINSON
+    _checks.choice("estimator", estimator, (_BARTLETT, _HUTCHINSON))
+    if operator is not None and estimator == _BARTLETT:
+        raise ValueError(
+            f"{_BARTLETT!r} draws labels from a model: pass predict_fn= and loss= instead of "
+            f"operator=, or estimator={_HUTCHINSON!r}."
+        )
+    if operator is not None and weights is not None:
+        raise ValueError("weights= are those of a model: let the operator weigh its examples.")
+    if weights is not None:
+        check_select("weights", weights)
+    # The one that the estimator reads.
+    predict: Any = predict_fn
+    named: Any = loss
+    fisher: Any = operator
+    if estimator == _BARTLETT:
+        losses.check_likelihood(loss, _BARTLETT, f"pass estimator={_HUTCHINSON!r}.")
+    elif operator is None:
+        fisher = ggn(predict, loss, weights=weights)
+    _checks.integer("every", every)
+    _checks.fraction("b1", b1)
+    _checks.fraction("b2", b2)
+    _checks.positive("gamma", gamma)
+    _checks.positive("eps", eps)
+    _checks.static("seed", seed)
+
+    def bartlett(model, batch, key, updates):
+        def outputs_of(part):
+            return predict(_model.merge(part, model), batch)
+
+        outputs, pull = jax.vjp(outputs_of, _model.restrict(model, updates))
+        key = jax.random.fold_in(key, _model.device_number(axis_name))
+        labels = losses.draw_labels(named, outputs, key, Part().rows)
+        shares, residuals = losses.drawn_residuals(named, outputs, labels, batch, weights)
+        (gradient,) = pull((jnp.sqrt(shares) * residuals).astype(outputs.dtype))
+        return jax.tree.map(lambda g: jnp.square(g.astype(jnp.float32)), gradient)
+
+    def hutchinson(model, batch, key, updates):
+        inner = _model.restrict(model, updates)
+        signs = optax.tree.random_like(key, inner, jax.random.rademacher, jnp.float32)
+        matvec = bind(fisher, model, batch, key, _model.device_number(axis_name))
+        product = _model.restrict(matvec(_model.lift(signs, model)), updates)
+        return jax.tree.map(jnp.multiply, signs, optax.tree.cast(product, jnp.float32))
+
+    estimate = bartlett if estimator == _BARTLETT else hutchinson
+
+    def refreshed(old, model, batch, key, updates):
+        count = optax.safe_increment(old.refreshes)
+        decay = jnp.asarray(b2, jnp.float32)
+        share = (1 - decay) / (1 - decay ** jnp.asarray(count, jnp.float32))
+
+        def average(h, new):
+            ok = jnp.all(jnp.isfinite(new))
+            return jnp.where(ok, h + share * (new - h), h)
+
+        new = _model.mean_over(axis_name, estimate(model, batch, key, updates))
+        diagonal = jax.tree.map(average, old.diagonal, new)
+        return old._replace(refreshes=count, diagonal=diagonal)
+
+    def denominators(diagonal, moment):
+        """The entries of P, from M'."""
+        floor = jnp.asarray(eps, jnp.float32)
+        scale = jnp.asarray(gamma, jnp.float32)
+        return [
+            jnp.maximum(jnp.maximum(scale * h, floor), jnp.abs(m))
+            for h, m in zip(diagonal, moment, strict=True)
+        ]
+
+    def debiased(moment, step):
+        correction = 1 - jnp.asarray(b1, jnp.float32) ** step.astype(jnp.float32)
+        return [m / correction for m in moment]
+
+    def init(params):
+        _model.check_floating(_NAME, jax.tree.leaves(params))
+        return ScaleByDiagonalFisherState(
+            fisher_step=jnp.zeros([], jnp.int32),
+            first_moment=optax.tree.zeros_like(params, dtype=jnp.float32),
+            refreshes=jnp.zeros([], jnp.int32),
+            diagonal=optax.tree.zeros_like(params, dtype=jnp.float32),
+            fisher_key=_model.key_data(seed),
+        )
+
+    def update(updates, state, params=None, **extra_args):
+        model, batch = _model.model_and_batch(_NAME, params, extra_args)
+        leaves, treedef = jax.tree.flatten(updates)
+        _model.check_floating(_NAME, leaves)
+        step = jnp.asarray(optax.safe_increment(state.fisher_step))
+        if not leaves:
+            return updates, state._replace(fisher_step=step)
+
+        moving = jax.lax.cond(
+            state.fisher_step % jnp.asarray(every, jnp.int32) == 0,
+            refreshed,
+            lambda old, *_: old,
+            state._replace(first_moment=()),
+            model,
+            batch,
+            _model.key_of_step(state.fisher_key, state.fisher_step),
+            updates,
+        )
+        grads, finite = _model.finite_leaves(leaves)
+        decay = jnp.asarray(b1, jnp.float32)
+        moment = [
+            jnp.where(ok, decay * m + (1 - decay) * g, m)
+            for ok, m, g in zip(
+                finite, treedef.flatten_up_to(state.first_moment), grads, strict=True
+            )
+        ]
+        shown = debiased(moment, step)
+        scale = denominators(treedef.flatten_up_to(moving.diagonal), shown)
+        out = [
+            jnp.where(ok, m / p, 0.0).astype(jnp.result_type(g))
+            for ok, m, p, g in zip(finite, shown, scale, leaves, strict=True)
+        ]
+        new = moving._replace(fisher_step=step, first_moment=treedef.unflatten(moment))
+        return treedef.unflatten(out), optax.tree.cast_like(new, state)
+
+    def metric(grads, state):
+        leaves, treedef = jax.tree.flatten(grads)
+        _model.check_floating(_NAME, leaves)
+        fresh = state.fisher_step == 0
+        moment = treedef.flatten_up_to(state.first_moment)
+        moment = debiased(moment, jnp.maximum(state.fisher_step, 1))
+        scale = denominators(treedef.flatten_up_to(state.diagonal), moment)
+        return treedef.unflatten(
+            [
+                jnp.asarray(g, jnp.float32) * jnp.where(fresh, 1.0, jax.lax.rsqrt(p))
+                for g, p in zip(leaves, scale, strict=True)
+            ]
+        )
+
+    return Preconditioner(init, update, metric)

@@ -1,0 +1,78 @@
+"""Transforms that run a model: eight devices give the numbers of one and keep every sharding."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SHARDED = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import fgo_jax as fgo
+
+specs = {"w": P("data", "model"), "k": P(None, "model", None)}
+shapes = {"w": (8, 16), "k": (4, 4, 3)}
+rng = np.random.default_rng(0)
+grads = [{k: rng.normal(size=s).astype("f4") for k, s in shapes.items()} for _ in range(4)]
+params = {k: rng.normal(size=s).astype("f4") for k, s in shapes.items()}
+batch = rng.normal(size=(32, 8)).astype("f4")
+
+def predict(p, batch):
+    hidden = jnp.tanh(batch @ p["w"])
+    return jnp.einsum("nab,abc->nc", hidden.reshape(-1, 4, 4), p["k"])
+
+MAKE = {
+    "low_rank": lambda: fgo.scale_by_low_rank_fisher(
+        fgo.curvature.sampled_fisher(predict), rank=3, num_steps=8, every=2),
+    "bartlett": lambda: fgo.scale_by_diagonal_fisher(predict, every=2),
+    "hutchinson": lambda: fgo.scale_by_diagonal_fisher(predict, estimator="hutchinson", every=2),
+}
+tx = MAKE[sys.argv[1]]()
+update = jax.jit(lambda g, s, p, b: tx.update(g, s, p, batch=b))
+
+def run(put, put_batch, put_rest):
+    p = put(params)
+    state = first = jax.tree.map(put_rest, tx.init(p))
+    out = []
+    for g in grads:
+        u, state = update(put(g), state, p, put_batch(batch))
+        out.append((u, state))
+    return first, out
+
+_, alone = run(lambda tree: tree, lambda b: b, lambda x: x)
+mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+home = {k: NamedSharding(mesh, spec) for k, spec in specs.items()}
+everywhere = NamedSharding(mesh, P())
+first, together = run(
+    lambda tree: jax.device_put(tree, home),
+    lambda b: jax.device_put(b, NamedSharding(mesh, P("data"))),
+    # What init made on the mesh lies there already.
+    lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, everywhere),
+)
+for step, (one, many) in enumerate(zip(alone, together)):
+    for k in shapes:
+        assert many[0][k].sharding.is_equivalent_to(home[k], len(shapes[k])), (step, k)
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(many[1])):
+        assert b.sharding.is_equivalent_to(a.sharding, a.ndim), (step, a.shape, b.sharding)
+    for a, b in zip(jax.tree.leaves(one[0]), jax.tree.leaves(many[0])):
+        error = np.abs(np.asarray(a) - np.asarray(b)).max()
+        assert error < 1e-3, (step, a.shape, error)
+sharded = sum(not x.sharding.is_fully_replicated for x in jax.tree.leaves(first))
+assert sharded == 4, sharded  # two fields, two leaves
+print("sharded as one")
+"""
+
+
+@pytest.mark.parametrize("name", ["low_rank", "bartlett", "hutchinson"])
+def test_eight_devices_give_the_result_of_one(name):
+    env = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED, name], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert "sharded as one" in done.stdout, done.stdout + done.stderr[-3000:]
