@@ -53,8 +53,8 @@ def scale_by_friction_limit(
 
     With `radius`, the same jvp serves `clip_by_softmax_radius` too, and the shorter step is taken.
 
-    A leaf of the update with a non-finite entry gets a zero update and takes no part, nor does
-    such a leaf of g. If ||p|| overflows float32, the update is zero.
+    A leaf of the update with a non-finite entry, or whose squares overflow float32, gets a zero
+    update and takes no part; nor does such a leaf of g.
 
     Args:
       predict_fn: ``(params, batch) -> outputs``; picks its inputs out of the batch.
