@@ -72,7 +72,8 @@ def limit_updates(
         part = jax.tree.map(lambda leaf: leaf[:count], batch)
         unit = optax.tree.cast_like(treedef.unflatten(unit), params)
         outputs, tangent = jax.jvp(lambda p: predict_fn(p, part), (params,), (unit,))
-        outputs, tangent = optax.tree.cast((outputs, tangent), jnp.float32)
+        outputs = optax.tree.cast(outputs, jnp.float32)
+        tangent = optax.tree.cast(tangent, jnp.float32)
         return jnp.stack([limit.measure(outputs, tangent, part) for limit in limits])
 
     def update(updates, state, params=None, **extra_args):
@@ -131,7 +132,10 @@ def limit_updates(
 def _slope(grads: Sequence[jax.Array], proposed: Sequence[jax.Array]) -> jax.Array:
     """g^T p over the leaves in which both are finite."""
     products = jnp.stack(
-        [vdot(*optax.tree.cast(pair, jnp.float32)) for pair in zip(grads, proposed, strict=True)]
+        [
+            vdot(g.astype(jnp.float32), p.astype(jnp.float32))
+            for g, p in zip(grads, proposed, strict=True)
+        ]
     )
     return jnp.sum(jnp.where(jnp.isfinite(products), products, 0.0))
 
