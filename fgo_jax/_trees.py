@@ -19,3 +19,17 @@ def vdot(a: Any, b: Any) -> jax.Array:
         return jnp.tensordot(x, y, axes=x.ndim, precision=jax.lax.Precision.HIGHEST)
 
     return jax.tree.reduce(jnp.add, jax.tree.map(product, a, b), jnp.zeros([], jnp.float32))
+
+
+def sum_squares(tree: Any) -> jax.Array:
+    """Of an array or of all arrays of a pytree, in float32 and leaf by leaf."""
+    squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]
+    return sum(squares[1:], start=squares[0]) if squares else jnp.zeros([], jnp.float32)
+
+
+def log_norm_ratio(wanted: Any, given: Any) -> jax.Array:
+    """log(||wanted|| / ||given||), zero where either is zero."""
+    numerator, denominator = sum_squares(wanted), sum_squares(given)
+    known = (numerator > 0) & (denominator > 0)
+    ratio = jnp.where(known, numerator, 1.0) / jnp.where(known, denominator, 1.0)
+    return 0.5 * jnp.log(ratio)

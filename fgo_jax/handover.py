@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fgo_jax._norms import log_norm_ratio
+from fgo_jax._trees import log_norm_ratio
 from fgo_jax.phases import Phase
 
 

@@ -184,7 +184,8 @@ def phased(
                 given[name] = jax.lax.pmean(given[name], axis_name)
         finite = _all_finite(grads, given.get("value"), axis_name)
 
-        probe_state, latest, signals = (), {}, {}
+        probe_state: Any = ()
+        latest, signals = {}, {}
         if probe is not None:
             probe_state, latest = measure(probe, grads, state, model, batch, finite)
             measured = probe_state.evaluations != state.probe_state.evaluations

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
-from fgo_jax._norms import sum_squares
-from fgo_jax.probes.operator import check_examples, example_count, vdot
+from fgo_jax._trees import sum_squares, vdot
+from fgo_jax.probes.operator import check_examples, example_count
 
 
 class StepLimitState(NamedTuple):
@@ -65,34 +65,41 @@ def limit_updates(
             shrinkage=jnp.ones([], jnp.float32),
         )
 
-    def measure(params: Any, batch: Any, unit: Any) -> jax.Array:
+    def measure(params: Any, batch: Any, step: Any, good: jax.Array, norm: jax.Array) -> jax.Array:
+        leaves, treedef = jax.tree.flatten(step)
+        unit = [jnp.where(g, p / norm, 0.0) for g, p in zip(good, leaves, strict=True)]
         count = example_count(batch, examples=examples, batch_size=None, minimum=1)
         part = jax.tree.map(lambda leaf: leaf[:count], batch)
-        unit = optax.tree.cast_like(unit, params)
+        unit = optax.tree.cast_like(treedef.unflatten(unit), params)
         outputs, tangent = jax.jvp(lambda p: predict_fn(p, part), (params,), (unit,))
-        outputs, tangent = optax.tree.cast((outputs, tangent), jnp.float32)
+        outputs = optax.tree.cast(outputs, jnp.float32)
+        tangent = optax.tree.cast(tangent, jnp.float32)
         return jnp.stack([limit.measure(outputs, tangent, part) for limit in limits])
 
     def update(updates, state, params=None, **extra_args):
         _check_call(name, params, extra_args, needs_gradient)
         if not jax.tree.leaves(updates):
             return updates, state
-        proposed = jax.tree.map(_sane, updates)
-        norm = jnp.sqrt(sum_squares(proposed))
-        # A step that is longer than float32 can say is beyond any limit.
+        leaves, treedef = jax.tree.flatten(updates)
+        # In float32 at least, where a tiny factor is not yet zero.
+        proposed = [u.astype(jnp.promote_types(u.dtype, jnp.float32)) for u in leaves]
+        squares = jnp.stack([sum_squares(p) for p in proposed])
+        good = jnp.isfinite(squares)
+        norm = jnp.sqrt(jnp.sum(jnp.where(good, squares, 0.0)))
         moves = jnp.isfinite(norm) & (norm > 0)
         safe = jnp.where(moves, norm, 1.0)
-        unit = jax.tree.map(lambda p: p.astype(jnp.float32) / safe, proposed)
 
         due = state.limit_step % jnp.asarray(every, jnp.int32) == 0
         due = moves & (due | (state.measurements == 0))
+        # What the measurement alone needs is made inside: a step without one pays for one norm
+        # and one product.
         found = jax.lax.cond(
             due,
-            lambda params, batch, unit, old: measure(params, batch, unit),
-            lambda params, batch, unit, old: old,
+            lambda params, batch, direction, old: measure(params, batch, *direction),
+            lambda params, batch, direction, old: old,
             params,
             extra_args["batch"],
-            unit,
+            (treedef.unflatten(proposed), good, safe),
             state.along_unit_step,
         )
         taken = due & jnp.all(jnp.isfinite(found))
@@ -101,8 +108,7 @@ def limit_updates(
 
         slope = jnp.zeros([], jnp.float32)
         if needs_gradient:
-            grad = jax.tree.map(lambda g: _sane(g).astype(jnp.float32), extra_args["grad"])
-            slope = vdot(grad, unit)
+            slope = _slope(treedef.flatten_up_to(extra_args["grad"]), proposed) / safe
         step = Step(safe, slope)
         allowed = [limit.scale(found[i], step) for i, limit in enumerate(limits)]
         shrinkage = jnp.clip(jnp.stack(allowed).min(), 0.0, 1.0)
@@ -114,18 +120,24 @@ def limit_updates(
             along_unit_step=found,
             shrinkage=shrinkage,
         )
-        shrunk = jax.tree.map(
-            lambda p, u: (p * shrinkage.astype(p.dtype)).astype(u.dtype), proposed, updates
-        )
-        return shrunk, optax.tree.cast_like(new, state)
+        shrunk = [
+            jnp.where(g, p * shrinkage.astype(p.dtype), jnp.zeros_like(p)).astype(u.dtype)
+            for g, p, u in zip(good, proposed, leaves, strict=True)
+        ]
+        return treedef.unflatten(shrunk), optax.tree.cast_like(new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _sane(u: jax.Array) -> jax.Array:
-    """A leaf of an update in float32 at least; zero if any entry of it is not finite."""
-    u = u.astype(jnp.promote_types(u.dtype, jnp.float32))
-    return jnp.where(jnp.all(jnp.isfinite(u)), u, jnp.zeros_like(u))
+def _slope(grads: Sequence[jax.Array], proposed: Sequence[jax.Array]) -> jax.Array:
+    """g^T p over the leaves in which both are finite."""
+    products = jnp.stack(
+        [
+            vdot(g.astype(jnp.float32), p.astype(jnp.float32))
+            for g, p in zip(grads, proposed, strict=True)
+        ]
+    )
+    return jnp.sum(jnp.where(jnp.isfinite(products), products, 0.0))
 
 
 def _check_call(name: str, params: Any, extra_args: dict[str, Any], needs_gradient: bool) -> None:

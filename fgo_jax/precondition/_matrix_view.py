@@ -26,8 +26,9 @@ def views(numbers: DimensionNumbers, tree: Any) -> list[Modes | None]:
     shapes = [jnp.shape(x) for x in jax.tree.leaves(tree)]
     if not shapes or numbers is None:
         return [_default(shape) for shape in shapes]
-    given = numbers if isinstance(numbers, MuonDimensionNumbers) or not callable(numbers) else None
-    given = numbers(tree) if given is None else given
+    given: Any = numbers
+    if callable(given):
+        given = given(tree)
     spread: list[Any] = []
 
     def collect(one: Any, below: Any) -> None:

@@ -48,21 +48,6 @@ def lift(part: Any, whole: Any) -> Any:
     return merge(part, jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.float32), whole))
 
 
-def check_floating(name: str, leaves: list[Any]) -> None:
-    for leaf in leaves:
-        dtype = jnp.result_type(leaf)
-        if jnp.issubdtype(dtype, jnp.complexfloating):
-            raise ValueError(
-                f"{name} does not take complex leaves ({dtype}): wrap it in "
-                "optax.contrib.split_real_and_imaginary."
-            )
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f"{name} takes floating-point leaves, got {dtype}: exclude the others with "
-                "optax.masked."
-            )
-
-
 def key_data(seed: int) -> jax.Array:
     """Raw, since `optax.tree.cast_like` does not take typed keys."""
     return jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
@@ -81,10 +66,3 @@ def mean_over(axis_name: str | None, tree: Any) -> Any:
     """In float32, averaged over devices where each has a part of the batch."""
     tree = optax.tree.cast(tree, jnp.float32)
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
-
-
-def finite_leaves(leaves: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Leaves in float32, those that are not finite as zeros; and which are finite, bool []."""
-    wide = [jnp.asarray(leaf, jnp.float32) for leaf in leaves]
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in wide]
-    return [jnp.where(ok, leaf, 0.0) for ok, leaf in zip(finite, wide, strict=True)], finite

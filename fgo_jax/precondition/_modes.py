@@ -95,7 +95,7 @@ class Modes(NamedTuple):
     def along(self, vectors: jax.Array, k: int) -> jax.Array:
         """[*batch, d] along mode k, in a shape that broadcasts against the leaf."""
         axes = (*self.batch, *self.groups[k])
-        x = jnp.transpose(vectors.reshape(self._sizes(axes)), np.argsort(axes))
+        x = jnp.transpose(vectors.reshape(self._sizes(axes)), np.argsort(axes).tolist())
         return x.reshape([n if a in axes else 1 for a, n in enumerate(self.shape)])
 
 

@@ -107,17 +107,17 @@ def inverse_roots(factors: Sequence[jax.Array | None]) -> list[jax.Array | None]
     Factors of equal size share one compiled loop. They are not batched: on CPU batched
     decompositions can wait for each other for ever (jaxlib 0.10).
     """
-    by_size: dict[int, list[int]] = {}
+    by_size: dict[int, dict[int, jax.Array]] = {}
     for i, factor in enumerate(factors):
         if factor is not None:
-            by_size.setdefault(factor.shape[-1], []).append(i)
+            by_size.setdefault(factor.shape[-1], {})[i] = factor
     roots: list[jax.Array | None] = [None] * len(factors)
     for d, same in by_size.items():
-        stacked = [jnp.reshape(factors[i], (-1, d, d)) for i in same]
+        stacked = [factor.reshape(-1, d, d) for factor in same.values()]
         result = jax.lax.map(_inverse_root, jnp.concatenate(stacked))
         start = 0
-        for i, part in zip(same, stacked, strict=True):
-            roots[i] = result[start : start + len(part)].reshape(jnp.shape(factors[i]))
+        for (i, factor), part in zip(same.items(), stacked, strict=True):
+            roots[i] = result[start : start + len(part)].reshape(factor.shape)
             start += len(part)
     return roots
 

@@ -14,7 +14,7 @@ from fgo_jax.curvature import losses
 from fgo_jax.curvature.chunks import Part
 from fgo_jax.curvature.ggn import ggn
 from fgo_jax.curvature.weights import Select, check_select
-from fgo_jax.precondition import _model
+from fgo_jax.precondition import _leaves, _model
 from fgo_jax.precondition.preconditioner import Preconditioner
 from fgo_jax.probes.operator import Operator, bind
 
@@ -200,7 +200,7 @@ def scale_by_diagonal_fisher(
         return [m / correction for m in moment]
 
     def init(params):
-        _model.check_floating(_NAME, jax.tree.leaves(params))
+        _leaves.check_floating(_NAME, jax.tree.leaves(params))
         return ScaleByDiagonalFisherState(
             fisher_step=jnp.zeros([], jnp.int32),
             first_moment=optax.tree.zeros_like(params, dtype=jnp.float32),
@@ -212,7 +212,7 @@ def scale_by_diagonal_fisher(
     def update(updates, state, params=None, **extra_args):
         model, batch = _model.model_and_batch(_NAME, params, extra_args)
         leaves, treedef = jax.tree.flatten(updates)
-        _model.check_floating(_NAME, leaves)
+        _leaves.check_floating(_NAME, leaves)
         step = jnp.asarray(optax.safe_increment(state.fisher_step))
         if not leaves:
             return updates, state._replace(fisher_step=step)
@@ -227,7 +227,7 @@ def scale_by_diagonal_fisher(
             _model.key_of_step(state.fisher_key, state.fisher_step),
             updates,
         )
-        grads, finite = _model.finite_leaves(leaves)
+        grads, finite = _leaves.finite_leaves(leaves)
         decay = jnp.asarray(b1, jnp.float32)
         moment = [
             jnp.where(ok, decay * m + (1 - decay) * g, m)
@@ -246,7 +246,7 @@ def scale_by_diagonal_fisher(
 
     def metric(grads, state):
         leaves, treedef = jax.tree.flatten(grads)
-        _model.check_floating(_NAME, leaves)
+        _leaves.check_floating(_NAME, leaves)
         fresh = state.fisher_step == 0
         moment = treedef.flatten_up_to(state.first_moment)
         moment = debiased(moment, jnp.maximum(state.fisher_step, 1))

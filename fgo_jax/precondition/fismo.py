@@ -11,6 +11,7 @@ import optax
 
 from fgo_jax import _checks
 from fgo_jax.precondition import _whitening
+from fgo_jax.precondition._leaves import check_floating, f32
 from fgo_jax.precondition._matrix_view import (
     DimensionNumbers,
     newton_schulz,
@@ -89,8 +90,8 @@ def scale_by_fismo(
     or what `weight_dimension_numbers` says: axes that it does not name are a batch of matrices,
     each with its own factors (stacked, scanned layers: name the other axes). No leaf is reshaped.
 
-    A matrix with a non-finite entry in its gradient, or another leaf with one, keeps its
-    statistics and gets a zero update; the bias corrections count that step as any other.
+    A matrix, or another leaf, with a non-finite entry in its gradient keeps its statistics and gets
+    a zero update.
 
     The roots are eigendecompositions: a coupled Newton iteration needs only products, but its
     rounding in float32 grows with the condition, which nothing bounds at damping = 0.
@@ -105,8 +106,8 @@ def scale_by_fismo(
       damping: the weight of the identity in each factor, see above. None is 1e-2, and 1 with
         `unit_gradients`.
       refresh_every: steps from one refresh of the inverse roots to the next.
-      ns_coeffs: (a, b, c) of X <- a X + b A X + c A^2 X, A = X X^T; or one such triple for each
-        step, of which the last `ns_steps` are taken.
+      ns_coeffs: (a, b, c) of X <- a X + b A X + c A^2 X, A = X X^T; or one such triple per step,
+        of which the last `ns_steps` are taken.
       ns_steps: steps of the iteration.
       eps: added to the norm that M is divided by before the iteration, and Adam's epsilon.
       max_dim: longest side that gets a factor; a longer one keeps the identity (one-sided).
@@ -155,66 +156,63 @@ def scale_by_fismo(
     if consistent_rms is not None:
         _checks.positive("consistent_rms", consistent_rms)
     coefficients = newton_schulz_coefficients(ns_coeffs, ns_steps)
-    beta, factor_decay, damping, eps = map(_f32, (beta, factor_decay, damping, eps))
-    adam_b1, adam_b2 = _f32(adam_b1), _f32(adam_b2)
+    beta, factor_decay, damping, eps = map(f32, (beta, factor_decay, damping, eps))
+    adam_b1, adam_b2 = f32(adam_b1), f32(adam_b2)
 
     def init(params):
         leaves = jax.tree.leaves(params)
-        _check_real(leaves)
+        check_floating("scale_by_fismo", leaves)
         pairs = list(zip(leaves, views(weight_dimension_numbers, params), strict=True))
 
-        def identities():
-            start = _whitening.identities
-            return tuple(() if view is None else start(x, view, max_dim) for x, view in pairs)
+        def per_leaf(start):
+            # `optax.tree.map_params` finds what is parameter-shaped by an init without leaves. It
+            # takes one array there, not an empty tuple, for whatever a field may hold otherwise.
+            return tuple(start(*pair) for pair in pairs) if leaves else jnp.zeros((0,), jnp.float32)
 
-        # `optax.tree.map_params` finds what is parameter-shaped by an init without leaves. It takes
-        # one array there, and not an empty tuple, for whatever a field may hold otherwise.
-        nothing = jnp.zeros((0,), jnp.float32)
+        def second_moment(x, view):
+            return optax.tree.zeros_like(x, dtype=jnp.float32) if view is None else None
+
+        def identities(x, view):
+            return () if view is None else _whitening.identities(x, view, max_dim)
+
         return ScaleByFismoState(
             fisher_step=jnp.zeros((), jnp.int32),
             first_moment=optax.tree.zeros_like(params, dtype=jnp.float32),
-            second_moment=tuple(
-                optax.tree.zeros_like(x, dtype=jnp.float32) if view is None else None
-                for x, view in pairs
-            )
-            if leaves
-            else nothing,
-            factors=identities() if leaves else nothing,
-            roots=identities() if leaves else nothing,
+            second_moment=per_leaf(second_moment),
+            factors=per_leaf(identities),
+            roots=per_leaf(identities),
         )
-
-    def correction(decay, step):
-        return 1 - decay ** step.astype(jnp.float32)
 
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
         leaves, treedef = jax.tree.flatten(updates)
         if not leaves:
             return updates, state._replace(fisher_step=optax.safe_increment(state.fisher_step))
-        _check_real(leaves)
+        check_floating("scale_by_fismo", leaves)
         found = views(weight_dimension_numbers, updates)
         step = jnp.asarray(optax.safe_increment(state.fisher_step))
         first, second = treedef.flatten_up_to(state.first_moment), list(state.second_moment)
         factors, roots = list(state.factors), list(state.roots)
         grads, finite = zip(*map(_sane, leaves, found), strict=True)
 
-        matrices = [i for i, view in enumerate(found) if view is not None]
+        matrices = {i: view for i, view in enumerate(found) if view is not None}
         if matrices:
             old = [replicated_like((factors[i], roots[i]), grads[i]) for i in matrices]
+            seen = [
+                _whitening.unit(grads[i], view) if unit_gradients else grads[i]
+                for i, view in matrices.items()
+            ]
             new = _whitening.advance(
-                [
-                    _whitening.unit(grads[i], found[i]) if unit_gradients else grads[i]
-                    for i in matrices
-                ],
-                [found[i] for i in matrices],
+                seen,
+                list(matrices.values()),
                 *zip(*old, strict=True),
                 decay=factor_decay,
                 damping=damping,
                 due=state.fisher_step % jnp.asarray(refresh_every, jnp.int32) == 0,
             )
-            for i, before, *after in zip(matrices, old, *new, strict=True):
+            for (i, view), before, *after in zip(matrices.items(), old, *new, strict=True):
                 # The roots too: they are of a factor that a bad gradient has damped.
-                good = found[i].per_factor(finite[i])
+                good = view.per_factor(finite[i])
                 keep = lambda new, old, good=good: jnp.where(good, new, old)  # noqa: E731
                 factors[i], roots[i] = jax.tree.map(keep, tuple(after), before)
 
@@ -223,16 +221,16 @@ def scale_by_fismo(
             if view is None:
                 m = adam_b1 * first[i] + (1 - adam_b1) * g
                 v = adam_b2 * second[i] + (1 - adam_b2) * jnp.square(g)
-                second[i] = jnp.where(good, v, second[i])
-                u = m / correction(adam_b1, step)
-                u = u / (jnp.sqrt(v / correction(adam_b2, step)) + eps)
+                second[i] = jnp.where(good & jnp.isfinite(v), v, second[i])
+                u = m / _correction(adam_b1, step)
+                u = u / (jnp.sqrt(v / _correction(adam_b2, step)) + eps)
             else:
                 m = beta * first[i] + (1 - beta) * _both(view, g, roots[i])
                 good = good & jnp.isfinite(view.reduce(jnp.sum, jnp.abs(m)))
-                u = newton_schulz(m / correction(beta, step), view, coefficients, eps)
+                u = newton_schulz(m / _correction(beta, step), view, coefficients, eps)
                 u = _both(view, u, roots[i])
                 if consistent_rms is not None:
-                    u = u * (_f32(consistent_rms) * max(view.dims) ** 0.5)
+                    u = u * (f32(consistent_rms) * max(view.dims) ** 0.5)
             first[i] = jnp.where(good, m, first[i])
             # Elementwise in the leaf, and so sharded as it is.
             u = jnp.where(jnp.isfinite(leaf) & good, u, 0.0)
@@ -249,7 +247,7 @@ def scale_by_fismo(
 
     def metric(grads, state):
         leaves, treedef = jax.tree.flatten(grads)
-        _check_real(leaves)
+        check_floating("scale_by_fismo", leaves)
         found = views(weight_dimension_numbers, grads)
         first = treedef.flatten_up_to(state.first_moment)
         step = jnp.maximum(state.fisher_step, 1)
@@ -257,10 +255,10 @@ def scale_by_fismo(
         for i, (leaf, view) in enumerate(zip(leaves, found, strict=True)):
             g = jnp.asarray(leaf, jnp.float32)
             if view is None:
-                size = jnp.sqrt(state.second_moment[i] / correction(adam_b2, step)) + eps
+                size = jnp.sqrt(state.second_moment[i] / _correction(adam_b2, step)) + eps
             else:
                 g = _both(view, g, state.roots[i])
-                square = view.reduce(jnp.sum, jnp.square(first[i] / correction(beta, step)))
+                square = view.reduce(jnp.sum, jnp.square(first[i] / _correction(beta, step)))
                 size = jnp.sqrt(square / min(view.dims)) + eps
             rows.append(g / jnp.where(state.fisher_step == 0, 1.0, jnp.sqrt(size)))
         return treedef.unflatten(rows)
@@ -268,19 +266,8 @@ def scale_by_fismo(
     return Preconditioner(init, update, metric)
 
 
-def _f32(x):
-    """A Python number as it is; an injected hyperparameter of any dtype in float32."""
-    return x if isinstance(x, (int, float)) else jnp.asarray(x, jnp.float32)
-
-
-def _check_real(leaves):
-    for x in leaves:
-        dtype = jnp.result_type(x)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f"scale_by_fismo takes real floating-point leaves, got {dtype}: exclude the others "
-                "with optax.masked, wrap complex ones in optax.contrib.split_real_and_imaginary."
-            )
+def _correction(decay, step):
+    return 1 - decay ** step.astype(jnp.float32)
 
 
 def _sane(leaf, view):

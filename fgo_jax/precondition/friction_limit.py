@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax._trees import vdot
 from fgo_jax.curvature import losses
 from fgo_jax.curvature.weights import Select
 from fgo_jax.precondition._along_update import Limit, Step, check_predict, limit_updates
 from fgo_jax.precondition.softmax_radius import softmax_radius
-from fgo_jax.probes.operator import vdot
 
 
 def scale_by_friction_limit(
@@ -53,8 +53,8 @@ def scale_by_friction_limit(
 
     With `radius`, the same jvp serves `clip_by_softmax_radius` too, and the shorter step is taken.
 
-    A leaf of the update with a non-finite entry gets a zero update and takes no part, nor does
-    such a leaf of g. If ||p|| overflows float32, the update is zero.
+    A leaf of the update with a non-finite entry, or whose squares overflow float32, gets a zero
+    update and takes no part; nor does such a leaf of g.
 
     Args:
       predict_fn: ``(params, batch) -> outputs``; picks its inputs out of the batch.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
-from fgo_jax._norms import log_norm_ratio, sum_squares
+from fgo_jax._trees import log_norm_ratio, sum_squares
 from fgo_jax.precondition.preconditioner import Preconditioner
 
 

@@ -10,6 +10,7 @@ import optax
 
 from fgo_jax import _checks
 from fgo_jax.precondition import _eigenbasis
+from fgo_jax.precondition._leaves import check_floating, f32
 from fgo_jax.precondition._matrix_view import DimensionNumbers, views
 from fgo_jax.precondition._modes import Modes, replicated_like
 from fgo_jax.precondition.preconditioner import Preconditioner
@@ -29,26 +30,6 @@ class ScaleByKroneckerFisherState(NamedTuple):
     bases: Any  # as factors, eigenvectors in columns; changes at a refresh.
     eigenvalues: Any  # shape=(*batch, d), dtype=jnp.float32, as bases; () unless they serve as V.
     previous: Any  # like params, dtype=jnp.float32; the last gradient if centred, else ().
-
-
-def _f32(x):
-    """A Python number as it is; an injected hyperparameter of any dtype in float32."""
-    return x if isinstance(x, (int, float)) else jnp.asarray(x, jnp.float32)
-
-
-def _check_real(leaves):
-    for x in leaves:
-        dtype = jnp.result_type(x)
-        if jnp.issubdtype(dtype, jnp.complexfloating):
-            raise ValueError(
-                f"scale_by_kronecker_fisher does not take complex leaves ({dtype}): wrap it in "
-                "optax.contrib.split_real_and_imaginary."
-            )
-        if not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(
-                f"scale_by_kronecker_fisher takes floating-point leaves, got {dtype}: exclude "
-                "the others with optax.masked."
-            )
 
 
 def scale_by_kronecker_fisher(
@@ -175,13 +156,13 @@ def scale_by_kronecker_fisher(
         _checks.fraction(name, decay)
     _checks.non_negative("eps", eps)
     _checks.integer("refresh_every", refresh_every)
-    plain_damping = damping  # of leaves without a factor, which need none to be Adam
+    with_factors = without = damping  # leaves without a factor need none to be Adam
     if damping is None:
-        damping, plain_damping = (1e-6, 0.0) if power == 0.5 else (1e-3, 1e-3)
-    _checks.non_negative("damping", damping)
+        with_factors, without = (1e-6, 0.0) if power == 0.5 else (1e-3, 1e-3)
+    _checks.non_negative("damping", with_factors)
     momentum_dtype = jnp.dtype(jnp.float32 if momentum_dtype is None else momentum_dtype)
-    b1, b2, factor_decay, eps = map(_f32, (b1, b2, factor_decay, eps))
-    damping, plain_damping = _f32(damping), _f32(plain_damping)
+    b1, b2, factor_decay, eps = map(f32, (b1, b2, factor_decay, eps))
+    relative_damping = {True: f32(with_factors), False: f32(without)}
 
     def modes_of(tree):
         if weight_dimension_numbers is None:
@@ -200,7 +181,7 @@ def scale_by_kronecker_fisher(
     def spectrum(v, eigenvalues, step, modes):
         """Eigenvalues of P, in the shape of the leaf."""
         v = _eigenbasis.factored(eigenvalues, modes) if eigenvalues else v / correction(b2, step)
-        relative = damping if modes.groups else plain_damping
+        relative = relative_damping[bool(modes.groups)]
         if power != 0.5:
             # An inverse variance from t samples has no mean for t <= 2 (chi-squared), so the
             # estimate is drawn towards its mean with the weight of one sample.
@@ -223,7 +204,7 @@ def scale_by_kronecker_fisher(
 
     def init(params):
         leaves, treedef = jax.tree.flatten(params)
-        _check_real(leaves)
+        check_floating("scale_by_kronecker_fisher", leaves)
         modes = modes_of(params)
         started = [_eigenbasis.start(x, m) for x, m in zip(leaves, modes, strict=True)]
         second = [
@@ -265,7 +246,7 @@ def scale_by_kronecker_fisher(
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
         leaves, treedef = jax.tree.flatten(updates)
-        _check_real(leaves)
+        check_floating("scale_by_kronecker_fisher", leaves)
         modes = modes_of(updates)
         step = jnp.asarray(optax.safe_increment(state.fisher_step))
         grads = [jnp.asarray(g, jnp.float32) for g in leaves]
@@ -299,7 +280,7 @@ def scale_by_kronecker_fisher(
             )
         due = state.fisher_step % jnp.asarray(refresh_every, jnp.int32) == 0
         how = jnp.where(due, jnp.where(state.fisher_step == 0, 2, 1), 0)
-        unbiased = correction(factor_decay, step)
+        unbiased = jnp.asarray(correction(factor_decay, step))
         bases, second, values = _eigenbasis.refresh(
             how, factors, bases, modes, tuple(second), values, unbiased
         )
@@ -339,7 +320,7 @@ def scale_by_kronecker_fisher(
 
     def metric(grads, state):
         leaves, treedef = jax.tree.flatten(grads)
-        _check_real(leaves)
+        check_floating("scale_by_kronecker_fisher", leaves)
         second = treedef.flatten_up_to(state.second_moment)
         # Before the first update there are no statistics: the identity.
         fresh = state.fisher_step == 0

@@ -10,7 +10,7 @@ import optax
 from jax import core
 
 from fgo_jax import _checks
-from fgo_jax.precondition import _model
+from fgo_jax.precondition import _leaves, _model
 from fgo_jax.precondition.preconditioner import Preconditioner
 from fgo_jax.probes.krylov import coefficients, combination, krylov_space, random_block
 from fgo_jax.probes.operator import Operator, bind
@@ -180,7 +180,7 @@ def scale_by_low_rank_fisher(
 
     def init(params):
         leaves = jax.tree.leaves(params)
-        _model.check_floating(_NAME, leaves)
+        _leaves.check_floating(_NAME, leaves)
         return ScaleByLowRankFisherState(
             fisher_step=jnp.zeros([], jnp.int32),
             first_moment=() if b1 is None else optax.tree.zeros_like(params, dtype=jnp.float32),
@@ -196,7 +196,7 @@ def scale_by_low_rank_fisher(
     def update(updates, state, params=None, **extra_args):
         model, batch = _model.model_and_batch(_NAME, params, extra_args)
         leaves, treedef = jax.tree.flatten(updates)
-        _model.check_floating(_NAME, leaves)
+        _leaves.check_floating(_NAME, leaves)
         step = jnp.asarray(optax.safe_increment(state.fisher_step))
         if not leaves:
             return updates, state._replace(fisher_step=step)
@@ -213,7 +213,7 @@ def scale_by_low_rank_fisher(
             _model.key_of_step(state.fisher_key, state.fisher_step),
             updates,
         )
-        moment, finite = _model.finite_leaves(leaves)
+        moment, finite = _leaves.finite_leaves(leaves)
         if b1 is not None:
             decay = jnp.asarray(b1, jnp.float32)
             before = treedef.flatten_up_to(resting)
@@ -236,7 +236,7 @@ def scale_by_low_rank_fisher(
 
     def metric(grads, state):
         leaves, treedef = jax.tree.flatten(grads)
-        _model.check_floating(_NAME, leaves)
+        _leaves.check_floating(_NAME, leaves)
         rows = [jnp.asarray(g, jnp.float32) for g in leaves]
         if not rows:
             return grads

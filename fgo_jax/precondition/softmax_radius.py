@@ -45,8 +45,8 @@ def clip_by_softmax_radius(
     not finite, or of a zero update, does not count: the last one holds, and is made up for at
     the next step if it was the first. Until one succeeds nothing is clipped.
 
-    A leaf with a non-finite entry gets a zero update and takes no part. If ||p|| overflows
-    float32, the update is zero.
+    A leaf with a non-finite entry, or whose squares overflow float32, gets a zero update and takes
+    no part.
 
     Args:
       predict_fn: ``(params, batch) -> logits`` [..., C]; picks its inputs out of the batch.

@@ -94,7 +94,8 @@ def test_a_gradient_that_is_not_finite_leaves_the_statistics_of_its_matrix_alone
 
 @pytest.mark.parametrize("unit", [False, True])
 def test_gradients_whose_squares_overflow_or_vanish_keep_it_finite(unit):
-    grads = [{"w": jnp.full((2, 3), size)} for size in (1e30, 1e-30, 1.0, 1e30, 1e-3)]
+    sizes = (1e30, 1e-30, 1.0, 1e30, 1e-3)
+    grads = [{"w": jnp.full((2, 3), size), "b": jnp.full(3, size)} for size in sizes]
     updates, state = run(scale_by_fismo(refresh_every=2, unit_gradients=unit), grads)
     assert all_finite((updates, state))
 
