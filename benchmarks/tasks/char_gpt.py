@@ -181,4 +181,6 @@ def char_gpt() -> Task:
         evaluate=_evaluate,
         test=_test,
         metric="validation cross-entropy",
+        timed_steps=20,
+        data_digest=data_digest,
     )
