@@ -110,5 +110,5 @@ TRANSFORM_TASKS = ("char_gpt", "digits_autoencoder")
 
 def sources(*names: str) -> tuple[str, ...]:
     """What a run depends on that uses these transforms of `fgo_jax.precondition`."""
-    shared = ("_checks.py", "precondition/_*.py", "precondition/preconditioner.py")
+    shared = ("_checks.py", "precondition/_[!_]*.py", "precondition/preconditioner.py")
     return (*shared, *(f"precondition/{name}.py" for name in names))
