@@ -17,7 +17,17 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from benchmarks import grids, overhead, picture, quick, report, sketch, stream, tuning
+from benchmarks import (
+    grids,
+    overhead,
+    picture,
+    quick,
+    report,
+    sketch,
+    stream,
+    transforms,
+    tuning,
+)
 from benchmarks import race as racing
 from benchmarks.methods import METHODS, Method, available
 from benchmarks.runner import ROOT, write_json
@@ -45,8 +55,12 @@ def list_all() -> None:
     )
     for method in METHODS.values():
         weights = f"{method.weights} weights"
-        contestants.add_row(method.name, weights, method.only, method.note)
+        contestants.add_row(method.name, weights, _words(method.only), method.note)
     console.print(tasks, contestants)
+
+
+def _words(names: str | tuple[str, ...]) -> str:
+    return names if isinstance(names, str) else ", ".join(names)
 
 
 def _chosen(task: Task, names: str | None) -> list[Method]:
@@ -89,6 +103,17 @@ def race(task_name, methods, seeds, is_quick, tune, steps, output) -> None:
     if is_quick:
         seeds = 1
 
+    with _bars() as bars:
+        held = _hold(bars, task, contestants, seeds, is_evidence, tune, output)
+    output.mkdir(parents=True, exist_ok=True)
+    name = task.name if is_evidence else f"{task.name}-quick"
+    write_json(output / f"{name}.json", racing.results(held))
+    picture.draw(held, output / f"{name}.png")
+    report.print_race(held, console)
+    console.print(f"Wrote {output / name}.json and {output / name}.png")
+
+
+def _bars() -> Progress:
     columns = (
         SpinnerColumn(),
         TextColumn("[bold]{task.description}"),
@@ -96,31 +121,75 @@ def race(task_name, methods, seeds, is_quick, tune, steps, output) -> None:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bars:
-        if not is_evidence:
-            tuned = quick.settings(task, contestants)
-        elif tune:
-            total = tuning.num_runs(task, contestants) * task.num_steps
-            bar = bars.add_task("tuning", total=total)
-            tuned = tuning.tune(task, contestants, output, **_reporters(bars, bar))
-            tuning.save(task, tuned)
-        else:
-            try:
-                tuned = tuning.load(task)
-            except FileNotFoundError as error:
-                raise click.ClickException(str(error)) from error
-        runs = len(racing.distinct_runs(racing.plan(tuned, contestants)))
-        bar = bars.add_task("race", total=runs * seeds * task.num_steps)
-        held = racing.hold_race(
-            task, tuned, contestants, range(seeds), output,
-            is_evidence=is_evidence, rounds=7 if is_evidence else 3, **_reporters(bars, bar),
-        )  # fmt: skip
-    output.mkdir(parents=True, exist_ok=True)
-    name = task.name if is_evidence else f"{task.name}-quick"
-    write_json(output / f"{name}.json", racing.results(held))
-    picture.draw(held, output / f"{name}.png")
-    report.print_race(held, console)
-    console.print(f"Wrote {output / name}.json and {output / name}.png")
+    return Progress(*columns, console=console, transient=True)
+
+
+def _hold(
+    bars: Progress,
+    task: Task,
+    contestants: list[Method],
+    seeds: int,
+    is_evidence: bool,
+    tune: bool,
+    output: Path,
+    rounds: int = 7,
+) -> racing.Race:
+    """A race at settings that are looked up, or chosen anew, or plain for a quick look."""
+    if not is_evidence:
+        tuned = quick.settings(task, contestants)
+    elif tune:
+        total = tuning.num_runs(task, contestants) * task.num_steps
+        bar = bars.add_task("tuning", total=total)
+        tuned = tuning.tune(task, contestants, output, **_reporters(bars, bar))
+        tuning.save(task, tuned)
+    else:
+        try:
+            tuned = tuning.load(task)
+        except FileNotFoundError as error:
+            raise click.ClickException(str(error)) from error
+        if tuned.get("data") != task.digest:
+            console.print(
+                f"Settings and targets of {task.name} are of other data ({tuned.get('data')}; "
+                f"here {task.digest}): tune anew for evidence.",
+                style="yellow",
+            )
+    runs = len(racing.distinct_runs(racing.plan(tuned, contestants)))
+    bar = bars.add_task(f"race {task.name}", total=runs * seeds * task.num_steps)
+    return racing.hold_race(
+        task, tuned, contestants, range(seeds), output,
+        is_evidence=is_evidence, rounds=rounds if is_evidence else 3, **_reporters(bars, bar),
+    )  # fmt: skip
+
+
+@main.command("transforms")
+@click.option("--tasks", help="Comma-separated; all by default.")
+@click.option("--methods", help="Comma-separated; all by default.")
+@click.option("--seeds", type=click.IntRange(1), default=transforms.SEEDS, show_default=True)
+@click.option("--tune", is_flag=True, help="Choose all settings anew and write them down.")
+@click.option("--steps", type=click.IntRange(1), help="Another horizon T; no evidence.")
+@click.option("--output", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+def compare_transforms(tasks, methods, seeds, tune, steps, output) -> None:
+    """Single transformations against Adam; writes transforms.json and transforms.md.
+
+    Runs are shared with `race` where the output folder is the same.
+    """
+    races = []
+    for name in _names(tasks, list(transforms.TASKS), "task"):
+        task = get_task(name)
+        known = [method.name for method in transforms.contestants(task)]
+        asked = {"constant", *_names(methods, known, "method")}
+        contestants = [m for m in transforms.contestants(task) if m.name in asked]
+        task = task.shortened(steps) if steps else task
+        with _bars() as bars:
+            held = _hold(bars, task, contestants, seeds, not steps, tune, output, transforms.ROUNDS)
+        races.append(held)
+    results = transforms.results(races)
+    name = "transforms-quick" if steps else "transforms"
+    write_json(output / f"{name}.json", results)
+    tables = {race.task.name: transforms.table_of(race) for race in races}
+    (output / f"{name}.md").write_text(transforms.markdown(tables))
+    transforms.print_tables(tables, console)
+    console.print(f"Wrote {output / name}.json and {output / name}.md")
 
 
 @main.command("stream")

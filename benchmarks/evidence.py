@@ -113,8 +113,9 @@ def lowest_trial(trials: Sequence[Mapping[str, Any]], field: str) -> int:
 
 def ladder(values: Sequence[np.ndarray], window: int, lowest: float, rungs: int = 9) -> np.ndarray:
     """Targets from what the reference has a quarter of the way in, down to `lowest`."""
-    quarter = [smooth(v, window)[len(v) // 4] for v in values]
-    start = float(np.nanmedian(quarter))
+    quarter = np.asarray([smooth(v, window)[len(v) // 4] for v in values])
+    known = quarter[~np.isnan(quarter)]
+    start = float(np.median(known)) if known.size else np.nan
     if not start > lowest > 0:
         return np.asarray([lowest])
     return np.geomspace(start, lowest, rungs)

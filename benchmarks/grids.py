@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 from benchmarks.methods import Method
+from benchmarks.methods.method import TRANSFORM_TASKS
 from benchmarks.tasks.task import Task
 
 TUNING_SEEDS = (100, 101, 102)
@@ -13,6 +14,12 @@ TUNING_SEEDS = (100, 101, 102)
 TARGET_SEEDS = (110, 111, 112, 113, 114)
 RACE_SEEDS = (0, 1, 2, 3, 4)
 
+# Where runs are long, every method has fewer trials.
+_TRIALS = {"quadratic_bowl": 12, "digits_vit": 8, "char_gpt": 6, "digits_autoencoder": 6}
+_FEWER_TUNING_SEEDS = {"char_gpt": 2}
+# Of six rates over a decade and a half.
+_LOWEST = {"adam": 2e-3, "newton": 2e-2}
+
 
 def _geometric(first: float, factor: float, count: int) -> list[float]:
     # Rounded, because the value is part of a file's name and of a table.
@@ -20,19 +27,30 @@ def _geometric(first: float, factor: float, count: int) -> list[float]:
 
 
 def num_trials(task: Task) -> int:
-    """The same for every method on a task; the bowl's runs take a second."""
-    return 12 if task.name.startswith("quadratic_bowl") else 8
+    """The same for every method on a task."""
+    return next(count for name, count in _TRIALS.items() if task.name.startswith(name))
+
+
+def tuning_seeds(task: Task) -> tuple[int, ...]:
+    """The same for every method on a task."""
+    return TUNING_SEEDS[: _FEWER_TUNING_SEEDS.get(task.name)]
 
 
 def grid(task: Task, method: Method) -> list[dict[str, float]]:
     """The trials of a method's trajectory, `num_trials` of them."""
     bowl, count = task.name.startswith("quadratic_bowl"), num_trials(task)
+    wide = task.name in TRANSFORM_TASKS
     # On the bowl a natural gradient's step has the length of Newton's, not Adam's.
     lowest = 0.1 if method.uses else 0.004
     if method.trajectory.endswith("two_step"):
         # (fraction of T at which the rate is cut, what it is multiplied by)
         switches = ((0.1, 0.1), (0.25, 0.1)) if bowl else ((0.25, 0.2), (0.5, 0.1))
-        few = _geometric(3 * lowest, 2.0, 6) if bowl else _geometric(1.4e-3, 2.0, 4)
+        if bowl:
+            few = _geometric(3 * lowest, 2.0, 6)
+        elif wide:
+            few = _geometric(2 * _LOWEST[method.update_size], 2.5, 3)
+        else:
+            few = _geometric(1.4e-3, 2.0, 4)
         trials = [
             {"learning_rate": rate, "switch_fraction": fraction, "cut": cut}
             for rate, (fraction, cut) in itertools.product(few, switches)
@@ -43,7 +61,12 @@ def grid(task: Task, method: Method) -> list[dict[str, float]]:
             {"learning_rate": rate, "t0": t0} for rate, t0 in itertools.product(few, (50.0, 200.0))
         ]
     else:
-        rates = _geometric(lowest, 1.5, count) if bowl else _geometric(7.81e-4, 1.6, count)
+        if bowl:
+            rates = _geometric(lowest, 1.5, count)
+        elif wide:
+            rates = _geometric(_LOWEST[method.update_size], 2.0, count)
+        else:
+            rates = _geometric(7.81e-4, 1.6, count)
         trials = [{"learning_rate": rate} for rate in rates]
     if len(trials) != count:
         raise ValueError(f"{method.name} has {len(trials)} trials; every method gets {count}.")

@@ -31,6 +31,8 @@ COLORS = {
     "natural_gradient_1_over_t": "#17a2b8",
     "natural_gradient_1_over_sqrt_t": "#2e9e5b",
     "natural_gradient_two_step": "#e08e0b",
+    "muon": "#6b8e23",
+    "shampoo_power": "#c06c9f",
     "fgo": "#d62839",
 }
 STYLE: dict[Any, Any] = {

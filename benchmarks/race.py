@@ -172,12 +172,13 @@ def results(race: Race) -> dict[str, Any]:
         {
             "task": race.task.name,
             "metric": race.task.metric,
+            "data": race.task.digest,
             "evidence": race.evidence,
             "num_steps": race.task.num_steps,
             "eval_every": race.task.eval_every,
             "smoothing": race.task.smoothing,
             "hold": race.task.hold,
-            "tuning_seeds": list(grids.TUNING_SEEDS),
+            "tuning_seeds": list(grids.tuning_seeds(race.task)),
             "target_seeds": list(grids.TARGET_SEEDS),
             "ratio": RATIO,
             "levels": {

@@ -21,8 +21,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks import methods, schedules, training
-from benchmarks.methods import Method, get_method
+from benchmarks import schedules, training
+from benchmarks.methods import Method, file_of, get_method
+from benchmarks.methods import method as method_module
 from benchmarks.tasks import Task, get_task
 from benchmarks.tasks import task as task_module
 from benchmarks.training import Curves, train
@@ -79,7 +80,8 @@ def run_identity(task: Task, method: Method, hyperparameters, seed: int) -> dict
         "seed": seed,
         "backend": jax.default_backend(),
         "versions": versions(),
-        "code": code_fingerprint(source_of(task), method.uses),
+        "data": task.digest,
+        "code": code_fingerprint(task, method),
     }
 
 
@@ -88,10 +90,15 @@ def source_of(task: Task) -> str:
     return inspect.getfile(task.loss)
 
 
-@functools.cache
-def code_fingerprint(task_file: str, uses: tuple[str, ...]) -> str:
+def code_fingerprint(task: Task, method: Method) -> str:
     """A digest of the sources behind a run, as they were when this process first asked."""
-    files = [Path(task_file), *map(_source, (task_module, methods, schedules, training))]
+    return _fingerprint((source_of(task), file_of(method)), method.uses)
+
+
+@functools.cache
+def _fingerprint(own: tuple[str, ...], uses: tuple[str, ...]) -> str:
+    shared = map(_source, (task_module, method_module, schedules, training))
+    files = [*map(Path, own), *shared]
     for pattern in uses:
         files += sorted((ROOT / "fgo_jax").glob(pattern))
     digest = hashlib.sha256()

@@ -8,8 +8,9 @@ A phased method has one time per phase, since its phases do different work.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -34,13 +35,19 @@ def step_times(
     task: Task,
     contestants: Mapping[str, tuple[Method, Mapping[str, float]]],
     *,
-    steps: int = 200,
+    steps: int | None = None,
     rounds: int = 7,
 ) -> dict[str, StepTime]:
     """Times of `{name: (method, hyperparameters)}`; phased methods as `name:phase`.
 
-    `contestants` must hold `constant`, the unit of the ratios.
+    `contestants` must hold `constant`, the unit of the ratios. A scan has the task's
+    `timed_steps` if `steps` is None, and so many more that each method does the same
+    cadenced work in every scan.
     """
+    steps = whole_cadences(
+        task.timed_steps if steps is None else steps,
+        [method.cadence for method, _ in contestants.values()],
+    )
     scans: dict[str, Callable[[], Any]] = {}
     for name, (method, hyperparameters) in contestants.items():
         scans |= _scans(task, name, method, hyperparameters, steps)
@@ -57,6 +64,12 @@ def step_times(
     ratios = {name: float(np.median(np.asarray(t) / unit)) for name, t in measured.items()}
     # Not each method's own median: rounds in which the machine was busy would bias it.
     return {name: StepTime(ratio * float(np.median(unit)), ratio) for name, ratio in ratios.items()}
+
+
+def whole_cadences(steps: int, cadences: Iterable[int]) -> int:
+    """The fewest steps, `steps` at least, that are a multiple of every cadence."""
+    period = math.lcm(*cadences)
+    return -(-steps // period) * period
 
 
 def label(method: Method) -> str:
@@ -76,7 +89,9 @@ def _scans(task, name, method, hyperparameters, steps) -> dict[str, Callable[[],
     @jax.jit
     def scan(carry):
         def step(carry, _):
-            return train_step(task, tx, data, key, carry, own_average=without_average)
+            return train_step(
+                task, tx, data, key, carry, without_average, needs_batch=method.needs_batch
+            )
 
         return jax.lax.scan(step, carry, length=steps)
 

@@ -45,10 +45,13 @@ def running_average(average, params, step):
     return jax.tree.map(lambda a, p: a + weight.astype(p.dtype) * (p - a), average, params)
 
 
-def train_step(task: Task, tx, data, key, carry: Carry, own_average: bool):
+def train_step(
+    task: Task, tx, data, key, carry: Carry, own_average: bool, needs_batch: bool = False
+):
     batch = task.batch(data, key, carry.step)
     value, grads = jax.value_and_grad(task.loss)(carry.params, batch)
-    updates, opt_state = tx.update(grads, carry.opt_state, carry.params, value=value)
+    extras = {"value": value, "batch": batch} if needs_batch else {"value": value}
+    updates, opt_state = tx.update(grads, carry.opt_state, carry.params, **extras)
     params = optax.apply_updates(carry.params, updates)
     average = carry.average if own_average else running_average(carry.average, params, carry.step)
     return Carry(params, average, opt_state, carry.step + 1), value
@@ -63,7 +66,7 @@ class Program:
     finish: Callable
 
 
-def make_program(task: Task, build, *, phased: bool) -> Program:
+def make_program(task: Task, build, *, phased: bool, needs_batch: bool = False) -> Program:
     def transformation(hyperparameters):
         return optax.with_extra_args_support(build(task, hyperparameters))
 
@@ -90,7 +93,9 @@ def make_program(task: Task, build, *, phased: bool) -> Program:
 
     def segment(carry, hyperparameters, data, key):
         tx = transformation(hyperparameters)
-        step = functools.partial(train_step, task, tx, data, key, own_average=phased)
+        step = functools.partial(
+            train_step, task, tx, data, key, own_average=phased, needs_batch=needs_batch
+        )
         carry, losses = jax.lax.scan(lambda c, _: step(c), carry, length=task.eval_every)
         record = {
             "raw": task.evaluate(data, carry.params),
@@ -169,5 +174,7 @@ def _program(task, method, hyperparameters, phased):
         return make_program(task, lambda task, hp: method, phased=phased), {}
     key = (task, method.trajectory)
     if key not in _programs:
-        _programs[key] = make_program(task, method.build, phased=method.phased)
+        _programs[key] = make_program(
+            task, method.build, phased=method.phased, needs_batch=method.needs_batch
+        )
     return _programs[key], {k: jnp.float32(v) for k, v in hyperparameters.items()}

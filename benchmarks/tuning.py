@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks import evidence, grids
 from benchmarks.levels import TARGETS, Level, final_of, hit_of, level_from, make_levels
 from benchmarks.methods import METHODS, Method
-from benchmarks.runner import code_fingerprint, environment, plain, run, source_of, write_json
+from benchmarks.runner import code_fingerprint, environment, plain, run, write_json
 from benchmarks.tasks.task import Task
 
 RESULTS = Path(__file__).parent / "results" / "tuned"
@@ -34,7 +34,7 @@ def trajectories(methods: Sequence[Method]) -> dict[str, Method]:
 
 
 def num_runs(task: Task, methods: Sequence[Method]) -> int:
-    trials = len(trajectories(methods)) * grids.num_trials(task) * len(grids.TUNING_SEEDS)
+    trials = len(trajectories(methods)) * grids.num_trials(task) * len(grids.tuning_seeds(task))
     if task.target is not None:
         return trials
     return trials + sum(m.name in TARGETS for m in methods) * len(grids.TARGET_SEEDS)
@@ -72,7 +72,7 @@ def tune(
         runs[name] = []
         for number, setting in enumerate(grids.grid(task, method), 1):
             announce(f"tuning {name} {number}/{grids.num_trials(task)}")
-            runs[name].append(on(grids.TUNING_SEEDS, method, setting))
+            runs[name].append(on(grids.tuning_seeds(task), method, setting))
     levels, kept = _with_committed(task, make_levels(task, runs, repeat))
     entries = kept | {
         method.name: _choose(task, method, runs[method.trajectory], levels) for method in methods
@@ -82,7 +82,8 @@ def tune(
             "task": task.name,
             "num_steps": task.num_steps,
             "rule": RULE,
-            "seeds": list(grids.TUNING_SEEDS),
+            "data": task.digest,
+            "seeds": list(grids.tuning_seeds(task)),
             "target_seeds": list(grids.TARGET_SEEDS),
             "levels": {level.name: dataclasses.asdict(level) for level in levels},
             "methods": {name: entries[name] for name in METHODS if name in entries},
@@ -98,7 +99,7 @@ def _with_committed(task: Task, levels: list[Level]):
     """
     path = tuned_path(task)
     old = json.loads(path.read_text()) if path.exists() else None
-    if old is None or old["num_steps"] != task.num_steps:
+    if old is None or old["num_steps"] != task.num_steps or old.get("data") != task.digest:
         return levels, {}
     targets = {level.name: level.target for level in levels}
     if any(old["levels"].get(name, {}).get("target") != t for name, t in targets.items()):
@@ -112,7 +113,7 @@ def _choose(task: Task, method: Method, runs, levels: Sequence[Level]) -> dict[s
     entry = {
         "note": method.note,
         "weights": method.weights,
-        "code": code_fingerprint(source_of(task), method.uses),
+        "code": code_fingerprint(task, method),
         "trials": [
             {
                 "hyperparameters": setting,

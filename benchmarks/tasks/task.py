@@ -40,6 +40,8 @@ class Task:
       smoothing: the evaluations in the trailing mean.
       hold: for how long a level must be held to count as reached, as a fraction of T;
         None means to the very end of the run.
+      timed_steps: steps of one scan where step times are measured, about half a second of them.
+      data_digest: `() -> text`, where the data are not the same on every machine.
     """
 
     name: str
@@ -59,6 +61,8 @@ class Task:
     target: float | None = None
     smoothing: int = 5
     hold: float | None = 0.05
+    timed_steps: int = 200
+    data_digest: Callable[[], str] | None = None
 
     def __post_init__(self):
         if self.num_steps % self.eval_every:
@@ -71,7 +75,13 @@ class Task:
     def num_evals(self) -> int:
         return self.num_steps // self.eval_every
 
+    @property
+    def digest(self) -> str | None:
+        """Which data these are; None where they are always the same."""
+        return None if self.data_digest is None else self.data_digest()
+
     def shortened(self, num_steps: int) -> Task:
         """The same task with another horizon, rounded down to whole evaluations."""
         whole = max(num_steps // self.eval_every, 1) * self.eval_every
-        return dataclasses.replace(self, num_steps=whole)
+        timed = min(self.timed_steps, whole)
+        return dataclasses.replace(self, num_steps=whole, timed_steps=timed)

@@ -93,3 +93,7 @@ def test_the_ladder_descends_to_the_hardest_target():
     assert rungs[-1] == pytest.approx(1)
     assert np.all(np.diff(rungs) < 0)
     np.testing.assert_array_equal(evidence.ladder([curve], 1, 20.0), [20.0])
+
+
+def test_the_ladder_of_runs_too_short_to_smooth_has_one_rung():
+    np.testing.assert_array_equal(evidence.ladder([np.ones(3)], 5, 0.5), [0.5])

@@ -96,15 +96,14 @@ def test_a_run_that_differs_in_anything_is_another_run(change):
         "seed": lambda: identity(seed=1),
         "setting": lambda: identity(rate=0.2),
         "horizon": lambda: identity(task=BOWL.shortened(10)),
-        "code": lambda: {**identity(), "code": runner.code_fingerprint(__file__, ())},
+        "code": lambda: {**identity(), "code": runner._fingerprint((__file__,), ())},
     }[change]()
     assert other != identity()
 
 
 def test_a_run_depends_on_the_sources_that_its_method_uses():
-    file = runner.source_of(BOWL)
     names = ("constant", "natural_gradient", "fgo")
-    digests = {runner.code_fingerprint(file, METHODS[name].uses) for name in names}
+    digests = {runner.code_fingerprint(BOWL, METHODS[name]) for name in names}
     assert len(digests) == len(names)
 
 

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 
 from benchmarks.tasks import TASKS, get_task
+from benchmarks.tasks.char_gpt import VALIDATION_WINDOWS, VOCABULARY, WINDOW, data_digest, text
 from benchmarks.tasks.digits_vit import CANVAS, SPLITS, _place
+from fgo_jax.curvature import example_losses
+
+MODELS = ["quadratic_bowl", "digits_vit", "char_gpt", "digits_autoencoder"]
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -16,7 +20,7 @@ def test_evaluations_are_fine_enough_for_a_race(name):
     assert task.num_steps % task.eval_every == 0
 
 
-@pytest.mark.parametrize("name", ["quadratic_bowl", "digits_vit"])
+@pytest.mark.parametrize("name", MODELS)
 def test_a_batch_is_a_function_of_key_and_step(name):
     task = get_task(name)
     data, key = task.data(0), jax.random.key(0)
@@ -26,7 +30,17 @@ def test_a_batch_is_a_function_of_key_and_step(name):
     assert not jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), first, other))
 
 
-def test_the_loss_is_the_named_loss_of_the_predictions():
+@pytest.mark.parametrize("name", ["digits_vit", "char_gpt", "digits_autoencoder"])
+def test_the_loss_is_the_named_loss_of_the_predictions(name):
+    task = get_task(name)
+    params = jax.jit(task.init)(jax.random.key(0))
+    batch = jax.jit(task.batch)(task.data(0), jax.random.key(1), 0)
+    losses = example_losses(task.predict, task.loss_name)
+    loss, named = jax.jit(lambda p: (task.loss(p, batch), losses(p, batch)))(params)
+    np.testing.assert_allclose(loss, named.mean(), rtol=1e-5)
+
+
+def test_a_loss_of_logits_is_its_definition():
     task = get_task("digits_vit")
     params = jax.jit(task.init)(jax.random.key(0))
     batch = jax.jit(task.batch)(task.data(0), jax.random.key(1), 0)
@@ -89,3 +103,82 @@ def test_an_image_is_placed_whole_on_an_empty_canvas():
             expected = np.zeros((CANVAS, CANVAS), np.float32)
             expected[row : row + 8, column : column + 8] = image[0]
             np.testing.assert_array_equal(placed, expected)
+
+
+def test_a_gpt_begins_with_all_characters_alike():
+    task = get_task("char_gpt")
+    params = jax.jit(task.init)(jax.random.key(0))
+    # Small output weights: each logit has a variance of 64 * .02^2 = .026, half of which
+    # is what the loss has above the logarithm of the vocabulary's size.
+    loss = jax.jit(task.evaluate)(task.data(0), params)
+    assert abs(loss - np.log(VOCABULARY)) < 0.05
+    assert 110_000 < sum(leaf.size for leaf in jax.tree.leaves(params)) < 125_000
+
+
+def test_a_gpt_sees_no_later_character():
+    task = get_task("char_gpt")
+    params = jax.jit(task.init)(jax.random.key(0))
+    batch = task.batch(task.data(0), jax.random.key(1), 0)
+    predict = jax.jit(task.predict)
+    changed = {**batch, "text": batch["text"].at[:, 40:].add(1) % VOCABULARY}
+    before, after = predict(params, batch), predict(params, changed)
+    np.testing.assert_array_equal(before[:, :40], after[:, :40])
+    assert not np.allclose(before[:, 40:], after[:, 40:])
+
+
+def test_labels_of_a_text_are_its_next_characters():
+    data = get_task("char_gpt").data(0)
+    batch = get_task("char_gpt").batch(data, jax.random.key(0), 0)
+    for part in (batch, data["validation"], data["test"]):
+        np.testing.assert_array_equal(part["text"][:, 1:], part["label"][:, :-1])
+
+
+def test_what_a_gpt_is_tested_on_is_not_in_its_training_text():
+    data = get_task("char_gpt").data(0)
+
+    def pieces(tokens):
+        rows = np.lib.stride_tricks.sliding_window_view(np.asarray(tokens, np.uint8), WINDOW)
+        return {row.tobytes() for row in rows}
+
+    train = pieces(data["train"])
+    names = ("validation", "test")
+    rows = {n: [row.tobytes() for row in np.asarray(data[n]["text"], np.uint8)] for n in names}
+    assert len(rows["validation"]) == VALIDATION_WINDOWS
+    assert not set(rows["validation"]) & set(rows["test"])
+    for name, chosen in rows.items():
+        # Sixty-four characters may be told in the same words twice; a leak would be far more.
+        assert np.mean([row in train for row in chosen]) < 0.01, name
+
+
+def test_the_text_repeats_no_line_of_another_paragraph():
+    paragraphs = [
+        {" ".join(line.split()) for line in paragraph.splitlines()} - {""}
+        for paragraph in text().split("\n\n")
+    ]
+    assert sum(map(len, paragraphs)) == len(set().union(*paragraphs))
+    assert data_digest().startswith(f"{len(text())} characters, sha256 ")
+
+
+def test_an_autoencoder_gives_back_what_it_is_given():
+    task = get_task("digits_autoencoder")
+    data = task.data(0)
+    batch = task.batch(data, jax.random.key(0), 0)
+    np.testing.assert_array_equal(batch["pixels"], batch["label"])
+    params = task.init(jax.random.key(0))
+    assert task.predict(params, batch).shape == batch["label"].shape
+    # Grey pixels cannot be told for certain: their entropy is a floor of the loss.
+    pixels = np.asarray(data["validation"]["label"], np.float64)
+    p = pixels[(pixels > 0) & (pixels < 1)]
+    floor = -np.sum(p * np.log(p) + (1 - p) * np.log1p(-p)) / len(pixels)
+    assert floor < task.evaluate(data, params)
+
+
+def test_the_autoencoders_splits_share_no_image():
+    data = get_task("digits_autoencoder").data(0)
+    digits = {"train": _digits(data["train"])}
+    for name in ("validation", "test"):
+        side = int(np.sqrt(data[name]["pixels"].shape[-1]))
+        digits[name] = _digits(data[name]["pixels"].reshape(-1, side, side))
+    # Two digits may be drawn alike by chance; a leak would be far more.
+    assert len(digits["train"] & digits["test"]) <= 1
+    assert len(digits["train"] & digits["validation"]) <= 1

@@ -1,0 +1,48 @@
+"""The contestants: how each is built from its hyperparameters, and which weights it is judged by.
+
+Every trajectory is evaluated at its raw and at its averaged weights, so a method and its
+`_averaged` sibling are two readings of the same runs. `fgo_jax` is imported only by the
+methods that use it.
+"""
+
+from __future__ import annotations
+
+from benchmarks.methods import baselines, muon, natural, phases
+from benchmarks.methods.method import Method
+
+_MODULES = (baselines, muon, natural, phases)
+
+METHODS: dict[str, Method] = {
+    method.name: method for module in _MODULES for method in module.METHODS
+}
+
+
+def get_method(name: str) -> Method:
+    if name not in METHODS:
+        raise ValueError(f"No method {name!r}; there are {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def file_of(method: Method) -> str:
+    """The file that defines a method: what it shares with others lies in `method.py`."""
+    for module in _MODULES:
+        if method in module.METHODS and module.__file__:
+            return module.__file__
+    raise ValueError(f"{method.name} is none of the methods that are registered.")
+
+
+def available(method: Method) -> bool:
+    """Whether what the method needs of `fgo_jax` can be imported."""
+    if not method.uses:
+        return True
+    try:
+        import fgo_jax as fgo
+    except ImportError:
+        return False
+    needed = ["scale_by_kronecker_fisher"]
+    if method.phased:
+        needed += ["target_acquisition", "telemetry", "eval_params", "force_phase"]
+    return all(hasattr(fgo, name) for name in needed)
+
+
+__all__ = ["METHODS", "Method", "available", "file_of", "get_method"]

@@ -1,0 +1,33 @@
+"""Muon as it is used: hidden matrices by orthogonalised momentum, everything else by Adam."""
+
+from __future__ import annotations
+
+import jax
+import optax
+
+from benchmarks.methods.method import TRANSFORM_TASKS, Method, constant_schedule
+
+# Tables of rows that are looked up, and the map to logits: matrices by shape only
+# (Jordan et al., 2024).
+_BY_ADAM = ("embed", "positions", "head")
+
+
+def _dimensions(params):
+    def of(path, leaf):
+        if leaf.ndim != 2 or any(getattr(key, "key", None) in _BY_ADAM for key in path):
+            return None
+        return optax.contrib.MuonDimensionNumbers()
+
+    return jax.tree_util.tree_map_with_path(of, params)
+
+
+def _muon(task, hp):
+    # Updates of the size of Adam's let one rate serve both halves (Liu et al., 2025).
+    return optax.contrib.muon(
+        constant_schedule(task, hp),
+        muon_weight_dimension_numbers=_dimensions,
+        consistent_rms=0.2,
+    )
+
+
+METHODS = (Method("muon", _muon, only=TRANSFORM_TASKS, transform="optax.contrib.muon"),)

@@ -1,0 +1,135 @@
+"""The classic deep autoencoder, at the size of scikit-learn's 8 x 8 digits.
+
+A funnel of sigmoid layers down to a narrow linear code and back (Hinton and Salakhutdinov,
+2006; Martens and Grosse, 2015), whose gradients are so unevenly scaled that it has been the
+touchstone of second-order methods ever since. Each digit is placed at random on a 12 x 12
+canvas, 25 places in all, so 1,197 training images are not memorised. Validation and test
+images have one place each, drawn once.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.tasks.task import Task
+
+SPLITS = {"train": 1197, "validation": 300, "test": 300}
+BATCH_SIZE = 256
+CANVAS = 12
+MAX_SHIFT = 2  # from the middle: every place of the 8 x 8 image on the canvas, none cut off
+FUNNEL = (128, 64, 32)
+CODE = 12
+
+
+class Autoencoder(nn.Module):
+    """144-128-64-32-12-32-64-128-144; the code and the outputs are linear."""
+
+    funnel: tuple[int, ...] = FUNNEL
+    code: int = CODE
+
+    @nn.compact
+    def __call__(self, pixels):  # [batch, 144]
+        x = pixels
+        for index, width in enumerate(self.funnel):
+            x = nn.sigmoid(nn.Dense(width, name=f"down_{index}")(x))
+        x = nn.Dense(self.code, name="code")(x)
+        for index, width in enumerate(reversed(self.funnel)):
+            x = nn.sigmoid(nn.Dense(width, name=f"up_{index}")(x))
+        return nn.Dense(pixels.shape[-1], name="pixels")(x)
+
+
+MODEL = Autoencoder()
+
+
+@functools.cache
+def _data(seed: int):
+    del seed  # the split is fixed: seeds differ in initial weights and batches
+    from sklearn.datasets import load_digits
+
+    digits: Any = load_digits()
+    rng = np.random.default_rng(1797)
+    rows = np.split(rng.permutation(len(digits.images)), np.cumsum(list(SPLITS.values()))[:-1])
+    data = {}
+    for name, chosen in zip(SPLITS, rows, strict=True):
+        images = jnp.asarray(digits.images[chosen] / 16, jnp.float32)
+        if name == "train":
+            data[name] = images
+            continue
+        places = rng.integers(0, 2 * MAX_SHIFT + 1, (len(images), 2))
+        data[name] = _example(_place(images, jnp.asarray(places)))
+    return data
+
+
+def _place(images, places):
+    """Puts each 8 x 8 image on an empty canvas, its corner at its own (row, column)."""
+    # Products with shifted identities: per-example slices are slow gathers on a CPU.
+    size = images.shape[-1]
+    moves = jnp.stack([jnp.eye(CANVAS, size, k=-k) for k in range(2 * MAX_SHIFT + 1)])
+    rows, columns = moves[places[:, 0]], moves[places[:, 1]]
+    return jnp.einsum("bij,bjk,blk->bil", rows, images, columns)
+
+
+def _example(images):
+    pixels = images.reshape(len(images), -1)
+    return {"pixels": pixels, "label": pixels}  # what goes in is what shall come out
+
+
+def _batch(data, key, step):
+    row_key, place_key = jax.random.split(jax.random.fold_in(key, step))
+    rows = jax.random.randint(row_key, (BATCH_SIZE,), 0, data["train"].shape[0])
+    places = jax.random.randint(place_key, (BATCH_SIZE, 2), 0, 2 * MAX_SHIFT + 1)
+    return _example(_place(data["train"][rows], places))
+
+
+def _init(key):
+    return MODEL.init(key, jnp.zeros((1, CANVAS**2)))["params"]
+
+
+def _predict(params, batch) -> Any:
+    return MODEL.apply({"params": params}, batch["pixels"])
+
+
+def _cross_entropy(logits, pixels):
+    return optax.sigmoid_binary_cross_entropy(logits, pixels).sum(-1).mean()
+
+
+def _loss(params, batch):
+    return _cross_entropy(_predict(params, batch), batch["label"])
+
+
+def _evaluate(data, params):
+    return _loss(params, data["validation"])
+
+
+def _test(data, params):
+    logits, pixels = _predict(params, data["test"]), data["test"]["label"]
+    return {
+        "cross_entropy": _cross_entropy(logits, pixels),
+        "squared_error": jnp.square(jax.nn.sigmoid(logits) - pixels).sum(-1).mean(),
+    }
+
+
+def digits_autoencoder() -> Task:
+    return Task(
+        name="digits_autoencoder",
+        num_steps=2000,
+        eval_every=10,
+        warmup_steps=100,
+        batch_size=BATCH_SIZE,
+        data=_data,
+        init=_init,
+        batch=_batch,
+        loss=_loss,
+        predict=_predict,
+        loss_name="sigmoid_cross_entropy",
+        evaluate=_evaluate,
+        test=_test,
+        metric="validation cross-entropy",
+    )

@@ -1,0 +1,155 @@
+"""Single transformations against Adam: what is counted, what is passed, and the command."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import grids, timing, transforms
+from benchmarks.__main__ import main
+from benchmarks.methods import METHODS
+from benchmarks.methods.method import Method, alone
+from benchmarks.tasks import get_task
+from benchmarks.training import train
+
+TASK = get_task("digits_autoencoder")
+
+
+@pytest.mark.parametrize("name", transforms.TASKS)
+def test_adam_holds_eight_bytes_per_parameter(name):
+    task = get_task(name)
+    tx = METHODS["constant"].build(task, {"learning_rate": 1e-3})
+    # Two moments in float32; the counters of a whole tree are the rest.
+    assert transforms.bytes_per_parameter(task, tx) == pytest.approx(8, abs=1e-3)
+    assert transforms.bytes_per_parameter(task, optax.sgd(0.1)) == 0
+
+
+def test_factors_and_bases_are_counted():
+    task = get_task("digits_autoencoder")
+    tx = METHODS["natural_gradient"].build(task, {"learning_rate": 1e-3})
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    leaves = jax.tree.leaves(shapes)
+    factors = sum(d * d for leaf in leaves if leaf.ndim == 2 for d in leaf.shape)
+    size = sum(leaf.size for leaf in leaves)
+    wanted = 8 + 2 * 4 * factors / size
+    assert transforms.bytes_per_parameter(task, tx) == pytest.approx(wanted, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", transforms.TASKS)
+def test_every_transformation_is_built_and_updates_what_it_is_given(name):
+    task = get_task(name)
+    names = [method.name for method in transforms.contestants(task)]
+    assert {"constant", "muon", "natural_gradient", "shampoo_power"} <= set(names)
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    batch = jax.eval_shape(task.batch, task.data(0), jax.random.key(0), 0)
+    for method in transforms.contestants(task):
+        tx = method.build(task, grids.grid(task, method)[0])
+        extras = {"batch": batch} if method.needs_batch else {}
+        update = optax.with_extra_args_support(tx).update
+        state = jax.eval_shape(tx.init, params)
+        updates, _ = jax.eval_shape(update, params, state, params, **extras)
+        assert jax.tree.all(jax.tree.map(lambda u, p: u.shape == p.shape, updates, params))
+
+
+def test_adam_gets_what_muon_does_not_orthogonalise():
+    task = get_task("char_gpt")
+    tx = METHODS["muon"].build(task, {"learning_rate": 1.0})
+    params = jax.jit(task.init)(jax.random.key(0))
+    grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(1), p.shape), params)
+
+    @jax.jit
+    def first(grads, params):
+        updates, _ = tx.update(grads, tx.init(params), params)
+        return jax.tree.map(lambda u: task.warmup_steps * jnp.abs(u), updates)
+
+    # Adam's first update is a sign, up to a factor: all entries are as large.
+    size = first(grads, params)
+    for leaf in (size["embed"]["embedding"], size["positions"], size["head"]["kernel"]):
+        assert leaf.std() < 0.01 * leaf.mean()
+    matrix = size["block_0"]["up"]["kernel"]
+    assert matrix.std() > 0.5 * matrix.mean()
+    # Five Newton-Schulz steps leave singular values between .7 and 1.2.
+    np.testing.assert_allclose(jnp.sqrt(jnp.mean(matrix**2)), 0.2, rtol=0.3)
+
+
+def _method(**fields):
+    """A stand-in whose update is the mean of a batch's pixels, zero without a batch."""
+
+    def transform(task):
+        def update(grads, state, params=None, *, batch=None, **extra_args):
+            del params, extra_args
+            found = jnp.zeros(()) if batch is None else batch["pixels"].mean()
+            return jax.tree.map(lambda g: jnp.full_like(g, found), grads), state
+
+        return optax.GradientTransformationExtraArgs(lambda params: (), update)
+
+    return Method("stand_in", alone(transform), **fields)
+
+
+@pytest.mark.parametrize("needs_batch", [False, True])
+def test_a_batch_is_passed_to_those_who_need_it(needs_batch):
+    task = TASK.shortened(10)
+    method = _method(trajectory=f"stand_in_{needs_batch}", needs_batch=needs_batch)
+    params = task.init(jax.random.split(jax.random.key(0))[0])
+    curves = train(task, method, {"learning_rate": 1.0}, seed=0)
+    still = float(task.evaluate(task.data(0), params))
+    assert (curves.raw[-1] == pytest.approx(still, rel=1e-6)) == (not needs_batch)
+
+
+def test_a_timed_scan_holds_whole_cadences():
+    assert timing.whole_cadences(20, [1, 10]) == 20
+    assert timing.whole_cadences(20, [10, 15, 1]) == 30
+    assert timing.whole_cadences(200, []) == 200
+    task = TASK.shortened(10)
+    contestants = {
+        "constant": (METHODS["constant"], {"learning_rate": 1e-3}),
+        "stand_in": (_method(needs_batch=True, cadence=4), {"learning_rate": 0.0}),
+    }
+    times = timing.step_times(task, contestants, rounds=1)
+    assert times["constant"].ratio == 1
+    assert times["stand_in"].seconds > 0
+
+
+def test_fewer_seeds_tune_where_runs_are_long():
+    assert grids.tuning_seeds(get_task("char_gpt")) == grids.TUNING_SEEDS[:2]
+    assert grids.tuning_seeds(get_task("digits_vit")) == grids.TUNING_SEEDS
+
+
+def test_the_command_tables_every_transformation_that_is_asked_for(tmp_path):
+    command = ["transforms", "--tasks", "digits_autoencoder", "--methods", "muon"]
+    options = ["--steps", "20", "--seeds", "1", "--output", str(tmp_path)]
+    result = CliRunner().invoke(main, [*command, *options])
+    assert result.exit_code == 0, result.output
+    assert "no evidence" in result.output
+    stored = json.loads((tmp_path / "transforms-quick.json").read_text())
+    table = stored["tasks"]["digits_autoencoder"]
+    assert not table["evidence"]
+    rows = table["rows"]
+    assert list(rows) == ["constant", "muon"]
+    assert rows["constant"]["step_time_ratio"] == 1
+    assert rows["constant"]["state_bytes_per_parameter"] == pytest.approx(8, abs=1e-3)
+    # One moment of a matrix, two of a bias.
+    assert 4 < rows["muon"]["state_bytes_per_parameter"] < 5
+    lines = (tmp_path / "transforms-quick.md").read_text().splitlines()
+    assert len([line for line in lines if line.startswith("| ")]) == 2 + len(rows)
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+
+
+def test_the_command_names_an_unknown_transformation():
+    result = CliRunner().invoke(main, ["transforms", "--methods", "newton"])
+    assert result.exit_code == 2
+    assert "no method 'newton'" in result.output
+
+
+def test_a_short_race_on_the_text(tmp_path):
+    command = ["race", "char_gpt", "--methods", "muon", "--steps", "12", "--seeds", "1"]
+    result = CliRunner().invoke(main, [*command, "--output", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    stored = json.loads((tmp_path / "char_gpt-quick.json").read_text())
+    assert set(stored["levels"]["quick"]["methods"]) == {"constant", "muon"}
+    # The text is another one in another Python, and a result says which it was.
+    assert stored["data"] == get_task("char_gpt").digest
