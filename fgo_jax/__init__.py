@@ -5,7 +5,7 @@ from fgo_jax.analysis import SpectrumReport, spectrum
 from fgo_jax.averaging import average_weights, eval_params
 from fgo_jax.machine import phased
 from fgo_jax.phases import Phase, acquisition, execution, reask
-from fgo_jax.precondition import scale_by_kronecker_fisher
+from fgo_jax.precondition import scale_by_kfac, scale_by_kronecker_fisher
 from fgo_jax.protocol import STATIC_ARGS, target_acquisition
 from fgo_jax.state import FgoState
 from fgo_jax.telemetry import force_phase, restart, should_stop, telemetry
@@ -28,6 +28,7 @@ __all__ = [
     "probes",
     "reask",
     "restart",
+    "scale_by_kfac",
     "scale_by_kronecker_fisher",
     "should_stop",
     "spectrum",

@@ -131,9 +131,21 @@ def drawn_outer_product(
     """As `output_hessian`, with r r^T per row for the Hessian; r is the gradient at the labels."""
     outputs = named_outputs(loss, outputs)
     share = _shares(outputs, weights, batch)
-    value = _LIKELIHOODS[loss].value
-    residual = jax.grad(lambda z: jnp.sum(value(z, labels)))(outputs)
+    residual = _residual(loss, outputs, labels)
     return lambda t: share * residual * jnp.sum(residual * t, axis=-1, keepdims=True)
+
+
+def drawn_cotangent(
+    loss: str, outputs: Any, labels: jax.Array, batch: Any, weights: Select | None = None
+) -> jax.Array:
+    """c with E[c c^T] = the mean loss's Hessian over the labels of the model, rows independent."""
+    outputs = named_outputs(loss, outputs)
+    return jnp.sqrt(_shares(outputs, weights, batch)) * _residual(loss, outputs, labels)
+
+
+def _residual(loss: str, outputs: jax.Array, labels: jax.Array) -> jax.Array:
+    value = _LIKELIHOODS[loss].value
+    return jax.grad(lambda z: jnp.sum(value(z, labels)))(outputs)
 
 
 def draw_labels(loss: str, outputs: Any, key: jax.Array, rows: Callable[[int], Any]) -> jax.Array:
