@@ -191,26 +191,28 @@ def run_tapped(
 ) -> Any:
     """The outputs of the model, its layers tied to their probes."""
     by_path = {layer.path: layer for layer in layout.layers}
-    marks = {
-        d.norm: jnp.zeros(jnp.shape(leaves[d.path]), jnp.float32)
-        for d in layout.diagonals
-        if d.norm is not None
-    }
 
     def handle(next_fun, args, kwargs, module, method, seen, path, probe):
         y = next_fun(*args, **kwargs)
-        layer = by_path.get(path)
-        if layer is None or seen.axes is None:
+        if seen.axes is None:
             return y
+        if path not in by_path:
+            return statistics.tap_norm(_standardised(module, args, kwargs), y, probe)
         x = args[0] if args else next(iter(kwargs.values()))
-        _check_axes(layer, seen, module)
-        return statistics.tap(layer, module, method, x, y, probe, reduce)
+        _check_axes(by_path[path], seen, module)
+        return statistics.tap(by_path[path], module, method, x, y, probe, reduce)
 
-    outputs = recorder.run(
-        predict_fn, recorder.put(model, {**marks, **probes}, leaves), batch, handle
-    )
+    outputs = recorder.run(predict_fn, recorder.put(model, probes, leaves), batch, handle)
     _check_seen(recorder, layout, predict_fn, model, batch)
     return outputs
+
+
+def _standardised(module: Any, args: Any, kwargs: Any) -> jax.Array:
+    """The output of a normalisation before its scale and bias."""
+    switches = {name: False for name in ("use_scale", "use_bias") if hasattr(module, name)}
+    held = {name: value for name, value in module.variables.items() if name != "params"}
+    bare = module.clone(parent=None, **switches)
+    return bare.apply(held, *args, mutable=list(held), **kwargs)[0]
 
 
 def _check_axes(layer: Layer, seen: Seen, module: Any) -> None:

@@ -74,6 +74,41 @@ def tap(
     return identity(y, x, probe)
 
 
+def tap_norm(standardised: jax.Array, y: jax.Array, probe: Any) -> jax.Array:
+    """y, with the squared gradients of scale and bias, example by example, as cotangents."""
+    for leaf in probe.values():
+        if leaf.shape != y.shape[y.ndim - leaf.ndim :]:
+            raise ValueError(
+                f"scale_by_kfac takes normalisations over trailing axes, got a parameter of shape "
+                f"{leaf.shape} for outputs {y.shape}: name it in diagonal= (globs or a function "
+                "of the path)."
+            )
+    like = {name: jax.ShapeDtypeStruct(p.shape, p.dtype) for name, p in probe.items()}
+
+    @jax.custom_vjp
+    def identity(y, standardised, probe):
+        del standardised, probe
+        return y
+
+    def forward(y, standardised, probe):
+        del probe
+        return y, standardised
+
+    def backward(standardised, g):
+        def square(name: str) -> jax.Array:
+            each = g.astype(jnp.float32)
+            if name == "scale":
+                each = each * standardised.astype(jnp.float32)
+            lead = g.ndim - len(like[name].shape)
+            each = jnp.square(jnp.sum(each, axis=tuple(range(1, lead))))
+            return (jnp.sum(each, axis=0) if lead else each).astype(like[name].dtype)
+
+        return g, None, {name: square(name) for name in like}
+
+    identity.defvjp(forward, backward)
+    return identity(y, standardised, probe)
+
+
 def _moment(x: jax.Array, axes: int, like: Any, constant: bool) -> jax.Array:
     """Sum of x x^T over all leading axes; x has `axes` trailing ones, and a 1 after them."""
     lead = tuple(range(x.ndim - axes))
@@ -173,7 +208,7 @@ def _patches(layer: Layer, module: Any, x: jax.Array) -> jax.Array:
         lhs_dilation=each(module.input_dilation),
         rhs_dilation=each(module.kernel_dilation),
         dimension_numbers=numbers,
-        precision="highest",
+        precision=jax.lax.Precision.HIGHEST,
     )
     patches = patches.reshape((*lead, *patches.shape[1:-1], layer.inputs[-1], *sizes))
     return jnp.moveaxis(patches, patches.ndim - rank - 1, -1)

@@ -16,7 +16,7 @@ from fgo_jax.curvature.weights import Select, check_select
 from fgo_jax.precondition.kfac import roots as rooted
 from fgo_jax.precondition.kfac import statistics
 from fgo_jax.precondition.kfac.capture import Recorder, run_tapped
-from fgo_jax.precondition.kfac.layers import Axes, Layout, Paths, check_diagonal, layout
+from fgo_jax.precondition.kfac.layers import Axes, Layout, Paths, check_diagonal, layout, leaf_paths
 from fgo_jax.precondition.preconditioner import Preconditioner
 
 
@@ -99,9 +99,15 @@ def scale_by_kfac(
 
     def estimate(plan: Layout, model: Any, batch: Any, key: Any, state: Any) -> Any:
         """(estimates, factors, diagonals) after one batch."""
-        probes = {x.path: statistics.zero_probe(x, max_dim) for x in plan.layers}
-        by_path = dict(zip(_paths(model), jax.tree.leaves(model), strict=True))
-        chosen = {d.path: by_path[d.path] for d in plan.diagonals}
+        probes: dict[str, Any] = {
+            x.path: statistics.zero_probe(x, max_dim) for x in plan.layers
+        }
+        by_path = dict(zip(leaf_paths(model), jax.tree.leaves(model), strict=True))
+        chosen = {d.path: by_path[d.path] for d in plan.diagonals if d.norm is None}
+        for d in plan.diagonals:
+            if d.norm is not None:
+                zeros = jnp.zeros(jnp.shape(by_path[d.path]), jnp.float32)
+                probes.setdefault(d.norm, {})[_name(d.path)] = zeros
 
         def outputs_of(probes: Any, chosen: Any) -> Any:
             return run_tapped(
@@ -113,7 +119,14 @@ def scale_by_kfac(
         drawn = losses.drawn_cotangent(loss, outputs, labels, batch, weights)
         moments, gradients = pull(drawn.astype(outputs.dtype))
         found: list[Any] = [statistics.normalised(x, moments[x.path]) for x in plan.layers]
-        found += [jnp.square(gradients[d.path].astype(jnp.float32)) for d in plan.diagonals]
+        found += [
+            # The labels of different rows are independent: the square of a sum of their scores
+            # has the mean of a sum of their squares.
+            jnp.square(gradients[d.path].astype(jnp.float32))
+            if d.norm is None
+            else moments[d.norm][_name(d.path)]
+            for d in plan.diagonals
+        ]
         if axis_name is not None:
             found = jax.lax.pmean(found, axis_name)
         used = [moments[x.path]["uses"] for x in plan.layers] + [None] * len(plan.diagonals)
@@ -265,10 +278,8 @@ def scale_by_kfac(
     return Preconditioner(init, update, metric, keeps_scale=False)
 
 
-def _paths(tree: Any) -> list[str]:
-    from fgo_jax.precondition.kfac.layers import leaf_paths
-
-    return leaf_paths(tree)
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _all_finite(tree: Any) -> jax.Array:
