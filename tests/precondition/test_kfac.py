@@ -58,7 +58,7 @@ def dense_statistics(params, x, labels):
 def damped_inverses(a, g, damping):
     ta, tg = np.trace(a) / len(a), np.trace(g) / len(g)
     pi = np.sqrt(ta / tg)
-    level = np.sqrt(damping)
+    level = np.sqrt(damping * ta * tg)
     return (
         np.linalg.inv(a + pi * level * np.eye(len(a))),
         np.linalg.inv(g + level / pi * np.eye(len(g))),
@@ -89,7 +89,7 @@ def reference(params, batches, grads, damping, constraint):
             inverses = (
                 *damped_inverses(moving["A0"], moving["G0"], damping),
                 *damped_inverses(moving["A1"], moving["G1"], damping),
-                1 / (moving["scale"] + damping),
+                1 / (moving["scale"] + damping * moving["scale"].mean()),
             )
         g = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), g)
         a0, g0, a1, g1, d = inverses
@@ -156,7 +156,9 @@ class Linear(nn.Module):
 
 def linear_problem(features, examples=32):
     model = Linear(features)
-    x = jax.random.normal(jax.random.key(0), (examples, 4)) @ jnp.diag(jnp.asarray([1.0, 3, 0.3, 2]))
+    x = jax.random.normal(jax.random.key(0), (examples, 4)) @ jnp.diag(
+        jnp.asarray([1.0, 3, 0.3, 2])
+    )
     params = model.init(jax.random.key(1), x)["params"]
     return params, x, lambda p, batch: model.apply({"params": p}, batch)
 
@@ -194,7 +196,13 @@ def test_a_linear_gaussian_layer_gets_the_exact_natural_gradient():
     params, x, fn = linear_problem((2,))
     y = jnp.tanh(x[:, :2]) + 3.0
     tx = fgo.scale_by_kfac(
-        fn, "squared_error", damping=0.0, b1=None, norm_constraint=None, factor_decay=0.99, burn_in=0
+        fn,
+        "squared_error",
+        damping=0.0,
+        b1=None,
+        norm_constraint=None,
+        factor_decay=0.99,
+        burn_in=0,
     )
     state = tx.init(params)
 
@@ -228,14 +236,18 @@ def test_applying_the_metric_twice_is_the_update_without_momentum():
     jax.tree.map(np.testing.assert_array_equal, tx.metric(params, state), params)
     updates, state = jax.jit(tx.update)(params, state, params, batch=x)
     twice = tx.metric(tx.metric(params, state), state)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), twice, updates)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), twice, updates
+    )
 
 
 def test_the_norm_constraint_holds_and_only_shortens():
     params, x = problem()
     free = fgo.scale_by_kfac(predict, b1=None, norm_constraint=None)
     update = jax.jit(free.update)(params, free.init(params), params, batch=x)[0]
-    square = sum(jnp.vdot(u, g) for u, g in zip(*map(jax.tree.leaves, (update, params)), strict=True))
+    square = sum(
+        jnp.vdot(u, g) for u, g in zip(*map(jax.tree.leaves, (update, params)), strict=True)
+    )
     for constraint in (0.25 * float(square), 4.0 * float(square)):
         tx = fgo.scale_by_kfac(predict, b1=None, norm_constraint=constraint)
         short = jax.jit(tx.update)(params, tx.init(params), params, batch=x)[0]
@@ -260,6 +272,6 @@ def test_the_mean_over_weights_is_the_mean_over_what_they_keep():
     masked = factors({"x": x, "w": keep.astype(jnp.float32)}, "w")
     short = factors({"x": x[:8]}, None)
     # The labels of a row depend on its number alone. A is over all inputs, padding as well.
-    for a, b in zip(masked.factors, short.factors, strict=True):
+    for a, b in zip(masked.factors[:2], short.factors[:2], strict=True):
         np.testing.assert_allclose(a[0][1], b[0][1], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(masked.diagonals[0], short.diagonals[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(masked.factors[2], short.factors[2], rtol=1e-5, atol=1e-6)

@@ -86,9 +86,7 @@ def check_diagonal(diagonal: Paths) -> Callable[[str], bool]:
     return lambda path: any(fnmatch.fnmatchcase(path, glob) for glob in globs)
 
 
-def layout(
-    tree: Any, table: Mapping[str, Axes] | None, diagonal: Callable[[str], bool]
-) -> Layout:
+def layout(tree: Any, table: Mapping[str, Axes] | None, diagonal: Callable[[str], bool]) -> Layout:
     """Sorts all leaves into layers and diagonals; a function of paths and shapes alone."""
     paths = leaf_paths(tree)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]

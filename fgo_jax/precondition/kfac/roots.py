@@ -74,12 +74,47 @@ def inverse_root(values: jax.Array, vectors: Any, damping: jax.Array) -> jax.Arr
     damping = _over(damping, values)
     # An eigenvalue of float32 is known to its rounding, relative to the largest.
     floor = jnp.finfo(jnp.float32).eps * jnp.max(values, axis=-1, keepdims=True)
-    damped = jnp.maximum(values + damping, floor)
-    roots = jnp.where(damped > 0, jax.lax.rsqrt(jnp.where(damped > 0, damped, 1.0)), 0.0)
+    roots = _root(jnp.maximum(values + damping, floor))
     if vectors is None:
         return roots
     scaled = vectors * roots[..., None, :]
     return jnp.matmul(scaled, jnp.swapaxes(vectors, -1, -2), precision="highest")
+
+
+def layer_roots(
+    layers: Sequence[Layer], factors: Sequence[Terms], counts: Sequence[jax.Array], damping: Any
+) -> tuple[tuple[jax.Array, jax.Array], ...]:
+    """A damped pair for each layer, zero for those without an estimate.
+
+    With lambda = damping * mean(A) * mean(G) (means over the eigenvalues) and
+    pi = sqrt(mean(A) / mean(G)), the factored Tikhonov terms pi sqrt(lambda) and sqrt(lambda) / pi
+    are sqrt(damping) times the mean of their own side.
+    """
+    pairs = [merged(x, terms) for x, terms in zip(layers, factors, strict=True)]
+    sides = [(x, f) for x, pair in zip(layers, pairs, strict=True) for f in pair]
+    found = []
+    for values, vectors in spectra(sides):
+        mean = jnp.mean(values, axis=-1)
+        found.append(inverse_root(values, vectors, jnp.sqrt(damping) * mean))
+    return tuple(
+        (jnp.where(count > 0, left, 0.0), jnp.where(count > 0, right, 0.0))
+        for left, right, count in zip(found[::2], found[1::2], counts, strict=True)
+    )
+
+
+def diagonal_roots(
+    diagonals: Sequence[jax.Array], counts: Sequence[jax.Array], damping: Any
+) -> tuple[jax.Array, ...]:
+    return tuple(
+        jnp.where(count > 0, _root(d + damping * jnp.mean(d) if d.size else d), 0.0)
+        for d, count in zip(diagonals, counts, strict=True)
+    )
+
+
+def _root(values: jax.Array) -> jax.Array:
+    """values^(-1/2), zero where that is infinite."""
+    positive = values > 0
+    return jnp.where(positive, jax.lax.rsqrt(jnp.where(positive, values, 1.0)), 0.0)
 
 
 def apply(

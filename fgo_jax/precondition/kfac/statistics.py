@@ -127,9 +127,13 @@ def _moment(x: jax.Array, axes: int, like: Any, constant: bool) -> jax.Array:
     return jnp.block([[product, total], [total.T, uses[:, None]]])
 
 
-def _linear(
-    layer: Layer, module: Any, x: jax.Array, g: jax.Array, like: Any, reduce: bool
-) -> Any:
+def _count(lead: tuple[int, ...], g: jax.Array) -> jax.Array:
+    """The number of uses. It must look like a function of g, for vmap to sum it over examples."""
+    uses = jnp.full((), math.prod(lead), jnp.float32)
+    return jnp.where(jnp.isnan(jnp.sum(g)), uses, uses)
+
+
+def _linear(layer: Layer, module: Any, x: jax.Array, g: jax.Array, like: Any, reduce: bool) -> Any:
     x = _inputs(layer, module, x)
     inputs, outputs = len(layer.inputs), len(layer.outputs)
     shared = tuple(range(1, x.ndim - inputs))
@@ -137,7 +141,7 @@ def _linear(
         x = jnp.mean(x.astype(jnp.float32), axis=shared)
         g = jnp.sum(g.astype(jnp.float32), axis=shared)
     ((like_x, like_y),) = like["terms"]
-    uses = math.prod(x.shape[: x.ndim - inputs])
+    uses = _count(x.shape[: x.ndim - inputs], g)
     return {
         "terms": (
             (
@@ -145,7 +149,7 @@ def _linear(
                 _moment(g, outputs, like_y, False),
             ),
         ),
-        "uses": (jnp.full((), uses, jnp.float32),),
+        "uses": (uses,),
     }
 
 
@@ -154,11 +158,11 @@ def _embed(layer: Layer, method: str, x: jax.Array, g: jax.Array, like: Any) -> 
     uses = [jnp.zeros((), jnp.float32)] * 2
     if method == "attend":
         x1, y1 = _moment(g, 1, x1, False), _moment(x, 1, y1, False)
-        uses[1] = jnp.full((), math.prod(x.shape[:-1]), jnp.float32)
+        uses[1] = _count(x.shape[:-1], g)
     else:
         x0 = x0.at[x].add(1.0)
         y0 = _moment(g, 1, y0, False)
-        uses[0] = jnp.full((), math.prod(x.shape), jnp.float32)
+        uses[0] = _count(x.shape, g)
     return {"terms": ((x0, y0), (x1, y1)), "uses": tuple(uses)}
 
 
