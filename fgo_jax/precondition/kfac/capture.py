@@ -71,8 +71,7 @@ class Recorder:
         if missing:
             raise ValueError(
                 f"scale_by_kfac finds no dictionary of parameters at {missing[:3]}: it takes the "
-                "nested dictionaries of Flax linen modules. Modules of flax.nnx cannot be "
-                "captured, since nnx has no interception of methods: wrap them in optax.partition."
+                "nested dictionaries of Flax linen modules, as `init` makes them."
             )
         return model
 

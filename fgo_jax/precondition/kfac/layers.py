@@ -88,6 +88,7 @@ def check_diagonal(diagonal: Paths) -> Callable[[str], bool]:
 
 def layout(tree: Any, table: Mapping[str, Axes] | None, diagonal: Callable[[str], bool]) -> Layout:
     """Sorts all leaves into layers and diagonals; a function of paths and shapes alone."""
+    _check_linen(tree)
     paths = leaf_paths(tree)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
     modules: dict[str, dict[str, int]] = {}
@@ -116,6 +117,18 @@ def layout(tree: Any, table: Mapping[str, Axes] | None, diagonal: Callable[[str]
             + _sentence(WAY_OUT, strangers)
         )
     return Layout(tuple(layers), tuple(sorted(diagonals, key=lambda d: d.leaf)))
+
+
+def _check_linen(tree: Any) -> None:
+    def is_nnx(node: Any) -> bool:
+        return type(node).__module__.startswith("flax.nnx")
+
+    if any(map(is_nnx, jax.tree.leaves(tree, is_leaf=is_nnx))):
+        raise ValueError(
+            "scale_by_kfac captures layers by flax.linen.intercept_methods, and flax.nnx has "
+            "nothing like it: use a linen model, or scale_by_kronecker_fisher, which needs no "
+            "capture."
+        )
 
 
 def _sentence(text: str, paths: Sequence[str]) -> str:
@@ -148,14 +161,17 @@ def _layer(
 
 def _guess(module: str, kernel: tuple[int, ...], bias: tuple[int, ...] | None) -> Axes:
     """The axes of a kernel from its shape and that of its bias, which has those of the output."""
+    possible = []
     if bias is None and len(kernel) == 2:
-        return Axes("linear", 0, 1)
+        possible.append(Axes("linear", 0, 1))
     if bias is not None and 0 < len(bias) < len(kernel):
         if kernel[-len(bias) :] == bias:
-            return Axes("linear", 0, len(kernel) - len(bias))
+            possible.append(Axes("linear", 0, len(kernel) - len(bias)))
         rest = bias[1:]
         if rest and kernel[0] == bias[0] and kernel[-len(rest) :] == rest:
-            return Axes("linear", 1, len(kernel) - 1 - len(rest))
+            possible.append(Axes("linear", 1, len(kernel) - len(bias)))
+    if len(possible) == 1:
+        return possible[0]
     raise ValueError(
         f"the shapes of {module or 'the'} kernel {kernel} and its bias {bias} do not tell which "
         "axes are inputs and which are outputs: pass "
