@@ -4,7 +4,6 @@ The table of tests/contracts trains trees that no Flax model goes with, and pass
 contracts are asked here.
 """
 
-import os
 import subprocess
 import sys
 

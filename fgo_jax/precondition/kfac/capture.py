@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax.precondition.kfac import statistics
-from fgo_jax.precondition.kfac.layers import WAY_OUT, Axes, Layer, Layout, _sentence, leaf_paths
+from fgo_jax.precondition.kfac.layers import WAY_OUT, Axes, Layer, Layout, advice, leaf_paths
 
 _NORMS = ("LayerNorm", "RMSNorm", "GroupNorm", "BatchNorm", "InstanceNorm")
 _numbers = itertools.count()
@@ -248,7 +248,7 @@ def _check_seen(
         reason = seen[0].reason if seen else "no module that it captures was called with them"
         raise ValueError(
             f"scale_by_kfac cannot capture the parameters {sorted(own)}: {reason}. "
-            + _sentence(WAY_OUT, [f"{path}/*".lstrip("/")])
+            + advice(WAY_OUT, [f"{path}/*".lstrip("/")])
         )
 
 

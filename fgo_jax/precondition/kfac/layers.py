@@ -113,8 +113,7 @@ def layout(tree: Any, table: Mapping[str, Axes] | None, diagonal: Callable[[str]
     if strangers:
         raise ValueError(
             f"scale_by_kfac knows no layer with the parameters {strangers}: it captures nn.Dense, "
-            "nn.DenseGeneral, nn.Conv, nn.Embed and normalisations. "
-            + _sentence(WAY_OUT, strangers)
+            "nn.DenseGeneral, nn.Conv, nn.Embed and normalisations. " + advice(WAY_OUT, strangers)
         )
     return Layout(tuple(layers), tuple(sorted(diagonals, key=lambda d: d.leaf)))
 
@@ -131,7 +130,7 @@ def _check_linen(tree: Any) -> None:
         )
 
 
-def _sentence(text: str, paths: Sequence[str]) -> str:
+def advice(text: str, paths: Sequence[str]) -> str:
     text = text.format(paths=", ".join(map(repr, paths[:3])))
     return text[0].upper() + text[1:] + "."
 
@@ -149,7 +148,7 @@ def _layer(
         if axes is None:
             raise ValueError(
                 f"layers= has no {module!r}, so nothing that scale_by_kfac can capture uses its "
-                "parameters: " + _sentence(WAY_OUT, [f"{module}/*"])
+                "parameters: " + advice(WAY_OUT, [f"{module}/*"])
             )
     elif axes is None:
         axes = _guess(module, shape, None if bias is None else shapes[bias])

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fgo_jax.precondition.kfac.layers import Layer
+from fgo_jax.precondition.kfac.layers import Layer, Layout
 
 Terms = tuple[tuple[jax.Array, jax.Array], ...]
 
@@ -81,10 +81,32 @@ def inverse_root(values: jax.Array, vectors: Any, damping: jax.Array) -> jax.Arr
     return jnp.matmul(scaled, jnp.swapaxes(vectors, -1, -2), precision="highest")
 
 
-def layer_roots(
+def invert(plan: Layout, factors: Any, counts: Any, damping: Any) -> tuple[Any, ...]:
+    """The roots of all layers, then of all diagonal leaves; zero for those without an estimate."""
+    split, damping = len(plan.layers), jnp.asarray(damping, jnp.float32)
+    return (
+        *_layer_roots(plan.layers, factors[:split], counts[:split], damping),
+        *_diagonal_roots(factors[split:], counts[split:], damping),
+    )
+
+
+def apply_all(plan: Layout, roots: Any, leaves: list[jax.Array]) -> list[jax.Array]:
+    """P^(-1/2) applied to float32 leaves."""
+    out = list(leaves)
+    for layer, pair in zip(plan.layers, roots, strict=False):
+        bias = None if layer.bias is None else leaves[layer.bias]
+        out[layer.kernel], new = apply(layer, pair, leaves[layer.kernel], bias)
+        if layer.bias is not None and new is not None:
+            out[layer.bias] = new
+    for d, root in zip(plan.diagonals, roots[len(plan.layers) :], strict=True):
+        out[d.leaf] = root * leaves[d.leaf]
+    return out
+
+
+def _layer_roots(
     layers: Sequence[Layer], factors: Sequence[Terms], counts: Sequence[jax.Array], damping: Any
 ) -> tuple[tuple[jax.Array, jax.Array], ...]:
-    """A damped pair for each layer, zero for those without an estimate.
+    """A damped pair for each layer.
 
     With lambda = damping * mean(A) * mean(G) (means over the eigenvalues) and
     pi = sqrt(mean(A) / mean(G)), the factored Tikhonov terms pi sqrt(lambda) and sqrt(lambda) / pi
@@ -102,7 +124,7 @@ def layer_roots(
     )
 
 
-def diagonal_roots(
+def _diagonal_roots(
     diagonals: Sequence[jax.Array], counts: Sequence[jax.Array], damping: Any
 ) -> tuple[jax.Array, ...]:
     return tuple(

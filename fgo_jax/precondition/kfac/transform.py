@@ -13,7 +13,7 @@ from fgo_jax import _checks
 from fgo_jax.curvature import losses
 from fgo_jax.curvature.weights import Select, check_select
 from fgo_jax.precondition.kfac import roots, statistics
-from fgo_jax.precondition.kfac.estimate import all_finite, averaged, estimator
+from fgo_jax.precondition.kfac.estimate import all_finite, averaged, estimator, whole_model
 from fgo_jax.precondition.kfac.layers import Axes, Layout, Paths, check_diagonal, layout
 from fgo_jax.precondition.preconditioner import Preconditioner
 
@@ -194,25 +194,6 @@ def scale_by_kfac(
             *parts,
         )
 
-    def invert(plan: Layout, factors: Any, counts: Any) -> Any:
-        split, delta = len(plan.layers), jnp.asarray(damping, jnp.float32)
-        return (
-            *roots.layer_roots(plan.layers, factors[:split], counts[:split], delta),
-            *roots.diagonal_roots(factors[split:], counts[split:], delta),
-        )
-
-    def rooted(plan: Layout, leaves: list[Any], held: Any) -> list[Any]:
-        """P^(-1/2) applied to float32 leaves."""
-        out = list(leaves)
-        for layer, pair in zip(plan.layers, held, strict=False):
-            bias = None if layer.bias is None else leaves[layer.bias]
-            out[layer.kernel], new = roots.apply(layer, pair, leaves[layer.kernel], bias)
-            if layer.bias is not None:
-                out[layer.bias] = new
-        for d, root in zip(plan.diagonals, held[len(plan.layers) :], strict=True):
-            out[d.leaf] = root * leaves[d.leaf]
-        return out
-
     def statistics_after(plan: Layout, state: Any, model: Any, batch: Any) -> tuple[Any, Any, Any]:
         """(counts, factors, roots), each brought up to date where this step is one to do it."""
         key = jax.random.wrap_key_data(state.kfac_key, impl="threefry2x32")
@@ -225,7 +206,8 @@ def scale_by_kfac(
             return early | (state.kfac_step % jnp.asarray(every, jnp.int32) == 0)
 
         def observe(model: Any, batch: Any, key: jax.Array, old: Any) -> Any:
-            return averaged(estimate(plan, model, batch, key), *old, factor_decay)
+            counts, factors = old
+            return averaged(estimate(plan, model, batch, key), counts, factors, factor_decay)
 
         counts, factors = jax.lax.cond(
             due(factors_every), observe, lambda model, batch, key, old: old,
@@ -233,7 +215,7 @@ def scale_by_kfac(
         )  # fmt: skip
         inverse = jax.lax.cond(
             due(refresh_every),
-            lambda factors, counts, old: invert(plan, factors, counts),
+            lambda factors, counts, old: roots.invert(plan, factors, counts, damping),
             lambda factors, counts, old: old,
             factors, counts, state.roots,
         )  # fmt: skip
@@ -253,7 +235,7 @@ def scale_by_kfac(
         step = jnp.asarray(optax.safe_increment(state.kfac_step))
         if not leaves:
             return updates, optax.tree.cast_like(state._replace(kfac_step=step), state)
-        model = _whole_model(params if probe_params is None else probe_params, batch)
+        model = whole_model(params if probe_params is None else probe_params, batch)
         plan = layout_of(updates)
         counts, factors, inverse = statistics_after(plan, state, model, batch)
 
@@ -264,7 +246,7 @@ def scale_by_kfac(
             for i in members:
                 good[i] = together
         grads = [jnp.where(ok, g, 0.0) for ok, g in zip(good, grads, strict=True)]
-        out = rooted(plan, rooted(plan, grads, inverse), inverse)
+        out = roots.apply_all(plan, inverse, roots.apply_all(plan, inverse, grads))
         if norm_constraint is not None:
             out = _shortened(out, grads, norm_constraint)
         direction: Any = ()
@@ -288,7 +270,7 @@ def scale_by_kfac(
         if not leaves:
             return grads
         leaves = [jnp.asarray(g, jnp.float32) for g in leaves]
-        rows = rooted(layout_of(grads), leaves, state.roots)
+        rows = roots.apply_all(layout_of(grads), state.roots, leaves)
         # Before the first update there are no statistics: the identity.
         fresh = state.kfac_step == 0
         return treedef.unflatten(
@@ -311,18 +293,3 @@ def _shortened(updates: list[Any], grads: list[Any], limit: Any) -> list[Any]:
     )
     scale = jnp.sqrt(limit / jnp.maximum(square, limit))
     return [scale * u for u in updates]
-
-
-def _whole_model(model: Any, batch: Any) -> Any:
-    if batch is None:
-        raise TypeError(
-            "scale_by_kfac runs the model: call update(grads, state, params, batch=batch)."
-        )
-    nodes = jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
-    if model is None or any(isinstance(node, optax.MaskedNode) for node in nodes):
-        raise TypeError(
-            "scale_by_kfac runs the model and needs all of its parameters: call update(grads, "
-            "state, params, batch=batch), and under optax.masked or optax.partition pass "
-            "probe_params=params as well."
-        )
-    return model
