@@ -11,6 +11,7 @@ from fgo_jax.precondition import (
     scale_by_diagonal_fisher,
     scale_by_fismo,
     scale_by_friction_limit,
+    scale_by_kfac,
     scale_by_kronecker_fisher,
     scale_by_low_rank_fisher,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "scale_by_diagonal_fisher",
     "scale_by_fismo",
     "scale_by_friction_limit",
+    "scale_by_kfac",
     "scale_by_kronecker_fisher",
     "scale_by_low_rank_fisher",
     "should_stop",

@@ -28,14 +28,10 @@ def _one_over_sqrt_t_schedule(task, hp):
 
 
 def _shampoo(task):
-    """Inverse fourth roots of both factors: F^(-1/4), since F is about L x R / trace.
-
-    Square roots of both would be power 1/2 and hence the default. The eigenvalues here are
-    measured in the eigenbasis where Shampoo multiplies those of its factors.
-    """
+    """Inverse fourth roots of both factors; square roots of both would be power 1/2."""
     import fgo_jax as fgo
 
-    return fgo.scale_by_kronecker_fisher(power=0.25)
+    return fgo.scale_by_kronecker_fisher(power=0.25, corrected=False)
 
 
 METHODS = (
@@ -72,7 +68,7 @@ METHODS = (
         alone(_shampoo),
         uses=_USES,
         only=TRANSFORM_TASKS,
-        transform="scale_by_kronecker_fisher(power=0.25)",
+        transform="scale_by_kronecker_fisher(power=0.25, corrected=False)",
         cadence=_CADENCE,
     ),
 )

@@ -143,6 +143,14 @@ def drawn_residuals(
     return _shares(outputs, weights, batch), residual
 
 
+def drawn_cotangent(
+    loss: str, outputs: Any, labels: jax.Array, batch: Any, weights: Select | None = None
+) -> jax.Array:
+    """c with E[c c^T] = the mean loss's Hessian over the labels of the model, rows independent."""
+    share, residual = drawn_residuals(loss, outputs, labels, batch, weights)
+    return jnp.sqrt(share) * residual
+
+
 def draw_labels(loss: str, outputs: Any, key: jax.Array, rows: Callable[[int], Any]) -> jax.Array:
     """One label of the model per row of the outputs; `rows(n)` numbers the n rows at hand.
 

@@ -4,6 +4,7 @@ from fgo_jax.precondition.diagonal_fisher import scale_by_diagonal_fisher
 from fgo_jax.precondition.fismo import scale_by_fismo
 from fgo_jax.precondition.friction_limit import scale_by_friction_limit
 from fgo_jax.precondition.graft import graft
+from fgo_jax.precondition.kfac import kfac_layers, scale_by_kfac
 from fgo_jax.precondition.kronecker_fisher import scale_by_kronecker_fisher
 from fgo_jax.precondition.low_rank_fisher import scale_by_low_rank_fisher
 from fgo_jax.precondition.preconditioner import Preconditioner
@@ -13,9 +14,11 @@ __all__ = [
     "Preconditioner",
     "clip_by_softmax_radius",
     "graft",
+    "kfac_layers",
     "scale_by_diagonal_fisher",
     "scale_by_fismo",
     "scale_by_friction_limit",
+    "scale_by_kfac",
     "scale_by_kronecker_fisher",
     "scale_by_low_rank_fisher",
 ]

@@ -1,4 +1,8 @@
-"""Every public gradient transformation, once, with what its checks need to know."""
+"""Every public gradient transformation, once, with what its checks need to know.
+
+But `scale_by_kfac`, which runs a Flax model on a batch: its contracts stand beside its other tests,
+in tests/precondition/test_kfac_contracts.py.
+"""
 
 from __future__ import annotations
 

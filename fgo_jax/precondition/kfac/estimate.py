@@ -1,0 +1,112 @@
+"""One batch's estimate of every factor, and the moving averages of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fgo_jax.curvature import losses
+from fgo_jax.curvature.chunks import Part
+from fgo_jax.curvature.weights import Select
+from fgo_jax.precondition.kfac import statistics
+from fgo_jax.precondition.kfac.capture import Recorder, run_tapped
+from fgo_jax.precondition.kfac.layers import Layout, leaf_paths
+
+# Estimates by layer, then by diagonal leaf; with each, whether there is one.
+Found = list[tuple[Any, jax.Array]]
+
+
+def estimator(
+    predict_fn: Callable[[Any, Any], Any],
+    loss: str,
+    weights: Select | None,
+    reduce: bool,
+    max_dim: int,
+    axis_name: str | None,
+) -> Callable[[Layout, Any, Any, jax.Array], Found]:
+    """(layout, whole parameters, batch, key) -> estimates."""
+    recorder = Recorder()
+
+    def estimate(plan: Layout, model: Any, batch: Any, key: jax.Array) -> Found:
+        leaves = dict(zip(leaf_paths(model), jax.tree.leaves(model), strict=True))
+        plain = {d.path: leaves[d.path] for d in plan.diagonals if d.norm is None}
+        probes: dict[str, Any] = {
+            layer.path: statistics.zero_probe(layer, max_dim) for layer in plan.layers
+        }
+        for d in plan.diagonals:
+            if d.norm is not None:
+                zeros = jnp.zeros(jnp.shape(leaves[d.path]), jnp.float32)
+                probes.setdefault(d.norm, {})[_name(d.path)] = zeros
+
+        def outputs_of(probes: Mapping[str, Any], plain: Mapping[str, Any]) -> Any:
+            return run_tapped(recorder, predict_fn, model, batch, plan, probes, plain, reduce)
+
+        outputs, pull = jax.vjp(outputs_of, probes, plain)
+        labels = losses.draw_labels(loss, outputs, key, Part().rows)
+        drawn = losses.drawn_cotangent(loss, outputs, labels, batch, weights)
+        moments, gradients = pull(drawn.astype(outputs.dtype))
+
+        found: list[Any] = [
+            statistics.normalised(layer, moments[layer.path]) for layer in plan.layers
+        ]
+        used = [jnp.any(sum(moments[layer.path]["uses"]) > 0) for layer in plan.layers]
+        for d in plan.diagonals:
+            if d.norm is not None:
+                found.append(moments[d.norm][_name(d.path)])
+            else:
+                # The labels of different rows are independent: the square of the sum of their
+                # scores has the mean of the sum of their squares.
+                found.append(jnp.square(gradients[d.path].astype(jnp.float32)))
+            used.append(jnp.asarray(True))
+        if axis_name is not None:
+            found = jax.lax.pmean(found, axis_name)
+        return [(item, good & all_finite(item)) for item, good in zip(found, used, strict=True)]
+
+    return estimate
+
+
+def averaged(
+    found: Found, counts: Any, before: Any, decay: Any
+) -> tuple[tuple[jax.Array, ...], tuple[Any, ...]]:
+    """Bias-corrected moving averages, kept in corrected form: the first estimate is taken whole."""
+    new_counts, after = [], []
+    for (item, good), count, old in zip(found, counts, before, strict=True):
+        count = count + good.astype(jnp.int32)
+        # With good = False the count may be zero, and the share unused.
+        share = (1 - decay) / (1 - decay ** jnp.maximum(count, 1).astype(jnp.float32))
+
+        def mix(a: jax.Array, b: jax.Array, share: Any = share, good: Any = good) -> jax.Array:
+            return jnp.where(good, a + share * (b - a), a)
+
+        new_counts.append(count)
+        after.append(jax.tree.map(mix, old, item))
+    return tuple(new_counts), tuple(after)
+
+
+def all_finite(tree: Any) -> jax.Array:
+    checks = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.asarray(True)
+
+
+def _name(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def whole_model(model: Any, batch: Any) -> Any:
+    """The parameters to run the model with, once they are known to be there."""
+    if batch is None:
+        raise TypeError(
+            "scale_by_kfac runs the model: call update(grads, state, params, batch=batch)."
+        )
+    nodes = jax.tree.leaves(model, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    if model is None or any(isinstance(node, optax.MaskedNode) for node in nodes):
+        raise TypeError(
+            "scale_by_kfac runs the model and needs all of its parameters: call update(grads, "
+            "state, params, batch=batch), and under optax.masked or optax.partition pass "
+            "probe_params=params as well."
+        )
+    return model

@@ -1,0 +1,172 @@
+"""Damped inverse square roots of Kronecker factors, and their product with a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fgo_jax.precondition.kfac.layers import Layer, Layout
+
+Terms = tuple[tuple[jax.Array, jax.Array], ...]
+
+
+def _is_full(layer: Layer, factor: jax.Array) -> bool:
+    return factor.ndim - len(layer.stack) == 2
+
+
+def trace(layer: Layer, factor: jax.Array) -> jax.Array:
+    """One number for each of the stack."""
+    if _is_full(layer, factor):
+        return jnp.trace(factor, axis1=-2, axis2=-1)
+    return jnp.sum(factor, axis=-1)
+
+
+def _over(scale: jax.Array, x: jax.Array) -> jax.Array:
+    """A number per element of the stack, to be multiplied with what has more axes."""
+    return jnp.expand_dims(scale, tuple(range(scale.ndim, x.ndim)))
+
+
+def merged(layer: Layer, terms: Terms) -> tuple[jax.Array, jax.Array]:
+    """One pair for a sum of Kronecker products: that with the same partial traces."""
+    if len(terms) == 1:
+        return terms[0]
+    traces = [(trace(layer, x), trace(layer, y)) for x, y in terms]
+    total = sum((a * b for a, b in traces), jnp.zeros(layer.stack, jnp.float32))
+    total = jnp.where(total > 0, total, 1.0)
+    left = sum(_over(b, x) * x for (x, _), (_, b) in zip(terms, traces, strict=True))
+    right = sum(_over(a / total, y) * y for (_, y), (a, _) in zip(terms, traces, strict=True))
+    return jnp.asarray(left), jnp.asarray(right)
+
+
+def spectra(factors: Sequence[tuple[Layer, jax.Array]]) -> list[tuple[jax.Array, Any]]:
+    """Eigenvalues >= 0 and eigenvectors, None for those of a diagonal.
+
+    Factors of equal size share one compiled loop. They are not batched: on CPU a batched
+    decomposition waits for workers of the pool that it runs on itself, and a few of them at once
+    wait for ever (jaxlib 0.10).
+    """
+    out: list[Any] = [None] * len(factors)
+    sizes: dict[int, list[int]] = {}
+    for index, (layer, factor) in enumerate(factors):
+        if _is_full(layer, factor):
+            sizes.setdefault(factor.shape[-1], []).append(index)
+        else:
+            out[index] = (factor, None)
+    for n, same in sizes.items():
+        rows = [factors[index][1].reshape(-1, n, n) for index in same]
+        values, vectors = jax.lax.map(jnp.linalg.eigh, jnp.concatenate(rows))
+        start = 0
+        for index, row in zip(same, rows, strict=True):
+            layer, stop = factors[index][0], start + len(row)
+            out[index] = (
+                jnp.maximum(values[start:stop], 0.0).reshape(*layer.stack, n),
+                vectors[start:stop].reshape(*layer.stack, n, n),
+            )
+            start = stop
+    return out
+
+
+def inverse_root(values: jax.Array, vectors: Any, damping: jax.Array) -> jax.Array:
+    """(X + damping I)^-1/2, where X has the eigenvalues; zero where that is infinite."""
+    damping = _over(damping, values)
+    # An eigenvalue of float32 is known to its rounding, relative to the largest.
+    floor = jnp.finfo(jnp.float32).eps * jnp.max(values, axis=-1, keepdims=True)
+    roots = _root(jnp.maximum(values + damping, floor))
+    if vectors is None:
+        return roots
+    scaled = vectors * roots[..., None, :]
+    return jnp.matmul(scaled, jnp.swapaxes(vectors, -1, -2), precision="highest")
+
+
+def invert(plan: Layout, factors: Any, counts: Any, damping: Any) -> tuple[Any, ...]:
+    """The roots of all layers, then of all diagonal leaves; zero for those without an estimate."""
+    split, damping = len(plan.layers), jnp.asarray(damping, jnp.float32)
+    return (
+        *_layer_roots(plan.layers, factors[:split], counts[:split], damping),
+        *_diagonal_roots(factors[split:], counts[split:], damping),
+    )
+
+
+def apply_all(plan: Layout, roots: Any, leaves: list[jax.Array]) -> list[jax.Array]:
+    """P^(-1/2) applied to float32 leaves."""
+    out = list(leaves)
+    for layer, pair in zip(plan.layers, roots, strict=False):
+        bias = None if layer.bias is None else leaves[layer.bias]
+        out[layer.kernel], new = apply(layer, pair, leaves[layer.kernel], bias)
+        if layer.bias is not None and new is not None:
+            out[layer.bias] = new
+    for d, root in zip(plan.diagonals, roots[len(plan.layers) :], strict=True):
+        out[d.leaf] = root * leaves[d.leaf]
+    return out
+
+
+def _layer_roots(
+    layers: Sequence[Layer], factors: Sequence[Terms], counts: Sequence[jax.Array], damping: Any
+) -> tuple[tuple[jax.Array, jax.Array], ...]:
+    """A damped pair for each layer.
+
+    With lambda = damping * mean(A) * mean(G) (means over the eigenvalues) and
+    pi = sqrt(mean(A) / mean(G)), the factored Tikhonov terms pi sqrt(lambda) and sqrt(lambda) / pi
+    are sqrt(damping) times the mean of their own side.
+    """
+    pairs = [merged(x, terms) for x, terms in zip(layers, factors, strict=True)]
+    sides = [(x, f) for x, pair in zip(layers, pairs, strict=True) for f in pair]
+    found = []
+    for values, vectors in spectra(sides):
+        mean = jnp.mean(values, axis=-1)
+        found.append(inverse_root(values, vectors, jnp.sqrt(damping) * mean))
+    return tuple(
+        (jnp.where(count > 0, left, 0.0), jnp.where(count > 0, right, 0.0))
+        for left, right, count in zip(found[::2], found[1::2], counts, strict=True)
+    )
+
+
+def _diagonal_roots(
+    diagonals: Sequence[jax.Array], counts: Sequence[jax.Array], damping: Any
+) -> tuple[jax.Array, ...]:
+    return tuple(
+        jnp.where(count > 0, _root(d + damping * jnp.mean(d) if d.size else d), 0.0)
+        for d, count in zip(diagonals, counts, strict=True)
+    )
+
+
+def _root(values: jax.Array) -> jax.Array:
+    """values^(-1/2), zero where that is infinite."""
+    positive = values > 0
+    return jnp.where(positive, jax.lax.rsqrt(jnp.where(positive, values, 1.0)), 0.0)
+
+
+def apply(
+    layer: Layer, roots: tuple[jax.Array, jax.Array], kernel: jax.Array, bias: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """Left root times [kernel; bias] times right root. No axis of the kernel is reshaped."""
+    if layer.stack:
+        below = layer._replace(stack=layer.stack[1:])
+        return jax.vmap(lambda r, k, b: apply(below, r, k, b))(roots, kernel, bias)
+    left, right = roots
+    inputs, outputs = len(layer.inputs), len(layer.outputs)
+    n = layer.rows - (bias is not None)
+    if left.ndim == 1:
+        kernel = left[:n].reshape(layer.inputs + (1,) * outputs) * kernel
+        bias = None if bias is None else left[n] * bias
+    else:
+        square = left[:n, :n].reshape(layer.inputs + layer.inputs)
+        new = _dot(square, kernel, inputs)
+        if bias is not None:
+            column = left[:n, n].reshape(layer.inputs)
+            new = new + jnp.tensordot(column, bias, axes=0)
+            bias = left[n, n] * bias + _dot(column, kernel, inputs)
+        kernel = new
+    if right.ndim == 1:
+        scale = right.reshape(layer.outputs)
+        kernel = kernel * scale.reshape((1,) * inputs + layer.outputs)
+        return kernel, None if bias is None else bias * scale
+    square = right.reshape(layer.outputs + layer.outputs)
+    return _dot(kernel, square, outputs), None if bias is None else _dot(bias, square, outputs)
+
+
+def _dot(a: jax.Array, b: jax.Array, axes: int) -> jax.Array:
+    return jnp.tensordot(a, b, axes=axes, precision="highest")

@@ -1,0 +1,218 @@
+"""Second moments of a layer's inputs and output gradients, for each kind of layer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fgo_jax.precondition.kfac.layers import Layer
+
+# A term is a pair (X, Y): a moment on the side of the kernel's input axes, one on that of its
+# output axes. Square matrices are full factors, vectors diagonal ones.
+#   linear layers: ((A, G),)
+#   embeddings:    ((counts of tokens, G of the look-up), (g^2 of .attend, A of .attend))
+
+
+def zero_terms(layer: Layer, max_dim: int) -> tuple[tuple[jax.Array, jax.Array], ...]:
+    def side(n: int, full: bool) -> jax.Array:
+        return jnp.zeros(layer.stack + ((n, n) if full else (n,)), jnp.float32)
+
+    columns = side(layer.columns, layer.columns <= max_dim)
+    if layer.kind == "embed":
+        return ((side(layer.rows, False), columns), (side(layer.rows, False), columns))
+    return ((side(layer.rows, layer.rows <= max_dim), columns),)
+
+
+def zero_probe(layer: Layer, max_dim: int) -> Any:
+    terms = zero_terms(layer, max_dim)
+    return {"terms": terms, "uses": tuple(jnp.zeros(layer.stack, jnp.float32) for _ in terms)}
+
+
+def normalised(layer: Layer, probe: Any) -> tuple[tuple[jax.Array, jax.Array], ...]:
+    """The terms with the moment of the activations as a mean over the uses of the layer."""
+    out = []
+    for index, ((x, y), uses) in enumerate(zip(probe["terms"], probe["uses"], strict=True)):
+        share = 1.0 / jnp.maximum(uses, 1.0)
+
+        def scale(moment: jax.Array, share: jax.Array = share) -> jax.Array:
+            missing = tuple(range(share.ndim, moment.ndim))
+            return moment * jnp.expand_dims(share, missing)
+
+        out.append((scale(x), y) if index == 0 else (x, scale(y)))
+    return tuple(out)
+
+
+def tap(
+    layer: Layer, module: Any, method: str, x: jax.Array, y: jax.Array, probe: Any, reduce: bool
+) -> jax.Array:
+    """y, with the layer's statistics as the cotangent of the probe."""
+
+    # Shapes alone: a backward pass must not hold values of the forward one's trace.
+    like = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), probe)
+
+    @jax.custom_vjp
+    def identity(y, x, probe):
+        del x, probe
+        return y
+
+    def forward(y, x, probe):
+        del probe
+        return y, x
+
+    def backward(x, g):
+        if layer.kind == "embed":
+            found = _embed(layer, method, x, g, like)
+        else:
+            found = _linear(layer, module, x, g, like, reduce)
+        # A model may have cast its parameters to a lower precision, and the probe with them.
+        return g, None, jax.tree.map(lambda new, old: new.astype(old.dtype), found, like)
+
+    identity.defvjp(forward, backward)
+    return identity(y, x, probe)
+
+
+def tap_norm(standardised: jax.Array, y: jax.Array, probe: Any) -> jax.Array:
+    """y, with the squared gradients of scale and bias, example by example, as cotangents."""
+    for leaf in probe.values():
+        if leaf.shape != y.shape[y.ndim - leaf.ndim :]:
+            raise ValueError(
+                f"scale_by_kfac takes normalisations over trailing axes, got a parameter of shape "
+                f"{leaf.shape} for outputs {y.shape}: name it in diagonal= (globs or a function "
+                "of the path)."
+            )
+    like = {name: jax.ShapeDtypeStruct(p.shape, p.dtype) for name, p in probe.items()}
+
+    @jax.custom_vjp
+    def identity(y, standardised, probe):
+        del standardised, probe
+        return y
+
+    def forward(y, standardised, probe):
+        del probe
+        return y, standardised
+
+    def backward(standardised, g):
+        def square(name: str) -> jax.Array:
+            each = g.astype(jnp.float32)
+            if name == "scale":
+                each = each * standardised.astype(jnp.float32)
+            lead = g.ndim - len(like[name].shape)
+            each = jnp.square(jnp.sum(each, axis=tuple(range(1, lead))))
+            return (jnp.sum(each, axis=0) if lead else each).astype(like[name].dtype)
+
+        return g, None, {name: square(name) for name in like}
+
+    identity.defvjp(forward, backward)
+    return identity(y, standardised, probe)
+
+
+def _moment(x: jax.Array, axes: int, like: Any, constant: bool) -> jax.Array:
+    """Sum of x x^T over all leading axes; x has `axes` trailing ones, and a 1 after them."""
+    lead = tuple(range(x.ndim - axes))
+    n = math.prod(x.shape[len(lead) :])
+    uses = jnp.full((1,), math.prod(x.shape[: len(lead)]), jnp.float32)
+    if like.ndim == 1:
+        square = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=lead).reshape(n)
+        return jnp.concatenate([square, uses]) if constant else square
+    # Contracted in place: the leading axes, which may be sharded, are not reshaped.
+    product = jnp.tensordot(
+        x, x, axes=(lead, lead), precision="highest", preferred_element_type=jnp.float32
+    ).reshape(n, n)
+    if not constant:
+        return product
+    total = jnp.sum(x.astype(jnp.float32), axis=lead).reshape(n, 1)
+    return jnp.block([[product, total], [total.T, uses[:, None]]])
+
+
+def _count(lead: tuple[int, ...], g: jax.Array) -> jax.Array:
+    """The number of uses. It must look like a function of g, for vmap to sum it over examples."""
+    uses = jnp.full((), math.prod(lead), jnp.float32)
+    return jnp.where(jnp.isnan(jnp.sum(g)), uses, uses)
+
+
+def _linear(layer: Layer, module: Any, x: jax.Array, g: jax.Array, like: Any, reduce: bool) -> Any:
+    x = _inputs(layer, module, x)
+    inputs, outputs = len(layer.inputs), len(layer.outputs)
+    shared = tuple(range(1, x.ndim - inputs))
+    if reduce and shared:
+        x = jnp.mean(x.astype(jnp.float32), axis=shared)
+        g = jnp.sum(g.astype(jnp.float32), axis=shared)
+    ((like_x, like_y),) = like["terms"]
+    uses = _count(x.shape[: x.ndim - inputs], g)
+    return {
+        "terms": (
+            (
+                _moment(x, inputs, like_x, layer.bias is not None),
+                _moment(g, outputs, like_y, False),
+            ),
+        ),
+        "uses": (uses,),
+    }
+
+
+def _embed(layer: Layer, method: str, x: jax.Array, g: jax.Array, like: Any) -> Any:
+    (x0, y0), (x1, y1) = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), like["terms"])
+    uses = [jnp.zeros((), jnp.float32)] * 2
+    if method == "attend":
+        x1, y1 = _moment(g, 1, x1, False), _moment(x, 1, y1, False)
+        uses[1] = _count(x.shape[:-1], g)
+    else:
+        x0 = x0.at[x].add(1.0)
+        y0 = _moment(g, 1, y0, False)
+        uses[0] = _count(x.shape, g)
+    return {"terms": ((x0, y0), (x1, y1)), "uses": tuple(uses)}
+
+
+def _inputs(layer: Layer, module: Any, x: jax.Array) -> jax.Array:
+    """The layer's input with the contracted axes last, in the order of the kernel's."""
+    if hasattr(module, "kernel_size"):
+        return _patches(layer, module, x)
+    axis = getattr(module, "axis", -1)
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    axes = tuple(a % x.ndim for a in axes)
+    lead = tuple(a for a in range(x.ndim) if a not in axes)
+    return jnp.transpose(x, lead + axes)
+
+
+def _patches(layer: Layer, module: Any, x: jax.Array) -> jax.Array:
+    """The patches that a convolution multiplies its kernel with: [..., *kernel_size, channels]."""
+    sizes = layer.inputs[:-1]
+    rank = len(sizes)
+
+    def each(value: Any) -> tuple[int, ...]:
+        value = 1 if value is None else value
+        return (value,) * rank if isinstance(value, int) else tuple(value)
+
+    lead = x.shape[: x.ndim - rank - 1]
+    x = x.reshape((math.prod(lead), *x.shape[x.ndim - rank - 1 :]))
+    reach = [(k - 1) * d for k, d in zip(sizes, each(module.kernel_dilation), strict=True)]
+    padding: Any = module.padding
+    if isinstance(padding, int):
+        padding = [(padding, padding)] * rank
+    elif not isinstance(padding, str):
+        padding = [(p, p) if isinstance(p, int) else tuple(p) for p in padding]
+    elif padding in ("CIRCULAR", "REFLECT"):
+        mode = {"CIRCULAR": "wrap", "REFLECT": "reflect"}[padding]
+        x = jnp.pad(x, [(0, 0), *((r // 2, (r + 1) // 2) for r in reach), (0, 0)], mode=mode)
+        padding = "VALID"
+    elif padding == "CAUSAL":
+        padding = [(reach[0], 0)]
+    spatial = "".join("DHW"[-rank:]) if rank <= 3 else None
+    numbers = None if spatial is None else (f"N{spatial}C", f"{spatial}IO", f"N{spatial}C")
+    if numbers is None:
+        raise ValueError(f"scale_by_kfac takes convolutions of one to three axes, got {rank}.")
+    patches = jax.lax.conv_general_dilated_patches(
+        x.astype(jnp.float32),
+        sizes,
+        each(module.strides),
+        padding,
+        lhs_dilation=each(module.input_dilation),
+        rhs_dilation=each(module.kernel_dilation),
+        dimension_numbers=numbers,
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    patches = patches.reshape((*lead, *patches.shape[1:-1], layer.inputs[-1], *sizes))
+    return jnp.moveaxis(patches, patches.ndim - rank - 1, -1)

@@ -1,0 +1,391 @@
+"""What scale_by_kfac keeps true for every tree, dtype, transform, mistake and mesh.
+
+The table of tests/contracts trains trees that no Flax model goes with, and passes no batch: the
+contracts are asked here.
+"""
+
+import subprocess
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fgo_jax as fgo
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.LayerNorm()(jnp.tanh(nn.Dense(4)(x)))
+        self.param("unread", nn.initializers.ones, (3,))
+        return nn.Dense(3)(x)
+
+
+def predict(params, batch):
+    return Net().apply({"params": params}, batch)
+
+
+def problem(dtype=jnp.float32):
+    x = jax.random.normal(jax.random.key(0), (8, 5), dtype)
+    params = Net().init(jax.random.key(1), x)["params"]
+    return jax.tree.map(lambda p: p.astype(dtype), params), x
+
+
+def make(**kwargs):
+    return fgo.scale_by_kfac(predict, **{"diagonal": "unread", "burn_in": 2} | kwargs)
+
+
+def loss(params, batch):
+    labels = jnp.arange(8) % 3
+    return optax.softmax_cross_entropy_with_integer_labels(predict(params, batch), labels).mean()
+
+
+def finite(tree):
+    return all(np.all(np.isfinite(np.asarray(x, np.float32))) for x in jax.tree.leaves(tree))
+
+
+def train(tx, params, state, x, steps):
+    @jax.jit
+    def step(params, state):
+        updates, state = tx.update(jax.grad(loss)(params, x), state, params, batch=x)
+        return optax.apply_updates(params, optax.tree.scale(-0.1, updates)), state
+
+    for _ in range(steps):
+        params, state = step(params, state)
+    assert step._cache_size() == 1
+    return params, state
+
+
+def test_resumes_from_a_checkpoint_bit_for_bit():
+    params, x = problem()
+    tx = make(factors_every=2, refresh_every=3)
+    start = tx.init(params)
+    whole = train(tx, params, start, x, 9)
+    half = jax.tree.map(np.asarray, train(tx, params, start, x, 4))
+    other = make(factors_every=2, refresh_every=3)  # of a new process
+    resumed = train(other, *jax.tree.map(jnp.asarray, half), x, 5)
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    assert loss(whole[0], x) < loss(params, x)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_the_state_keeps_its_types_through_nested_conditionals(dtype):
+    params, x = problem(dtype)
+    tx = make()
+    state = tx.init(params)
+    abstract = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+    assert jax.eval_shape(lambda: tx.init(abstract)) == jax.eval_shape(lambda: state)
+
+    def keep(g, s):
+        return g, s
+
+    def step(g, s, outer, inner):
+        def take(g, s):
+            return tx.update(g, s, params, batch=x, nobody_knows_this=1)
+
+        nested = lambda g, s: jax.lax.cond(inner, take, keep, g, s)  # noqa: E731
+        return jax.lax.cond(outer, nested, keep, g, s)
+
+    updates, new = jax.eval_shape(step, params, state, True, True)
+    types = lambda t: [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(t)]  # noqa: E731
+    assert types(new) == types(jax.eval_shape(lambda: state))
+    assert types(updates) == types(params)
+
+
+def test_low_precision_parameters_have_float32_statistics_and_finite_updates():
+    params, x = problem(jnp.bfloat16)
+    tx = make()
+    updates, state = jax.jit(tx.update)(params, tx.init(params), params, batch=x)
+    assert {u.dtype for u in jax.tree.leaves(updates)} == {jnp.dtype(jnp.bfloat16)}
+    assert {s.dtype.name for s in jax.tree.leaves(state)} == {"float32", "int32", "uint32"}
+    assert finite((updates, state))
+
+
+def test_two_conditionals_and_no_callback():
+    params, x = problem()
+    tx = make()
+    with jax.numpy_dtype_promotion("strict"):
+        jaxpr = jax.make_jaxpr(tx.update)(params, tx.init(params), params, batch=x)
+    assert sum(eqn.primitive.name == "cond" for eqn in jaxpr.eqns) == 2
+    assert "callback" not in str(jaxpr)
+
+
+def test_trees_without_arrays_and_map_params():
+    params, _ = problem()
+    tx = make()
+    for tree in ({}, None, {"a": None}, {"a": optax.MaskedNode()}):
+        state = tx.init(tree)
+        updates, after = tx.update(tree, state)
+        assert updates == tree
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        assert tx.metric(tree, state) == tree
+    state = tx.init(params)
+    same = optax.tree.map_params(tx, lambda leaf: leaf, state)
+    assert jax.tree.structure(same) == jax.tree.structure(state)
+    buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state)]
+    assert len(set(buffers)) == len(buffers)  # so that the state can be donated
+
+
+def test_a_gradient_that_is_not_finite_stops_its_layer_alone():
+    params, x = problem()
+    tx = make()
+    update = jax.jit(tx.update)
+    grads = jax.grad(loss)(params, x)
+    bad = jax.tree.map(jnp.copy, grads)
+    bad["Dense_0"]["kernel"] = bad["Dense_0"]["kernel"].at[1, 2].set(jnp.inf)
+    _, state = update(grads, tx.init(params), params, batch=x)
+    updates, after = update(bad, state, params, batch=x)
+    assert finite((updates, after))
+    for name in ("kernel", "bias"):
+        assert not np.any(updates["Dense_0"][name])
+        np.testing.assert_array_equal(
+            after.direction["Dense_0"][name], state.direction["Dense_0"][name]
+        )
+    assert all(np.any(u) for u in jax.tree.leaves(updates["Dense_1"]))
+
+
+def test_a_batch_that_is_not_finite_leaves_all_statistics():
+    params, x = problem()
+    tx = make(burn_in=0, factors_every=1, refresh_every=2)
+    update = jax.jit(tx.update)
+    _, fresh = update(params, tx.init(params), params, batch=x * jnp.nan)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(fresh.roots))
+    _, state = update(params, fresh, params, batch=x)
+    _, after = update(params, state, params, batch=x.at[0, 0].set(jnp.inf))
+    assert finite(after)
+    # The second layer's input, tanh of it, is finite.
+    jax.tree.map(np.testing.assert_array_equal, state.factors[0], after.factors[0])
+
+
+class Odd(nn.Module):
+    """Inputs of dimension one, a layer without gradient, one that is never called."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = jnp.tanh(nn.Dense(1, name="narrow")(x))
+        frozen = jax.lax.stop_gradient(nn.Dense(3, name="frozen")(x))
+        x = nn.Dense(3, name="out")(x) + frozen
+        if self.is_initializing():
+            nn.Dense(2, name="idle")(x)
+            self.param("empty", nn.initializers.ones, (0, 4))
+        return x
+
+
+def test_degenerate_layers_have_finite_updates():
+    x = jnp.ones((4, 2))  # all examples alike: A has rank one
+    params = Odd().init(jax.random.key(0), x)["params"]
+
+    def fn(p, x):
+        return Odd().apply({"params": p}, x)
+
+    for damping in (0.0, 1e-3):
+        tx = fgo.scale_by_kfac(fn, "squared_error", damping=damping)
+        update = jax.jit(tx.update)
+        state = tx.init(params)
+        grads = jax.grad(lambda p: jnp.mean((fn(p, x) - 1.0) ** 2))(params)
+        for g in (grads, jax.tree.map(jnp.zeros_like, params), params):
+            updates, state = update(g, state, params, batch=x)
+            assert finite((updates, state))
+    assert not np.any(state.factors[0][0][1])  # G of the frozen layer, the first by name
+    assert not np.any(updates["idle"]["kernel"])
+
+
+class Foreign(nn.Module):
+    """A kernel that is no captured module's, and one that is a convolution's in groups."""
+
+    what: str
+
+    @nn.compact
+    def __call__(self, x):
+        if self.what == "einsum":
+            return nn.Einsum((5, 3), "nd,de->ne", use_bias=False)(x)
+        if self.what == "bare":
+            return x @ self.param("matrix", nn.initializers.ones, (5, 3))
+        if self.what == "twin":
+            return x @ self.param("kernel", nn.initializers.ones, (5, 3))
+        return nn.Conv(4, (2,), feature_group_count=2)(x.reshape(-1, 2, 4)[:, :, :]).sum(-2)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("einsum", r"Einsum_0/kernel.*Einsum is not a layer.*diagonal=\['Einsum_0/\*'\]"),
+        ("bare", r"no layer with the parameters \['matrix'\].*diagonal=\['matrix'\]"),
+        ("twin", r"parameters \['kernel'\]: Foreign is not a layer.*optax\.partition"),
+        ("group", r"Conv_0/kernel.*grouped convolution.*diagonal=\['Conv_0/\*'\]"),
+    ],
+)
+def test_what_cannot_be_captured_is_named_with_a_way_out(what, message):
+    x = jnp.ones((4, 8 if what == "group" else 5))
+    params = Foreign(what).init(jax.random.key(0), x)["params"]
+
+    def fn(p, x):
+        return Foreign(what).apply({"params": p}, x)
+
+    def step(tx):
+        return jax.eval_shape(lambda p: tx.update(p, tx.init(p), p, batch=x), params)
+
+    with pytest.raises(ValueError, match=message):
+        step(fgo.scale_by_kfac(fn, "squared_error"))
+    step(fgo.scale_by_kfac(fn, "squared_error", diagonal="*"))
+    step(fgo.scale_by_kfac(fn, "squared_error", diagonal=lambda path: True))
+
+
+def test_kernels_without_a_bias_need_their_layers():
+    x = jnp.ones((4, 5, 6))
+    model = nn.MultiHeadDotProductAttention(2, use_bias=False)
+    params = model.init(jax.random.key(0), x)["params"]
+
+    def fn(p, x):
+        return model.apply({"params": p}, x)
+
+    with pytest.raises(ValueError, match=r"do not tell .*kfac_layers\(predict_fn, params, batch"):
+        fgo.scale_by_kfac(fn).init(params)
+    layers = fgo.precondition.kfac_layers(fn, params, jax.eval_shape(lambda: x))
+    assert {name: (axes.stack, axes.inputs) for name, axes in layers.items()} == {
+        "query": (0, 1), "key": (0, 1), "value": (0, 1), "out": (0, 2),
+    }  # fmt: skip
+    tx = fgo.scale_by_kfac(fn, layers=layers)
+    jax.eval_shape(lambda p: tx.update(p, tx.init(p), p, batch=x), params)
+
+
+def test_kernels_whose_shape_has_two_readings_need_their_layers():
+    class Cube(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            scanned = nn.scan(
+                Step, variable_axes={"params": 0}, split_rngs={"params": True}, length=4
+            )
+            return scanned()(x, None)[0]
+
+    x = jnp.ones((3, 4))  # four copies of a 4 x 4 kernel: like one 4 x (4, 4)
+    params = Cube().init(jax.random.key(0), x)["params"]
+
+    def fn(p, x):
+        return Cube().apply({"params": p}, x)
+
+    with pytest.raises(ValueError, match=r"do not tell .*kfac_layers"):
+        fgo.scale_by_kfac(fn, "squared_error").init(params)
+    layers = fgo.precondition.kfac_layers(fn, params, x)
+    tx = fgo.scale_by_kfac(fn, "squared_error", layers=layers)
+    jax.eval_shape(lambda p: tx.update(p, tx.init(p), p, batch=x), params)
+
+
+def test_layers_of_another_model_are_an_error():
+    x = jnp.ones((3, 4))
+    params = nn.DenseGeneral((2, 3)).init(jax.random.key(0), x)["params"]
+    wrong = {"": fgo.precondition.kfac.Axes("linear", 0, 2)}
+    tx = fgo.scale_by_kfac(
+        lambda p, x: nn.DenseGeneral((2, 3)).apply({"params": p}, x), "squared_error", layers=wrong
+    )
+    with pytest.raises(ValueError, match=r"kernel of shape \(4, 2, 3\) .* took its inputs for"):
+        jax.eval_shape(lambda p: tx.update(p, tx.init(p), p, batch=x), params)
+
+
+class Step(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return nn.Dense(4)(x), None
+
+
+def test_required_extras_are_named():
+    params, x = problem()
+    tx = make()
+    state = tx.init(params)
+    with pytest.raises(TypeError, match=r"batch=batch"):
+        tx.update(params, state, params)
+    with pytest.raises(TypeError, match="all of its parameters"):
+        tx.update(params, state, batch=x)
+    part = optax.partition(
+        {"kfac": make(), "adam": optax.scale_by_adam()},
+        lambda p: {k: "adam" if k in ("unread", "LayerNorm_0") else "kfac" for k in p},
+    )
+    state = part.init(params)
+    with pytest.raises(TypeError, match="probe_params=params"):
+        part.update(params, state, params, batch=x)
+    updates, _ = jax.jit(part.update)(params, state, params, batch=x, probe_params=params)
+    alone, _ = jax.jit(make(norm_constraint=None).update)(params, tx.init(params), params, batch=x)
+    # The layers' factors are the same; what they are shortened by is not.
+    flat = [np.ravel(u["Dense_1"]["kernel"]) for u in (updates, alone)]
+    cosine = flat[0] @ flat[1] / np.linalg.norm(flat[0]) / np.linalg.norm(flat[1])
+    assert cosine > 1 - 1e-5
+
+
+def test_injected_hyperparameters():
+    params, x = problem()
+    static = (
+        "predict_fn", "loss", "approximation", "diagonal", "layers", "weights", "max_dim",
+        "axis_name", "seed",
+    )  # fmt: skip
+    tx = optax.inject_hyperparams(fgo.scale_by_kfac, static_args=static)(
+        predict_fn=predict, diagonal="unread"
+    )
+    plain = fgo.scale_by_kfac(predict, diagonal="unread")
+    ours, _ = jax.jit(tx.update)(params, tx.init(params), params, batch=x)
+    theirs, _ = jax.jit(plain.update)(params, plain.init(params), params, batch=x)
+    # Rates rounded to float32 before they are subtracted from 1.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), ours, theirs)
+
+
+def test_the_protocol_hands_over_to_it():
+    params, x = problem()
+    tx = fgo.target_acquisition(1e-2, warmup_steps=2, refinement=make(), total_steps=60)
+    state = tx.init(params)
+    update = jax.jit(tx.update)
+    for _ in range(2):
+        updates, state = update(params, state, params, value=1.0, batch=x)
+    assert finite(updates)
+
+
+def test_flax_nnx_is_named():
+    from flax import nnx
+
+    params = nnx.split(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))[1]
+    with pytest.raises(ValueError, match=r"flax\.nnx has nothing like it"):
+        fgo.scale_by_kfac(predict).init(params)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"loss": lambda z, b: z}, "known distribution of labels"),
+        ({"loss": "hinge"}, "loss must be one of"),
+        ({"damping": -1.0}, "damping must be a finite number >= 0"),
+        ({"factor_decay": 1.0}, r"factor_decay must lie in \[0, 1\)"),
+        ({"b1": 1.0}, r"b1 must lie in \[0, 1\)"),
+        ({"norm_constraint": 0.0}, "norm_constraint must be a finite number > 0"),
+        ({"factors_every": 0}, "factors_every must be an integer >= 1"),
+        ({"refresh_every": 0.5}, "refresh_every must be an integer >= 1"),
+        ({"burn_in": -1}, "burn_in must be an integer >= 0"),
+        ({"approximation": "sum"}, "approximation must be one of expand, reduce"),
+        ({"max_dim": 0}, "max_dim must be an integer >= 1"),
+        ({"diagonal": [3]}, "diagonal must hold globs"),
+        ({"weights": 1.5}, "weights must be a key"),
+    ],
+)
+def test_wrong_arguments(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        fgo.scale_by_kfac(predict, **arguments)
+
+
+def test_long_sides_have_diagonal_factors():
+    params, x = problem()
+    tx = make(max_dim=4)
+    state = tx.init(params)
+    assert [[f.shape for f in layer[0]] for layer in state.factors[:2]] == [
+        [(6,), (4, 4)],
+        [(5,), (3, 3)],
+    ]
+    full = jax.jit(make().update)(params, make().init(params), params, batch=x)[1]
+    updates, state = jax.jit(tx.update)(params, state, params, batch=x)
+    assert finite(updates)
+    np.testing.assert_allclose(state.factors[0][0][0], np.diag(full.factors[0][0][0]), rtol=1e-5)
+
+
+def test_fgo_jax_imports_without_flax():
+    code = "import sys; sys.modules['flax'] = None; import fgo_jax; fgo_jax.scale_by_kfac(print)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -1,0 +1,322 @@
+"""Factors of every kind of layer against definitions that are written out for it."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fgo_jax as fgo
+from fgo_jax.curvature import losses
+
+ROWS = functools.partial(jnp.arange, dtype=jnp.int32)
+
+
+def first_factors(model, batch, loss="squared_error", **kwargs):
+    """Parameters, the factors of one batch, and the gradients c of the outputs behind them.
+
+    sum_ij c_i c_j over rows i, j is what the factors are an approximation of.
+    """
+    params = model.init(jax.random.key(1), batch)["params"]
+
+    def fn(p, x):
+        return model.apply({"params": p}, x)
+
+    layers = fgo.precondition.kfac_layers(fn, params, batch)
+    tx = fgo.scale_by_kfac(fn, loss, layers=layers, **kwargs)
+    # A zero refresh: factors are all that is looked at, and their compilation is most of the time.
+    state = tx.init(params)
+    _, state = jax.jit(tx.update)(params, state, params, batch=batch)
+    key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), 0)
+    outputs = fn(params, batch)
+    labels = losses.draw_labels(loss, outputs, key, ROWS)
+    drawn = losses.drawn_cotangent(loss, outputs, labels, batch)
+    by_path = dict(zip(sorted(layers), state.factors, strict=False))
+    return params, by_path, drawn, state
+
+
+def moment(x, axes=1, constant=False):
+    """Sum over positions of the outer product, one position after the other, in float64."""
+    rows = np.asarray(x, np.float64).reshape(-1, int(np.prod(x.shape[x.ndim - axes :])))
+    if constant:
+        rows = np.hstack([rows, np.ones((len(rows), 1))])
+    return sum(np.outer(row, row) for row in rows)
+
+
+def close(got, expected):
+    np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_dense_with_a_time_axis_expands_and_reduces():
+    x = jax.random.normal(jax.random.key(0), (3, 5, 4))
+    _, factors, drawn, _ = first_factors(nn.Dense(2), x)
+    ((a, g),) = factors[""]
+    close(a, moment(x, constant=True) / 15)
+    close(g, moment(drawn))
+    _, factors, drawn, _ = first_factors(nn.Dense(2), x, approximation="reduce")
+    ((a, g),) = factors[""]
+    close(a, moment(x.mean(1), constant=True) / 3)
+    close(g, moment(drawn.sum(1)))
+
+
+@pytest.mark.parametrize(
+    ("axis", "features"), [(-1, (2, 3)), ((-2, -1), 3), ((1, -1), (3,)), (1, 2)]
+)
+def test_dense_general_with_any_axes(axis, features):
+    x = jax.random.normal(jax.random.key(0), (3, 4, 2, 5))
+    model = nn.DenseGeneral(features, axis=axis, use_bias=axis != 1)
+    _, factors, drawn, _ = first_factors(model, x)
+    ((a, g),) = factors[""]
+    axes = (axis,) if isinstance(axis, int) else axis
+    last = jnp.moveaxis(x, axes, range(-len(axes), 0))
+    uses = last.size // int(np.prod(last.shape[-len(axes) :]))
+    close(a, moment(last, len(axes), axis != 1) / uses)
+    close(g, moment(drawn, 1 if isinstance(features, int) else len(features)))
+
+
+class Attention(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.MultiHeadDotProductAttention(2)(x)
+
+
+def attention(p, x, push):
+    """One sequence; push holds what is added to the output of each projection."""
+    q, k, v = (
+        jnp.einsum("td,dhe->the", x, p[n]["kernel"]) + p[n]["bias"] + push[n]
+        for n in ("query", "key", "value")
+    )
+    weights = jax.nn.softmax(jnp.einsum("the,she->hts", q, k) / np.sqrt(q.shape[-1]))
+    mixed = jnp.einsum("hts,she->the", weights, v)
+    out = jnp.einsum("the,hed->td", mixed, p["out"]["kernel"]) + p["out"]["bias"] + push["out"]
+    return out, mixed
+
+
+def test_attention_projections():
+    x = jax.random.normal(jax.random.key(0), (3, 5, 4))
+    params, factors, drawn, _ = first_factors(Attention(), x)
+    p = params["MultiHeadDotProductAttention_0"]
+    push = {n: jnp.zeros((5, 2, 2)) for n in ("query", "key", "value")} | {"out": jnp.zeros((5, 4))}
+    gradients = jax.vmap(
+        lambda row, c: jax.grad(lambda e: jnp.vdot(attention(p, row, e)[0], c))(push)
+    )(x, drawn)
+    mixed = jax.vmap(lambda row: attention(p, row, push)[1])(x)
+    for name in ("query", "key", "value", "out"):
+        ((a, g),) = factors[f"MultiHeadDotProductAttention_0/{name}"]
+        last = name == "out"
+        close(a, moment(mixed if last else x, 2 if last else 1, constant=True) / 15)
+        close(g, moment(gradients[name], 1 if last else 2))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": "SAME", "strides": 2},
+        {"padding": "VALID", "kernel_dilation": (2, 1)},
+        {"padding": "CIRCULAR"},
+        {"padding": "REFLECT"},
+        {"padding": ((1, 2), 0), "input_dilation": 2},
+        {"padding": "CAUSAL", "kernel_size": (3,)},
+        {"padding": 1, "kernel_size": (2, 3, 2)},
+    ],
+    ids=str,
+)
+def test_patches_times_the_kernel_are_the_convolution(options):
+    from fgo_jax.precondition.kfac import statistics
+    from fgo_jax.precondition.kfac.layers import layout
+
+    options = {"kernel_size": (3, 2)} | options
+    model = nn.Conv(3, **options)
+    x = jax.random.normal(jax.random.key(0), (2, *(6,) * len(options["kernel_size"]), 2))
+    params = model.init(jax.random.key(1), x)["params"]
+    layer = layout(params, None, lambda path: False).layers[0]
+    patches = statistics._patches(layer, model, x)
+    out = jnp.tensordot(patches, params["kernel"], len(layer.inputs)) + params["bias"]
+    np.testing.assert_allclose(out, model.apply({"params": params}, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("approximation", ["expand", "reduce"])
+def test_convolution(approximation):
+    x = jax.random.normal(jax.random.key(0), (3, 5, 4, 2))
+    model = nn.Conv(3, (2, 3), padding="VALID")
+    _, factors, drawn, _ = first_factors(model, x, approximation=approximation)
+    ((a, g),) = factors[""]
+    places = [(i, j) for i in range(4) for j in range(2)]
+    patches = np.stack([x[:, i : i + 2, j : j + 3].reshape(3, -1) for i, j in places], 1)
+    if approximation == "expand":
+        close(a, moment(patches, constant=True) / 24)
+        close(g, moment(drawn))
+    else:
+        close(a, moment(patches.mean(1), constant=True) / 3)
+        close(g, moment(drawn.sum((1, 2))))
+
+
+class Tied(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+        embed = nn.Embed(6, 3)
+        return embed.attend(jnp.tanh(embed(tokens)))
+
+
+def test_an_embedding_that_is_also_the_output():
+    tokens = jax.random.randint(jax.random.key(0), (4, 5), 0, 6)
+    params, factors, drawn, _ = first_factors(Tied(), tokens, "softmax_cross_entropy")
+    table = params["Embed_0"]["embedding"]
+    hidden = jnp.tanh(table[tokens])
+    ((counts, g), (squares, a)) = factors["Embed_0"]
+    close(counts, np.bincount(np.ravel(tokens), minlength=6) / 20)
+    close(g, moment((drawn @ table) * (1 - hidden**2)))
+    close(squares, np.diag(moment(drawn)))
+    close(a, moment(hidden) / 20)
+
+
+class Shared(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        layer = nn.Dense(4)
+        return layer(jnp.tanh(layer(x)))
+
+
+def test_a_module_that_is_called_twice():
+    """The activations' moment is a mean over both uses, the gradients' a sum."""
+    x = jax.random.normal(jax.random.key(0), (6, 4))
+    params, factors, drawn, _ = first_factors(Shared(), x)
+    ((a, g),) = factors["Dense_0"]
+    p = params["Dense_0"]
+    hidden = jnp.tanh(x @ p["kernel"] + p["bias"])
+    close(a, (moment(x, constant=True) + moment(hidden, constant=True)) / 12)
+    close(g, moment(drawn) + moment((drawn @ p["kernel"].T) * (1 - hidden**2)))
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return nn.LayerNorm()(x + jnp.tanh(nn.Dense(4)(x))), None
+
+
+class Stack(nn.Module):
+    scan: bool
+
+    @nn.compact
+    def __call__(self, x):
+        if self.scan:
+            scanned = nn.scan(
+                nn.remat(Block), variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+            )
+            return scanned(name="block")(x, None)[0]
+        for i in range(3):
+            x, _ = Block(name=f"block{i}")(x, None)
+        return x
+
+
+def test_scanned_and_rematerialised_layers_are_the_layers_one_by_one():
+    x = jax.random.normal(jax.random.key(0), (6, 5, 4))
+    params, _, _, stacked = first_factors(Stack(True), x)
+
+    def fn(p, x):
+        return Stack(False).apply({"params": p}, x)
+
+    loose = {
+        f"block{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["block"]) for i in range(3)
+    }
+    tx = fgo.scale_by_kfac(fn, "squared_error")
+    updates, alone = jax.jit(tx.update)(loose, tx.init(loose), loose, batch=x)
+    for i in range(3):
+        close(stacked.factors[0][0][0][i], alone.factors[i][0][0])
+        close(stacked.factors[0][0][1][i], alone.factors[i][0][1])
+        for kind in range(2):
+            close(stacked.factors[1 + kind][i], alone.factors[3 + 2 * i + kind])
+
+    def scanned(p, x):
+        return Stack(True).apply({"params": p}, x)
+
+    # The shapes of a kernel and its bias tell that they are stacked.
+    tx = fgo.scale_by_kfac(scanned, "squared_error", norm_constraint=None)
+    together, _ = jax.jit(tx.update)(params, tx.init(params), params, batch=x)
+    tx = fgo.scale_by_kfac(fn, "squared_error", norm_constraint=None)
+    updates, _ = jax.jit(tx.update)(loose, tx.init(loose), loose, batch=x)
+    for i in range(3):
+        jax.tree.map(
+            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, rtol=2e-3, atol=2e-3),
+            together["block"], updates[f"block{i}"],
+        )  # fmt: skip
+
+
+class Recurrent(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.RNN(nn.SimpleCell(4))(x)
+
+
+def test_layers_inside_a_recurrence_sum_over_time():
+    x = jax.random.normal(jax.random.key(0), (3, 5, 2))
+    _, factors, _, _ = first_factors(Recurrent(), x)
+    close(factors["SimpleCell_0/i"][0][0], moment(x, constant=True) / 15)
+
+
+def test_a_model_that_is_vmapped_over_examples_and_jitted():
+    x = jax.random.normal(jax.random.key(0), (6, 4))
+    model = Shared()
+    params = model.init(jax.random.key(1), x)["params"]
+    whole = jax.jit(lambda p, x: model.apply({"params": p}, x))
+    rows = jax.jit(lambda p, x: jax.vmap(lambda row: model.apply({"params": p}, row))(x))
+    for jitted in (whole, rows):
+        jitted(params, x)  # its trace without interception must not be found again
+    one, two = (
+        jax.jit(tx.update)(params, tx.init(params), params, batch=x)[1]
+        for tx in (fgo.scale_by_kfac(fn, "squared_error") for fn in (whole, rows))
+    )
+    jax.tree.map(close, one.factors, two.factors)
+    again = fgo.scale_by_kfac(rows, "squared_error")
+    for _ in range(2):  # two traces of one transformation
+        update = jax.jit(lambda *a: again.update(*a, batch=x))
+        update(params, again.init(params), params)
+
+
+NORMS = {
+    "layer": nn.LayerNorm(),
+    "rms": nn.RMSNorm(),
+    "group": nn.GroupNorm(num_groups=2),
+    "batch": nn.BatchNorm(use_running_average=False),
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_normalisations_have_the_squared_gradients_of_each_example(name):
+    norm = NORMS[name]
+    x = 2.0 * jax.random.normal(jax.random.key(0), (3, 5, 4)) + 1.0
+    variables = norm.init(jax.random.key(1), x)
+    params, rest = variables["params"], {k: v for k, v in variables.items() if k != "params"}
+    params = jax.tree.map(lambda p: p + jnp.arange(4.0), params)
+
+    def fn(p, x):
+        return norm.apply({"params": p, **rest}, x, mutable=list(rest))[0]
+
+    tx = fgo.scale_by_kfac(fn, "squared_error")
+    _, state = jax.jit(tx.update)(params, tx.init(params), params, batch=x)
+    key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), 0)
+    labels = losses.draw_labels("squared_error", fn(params, x), key, ROWS)
+    drawn = losses.drawn_cotangent("squared_error", fn(params, x), labels, x)
+    expected = jax.tree.map(jnp.zeros_like, params)
+    for i in range(3):
+        mine = drawn * (jnp.arange(3) == i)[:, None, None]
+        grads = jax.grad(lambda p, c=mine: jnp.vdot(fn(p, x), c))(params)
+        expected = jax.tree.map(lambda e, g: e + g**2, expected, grads)
+    jax.tree.map(close, state.factors, tuple(jax.tree.leaves(expected)))
+
+
+def test_parameters_asked_to_be_diagonal_are_unbiased():
+    """The square of the sum over examples, which has the mean of the sum of squares."""
+    x = jax.random.normal(jax.random.key(0), (8, 3))
+    w = jnp.asarray([0.5, -1.0, 2.0])
+
+    def fn(p, x):
+        return (x * p["w"]).sum(-1, keepdims=True)
+
+    tx = fgo.scale_by_kfac(fn, "squared_error", diagonal="*", factor_decay=0.9999, burn_in=0)
+    step = lambda s, _: (tx.update({"w": w}, s, {"w": w}, batch=x)[1], None)  # noqa: E731
+    state = jax.jit(lambda s: jax.lax.scan(step, s, length=2000)[0])(tx.init({"w": w}))
+    # chi-squared of one degree of freedom, 2000 draws: five standard deviations are 16 %.
+    np.testing.assert_allclose(state.factors[0], (x**2).mean(0), rtol=0.16)

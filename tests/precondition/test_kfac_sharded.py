@@ -1,0 +1,87 @@
+"""scale_by_kfac on eight devices gives the numbers and keeps the shardings of one."""
+
+import os
+import subprocess
+import sys
+
+SHARDED = """
+import flax.linen as nn, jax, jax.numpy as jnp, numpy as np, optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import fgo_jax as fgo
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.LayerNorm()(jnp.tanh(nn.Dense(8)(x)))
+        return nn.Dense(4)(x)
+
+x = jax.random.normal(jax.random.key(0), (4, 16, 6))
+params = Net().init(jax.random.key(1), x[0])["params"]
+fn = lambda p, b: Net().apply({"params": p}, b)
+loss = lambda p, b: jnp.mean(jnp.sum(fn(p, b) ** 2, -1))
+options = dict(loss="squared_error", refresh_every=2, burn_in=1)
+tx = fgo.scale_by_kfac(fn, **options)
+
+def step(tx, p, s, b, mean=lambda t: t):
+    u, s = tx.update(mean(jax.grad(loss)(p, b)), s, p, batch=b)
+    return jax.tree.map(lambda a, d: a - 0.1 * d, p, u), s
+
+def run(p, batches, take):
+    s = tx.init(p)
+    for b in batches:
+        p, s = take(p, s, b)
+    return p, s
+
+def error(one, many):
+    pairs = zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True)
+    return max(float(np.abs(np.asarray(a, np.float64) - np.asarray(b)).max()) for a, b in pairs)
+
+alone = run(params, x, jax.jit(lambda *a: step(tx, *a)))
+mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+spec = {
+    "Dense_0": {"kernel": P(None, "model"), "bias": P("model")},
+    "Dense_1": {"kernel": P("model", None), "bias": P()},
+    "LayerNorm_0": {"scale": P("model"), "bias": P("model")},
+}
+home = jax.tree.map(lambda s: NamedSharding(mesh, s), spec, is_leaf=lambda s: isinstance(s, P))
+data = jax.device_put(x, NamedSharding(mesh, P(None, "data")))
+placed = jax.device_put(params, home)
+many = run(placed, data, jax.jit(lambda *a: step(tx, *a)))
+assert error(alone, many) < 1e-4, error(alone, many)
+for tree in (many[0], many[1].direction):
+    jax.tree.map(lambda a, h: a.sharding.is_equivalent_to(h, a.ndim) or 1 / 0, tree, home)
+
+def whole(carry, b):
+    return step(tx, *carry, b), None
+
+scanned = jax.jit(lambda p, d: jax.lax.scan(whole, (p, tx.init(p)), d)[0])(placed, data)
+assert error(alone, scanned) < 1e-4
+
+# The devices' own batches and labels: the factors are averaged over them.
+flat = jax.make_mesh((8,), ("i",), axis_types=(AxisType.Auto,))
+axis = fgo.scale_by_kfac(fn, axis_name="i", **options)
+mean = lambda t: jax.lax.pmean(t, "i")
+mapped = jax.jit(jax.shard_map(
+    lambda p, s, b: step(axis, p, s, b, mean),
+    mesh=flat, in_specs=(P(), P(), P("i")), out_specs=(P(), P()), check_vma=False,
+))
+p, s = run(params, x, mapped)
+a = alone[1].factors[0][0][0]  # is made of inputs alone: no labels differ
+assert np.abs(np.asarray(s.factors[0][0][0]) - a).max() < 1e-5
+copies = [np.asarray(c.data) for c in s.factors[1][0][1].addressable_shards]
+assert all((c == copies[0]).all() for c in copies)
+print("sharded as one")
+"""
+
+
+def test_sharded_batches_and_kernels_give_the_result_of_one_device():
+    """Sums of 16 rows in another order, through damped inverses of condition 1e3 or less."""
+    env = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True, timeout=240
+    )
+    assert "sharded as one" in done.stdout, done.stdout + done.stderr[-3000:]
