@@ -12,7 +12,7 @@ from benchmarks.methods.method import TRANSFORM_TASKS, Method, constant_schedule
 _BY_ADAM = ("embed", "positions", "head")
 
 
-def _dimensions(params):
+def dimensions(params):
     def of(path, leaf):
         if leaf.ndim != 2 or any(getattr(key, "key", None) in _BY_ADAM for key in path):
             return None
@@ -25,7 +25,7 @@ def _muon(task, hp):
     # Updates of the size of Adam's let one rate serve both halves (Liu et al., 2025).
     return optax.contrib.muon(
         constant_schedule(task, hp),
-        muon_weight_dimension_numbers=_dimensions,
+        muon_weight_dimension_numbers=dimensions,
         consistent_rms=0.2,
     )
 

@@ -288,14 +288,15 @@ def scale_by_kronecker_fisher(
         new_first, new_second, out = [], [], []
         for i, (g, x, m, ok) in enumerate(zip(grads, seen, modes, good, strict=True)):
             before = first[i].astype(jnp.float32)
-            mean = (1 - b1) * g + b1 * before
+            # What is kept is also what the update is made of: XLA then moves it in place.
+            mean = jnp.where(ok, (1 - b1) * g + b1 * before, before)
             v = second[i]
             if tracked(m):
-                v = (1 - b2) * _eigenbasis.rotate(x, bases[i], m) ** 2 + b2 * v
+                v = jnp.where(ok, (1 - b2) * _eigenbasis.rotate(x, bases[i], m) ** 2 + b2 * v, v)
+            new_first.append(mean)
+            new_second.append(v)
             u = _eigenbasis.rotate(mean / correction(b1, step), bases[i], m)
             u = u / spectrum(v, values[i], step, m)
-            new_first.append(jnp.where(ok, mean, before))
-            new_second.append(jnp.where(ok, v, second[i]) if tracked(m) else v)
             u = _eigenbasis.rotate_back(u, bases[i], m)
             # Elementwise in the leaf, and so sharded as it is: else the partitioner picks a
             # sharding that suits the contraction.

@@ -221,8 +221,8 @@ def test_wrong_arguments(arguments, match):
 
 
 def test_wrong_leaves():
-    for dtype in (jnp.complex64, jnp.int32):
-        with pytest.raises(ValueError, match=r"exclude the others with optax\.masked"):
+    for dtype, match in ((jnp.complex64, "split_real_and_imaginary"), (jnp.int32, "masked")):
+        with pytest.raises(ValueError, match=match):
             scale_by_fismo().init({"w": jnp.ones((2, 2), dtype)})
 
 
