@@ -12,7 +12,7 @@ import optax
 from fgo_jax import _checks
 from fgo_jax.curvature import losses
 from fgo_jax.curvature.weights import Select, check_select
-from fgo_jax.precondition.kfac import roots, statistics
+from fgo_jax.precondition.kfac import mesh, roots, statistics
 from fgo_jax.precondition.kfac.estimate import all_finite, averaged, estimator, whole_model
 from fgo_jax.precondition.kfac.layers import Axes, Layout, Paths, check_diagonal, layout
 from fgo_jax.precondition.preconditioner import Preconditioner
@@ -37,7 +37,7 @@ def scale_by_kfac(
     predict_fn: Callable[[Any, Any], Any],
     loss: str = "softmax_cross_entropy",
     *,
-    damping: jax.typing.ArrayLike = 1e-4,
+    damping: jax.typing.ArrayLike = 3e-5,
     factor_decay: jax.typing.ArrayLike = 0.99,
     norm_constraint: jax.typing.ArrayLike | None = 1.0,
     b1: jax.typing.ArrayLike | None = None,
@@ -290,7 +290,10 @@ def _f32(x: Any) -> Any:
 def _shortened(updates: list[Any], grads: list[Any], limit: Any) -> list[Any]:
     """The updates u scaled to u^T P u <= limit, where P u = g."""
     square = sum(
-        (jnp.tensordot(g, u, axes=g.ndim) for g, u in zip(grads, updates, strict=True)),
+        (
+            jnp.tensordot(g, u, axes=g.ndim, out_sharding=mesh.replicated(g, 0))
+            for g, u in zip(grads, updates, strict=True)
+        ),
         jnp.zeros((), jnp.float32),
     )
     scale = jnp.sqrt(limit / jnp.maximum(square, limit))
