@@ -339,6 +339,8 @@ def test_the_protocol_hands_over_to_it():
     for _ in range(2):
         updates, state = update(params, state, params, value=1.0, batch=x)
     assert finite(updates)
+    masked = optax.masked(tx, {k: k != "unread" for k in params})
+    jax.eval_shape(lambda p: masked.update(p, masked.init(p), p, batch=x, probe_params=p), params)
 
 
 def test_flax_nnx_is_named():
