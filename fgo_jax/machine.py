@@ -178,6 +178,8 @@ def phased(
         offered = {"value": value, "batch": batch, "validation_value": validation_value}
         given = {name: item for name, item in offered.items() if item is not None}
         model = params if probe_params is None else probe_params
+        if probe_params is not None:
+            extra["probe_params"] = probe_params
         check_extras(probe, triggers, given, model)
         for name in EXTRA_SIGNALS.values():
             if name in given and axis_name is not None:

@@ -164,6 +164,11 @@ def draw_labels(loss: str, outputs: Any, key: jax.Array, rows: Callable[[int], A
     def draw(number: jax.Array, z: jax.Array) -> jax.Array:
         return _LIKELIHOODS[loss].draw(jax.random.fold_in(key, number), z)
 
+    sharding = jax.typeof(outputs).sharding
+    if sharding.mesh.explicit_axes:
+        # What vmap maps together must be sharded alike.
+        spec = jax.sharding.PartitionSpec(*sharding.spec[: len(leading)])
+        numbers = jax.sharding.reshard(numbers, jax.sharding.NamedSharding(sharding.mesh, spec))
     # One vmap per axis: flattening the leading axes could gather a sharded one.
     return functools.reduce(lambda f, _: jax.vmap(f), leading, draw)(numbers, outputs)
 

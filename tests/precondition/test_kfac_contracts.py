@@ -75,7 +75,7 @@ def test_resumes_from_a_checkpoint_bit_for_bit():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
 def test_the_state_keeps_its_types_through_nested_conditionals(dtype):
     params, x = problem(dtype)
-    tx = make()
+    tx = make(b1=0.9)
     state = tx.init(params)
     abstract = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
     assert jax.eval_shape(lambda: tx.init(abstract)) == jax.eval_shape(lambda: state)
@@ -116,7 +116,7 @@ def test_two_conditionals_and_no_callback():
 
 def test_trees_without_arrays_and_map_params():
     params, _ = problem()
-    tx = make()
+    tx = make(b1=0.9)
     for tree in ({}, None, {"a": None}, {"a": optax.MaskedNode()}):
         state = tx.init(tree)
         updates, after = tx.update(tree, state)
@@ -132,7 +132,7 @@ def test_trees_without_arrays_and_map_params():
 
 def test_a_gradient_that_is_not_finite_stops_its_layer_alone():
     params, x = problem()
-    tx = make()
+    tx = make(b1=0.9)
     update = jax.jit(tx.update)
     grads = jax.grad(loss)(params, x)
     bad = jax.tree.map(jnp.copy, grads)
@@ -327,8 +327,8 @@ def test_injected_hyperparameters():
     plain = fgo.scale_by_kfac(predict, diagonal="unread")
     ours, _ = jax.jit(tx.update)(params, tx.init(params), params, batch=x)
     theirs, _ = jax.jit(plain.update)(params, plain.init(params), params, batch=x)
-    # Rates rounded to float32 before they are subtracted from 1.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), ours, theirs)
+    # Rates rounded to float32, through damped inverses.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), ours, theirs)
 
 
 def test_the_protocol_hands_over_to_it():
@@ -339,6 +339,8 @@ def test_the_protocol_hands_over_to_it():
     for _ in range(2):
         updates, state = update(params, state, params, value=1.0, batch=x)
     assert finite(updates)
+    masked = optax.masked(tx, {k: k != "unread" for k in params})
+    jax.eval_shape(lambda p: masked.update(p, masked.init(p), p, batch=x, probe_params=p), params)
 
 
 def test_flax_nnx_is_named():

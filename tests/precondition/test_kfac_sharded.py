@@ -19,7 +19,7 @@ x = jax.random.normal(jax.random.key(0), (4, 16, 6))
 params = Net().init(jax.random.key(1), x[0])["params"]
 fn = lambda p, b: Net().apply({"params": p}, b)
 loss = lambda p, b: jnp.mean(jnp.sum(fn(p, b) ** 2, -1))
-options = dict(loss="squared_error", refresh_every=2, burn_in=1)
+options = dict(loss="squared_error", refresh_every=2, burn_in=1, b1=0.9)
 tx = fgo.scale_by_kfac(fn, **options)
 
 def step(tx, p, s, b, mean=lambda t: t):
@@ -37,19 +37,40 @@ def error(one, many):
     return max(float(np.abs(np.asarray(a, np.float64) - np.asarray(b)).max()) for a, b in pairs)
 
 alone = run(params, x, jax.jit(lambda *a: step(tx, *a)))
-mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 spec = {
     "Dense_0": {"kernel": P(None, "model"), "bias": P("model")},
-    "Dense_1": {"kernel": P("model", None), "bias": P()},
+    "Dense_1": {"kernel": P("model", None), "bias": P(None)},
     "LayerNorm_0": {"scale": P("model"), "bias": P("model")},
 }
-home = jax.tree.map(lambda s: NamedSharding(mesh, s), spec, is_leaf=lambda s: isinstance(s, P))
-data = jax.device_put(x, NamedSharding(mesh, P(None, "data")))
-placed = jax.device_put(params, home)
-many = run(placed, data, jax.jit(lambda *a: step(tx, *a)))
-assert error(alone, many) < 1e-4, error(alone, many)
-for tree in (many[0], many[1].direction):
-    jax.tree.map(lambda a, h: a.sharding.is_equivalent_to(h, a.ndim) or 1 / 0, tree, home)
+take = jax.jit(lambda *a: step(tx, *a))
+# A mesh of explicit axes runs whatever the model runs on it, here with replicated kernels.
+for kind in (AxisType.Explicit, AxisType.Auto):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
+    if kind == AxisType.Explicit:
+        home = jax.tree.map(lambda p: NamedSharding(mesh, P(*(None,) * p.ndim)), params)
+    else:
+        home = jax.tree.map(
+            lambda s: NamedSharding(mesh, s), spec, is_leaf=lambda s: isinstance(s, P)
+        )
+    data = jax.device_put(x, NamedSharding(mesh, P(None, "data")))
+    placed = jax.device_put(params, home)
+    with jax.set_mesh(mesh):
+        many = run(placed, data, take)
+    assert error(alone, many) < 1e-4, error(alone, many)
+    for tree in (many[0], many[1].direction):
+        jax.tree.map(lambda a, h: a.sharding.is_equivalent_to(h, a.ndim) or 1 / 0, tree, home)
+    shardings = [leaf.sharding for leaf in jax.tree.leaves(many[1].factors)]
+    assert kind == AxisType.Auto or all(s.is_fully_replicated for s in shardings)
+
+# Sharded kernels in their product with the roots, where axes are explicit.
+mesh = jax.make_mesh((4, 2), ("data", "model"))
+kernel = jax.device_put(params["Dense_1"]["kernel"], NamedSharding(mesh, P("model", "data")))
+grads = {"Dense_1": {"kernel": kernel, "bias": jnp.ones(4)}}
+state = alone[1]._replace(factors=alone[1].factors[1:2], roots=alone[1].roots[1:2])
+with jax.set_mesh(mesh):
+    row = jax.jit(tx.metric)(grads, state)["Dense_1"]["kernel"]
+single = tx.metric(jax.tree.map(np.asarray, grads), state)["Dense_1"]["kernel"]
+assert row.sharding.is_equivalent_to(kernel.sharding, 2) and error(single, row) < 1e-4
 
 def whole(carry, b):
     return step(tx, *carry, b), None

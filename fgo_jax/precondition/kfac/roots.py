@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fgo_jax.precondition.kfac import mesh
 from fgo_jax.precondition.kfac.layers import Layer, Layout
 
 Terms = tuple[tuple[jax.Array, jax.Array], ...]
@@ -146,7 +147,7 @@ def apply(
     if layer.stack:
         below = layer._replace(stack=layer.stack[1:])
         return jax.vmap(lambda r, k, b: apply(below, r, k, b))(roots, kernel, bias)
-    left, right = roots
+    left, right = mesh.replicate(roots, kernel)
     inputs, outputs = len(layer.inputs), len(layer.outputs)
     n = layer.rows - (bias is not None)
     if left.ndim == 1:
@@ -154,19 +155,21 @@ def apply(
         bias = None if bias is None else left[n] * bias
     else:
         square = left[:n, :n].reshape(layer.inputs + layer.inputs)
-        new = _dot(square, kernel, inputs)
+        new = _dot(square, kernel, inputs, kernel)
         if bias is not None:
             column = left[:n, n].reshape(layer.inputs)
-            new = new + jnp.tensordot(column, bias, axes=0)
-            bias = left[n, n] * bias + _dot(column, kernel, inputs)
+            new = new + _dot(column, bias, 0, kernel)
+            bias = left[n, n] * bias + _dot(column, kernel, inputs, bias)
         kernel = new
     if right.ndim == 1:
         scale = right.reshape(layer.outputs)
         kernel = kernel * scale.reshape((1,) * inputs + layer.outputs)
         return kernel, None if bias is None else bias * scale
     square = right.reshape(layer.outputs + layer.outputs)
-    return _dot(kernel, square, outputs), None if bias is None else _dot(bias, square, outputs)
+    if bias is not None:
+        bias = _dot(bias, square, outputs, bias)
+    return _dot(kernel, square, outputs, kernel), bias
 
 
-def _dot(a: jax.Array, b: jax.Array, axes: int) -> jax.Array:
-    return jnp.tensordot(a, b, axes=axes, precision="highest")
+def _dot(a: jax.Array, b: jax.Array, axes: int, result: jax.Array) -> jax.Array:
+    return jnp.tensordot(a, b, axes=axes, precision="highest", out_sharding=mesh.like(result))

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fgo_jax.precondition.kfac import mesh
 from fgo_jax.precondition.kfac.layers import Layer
 
 # A term is a pair (X, Y): a moment on the side of the kernel's input axes, one on that of its
@@ -119,7 +120,12 @@ def _moment(x: jax.Array, axes: int, like: Any, constant: bool) -> jax.Array:
         return jnp.concatenate([square, uses]) if constant else square
     # Contracted in place: the leading axes, which may be sharded, are not reshaped.
     product = jnp.tensordot(
-        x, x, axes=(lead, lead), precision="highest", preferred_element_type=jnp.float32
+        x,
+        x,
+        axes=(lead, lead),
+        precision="highest",
+        preferred_element_type=jnp.float32,
+        out_sharding=mesh.replicated(x, 2 * axes),
     ).reshape(n, n)
     if not constant:
         return product

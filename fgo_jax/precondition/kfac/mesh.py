@@ -1,0 +1,31 @@
+"""What a mesh with explicit axes, the default of `jax.make_mesh`, wants to be told.
+
+Elsewhere each of these is None or the identity: the partitioner decides.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+
+def like(x: jax.Array) -> Any:
+    """The sharding of x, for the result of a contraction."""
+    sharding = jax.typeof(x).sharding
+    return sharding if sharding.mesh.explicit_axes else None
+
+
+def replicated(x: jax.Array, rank: int) -> Any:
+    """No sharding at all, on the mesh of x."""
+    mesh = jax.typeof(x).sharding.mesh
+    if not mesh.explicit_axes:
+        return None
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*(None,) * rank))
+
+
+def replicate(tree: Any, x: jax.Array) -> Any:
+    """The tree replicated on the mesh of x."""
+    if replicated(x, 0) is None:
+        return tree
+    return jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, replicated(x, leaf.ndim)), tree)
