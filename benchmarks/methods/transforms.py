@@ -15,10 +15,7 @@ def _kfac(task):
 
     # Learned positions belong to no layer that K-FAC knows.
     diagonal = ("positions",) if task.name == "char_gpt" else ()
-    # Chosen on the autoencoder, once, with about twenty runs on a tuning seed.
-    return fgo.scale_by_kfac(
-        task.predict, task.loss_name, damping=0.1, norm_constraint=1.0, diagonal=diagonal
-    )
+    return fgo.scale_by_kfac(task.predict, task.loss_name, diagonal=diagonal)
 
 
 def _diagonal_fisher(task):
@@ -53,7 +50,7 @@ METHODS = (
         only=TRANSFORM_TASKS,
         transform="scale_by_kfac",
         needs_batch=True,
-        cadence=10,
+        cadence=5,
         update_size="newton",
     ),
     Method(
