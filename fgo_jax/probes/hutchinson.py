@@ -20,6 +20,7 @@ from fgo_jax.probes.operator import (
     check_examples,
     example_count,
     is_due,
+    random_signs,
     student_width,
 )
 from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
@@ -202,7 +203,7 @@ def _measure(
 
     def sample(job: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         key, chosen = job
-        signs = optax.tree.random_like(key, params, jax.random.rademacher, jnp.float32)
+        signs = random_signs(key, params)
         within = jax.tree.unflatten(jax.tree.structure(signs), list(chosen))
         if groups is not None:
             signs = jax.tree.map(lambda on, leaf: on * leaf, within, signs)

@@ -44,6 +44,23 @@ def _requires_key(operator: Operator) -> bool:
     return key.kind in (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
+def random_signs(key: jax.Array, like: Any) -> Any:
+    """Independent signs shaped like a pytree, float32; 32 of them from each word of the generator.
+
+    Along the last axis, so that no other one, which may be sharded, is reshaped.
+    """
+    leaves, treedef = jax.tree.flatten(like)
+
+    def draw(key: jax.Array, leaf: Any) -> jax.Array:
+        *outer, last = jnp.shape(leaf) or (1,)
+        words = jax.random.bits(key, (*outer, -(-last // 32)), jnp.uint32)
+        bits = (words[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+        bits = bits.reshape(*outer, 32 * words.shape[-1])[..., :last]
+        return jnp.where(bits == 1, 1.0, -1.0).astype(jnp.float32).reshape(jnp.shape(leaf))
+
+    return treedef.unflatten(map(draw, jax.random.split(key, len(leaves)), leaves))
+
+
 def is_due(step: jax.Array, every: Any) -> jax.Array:
     return (step > 0) & (step % jnp.asarray(every, step.dtype) == 0)
 

@@ -239,3 +239,17 @@ def test_a_group_that_the_operator_leaves_out_is_refused():
     params = {"a": jnp.zeros(2), "b": jnp.zeros(2)}
     with pytest.raises(ValueError, match="zeros on all of group 'b'"):
         fgo.spectrum(operator, params, 0, groups=fgo.probes.layer_groups(params), num_steps=10)
+
+
+def test_bfloat16_parameters_give_float32_statistics():
+    # The same numbers in both runs: what differs is the arithmetic.
+    low = optax.tree.cast((PARAMS, {"x": BATCH["x"]}), jnp.bfloat16)
+    wide = optax.tree.cast(low, jnp.float32)
+    reports = [
+        fgo.spectrum(GGN, params, {**batch, "y": BATCH["y"]}, num_steps=12)
+        for params, batch in (low, wide)
+    ]
+    for name in ("trace", "participation_ratio"):
+        rounded, exact = (getattr(report, name).value for report in reports)
+        assert jnp.asarray(rounded).dtype == jnp.float32
+        np.testing.assert_allclose(rounded, exact, rtol=0.02)

@@ -81,6 +81,6 @@ def test_the_command_writes_every_overhead(tmp_path, monkeypatch, tiny):
         assert row["limit"] == limit
         assert row["met"] == (row["total"]["upper"] <= limit)
         assert row["total"]["median"] <= row["total"]["upper"]
-    assert entry["overheads"]["target_acquisition"]["plain"] == "adam"
+    assert entry["overheads"]["target_acquisition"]["plain"] == "refinement"
     assert set(entry["seconds"]) >= {"adam", "controller", "lanczos:idle", "lanczos:firing"}
     assert "95 % bound" in result.output
