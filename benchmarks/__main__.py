@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -171,7 +172,8 @@ def _hold(
 def compare_transforms(tasks, methods, seeds, tune, steps, output) -> None:
     """Single transformations against Adam; writes transforms.json and transforms.md.
 
-    Runs are shared with `race` where the output folder is the same.
+    Runs are shared with `race` where the output folder is the same. Tables of other tasks that
+    are in transforms.json already stay there.
     """
     races = []
     for name in _names(tasks, list(transforms.TASKS), "task"):
@@ -183,13 +185,15 @@ def compare_transforms(tasks, methods, seeds, tune, steps, output) -> None:
         with _bars() as bars:
             held = _hold(bars, task, contestants, seeds, not steps, tune, output, transforms.ROUNDS)
         races.append(held)
-    results = transforms.results(races)
     name = "transforms-quick" if steps else "transforms"
-    write_json(output / f"{name}.json", results)
-    tables = {race.task.name: transforms.table_of(race) for race in races}
+    path = output / f"{name}.json"
+    results = transforms.results(races)
+    before = json.loads(path.read_text())["tasks"] if path.exists() else {}
+    tables = results["tasks"] = {**before, **results["tasks"]}
+    write_json(path, results)
     (output / f"{name}.md").write_text(transforms.markdown(tables))
     transforms.print_tables(tables, console)
-    console.print(f"Wrote {output / name}.json and {output / name}.md")
+    console.print(f"Wrote {path} and {path.with_suffix('.md')}")
 
 
 @main.command("stream")

@@ -79,6 +79,7 @@ def table_of(race: Race) -> dict[str, Any]:
         "target": level.target,
         "level": level.title,
         "rows": rows,
+        "environment": environment(),
     }
 
 
@@ -88,7 +89,6 @@ def results(races: Sequence[Race]) -> dict[str, Any]:
         {
             "ratio": racing.RATIO,
             "tasks": {race.task.name: table_of(race) for race in races},
-            "environment": environment(),
         }
     )
 
