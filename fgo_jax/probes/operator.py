@@ -54,7 +54,9 @@ def random_signs(key: jax.Array, like: Any) -> Any:
     def draw(key: jax.Array, leaf: Any) -> jax.Array:
         *outer, last = jnp.shape(leaf) or (1,)
         words = jax.random.bits(key, (*outer, -(-last // 32)), jnp.uint32)
-        bits = (words[..., None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+        shape = (*words.shape, 32)
+        place = jax.lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
+        bits = (jnp.broadcast_to(words[..., None], shape) >> place) & 1
         bits = bits.reshape(*outer, 32 * words.shape[-1])[..., :last]
         return jnp.where(bits == 1, 1.0, -1.0).astype(jnp.float32).reshape(jnp.shape(leaf))
 

@@ -71,7 +71,7 @@ def test_errors_are_the_spread_over_vectors():
         fresh = inputs(rows @ mixing)._replace(key=key)
         return probe.read(probe.measure(fresh, probe.init(PARAMS)))
 
-    read = draw(jax.random.split(jax.random.key(1), 200))
+    read = draw(jax.random.split(jax.random.key(1), 2000))
     for name, estimate in read.items():
         spread = float(jnp.std(estimate.value))
         stated = float(jnp.sqrt(jnp.mean(estimate.error**2)))
