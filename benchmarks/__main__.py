@@ -189,8 +189,9 @@ def compare_transforms(tasks, methods, seeds, tune, steps, output) -> None:
     path = output / f"{name}.json"
     results = transforms.results(races)
     before = json.loads(path.read_text())["tasks"] if path.exists() else {}
-    tables = results["tasks"] = {**before, **results["tasks"]}
+    results["tasks"] = {**before, **results["tasks"]}
     write_json(path, results)
+    tables = transforms.tables_from(results["tasks"])
     (output / f"{name}.md").write_text(transforms.markdown(tables))
     transforms.print_tables(tables, console)
     console.print(f"Wrote {path} and {path.with_suffix('.md')}")
