@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -25,7 +24,8 @@ from benchmarks.calibration import tables as calibration_tables
 from benchmarks.methods import METHODS, Method, available
 from benchmarks.report import page, race_tables, readme
 from benchmarks.report.reading import read
-from benchmarks.runner import ROOT, write_json
+from benchmarks.report.text import restored
+from benchmarks.runner import ROOT, tasks_of, write_json
 from benchmarks.study_commands import compare_parts, compare_triggers
 from benchmarks.tasks import IN_A_FOLDER, TASKS, DataError, Task, get_task
 from benchmarks.terminal import bars as progress_bars
@@ -186,10 +186,9 @@ def compare_transforms(tasks, methods, seeds, tune, steps, output) -> None:
     name = "transforms-quick" if steps else "transforms"
     path = output / f"{name}.json"
     results = transforms.results(races)
-    before = json.loads(path.read_text())["tasks"] if path.exists() else {}
-    results["tasks"] = {**before, **results["tasks"]}
+    results["tasks"] = {**tasks_of(path), **results["tasks"]}
     write_json(path, results)
-    tables = transforms.tables_from(results["tasks"])
+    tables = restored(results["tasks"])
     (output / f"{name}.md").write_text(transforms.markdown(tables))
     transforms.print_tables(tables, console)
     console.print(f"Wrote {path} and {path.with_suffix('.md')}")

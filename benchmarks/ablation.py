@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks import study
+from benchmarks.levels import Level
 from benchmarks.methods import METHODS, STUDIED
 from benchmarks.methods.ablation import DECAYS
 from benchmarks.study import Study, Variant
@@ -57,23 +58,12 @@ def variants(task: Task) -> list[Variant]:
 
 def table_of(held: Study) -> dict[str, Any]:
     """The figures of a task: at each level and reading every variant against the default."""
-    levels = {
-        level.name: {
-            "title": level.title,
-            "target": level.target,
-            **{
-                weights: {
-                    "rows": {
-                        name: study.row(held, level, weights, name, DEFAULT)
-                        for name in held.variants
-                    }
-                }
-                for weights in study.READINGS
-            },
-        }
-        for level in held.levels
-    }
-    return {**study.header(held), "levels": levels}
+
+    def reading(level: Level, weights: study.Weights) -> dict[str, Any]:
+        names = held.variants
+        return {"rows": {name: study.row(held, level, weights, name, DEFAULT) for name in names}}
+
+    return study.table_of(held, reading)
 
 
 HEADINGS = ("part", "variant", "steps", "excess", "final", "reached")
@@ -81,14 +71,5 @@ HEADINGS = ("part", "variant", "steps", "excess", "final", "reached")
 
 def cells(table: dict[str, Any], reading: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """The rows of one reading as text, under `HEADINGS`."""
-    from benchmarks.report.text import spread
-
     for name, row in reading["rows"].items():
-        yield (
-            row["part"],
-            name,
-            spread(row["steps"], "{:.0f}", beyond=f"> {table['num_steps']}"),
-            spread(row["excess"], "{:+.0%}", beyond="-"),
-            f"{row['final']['median']:.4g}",
-            f"{row['reached']}/{row['runs']}",
-        )
+        yield (row["part"], name, *study.last_cells(table, row))

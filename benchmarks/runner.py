@@ -145,6 +145,11 @@ def environment() -> dict[str, Any]:
     }
 
 
+def tasks_of(path: Path) -> dict[str, Any]:
+    """The tables that a results file has already, by task."""
+    return json.loads(path.read_text())["tasks"] if path.exists() else {}
+
+
 def plain(value: Any) -> Any:
     """Arrays as lists and dataclasses as dicts; what is not finite becomes null."""
     if dataclasses.is_dataclass(value):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +15,8 @@ from rich.table import Table
 from benchmarks import evidence, quick, tuning
 from benchmarks.levels import Level, final_of, hit_of, level_from
 from benchmarks.methods import METHODS, Method
-from benchmarks.runner import environment, plain, run, write_json
+from benchmarks.report.text import spread
+from benchmarks.runner import environment, plain, run, tasks_of, write_json
 from benchmarks.tasks.task import Task
 from benchmarks.training import Curves
 
@@ -149,8 +149,17 @@ def row(study: Study, level: Level, weights: Weights, name: str, reference: str)
     }
 
 
-def header(study: Study) -> dict[str, Any]:
+def table_of(study: Study, reading: Callable[[Level, Weights], dict[str, Any]]) -> dict[str, Any]:
+    """The figures of a task: what `reading` finds at each level, for raw and averaged weights."""
     task = study.task
+    levels = {
+        level.name: {
+            "title": level.title,
+            "target": level.target,
+            **{weights: reading(level, weights) for weights in READINGS},
+        }
+        for level in study.levels
+    }
     return {
         "metric": task.metric,
         "data": task.digest,
@@ -159,13 +168,23 @@ def header(study: Study) -> dict[str, Any]:
         "seeds": list(next(iter(study.runs.values()))),
         "evidence": study.evidence,
         "environment": environment(),
+        "levels": levels,
     }
+
+
+def last_cells(table: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]:
+    """Steps, excess over the reference, final value and runs that arrived, as text."""
+    return (
+        spread(row["steps"], "{:.0f}", beyond=f"> {table['num_steps']}"),
+        spread(row["excess"], "{:+.0%}", beyond="-"),
+        f"{row['final']['median']:.4g}",
+        f"{row['reached']}/{row['runs']}",
+    )
 
 
 def merge(path: Path, rule: str, name: str, table: Mapping[str, Any]) -> None:
     """Puts a task's table into a file, beside those of other tasks."""
-    before = json.loads(path.read_text())["tasks"] if path.exists() else {}
-    write_json(path, plain({"rule": rule, "tasks": {**before, name: table}}))
+    write_json(path, plain({"rule": rule, "tasks": {**tasks_of(path), name: table}}))
 
 
 def print_tables(kind: ModuleType, tables: Mapping[str, Any], console: Console) -> None:

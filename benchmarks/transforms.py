@@ -93,13 +93,6 @@ def results(races: Sequence[Race]) -> dict[str, Any]:
     )
 
 
-def tables_from(stored: Any) -> Any:
-    """Tables as they were before JSON, which has no number for what was never reached."""
-    if isinstance(stored, Mapping):
-        return {key: tables_from(value) for key, value in stored.items()}
-    return math.inf if stored is None else stored
-
-
 def title(name: str, table: Mapping[str, Any]) -> str:
     text = (
         f"{name}: {table['metric']} {table['target']:.4g} ({table['level']}), "

@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from benchmarks import evidence, study
 from benchmarks.levels import Level
 from benchmarks.methods import METHODS, STUDIED
@@ -89,21 +91,19 @@ def best_fixed(held: Study, level: Level, weights: study.Weights) -> str:
 
 def table_of(held: Study) -> dict[str, Any]:
     """The figures of a task: at each level and reading the triggers, the grid, its best point."""
-    levels = {}
-    for level in held.levels:
-        readings = {}
-        for weights in study.READINGS:
-            best = best_fixed(held, level, weights)
-            rows = {name: study.row(held, level, weights, name, best) for name in held.variants}
-            firsts = [r["setting"]["first"] for r in rows.values() if r["part"] == "fixed"]
-            readings[weights] = {
-                "best": best,
-                "at_edge": rows[best]["setting"]["first"] in (min(firsts), max(firsts)),
-                "rows": {n: r for n, r in rows.items() if r["part"] == "trigger"},
-                "grid": {n: r for n, r in rows.items() if r["part"] == "fixed"},
-            }
-        levels[level.name] = {"title": level.title, "target": level.target, **readings}
-    return {**study.header(held), "levels": levels}
+
+    def reading(level: Level, weights: study.Weights) -> dict[str, Any]:
+        best = best_fixed(held, level, weights)
+        rows = {name: study.row(held, level, weights, name, best) for name in held.variants}
+        firsts = [r["setting"]["first"] for r in rows.values() if r["part"] == "fixed"]
+        return {
+            "best": best,
+            "at_edge": rows[best]["setting"]["first"] in (min(firsts), max(firsts)),
+            "rows": {n: r for n, r in rows.items() if r["part"] == "trigger"},
+            "grid": {n: r for n, r in rows.items() if r["part"] == "fixed"},
+        }
+
+    return study.table_of(held, reading)
 
 
 HEADINGS = ("trigger", "re-ask", "execution", "by trigger", "steps", "regret", "final", "reached")
@@ -111,18 +111,13 @@ HEADINGS = ("trigger", "re-ask", "execution", "by trigger", "steps", "regret", "
 
 def cells(table: dict[str, Any], reading: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """The rows of one reading as text, under `HEADINGS`."""
-    from benchmarks.report.text import spread
-
     best = {f"best fixed: {reading['best']}": reading["grid"][reading["best"]]}
     for name, row in {**reading["rows"], **best}.items():
         began = [evidence.middle(steps) for steps in row["started"]]
-        both = (row["causes"] == 1).all(axis=0).sum()
+        both = (np.asarray(row["causes"]) == 1).all(axis=0).sum()
         yield (
             f"{name} †" if row["note"] else name,
             *(f"{step:.0f}" if math.isfinite(step) else "never" for step in began),
             f"{both}/{row['runs']}",
-            spread(row["steps"], "{:.0f}", beyond=f"> {table['num_steps']}"),
-            spread(row["excess"], "{:+.0%}", beyond="-"),
-            f"{row['final']['median']:.4g}",
-            f"{row['reached']}/{row['runs']}",
+            *study.last_cells(table, row),
         )

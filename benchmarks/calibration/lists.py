@@ -74,6 +74,14 @@ def _moving(name: str, noise: str, changes: Sequence[int] = CHANGES) -> Iterator
             yield case(f"{words}, then stays", "change", turn, change=change)
 
 
+def _agreeing(name: str, noise: str) -> Iterator[Case]:
+    """A phase's trigger must not fire while gradients still agree."""
+    case = functools.partial(_probed, name, noise)
+    for level in (AGREEING, 0.9):
+        words = f"stationary, agreement {level:g}"
+        yield case(words, "null", Course(0.0), agreement=level)
+
+
 def _probed(
     name: str,
     noise: str,
@@ -131,11 +139,7 @@ def acquisition() -> Iterator[Case]:
     """The shipped end of the first phase, without and with a loss."""
     for noise in NOISES:
         yield from _falling("acquisition", noise)
-        for level in (AGREEING, 0.9):
-            yield _probed(
-                "acquisition", noise, f"stationary, agreement {level:g}", "null",
-                Course(0.0), agreement=level,
-            )  # fmt: skip
+        yield from _agreeing("acquisition", noise)
     case = functools.partial(_probed, "acquisition", "measured")
     for slope in SLOPES:
         words = f"falls as t^-{slope:g}, with a falling loss"
@@ -152,11 +156,7 @@ def reask() -> Iterator[Case]:
     """The shipped end of the second phase."""
     for noise in NOISES:
         yield from _moving("reask", noise)
-        for level in (AGREEING, 0.9):
-            yield _probed(
-                "reask", noise, f"stationary, agreement {level:g}", "null",
-                Course(0.0), agreement=level,
-            )  # fmt: skip
+        yield from _agreeing("reask", noise)
 
 
 def validation() -> Iterator[Case]:

@@ -14,18 +14,23 @@ from benchmarks.calibration import tables as calibration
 from benchmarks.report import figures, glance, markup
 from benchmarks.report.race_tables import print_race
 from benchmarks.report.reading import Results
+from benchmarks.report.text import restored
 
 # Those that say in a terminal what they found say the same here; other JSON is shown as it is.
 _PRINTERS: dict[str, Callable[[Any, Console], None]] = {
     "transforms": lambda content, console: transforms.print_tables(
-        transforms.tables_from(content["tasks"]), console
+        restored(content["tasks"]), console
     ),
     "sketch": sketch.print_tables,
     "overhead": overhead.print_tables,
     "stream": stream.print_table,
     "calibration": calibration.print_tables,
-    "triggers": lambda content, console: study.print_tables(triggers, content["tasks"], console),
-    "ablation": lambda content, console: study.print_tables(ablation, content["tasks"], console),
+    "triggers": lambda content, console: study.print_tables(
+        triggers, restored(content["tasks"]), console
+    ),
+    "ablation": lambda content, console: study.print_tables(
+        ablation, restored(content["tasks"]), console
+    ),
 }
 _PAGE = Template("""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">

@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 
 
+def restored(stored: Any) -> Any:
+    """What JSON holds as it was before, where null stands for what was never reached."""
+    if isinstance(stored, Mapping):
+        return {key: restored(value) for key, value in stored.items()}
+    if isinstance(stored, list):
+        return [restored(value) for value in stored]
+    return math.inf if stored is None else stored
+
+
 def known(values: Sequence[float | None]) -> np.ndarray:
-    """Values as they were before JSON, in which null stands for what was never reached."""
-    return np.asarray([math.inf if value is None else value for value in values], np.float64)
+    return np.asarray(restored(list(values)), np.float64)
 
 
 def number(value: float | None, form: str, beyond: str) -> str:

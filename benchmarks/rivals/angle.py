@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
+from benchmarks.rivals.readings import exact
 from fgo_jax import _checks, _trees
-from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
+from fgo_jax.probes.probe import Probe, ProbeInputs
 from fgo_jax.triggers import Observation, Trigger
 from fgo_jax.triggers.trigger import condition
-
-SIGNAL = "angular_velocity"
 
 
 class AngularVelocityState(NamedTuple):
@@ -35,19 +35,16 @@ def angular_velocity(every: int = 20) -> Probe:
     _checks.integer("every", every)
 
     def init(params: Any) -> AngularVelocityState:
-        def zeros():
-            return jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-
         return AngularVelocityState(
             evaluations=jnp.zeros([], jnp.int32),
             points=jnp.zeros([], jnp.int32),
-            point=zeros(),
-            travel=zeros(),
+            point=optax.tree.zeros_like(params, jnp.float32),
+            travel=optax.tree.zeros_like(params, jnp.float32),
             angle=jnp.full([], jnp.nan, jnp.float32),
         )
 
     def measure(inputs: ProbeInputs, state: AngularVelocityState) -> AngularVelocityState:
-        now = jax.tree.map(lambda p: p.astype(jnp.float32), inputs.params)
+        now = optax.tree.cast(inputs.params, jnp.float32)
         travel = jax.tree.map(jnp.subtract, now, state.point)
         known = state.points >= 2
         return AngularVelocityState(
@@ -59,11 +56,11 @@ def angular_velocity(every: int = 20) -> Probe:
         )
 
     return Probe(
-        signals=(SIGNAL,),
+        signals=("angular_velocity",),
         init=init,
         due=lambda state, step: step % every == 0,
         measure=measure,
-        read=lambda state: {SIGNAL: Estimate(state.angle, jnp.full([], jnp.nan, jnp.float32))},
+        read=lambda state: exact(angular_velocity=state.angle),
         requires=("params",),
     )
 
@@ -78,7 +75,9 @@ class SaturatedState(NamedTuple):
     previous: jax.Array  # [], float32; NaN at first
 
 
-def saturated(signal: str = SIGNAL, tolerance: float = 0.5, patience: int = 1) -> Trigger:
+def saturated(
+    signal: str = "angular_velocity", tolerance: float = 0.5, patience: int = 1
+) -> Trigger:
     r"""Holds when a signal moves by less than ``tolerance`` between two measurements.
 
     Args:

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from benchmarks.rivals import batch_means
+from benchmarks.rivals.readings import exact
 from fgo_jax import _checks, _trees
 from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
 from fgo_jax.triggers import Observation, Trigger
@@ -38,12 +40,12 @@ def norm_drift() -> Probe:
         return NormDriftState(
             evaluations=jnp.zeros([], jnp.int32),
             began=jnp.zeros([], jnp.bool_),
-            previous=jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params),
+            previous=optax.tree.zeros_like(params, jnp.float32),
             readings=jnp.full([2], jnp.nan, jnp.float32),
         )
 
     def measure(inputs: ProbeInputs, state: NormDriftState) -> NormDriftState:
-        now = jax.tree.map(lambda p: p.astype(jnp.float32), inputs.params)
+        now = optax.tree.cast(inputs.params, jnp.float32)
         step = jax.tree.map(jnp.subtract, now, state.previous)
         both = jax.tree.map(jnp.add, now, state.previous)
         readings = jnp.stack([_trees.vdot(both, step), _trees.sum_squares(step)])
@@ -55,9 +57,8 @@ def norm_drift() -> Probe:
         )
 
     def read(state: NormDriftState) -> dict[str, Estimate]:
-        unknown = jnp.full([], jnp.nan, jnp.float32)
         drift, square = state.readings
-        return {"norm_drift": Estimate(drift, unknown), "step_square": Estimate(square, unknown)}
+        return exact(norm_drift=drift, step_square=square)
 
     return Probe(
         signals=("norm_drift", "step_square"),

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from benchmarks.rivals.readings import exact
 from fgo_jax import _checks, _trees
-from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
+from fgo_jax.probes.probe import Probe, ProbeInputs
 from fgo_jax.triggers import Observation, Trigger
 from fgo_jax.triggers.trigger import condition
-
-SIGNAL = "weight_norm_square"
 
 
 class WeightNormState(NamedTuple):
@@ -36,11 +35,11 @@ def weight_norm(every: int = 1) -> Probe:
         return WeightNormState(state.evaluations + 1, _trees.sum_squares(inputs.params))
 
     return Probe(
-        signals=(SIGNAL,),
+        signals=("weight_norm_square",),
         init=init,
         due=lambda state, step: step % every == 0,
         measure=measure,
-        read=lambda state: {SIGNAL: Estimate(state.square, jnp.full([], jnp.nan, jnp.float32))},
+        read=lambda state: exact(weight_norm_square=state.square),
         requires=("params",),
     )
 
@@ -51,7 +50,7 @@ class BouncedState(NamedTuple):
     turns: jax.Array  # [], int32
 
 
-def bounced(signal: str = SIGNAL) -> Trigger:
+def bounced(signal: str = "weight_norm_square") -> Trigger:
     r"""Holds from the second turn of a signal on.
 
     A turn is a change of sign of its increment between successive measurements. In
@@ -94,7 +93,9 @@ class InflectedState(NamedTuple):
     passed: jax.Array  # [], bool; an inflection was seen
 
 
-def inflected(signal: str = SIGNAL, smoothing: float = 0.95, every: int = 20) -> Trigger:
+def inflected(
+    signal: str = "weight_norm_square", smoothing: float = 0.95, every: int = 20
+) -> Trigger:
     r"""Holds from the first inflection of a smoothed signal on.
 
     With the moving average R at looks k = 1, 2, ..., ``every`` measurements apart, an

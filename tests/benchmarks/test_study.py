@@ -14,6 +14,8 @@ from benchmarks import ablation, evidence, study, study_commands, triggers
 from benchmarks.__main__ import main
 from benchmarks.levels import Level
 from benchmarks.methods import METHODS, STUDIED, phases
+from benchmarks.report import page
+from benchmarks.report.reading import read
 from benchmarks.study import Study, Variant
 from benchmarks.tasks import TASKS, get_task
 from benchmarks.training import Curves, train
@@ -170,6 +172,17 @@ def test_tables_of_other_tasks_stay(tmp_path):
     study.merge(path, "rule", "two", {"value": np.inf})
     stored = json.loads(path.read_text())
     assert stored["tasks"] == {"one": {"value": 1.0}, "two": {"value": None}}
+
+
+@pytest.mark.parametrize("kind", [triggers, ablation])
+def test_the_page_shows_from_the_file_what_the_terminal_does(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablation, "DEFAULT", "at 3, 4")
+    name, table = kind.__name__.split(".")[-1], kind.table_of(_planted())
+    study.merge(tmp_path / f"{name}.json", kind.RULE, "quadratic_bowl", table)
+    made = page.page(read(tmp_path))
+    assert "not as this revision" not in made
+    for text in ("a planted level", "55 [44, 90]", "50 [40, 60]", "70 [30, &gt; 100]"):
+        assert (text in made) == (kind is ablation or not text.startswith("70")), text
 
 
 def test_a_task_without_a_rate_for_fgo_says_what_to_do(monkeypatch):
