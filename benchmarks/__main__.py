@@ -25,7 +25,7 @@ from benchmarks.methods import METHODS, Method, available
 from benchmarks.report import page, race_tables, readme
 from benchmarks.report.reading import read
 from benchmarks.report.text import restored
-from benchmarks.runner import ROOT, tasks_of, write_json
+from benchmarks.runner import ROOT, held_in, write_json
 from benchmarks.study_commands import compare_parts, compare_triggers
 from benchmarks.tasks import IN_A_FOLDER, TASKS, DataError, Task, get_task
 from benchmarks.terminal import bars as progress_bars
@@ -186,7 +186,7 @@ def compare_transforms(tasks, methods, seeds, tune, steps, output) -> None:
     name = "transforms-quick" if steps else "transforms"
     path = output / f"{name}.json"
     results = transforms.results(races)
-    results["tasks"] = {**tasks_of(path), **results["tasks"]}
+    results["tasks"] = {**held_in(path, "tasks"), **results["tasks"]}
     write_json(path, results)
     tables = restored(results["tasks"])
     (output / f"{name}.md").write_text(transforms.markdown(tables))
@@ -239,13 +239,18 @@ def measure_sketch(draws, rounds, sizes, output) -> None:
 @click.option("--rounds", type=click.IntRange(2), help="Each workload's own by default.")
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
 def measure_overhead(workloads, rounds, output) -> None:
-    """What probes and controller add to a training step; writes overhead.json."""
+    """What probes and controller add to a training step; writes overhead.json.
+
+    What is in that file of other workloads stays there.
+    """
     chosen = _names(workloads, list(overhead.WORKLOADS), "workload")
     with console.status("starting") as status:
-        results = overhead.measure_all(chosen, rounds, announce=status.update)
-    write_json(output / "overhead.json", results)
+        measured = overhead.measure_all(chosen, rounds, announce=status.update)
+    path = output / "overhead.json"
+    results = {"workloads": {**held_in(path, "workloads"), **measured}}
+    write_json(path, results)
     overhead.print_tables(results, console)
-    console.print(f"Wrote {output / 'overhead.json'}")
+    console.print(f"Wrote {path}")
 
 
 @main.command("report")

@@ -145,9 +145,9 @@ def environment() -> dict[str, Any]:
     }
 
 
-def tasks_of(path: Path) -> dict[str, Any]:
-    """The tables that a results file has already, by task."""
-    return json.loads(path.read_text())["tasks"] if path.exists() else {}
+def held_in(path: Path, key: str) -> dict[str, Any]:
+    """What a results file has already under a key, so that one part can be made anew."""
+    return json.loads(path.read_text())[key] if path.exists() else {}
 
 
 def plain(value: Any) -> Any:

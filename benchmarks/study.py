@@ -16,7 +16,7 @@ from benchmarks import evidence, quick, tuning
 from benchmarks.levels import Level, final_of, hit_of, level_from
 from benchmarks.methods import METHODS, Method
 from benchmarks.report.text import spread
-from benchmarks.runner import environment, plain, run, tasks_of, write_json
+from benchmarks.runner import environment, held_in, plain, run, write_json
 from benchmarks.tasks.task import Task
 from benchmarks.training import Curves
 
@@ -184,7 +184,7 @@ def last_cells(table: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, .
 
 def merge(path: Path, rule: str, name: str, table: Mapping[str, Any]) -> None:
     """Puts a task's table into a file, beside those of other tasks."""
-    write_json(path, plain({"rule": rule, "tasks": {**tasks_of(path), name: table}}))
+    write_json(path, plain({"rule": rule, "tasks": {**held_in(path, "tasks"), name: table}}))
 
 
 def print_tables(kind: ModuleType, tables: Mapping[str, Any], console: Console) -> None:
