@@ -32,14 +32,20 @@ def interleaved(
     progress: Callable[[int], None] = lambda calls: None,
     *,
     repeats: int = 1,
+    renew: Callable[[str], None] = lambda name: None,
 ) -> dict[str, np.ndarray]:
-    """Seconds of each function, [rounds]; the functions are run once before the clock starts."""
+    """Seconds of each function, [rounds]; the functions are run once before the clock starts.
+
+    `renew` is called before each run, off the clock: where the memory of a large state happens
+    to lie can make a difference that would stay with a function through all rounds.
+    """
     rng = np.random.default_rng(0)
     for function in functions.values():
         jax.block_until_ready(function())
     seconds = {name: np.full(rounds, np.inf) for name in functions}
     for index in np.repeat(np.arange(rounds), repeats):
         for name in rng.permutation(list(functions)):
+            renew(name)
             began = time.perf_counter()
             jax.block_until_ready(functions[name]())
             seconds[name][index] = min(seconds[name][index], time.perf_counter() - began)
@@ -47,12 +53,19 @@ def interleaved(
     return seconds
 
 
-def bounded(values: np.ndarray) -> Bounded:
-    """Median of one value per round, with the upper 95 % bound of its bootstrap."""
-    values = np.asarray(values, np.float64)
-    draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
-    medians = np.median(values[draws], axis=1)
-    return Bounded(float(np.median(values)), float(np.quantile(medians, CONFIDENCE)))
+def bounded(*parts: np.ndarray) -> Bounded:
+    """Median of one value per round, with the upper 95 % bound of its bootstrap.
+
+    Of several parts, measured in rounds of their own: the sum of their medians.
+    """
+    rng = np.random.default_rng(0)
+    median, medians = 0.0, np.zeros(RESAMPLES)
+    for part in parts:
+        values = np.asarray(part, np.float64)
+        draws = rng.integers(0, len(values), (RESAMPLES, len(values)))
+        median += float(np.median(values))
+        medians += np.median(values[draws], axis=1)
+    return Bounded(median, float(np.quantile(medians, CONFIDENCE)))
 
 
 def peak_bytes(compiled: Any) -> int:

@@ -37,12 +37,13 @@ def test_rates_are_those_of_the_cadence():
 
 
 def test_both_parts_of_an_overhead_add_up_by_rounds():
-    seconds = {
-        "adam": np.array([1.0, 2.0]),
-        "probe:idle": np.array([1.1, 2.2]),
-        "probe:firing": np.array([3.1, 6.2]),
+    idle = {"adam": np.array([1.0, 2.0]), "probe:idle": np.array([1.1, 2.2])}
+    firing = {
+        "adam": np.array([1.0, 2.0, 4.0]),
+        "probe:idle": np.array([1.1, 2.2, 4.4]),
+        "probe:firing": np.array([3.1, 6.2, 12.4]),
     }
-    found = overhead.combine(seconds, "probe", "adam", rate=0.01, limit=0.2)
+    found = overhead.combine(idle, firing, "probe", "adam", rate=0.01, limit=0.2)
     assert found.idle.median == pytest.approx(0.1)
     assert found.firing.median == pytest.approx(2.0)
     assert found.total.median == pytest.approx(0.1 + 0.01 * 2.0)
