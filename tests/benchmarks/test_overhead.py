@@ -9,20 +9,20 @@ import pytest
 from click.testing import CliRunner
 
 import fgo_jax as fgo
-from benchmarks import overhead
+from benchmarks import overhead, workloads
 from benchmarks.__main__ import main
 
 
 @pytest.fixture
 def tiny():
-    small = overhead.vit_small(
+    small = workloads.vit_small(
         batch_size=16, horizon=400, patch=16, dim=4, depth=1, heads=2, mlp=4, classes=3
     )
     return small._replace(steps=1, phases=True)
 
 
 def test_the_default_is_vit_small():
-    model = overhead.VisionTransformer()
+    model = workloads.VisionTransformer()
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
     size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert 21e6 < size < 22e6
@@ -54,7 +54,7 @@ def test_a_probe_fires_in_the_timed_steps_that_it_should_fire_in(tiny):
         [fgo.acquisition(1e-3)], [], overhead.on_demand(overhead.probes(tiny)["lanczos"])
     )
     for first, wanted in ((0, 0), (overhead.FIRES, 2)):
-        call = overhead.call(tiny, tx, first)
+        call = workloads.call(tiny, tx, first)
         call()
         _, state = call()
         assert int(state.probe_state.evaluations) == wanted

@@ -1,0 +1,111 @@
+"""Models whose training steps are timed, and calls of some steps of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import fgo_jax as fgo
+from benchmarks.tasks import get_task
+from benchmarks.tasks.transformers import VisionTransformer
+
+
+class Workload(NamedTuple):
+    """A model at its parameters, with one batch that every step uses."""
+
+    name: str
+    params: Any
+    batch: Any
+    predict: Callable[[Any, Any], Any]
+    horizon: int  # steps of a whole run, over which a varying cadence is averaged
+    steps: int  # in one timed call
+    rounds: int  # of steps that do not measure, enough to see a percent
+    firing_rounds: int  # of those that do; their bound is multiplied by a small rate
+    repeats: int  # of a call in a round, of which the fastest counts
+    phases: bool  # whether the three phases are timed too
+
+
+def digits_vit() -> Workload:
+    """Its steps are so short that a call from Python would cost as much as half of one.
+
+    That cost grows with the program, whatever of it is run; so calls of many steps are timed.
+    """
+    task = get_task("digits_vit")
+    batch = task.batch(task.data(0), jax.random.key(0), jnp.int32(0))
+    params = task.init(jax.random.key(0))
+    return Workload(task.name, params, batch, task.predict, task.num_steps, 48, 40, 40, 4, True)
+
+
+def vit_small(batch_size: int = 16, horizon: int = 10_000, **sizes: Any) -> Workload:
+    """ViT-small on synthetic images: time does not depend on what they show.
+
+    The batch is small, so the shares are larger than in earnest. Its steps wait for memory, of
+    which others on the machine take their part: times scatter by a tenth, all to one side, so
+    the fastest of many counts. The phases are left out: on a CPU the decompositions of their
+    refinement would take longer than all the rest.
+    """
+    model = VisionTransformer(**sizes)
+    image_key, label_key, init_key = jax.random.split(jax.random.key(0), 3)
+    images = jax.random.normal(image_key, (batch_size, 32, 32, 3))
+    labels = jax.random.randint(label_key, (batch_size,), 0, model.classes)
+    params = model.init(init_key, images[:1])["params"]
+    batch = {"image": images, "label": labels}
+
+    def predict(params: Any, batch: Any) -> Any:
+        return model.apply({"params": params}, batch["image"])
+
+    return Workload("vit_small", params, batch, predict, horizon, 1, 10, 2, 6, False)
+
+
+WORKLOADS: dict[str, Callable[[], Workload]] = {"digits_vit": digits_vit, "vit_small": vit_small}
+
+
+def compiled(workload: Workload, tx: Any) -> Callable[[Any, Any], Any]:
+    """The program of a call, which several calls may share."""
+    tx = optax.with_extra_args_support(tx)
+
+    def loss(params: Any, batch: Any) -> jax.Array:
+        logits = workload.predict(params, batch)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+
+    def step(carry: Any, batch: Any) -> Any:
+        params, state = carry
+        value, grads = jax.value_and_grad(loss)(params, batch)
+        updates, state = tx.update(grads, state, params, value=value, batch=batch, grad=grads)
+        return optax.apply_updates(params, updates), state
+
+    def steps(carry: Any, batch: Any) -> Any:
+        if workload.steps == 1:
+            return step(carry, batch)
+        return jax.lax.scan(lambda c, _: (step(c, batch), None), carry, length=workload.steps)[0]
+
+    return jax.jit(steps, donate_argnums=0)
+
+
+class Steps:
+    """A call of some steps on a state of its own, which goes on from call to call."""
+
+    def __init__(self, step: Callable[[Any, Any], Any], carry: Any, batch: Any):
+        self.step, self.carry, self.batch = step, carry, batch
+
+    def __call__(self) -> Any:
+        self.carry = self.step(self.carry, self.batch)
+        return self.carry
+
+    def renew(self) -> None:
+        """Moves the state to other memory."""
+        self.carry = jax.block_until_ready(jax.tree.map(jnp.copy, self.carry))
+
+
+def call(workload: Workload, tx: Any, first: int, step: Any = None) -> Steps:
+    """`workload.steps` steps, the first of them numbered `first`."""
+    step = compiled(workload, tx) if step is None else step
+    params = jax.tree.map(jnp.copy, workload.params)
+    state = tx.init(params)
+    if isinstance(state, fgo.FgoState):
+        state = state._replace(total_step=jnp.int32(first))
+    return Steps(step, (params, state), workload.batch)
