@@ -17,8 +17,9 @@ from benchmarks.study import Study, Variant
 from benchmarks.tasks.task import Task
 
 DEFAULT = "default"
-CUTS = (0.0, 0.3, 0.7)
-RATIOS = (0.5, 1.0, 2.0)
+CUTS = (0.3, 0.5)
+SHARES = (0.25, 0.75)
+RATIOS = (1.0, 2.0, 4.0)
 
 RULE = (
     "excess = steps with the change / steps of the unchanged protocol - 1, seed by seed, "
@@ -34,13 +35,17 @@ def _variant(part: str, name: str, method: str, **setting: float) -> Variant:
 # `dimension_only` is what the two probes of curvature must be compared with: they measure
 # no agreement of gradients, so their triggers cannot ask for it.
 VARIANTS = (
-    Variant(DEFAULT, METHODS["fgo"], part="default"),
+    Variant(DEFAULT, METHODS["fgo_averaged"], part="default"),
+    Variant("re-ask as without an average", METHODS["fgo"], part="trigger"),
     _variant("probe", "gradient_stream, dimension only", "dimension_only"),
     _variant("probe", "hutchinson", "hutchinson"),
     _variant("probe", "lanczos", "lanczos"),
     _variant("switch", "Adam, then refinement", "adam_first"),
     _variant("switch", "Adam throughout", "adam_throughout"),
-    *(_variant("cut", f"cut {cut:g}", "cut", cut=cut) for cut in CUTS),
+    _variant("momentum", "none", "no_momentum"),
+    *(_variant("momentum", f"share {s:g}", "changed", slow_share=s) for s in SHARES),
+    *(_variant("cut", f"cut {cut:g}", "changed", cut=cut) for cut in CUTS),
+    *(_variant("cut", f"cut {cut:g}, no momentum", "no_momentum", cut=cut) for cut in CUTS),
     *(
         _variant("decay", f"{name} {ratio:g}", f"decay_{name}", decay_ratio=ratio)
         for name in DECAYS

@@ -65,7 +65,7 @@ def variants(task: Task) -> list[Variant]:
         for first, second in fixed_times(task)
     ]
     return [
-        Variant("fgo", METHODS["fgo"], part="trigger"),
+        *(Variant(n, METHODS[n], part="trigger") for n in ("fgo", "fgo_averaged")),
         *(Variant(m.name, m, part="trigger", note=m.note) for m in rivals),
         *told,
     ]

@@ -16,6 +16,7 @@ from fgo_jax.precondition import (
     scale_by_low_rank_fisher,
 )
 from fgo_jax.protocol import STATIC_ARGS, target_acquisition
+from fgo_jax.slow_momentum import slow_momentum
 from fgo_jax.state import FgoState
 from fgo_jax.telemetry import force_phase, restart, should_stop, telemetry
 
@@ -46,6 +47,7 @@ __all__ = [
     "scale_by_kronecker_fisher",
     "scale_by_low_rank_fisher",
     "should_stop",
+    "slow_momentum",
     "spectrum",
     "target_acquisition",
     "telemetry",

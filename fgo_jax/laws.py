@@ -49,8 +49,21 @@ def warmup(learning_rate: Any, warmup_steps: Any) -> Law:
     return law
 
 
-def decay(start: Law, name: str, decay_steps: Any, decay_ratio: Any, floor: Any) -> Law:
-    """`start` times a decaying factor; see :func:`fgo_jax.execution` for the laws."""
+def times(start: Law, factor: Law) -> Law:
+    return lambda clock: start(clock) * factor(clock)
+
+
+def constant(value: Any) -> Law:
+    return lambda clock: jnp.asarray(value, jnp.float32)
+
+
+def growing_share(share: Any, factor: Law) -> Law:
+    """1 - (1 - share) factor: what is not the slow momentum's falls as the rate does."""
+    return lambda clock: 1.0 - (1.0 - jnp.asarray(share, jnp.float32)) * factor(clock)
+
+
+def decay(name: str, decay_steps: Any, decay_ratio: Any, floor: Any) -> Law:
+    """The factor that begins at one; see :func:`fgo_jax.execution` for the laws."""
 
     def law(clock: Clock) -> jax.Array:
         elapsed = clock.phase_step.astype(jnp.float32)
@@ -72,7 +85,7 @@ def decay(start: Law, name: str, decay_steps: Any, decay_ratio: Any, floor: Any)
         factor = _factor(name, elapsed / length)
         if remaining is not None:
             factor = jnp.minimum(factor, jnp.maximum(1.0 - elapsed / remaining, 0.0))
-        return start(clock) * jnp.maximum(factor, jnp.asarray(floor, jnp.float32))
+        return jnp.maximum(factor, jnp.asarray(floor, jnp.float32))
 
     return law
 

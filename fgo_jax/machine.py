@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fgo_jax import _checks, averaging
+from fgo_jax import _checks, averaging, slow_momentum
 from fgo_jax.handover import Plan, graft_init
 from fgo_jax.phases import Phase, decayed, scaled
 from fgo_jax.probes.probe import Probe, ProbeInputs
@@ -130,6 +130,7 @@ def phased(
             trigger_states=tuple(trigger.init() for trigger in triggers),
             transforms=tuple(transform.init(params) for transform in plan.transforms),
             grafts=graft_init(params) if plan.fills else (),
+            slow=slow_momentum.momentum_init(params) if course.has_slow_momentum else (),
             average=()
             if average_weights is None
             else averaging.average_init(params, average_weights),
@@ -227,6 +228,16 @@ def phased(
             clip_norm=clip_norm,
             extras={**extra, **given},
         )
+        slow = state.slow
+        if course.has_slow_momentum:
+            direction, slow = slow_momentum.momentum_update(
+                slow,
+                direction,
+                course.slow_share(state),
+                window=slow_momentum.WINDOW,
+                ramp_steps=handover_steps,
+                taken=finite,
+            )
         # Outside the switch, where it fuses with the addition to the parameters.
         direction = decayed(phases, state.phase, direction, params)
         updates = scaled(direction, grads, params, jnp.where(finite, rate, 0.0))
@@ -263,6 +274,7 @@ def phased(
             trigger_states=trigger_states,
             transforms=transforms,
             grafts=grafts,
+            slow=slow,
             average=average,
         )
         return updates, optax.tree.cast_like(new, state)
@@ -280,6 +292,7 @@ def _untouched() -> dict[str, tuple[()]]:
             "trigger_states",
             "transforms",
             "grafts",
+            "slow",
             "average",
         ),
         (),

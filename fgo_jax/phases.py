@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fgo_jax import _checks
+from fgo_jax import _checks, laws
 from fgo_jax.laws import DECAYS, Clock, Law, peak, warmup
-from fgo_jax.laws import decay as decay_law
 from fgo_jax.precondition.kronecker_fisher import scale_by_kronecker_fisher
+from fgo_jax.slow_momentum import RAMP_STEPS, WINDOW, momentum_init, momentum_update
 
 NAMES = ("acquisition", "reask", "execution")
 
@@ -23,6 +23,7 @@ class PhaseState(NamedTuple):
     phase_step: jax.Array  # [], int32; updates made
     hyperparams: dict[str, jax.Array]  # {"fgo_learning_rate": [], float32}
     inner: Any  # the gradient transformation's own state
+    slow: Any  # SlowMomentumState, or ()
 
 
 class Phase(optax.GradientTransformationExtraArgs):
@@ -35,6 +36,8 @@ class Phase(optax.GradientTransformationExtraArgs):
       weight_decay: decoupled, scaled by the effective rate.
       mask: as in `optax.adamw`.
       inherits: whether the transform of the phase before is kept in its place.
+      slow_share: `Clock -> [], float32`, the share of :func:`fgo_jax.slow_momentum` in the
+        direction; None for none.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Phase(optax.GradientTransformationExtraArgs):
     weight_decay: Any
     mask: Any
     inherits: bool
+    slow_share: Law | None
 
     def __new__(
         cls,
@@ -52,6 +56,7 @@ class Phase(optax.GradientTransformationExtraArgs):
         weight_decay: Any = 0.0,
         mask: Any = None,
         inherits: bool = False,
+        slow_share: Law | None = None,
     ):
         _checks.non_negative("weight_decay", weight_decay)
         if not isinstance(transform, optax.GradientTransformation):
@@ -67,22 +72,31 @@ class Phase(optax.GradientTransformationExtraArgs):
                 jnp.zeros([], jnp.int32),
                 {"fgo_learning_rate": jnp.zeros([], jnp.float32)},
                 with_extras.init(params),
+                () if slow_share is None else momentum_init(params),
             )
 
         def update(updates, state, params=None, **extra):
-            rate = law(Clock(state.phase_step, None, None))
+            clock = Clock(state.phase_step, None, None)
+            rate, slow = law(clock), state.slow
             direction, inner = with_extras.update(updates, state.inner, params, **extra)
+            if slow_share is not None:
+                share = slow_share(clock)
+                direction, slow = momentum_update(
+                    slow, direction, share, window=WINDOW, ramp_steps=RAMP_STEPS
+                )
             direction = decayed([self], jnp.zeros([], jnp.int32), direction, params)
             scaled_updates = scaled(direction, updates, params, rate)
             return scaled_updates, PhaseState(
                 jnp.asarray(optax.safe_increment(state.phase_step)),
                 {"fgo_learning_rate": rate},
                 inner,
+                slow,
             )
 
         self = super().__new__(cls, init, update)
         self.name, self.transform, self.law = name, transform, law
         self.weight_decay, self.mask, self.inherits = weight_decay, mask, inherits
+        self.slow_share = slow_share
         return self
 
 
@@ -172,8 +186,13 @@ def reask(
     transform: optax.GradientTransformation | None = None,
     weight_decay: float = 0.0,
     mask: Any = None,
+    slow_share: float | None = None,
 ) -> Phase:
-    r"""Phase 2: a natural gradient at a reduced, constant rate :math:`(1 - c)\,\eta(t)`.
+    r"""Phase 2: a natural gradient at a constant rate :math:`(1 - c)\,\eta(t)`.
+
+    Gradients are asked again in either of two ways: at a rate cut by c, or with a share of
+    :func:`fgo_jax.slow_momentum` in the direction, which cuts the rate of what a single
+    gradient says and keeps that of what the gradients of this phase agree on.
 
     Args:
       learning_rate: the peak :math:`\eta` that acquisition used; number or schedule.
@@ -181,9 +200,10 @@ def reask(
       transform: :func:`fgo_jax.scale_by_kronecker_fisher` by default.
       weight_decay: as in :func:`acquisition`.
       mask: as in :func:`acquisition`.
+      slow_share: of the slow momentum; None keeps none.
 
     Raises:
-      ValueError: for a negative rate, or a cut outside [0, 1).
+      ValueError: for a negative rate, or a cut or share outside [0, 1).
 
     Example:
       >>> import fgo_jax as fgo
@@ -193,12 +213,15 @@ def reask(
     """
     _checks.learning_rate(learning_rate)
     _checks.fraction("cut", cut)
+    if slow_share is not None:
+        _checks.fraction("slow_share", slow_share)
     return Phase(
         "reask",
         scale_by_kronecker_fisher() if transform is None else transform,
         peak(learning_rate, cut),
         weight_decay,
         mask,
+        slow_share=None if slow_share is None else laws.constant(slow_share),
     )
 
 
@@ -212,6 +235,7 @@ def execution(
     transform: optax.GradientTransformation | None = None,
     weight_decay: float = 0.0,
     mask: Any = None,
+    slow_share: float | None = None,
 ) -> Phase:
     r"""Phase 3: decay of the rate :math:`(1 - c)\,\eta` to its floor.
 
@@ -222,6 +246,8 @@ def execution(
     (1 + cos(pi x))/2, ``exponential`` 100^-x. The first two have no end: a decay that
     began too early still arrives. With ``total_steps`` of :func:`fgo_jax.phased` every
     law ends there; the two without an end take the smaller of themselves and a line.
+    A slow momentum's share grows as the factor k falls: it is 1 - (1 - share) k, so that
+    what a single gradient says falls twice as fast as the rate.
 
     Args:
       learning_rate: the peak :math:`\eta`; number or schedule.
@@ -234,9 +260,11 @@ def execution(
         :func:`fgo_jax.scale_by_kronecker_fisher`.
       weight_decay: as in :func:`acquisition`.
       mask: as in :func:`acquisition`.
+      slow_share: that of :func:`fgo_jax.slow_momentum` to begin with; None keeps none.
 
     Raises:
-      ValueError: for an unknown law, a negative rate, or alone without ``decay_steps``.
+      ValueError: for an unknown law, a negative rate, a share outside [0, 1), or alone
+        without ``decay_steps``.
 
     Example:
       >>> import fgo_jax as fgo
@@ -252,11 +280,15 @@ def execution(
         _checks.integer("decay_steps", decay_steps)
     _checks.positive("decay_ratio", decay_ratio)
     _checks.fraction("floor", floor)
+    if slow_share is not None:
+        _checks.fraction("slow_share", slow_share)
+    factor = laws.decay(decay, decay_steps, decay_ratio, floor)
     return Phase(
         "execution",
         scale_by_kronecker_fisher() if transform is None else transform,
-        decay_law(peak(learning_rate, cut), decay, decay_steps, decay_ratio, floor),
+        laws.times(peak(learning_rate, cut), factor),
         weight_decay,
         mask,
         inherits=transform is None,
+        slow_share=None if slow_share is None else laws.growing_share(slow_share, factor),
     )

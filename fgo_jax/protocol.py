@@ -41,9 +41,14 @@ def default_acquisition_trigger() -> Trigger:
     )
 
 
-def default_reask_trigger() -> Trigger:
-    """The dimension stands still in the new metric, and gradients are mostly noise."""
-    return triggers.stall("intrinsic_dimension") & triggers.below("agreement", 0.75)
+def default_reask_trigger(averaged: bool = True) -> Trigger:
+    """Gradients are mostly noise; and, where weights are averaged, the dimension stands still.
+
+    An average damps the noise as execution would, so re-ask may go on until the geometry rests.
+    Without one only a falling rate does, and its law bears an early start.
+    """
+    noisy = triggers.below("agreement", 0.75)
+    return triggers.stall("intrinsic_dimension") & noisy if averaged else noisy
 
 
 def default_stop_trigger() -> Trigger:
@@ -58,9 +63,10 @@ def target_acquisition(
     weight_decay: float = 0.0,
     mask: Any = None,
     clip_norm: float | None = None,
-    cut: float = 0.5,
-    decay: str = "hyperbolic",
-    decay_ratio: float = 1.0,
+    cut: float = 0.0,
+    slow_share: float | None = 0.5,
+    decay: str = "inverse_sqrt",
+    decay_ratio: float = 2.0,
     decay_steps: int | None = None,
     acquisition: optax.GradientTransformation | None = None,
     refinement: optax.GradientTransformation | None = None,
@@ -82,12 +88,15 @@ def target_acquisition(
        the intrinsic dimension of the gradient noise has stopped falling, successive
        gradients agree in less than three quarters of their energy, and the loss is not
        known to rise.
-    2. Re-ask: the rate cut by ``cut``, updates by ``refinement`` (a natural gradient). It
-       ends when the dimension stands still in either direction, with gradients as noisy
-       as before.
-    3. Execution: the same transform, the rate decaying as 1/(1 + s/(kappa t1)), s steps
-       after a start at t1. It never ends; :func:`fgo_jax.should_stop` tells when ten
-       reported ``validation_value`` in a row brought no improvement.
+    2. Re-ask: updates by ``refinement`` (a natural gradient), of which a share of
+       ``slow_share`` comes from :func:`fgo_jax.slow_momentum`: the rate of what a single
+       gradient says is cut by that share, the rate of what the gradients of this phase agree
+       on is not. It ends when gradients in the new metric are as noisy as before; with
+       ``average_weights`` also only when the dimension stands still in either direction.
+    3. Execution: the same transform, the rate falling as k = 1/sqrt(1 + s/(kappa t1)), s
+       steps after a start at t1, and what is not the slow momentum's as k^2. It never ends;
+       :func:`fgo_jax.should_stop` tells when ten reported ``validation_value`` in a row
+       brought no improvement.
 
     The dimension is measured in the metric of the transform that makes the updates. All of
     it is decided inside the compiled step from a sketch of the gradients that training
@@ -98,15 +107,16 @@ def target_acquisition(
     required by the defaults.
 
     Args:
-      learning_rate: the peak; a number or an optax schedule. Tune this one: since it is
-        cut later, it is best above the refinement's best constant rate.
+      learning_rate: the peak; a number or an optax schedule. Tune this one: since later
+        phases damp what is noise in it, it is best above the refinement's best constant rate.
       warmup_steps: length of the linear warm-up; also the least length of acquisition.
       weight_decay: decoupled, scaled by the effective rate, as in `optax.adamw`.
       mask: as in `optax.adamw`.
       clip_norm: global norm to clip to, after the probe. Prefer it to a
         `clip_by_global_norm` before this in a chain, where the probe would measure clipped
         gradients.
-      cut: share of the rate that re-ask takes away.
+      cut: share of the rate that re-ask takes away, from the slow momentum as well.
+      slow_share: of the slow momentum in re-ask; it grows in execution. None keeps none.
       decay: law of execution; see :func:`fgo_jax.execution`.
       decay_ratio: kappa, the decay's length relative to the steps before it.
       decay_steps: the decay's length in steps, instead.
@@ -117,7 +127,7 @@ def target_acquisition(
       execution: of phase 3; None keeps phase 2's.
       probe: what is measured; None is :func:`fgo_jax.probes.gradient_stream`.
       acquisition_trigger: ends phase 1 instead of the rule above.
-      reask_trigger: ends phase 2.
+      reask_trigger: ends phase 2 instead of the rule above.
       stop_trigger: raises the flag of :func:`fgo_jax.should_stop` in phase 3.
       handover_steps: length of a hand-over, in which the next transform's statistics fill.
       total_steps: the horizon, where it is known: phases then have deadlines and the decay
@@ -130,8 +140,8 @@ def target_acquisition(
 
     Returns:
       A gradient transformation with state :class:`fgo_jax.FgoState`. State, in bytes per
-      parameter: 8 and the factors for the refinement, 4 for an average, and that of
-      ``acquisition`` where one is given (8 for Adam).
+      parameter: 8 and the factors for the refinement, 4 for the slow momentum, 4 for an
+      average, and that of ``acquisition`` where one is given (8 for Adam).
 
     Raises:
       ValueError: for arguments out of range.
@@ -149,10 +159,10 @@ def target_acquisition(
     Under `optax.inject_hyperparams` pass ``static_args=fgo.STATIC_ARGS``; with bfloat16
     parameters also ``hyperparam_dtype=jnp.float32``, or the rate is stored in bfloat16.
 
-    Source: Friction-Guided Optimization (2026), section 4. The paper asks that the loss
-    still fall; here only a rise is an obstacle, since a loss at rest is no less a reason
-    to cut the rate. Its acquisition takes plain gradients; where that was measured, the
-    first hundred steps of Adam cost the natural gradient two hundred of its own.
+    Source: Friction-Guided Optimization (2026), section 4. The paper cuts the whole rate in
+    re-ask and asks that the loss still fall; here only a rise is an obstacle, since a loss
+    at rest is no less a reason to go on. Its acquisition takes plain gradients; where that
+    was measured, the first hundred steps of Adam cost the natural gradient two hundred.
     """
     if probe is None:
         probe = gradient_stream()
@@ -170,6 +180,7 @@ def target_acquisition(
                 refinement,
                 weight_decay,
                 mask,
+                slow_share,
             ),
             execution_phase(
                 learning_rate,
@@ -180,11 +191,14 @@ def target_acquisition(
                 transform=execution,
                 weight_decay=weight_decay,
                 mask=mask,
+                slow_share=slow_share,
             ),
         ],
         [
             default_acquisition_trigger() if acquisition_trigger is None else acquisition_trigger,
-            default_reask_trigger() if reask_trigger is None else reask_trigger,
+            default_reask_trigger(average_weights is not None)
+            if reask_trigger is None
+            else reask_trigger,
             default_stop_trigger() if stop_trigger is None else stop_trigger,
         ],
         probe,

@@ -32,4 +32,5 @@ class FgoState(NamedTuple):
     trigger_states: tuple[Any, ...]  # one for each trigger
     transforms: tuple[Any, ...]  # one for each distinct gradient transformation
     grafts: Any  # float32 scalar for each leaf of the parameters, or ()
+    slow: Any  # SlowMomentumState, or ()
     average: Any  # AverageWeightsState, or ()

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax import _checks, phases
+from fgo_jax.slow_momentum import SlowMomentumState
 from fgo_jax.state import BY_HAND, NOT_BEGUN, FgoState
 from fgo_jax.triggers import ConditionState
 
@@ -38,6 +39,7 @@ def telemetry(opt_state: Any) -> dict[str, jax.Array]:
     - each signal by its name: ``loss``, ``intrinsic_dimension``, ...; NaN until measured;
     - ``condition/i/NAME``: verdict of each condition that ends phase i: 1 holds, -1 does
       not, 0 unknown. In a run that stays in a phase these say what is missing;
+    - ``slow_share``: of the slow momentum in the last direction, where a phase has one;
     - ``skipped_steps``, ``stop``.
 
     Args:
@@ -78,6 +80,8 @@ def _describe(state: FgoState) -> dict[str, jax.Array]:
         "stop": state.stop_flag,
         **state.signals,
     }
+    if isinstance(state.slow, SlowMomentumState):
+        numbers["slow_share"] = state.slow.share
     for index in range(state.started.shape[-1]):
         numbers[f"started/{index}"] = state.started[..., index]
         numbers[f"cause/{index}"] = state.causes[..., index]

@@ -30,14 +30,28 @@ class Course:
 
     def rate(self, state: FgoState) -> jax.Array:
         """The effective learning rate: the running phase's law, or the glide towards it."""
-        rates = [
-            phase.law(laws.Clock(state.phase_step, state.started[index], self.total_steps))
-            for index, phase in enumerate(self.phases)
-        ]
+        rates = [phase.law(self._clock(state, index)) for index, phase in enumerate(self.phases)]
         wanted = jnp.stack(rates)[state.phase]
         progress = (state.phase_step.astype(jnp.float32) + 1.0) / self.handover_steps
         glide = laws.glide(state.entry_rate, wanted, progress)
         return jnp.where(state.entry_rate < 0, wanted, glide)
+
+    @property
+    def has_slow_momentum(self) -> bool:
+        return any(phase.slow_share is not None for phase in self.phases)
+
+    def slow_share(self, state: FgoState) -> jax.Array:
+        """The running phase's share of slow momentum, 0 where it has none."""
+        shares = [
+            phase.slow_share(self._clock(state, index))
+            if phase.slow_share is not None
+            else jnp.zeros([], jnp.float32)
+            for index, phase in enumerate(self.phases)
+        ]
+        return jnp.stack(shares)[state.phase]
+
+    def _clock(self, state: FgoState, index: int) -> laws.Clock:
+        return laws.Clock(state.phase_step, state.started[index], self.total_steps)
 
     def judge(
         self, state: FgoState, observation: Observation, running: jax.Array

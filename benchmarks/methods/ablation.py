@@ -82,6 +82,7 @@ METHODS = (
     _changed("lanczos", _curvature_probe("lanczos"), needs_batch=True),
     _changed("adam_first", _adam_first),
     _changed("adam_throughout", _adam_throughout),
-    _changed("cut", lambda task: {}),
+    _changed("changed", lambda task: {}),  # by numbers, which come with the settings
+    _changed("no_momentum", lambda task: {"slow_share": None}),
     *(_changed(f"decay_{name}", _decay(name)) for name in DECAYS),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.methods.method import kronecker_fisher, pair
+from benchmarks.methods.method import Method, kronecker_fisher
 
 
 def target_acquisition(task, hp, **parts):
@@ -20,4 +20,15 @@ def target_acquisition(task, hp, **parts):
     )
 
 
-METHODS = (*pair("fgo", build=target_acquisition, uses=("**/*.py",), phased=True, cadence=10),)
+def _raw(task, hp):
+    """As without an average, which is kept beside for the curve of it."""
+    from fgo_jax.protocol import default_reask_trigger
+
+    return target_acquisition(task, hp, reask_trigger=default_reask_trigger(averaged=False))
+
+
+_FIELDS = {"uses": ("**/*.py",), "phased": True, "cadence": 10}
+METHODS = (
+    Method("fgo", _raw, **_FIELDS),
+    Method("fgo_averaged", target_acquisition, weights="averaged", **_FIELDS),
+)

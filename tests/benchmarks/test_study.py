@@ -112,8 +112,16 @@ def test_the_grid_of_times_keeps_the_protocols_limits(name):
 def test_every_variant_of_the_ablation_is_built(name):
     task = get_task(name)
     variants = ablation.variants(task)
-    assert len({v.name for v in variants}) == len(variants) == 27
-    assert {v.part for v in variants} == {"default", "probe", "switch", "cut", "decay"}
+    assert len({v.name for v in variants}) == len(variants) == 32
+    assert {v.part for v in variants} == {
+        "default",
+        "trigger",
+        "probe",
+        "switch",
+        "momentum",
+        "cut",
+        "decay",
+    }
     params = jax.eval_shape(task.init, jax.random.key(0))
     batch = jax.eval_shape(task.batch, task.data(0), jax.random.key(0), 0)
     for variant in {v.method.name: v for v in variants}.values():

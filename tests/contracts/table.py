@@ -68,6 +68,10 @@ def _phased(learning_rate):
     )
 
 
+def _slow(learning_rate):
+    return optax.chain(optax.adam(learning_rate), fgo.slow_momentum(0.5))
+
+
 def _averaging(learning_rate):
     return optax.chain(optax.adam(learning_rate), fgo.average_weights(0.1))
 
@@ -142,6 +146,7 @@ TABLE = (
         cut=0.0,
         decay_steps=1000,
     ),
+    _alias("slow_momentum", _slow),
     _alias("average_weights", _averaging),
     _direction("scale_by_kronecker_fisher", fgo.scale_by_kronecker_fisher),
     _direction(
