@@ -85,7 +85,9 @@ def test_the_simulation_ends_phases_where_the_optimizer_does(toy_bank):
     planted = {"intrinsic_dimension": dimension, "agreement": agreement}
 
     def trained(planted, loss):
-        tx = fgo.target_acquisition(1e-3, refinement=optax.identity(), probe=_planted(planted))
+        tx = fgo.target_acquisition(
+            1e-3, refinement=optax.identity(), probe=_planted(planted), average_weights=0.1
+        )
 
         def step(state, value):
             grads = {"w": jnp.ones([2], jnp.float32)}

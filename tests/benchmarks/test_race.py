@@ -19,7 +19,11 @@ TIMES = {
     "constant": StepTime(1.0, 1.0),
     "natural_gradient": StepTime(3.0, 3.0),
     "natural_gradient_averaged": StepTime(3.5, 3.5),
-    **{f"fgo:{phase}": StepTime(1.0 + k, 1.0 + k) for k, phase in enumerate(PHASES)},
+    **{
+        f"{name}:{phase}": StepTime(1.0 + k, 1.0 + k)
+        for name in ("fgo", "fgo_averaged")
+        for k, phase in enumerate(PHASES)
+    },
 }
 
 
