@@ -118,8 +118,9 @@ def krylov_space(matvec: Callable[[Any], Any], block: Any, num_steps: int) -> Kr
 
     From a block of one it is the Lanczos process and T tridiagonal; a block of b gives a
     band of b, and sees b copies of a multiple eigenvalue. Every new vector is
-    orthogonalised against the whole basis twice: once leaves a component that grows into
-    copies of eigenvalues already found. Where a residual is rounding (relative to the
+    orthogonalised twice, first against the band, outside of which only rounding is left, and
+    then against the whole basis: once leaves a component that grows into copies of
+    eigenvalues already found. Where a residual is rounding (relative to the
     largest product so far) that direction is exhausted: the vector is set to zero and the
     band gets narrower, at one wasted product a step.
 
@@ -146,17 +147,22 @@ def krylov_space(matvec: Callable[[Any], Any], block: Any, num_steps: int) -> Kr
     zeros = jnp.zeros([rows], jnp.float32)
     empty = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape[1:]), jnp.float32), block)
 
-    def append(basis: Any, vector: Any, slot: jax.Array, largest: jax.Array) -> tuple:
+    def append(basis: Any, vector: Any, slot: Any, largest: jax.Array, recent: Any) -> tuple:
         """Puts what is new in a vector into a slot; slots not yet filled are zero.
 
         Returns the basis, the vector's coefficients in it, and the longest vector so far.
+        `recent` slots hold all but rounding of it, so the pass over all of them is the second.
         """
-        first = coefficients(basis, vector, zeros)
-        rest = optax.tree.sub(vector, combination(first, basis))
-        second = coefficients(basis, rest, zeros)
-        rest = optax.tree.sub(rest, combination(second, basis))
+        column, rest = zeros, vector
+        for index in recent:
+            row = jax.tree.map(lambda rows: rows[jnp.maximum(index, 0)], basis)  # noqa: B023
+            weight = jnp.where(index >= 0, _loose_vdot(row, rest), 0.0)
+            rest = optax.tree.add_scale(rest, -weight, row)
+            column = column.at[jnp.maximum(index, 0)].add(weight)
+        weights = coefficients(basis, rest, zeros)
+        rest = optax.tree.sub(rest, combination(weights, basis))
         length = jnp.sqrt(vdot(rest, rest))
-        column = (first + second).at[slot].set(length)
+        column = (column + weights).at[slot].set(length)
         # The vector's own length, by Pythagoras: no other pass over it.
         largest = jnp.maximum(largest, jnp.sqrt(jnp.sum(jnp.square(column))))
         length = jnp.where(length > _BREAKDOWN * largest, length, 0.0)
@@ -174,13 +180,14 @@ def krylov_space(matvec: Callable[[Any], Any], block: Any, num_steps: int) -> Kr
 
     def begin(slot: jax.Array, basis: Any) -> Any:
         vector = jax.tree.map(lambda leaf: leaf[slot], block)
-        return append(basis, vector, slot, jnp.float32(0.0))[0]
+        return append(basis, vector, slot, jnp.float32(0.0), range(width))[0]
 
     def step(k: jax.Array, carry: tuple) -> tuple:
         basis, columns, largest = carry
         vector = jax.tree.map(lambda all_rows: all_rows[k], basis)
         product = optax.tree.cast(matvec(vector), jnp.float32)
-        basis, column, largest = append(basis, product, k + width, largest)
+        band = [k + offset for offset in range(-width, width)]
+        basis, column, largest = append(basis, product, k + width, largest, band)
         return basis, columns.at[k].set(column), largest
 
     start = jax.tree.map(lambda leaf: leaf[0], block)  # there is nothing to clear it of
@@ -207,6 +214,12 @@ def random_block(key: jax.Array, params: Any, size: int) -> Any:
     """Gaussian vectors shaped like the parameters, with a leading axis of `size`."""
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct((size, *p.shape), jnp.float32), params)
     return optax.tree.random_like(key, shapes, jax.random.normal, jnp.float32)
+
+
+def _loose_vdot(a: Any, b: Any) -> jax.Array:
+    """An inner product whose factors are read where they lie; a later pass mends its rounding."""
+    products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
+    return jax.tree.reduce(jnp.add, products, jnp.zeros([], jnp.float32))
 
 
 def coefficients(basis: Any, vector: Any, zeros: jax.Array) -> jax.Array:
