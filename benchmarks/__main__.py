@@ -30,6 +30,7 @@ from benchmarks.study_commands import compare_parts, compare_triggers
 from benchmarks.tasks import IN_A_FOLDER, TASKS, DataError, Task, get_task
 from benchmarks.terminal import bars as progress_bars
 from benchmarks.terminal import console, reporters
+from benchmarks.workloads import WORKLOADS
 
 RESULTS = ROOT / "benchmarks" / "results"
 _FILE, _FOLDER = click.Path(path_type=Path), click.Path(path_type=Path, exists=True)
@@ -236,19 +237,23 @@ def measure_sketch(draws, rounds, sizes, output) -> None:
 
 @main.command("overhead")
 @click.option("--workloads", help="Comma-separated; all by default.")
+@click.option("--parts", help="Comma-separated, such as lanczos; all of a workload by default.")
 @click.option("--rounds", type=click.IntRange(2), help="Each workload's own by default.")
 @click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def measure_overhead(workloads, rounds, output) -> None:
+def measure_overhead(workloads, parts, rounds, output) -> None:
     """What probes and controller add to a training step; writes overhead.json.
 
-    What is in that file of other workloads stays there.
+    What is in that file of other workloads and parts stays there.
     """
-    chosen = _names(workloads, list(overhead.WORKLOADS), "workload")
-    with console.status("starting") as status:
-        measured = overhead.measure_all(chosen, rounds, announce=status.update)
     path = output / "overhead.json"
-    results = {"workloads": {**held_in(path, "workloads"), **measured}}
-    write_json(path, results)
+    with console.status("starting") as status:
+        for name in _names(workloads, list(WORKLOADS), "workload"):
+            status.update(f"overhead on {name}")
+            workload = WORKLOADS[name]()
+            chosen = _names(parts, list(overhead.parts(workload)), "part")
+            measured = {name: overhead.measure(workload, rounds, chosen)}
+            results = {"workloads": overhead.merged(held_in(path, "workloads"), measured)}
+            write_json(path, results)
     overhead.print_tables(results, console)
     console.print(f"Wrote {path}")
 

@@ -29,7 +29,7 @@ import fgo_jax as fgo
 from benchmarks import clock
 from benchmarks.clock import Bounded
 from benchmarks.runner import environment
-from benchmarks.workloads import WORKLOADS, Steps, Workload, call, compiled
+from benchmarks.workloads import Steps, Workload, call, compiled
 from fgo_jax.probes import Probe
 from fgo_jax.probes.probe import ProbeInputs
 
@@ -39,6 +39,10 @@ LIMITS = {
     "lanczos": 0.03,
     "clip_by_softmax_radius": 0.05,
 }
+HEADINGS = (
+    "plain step", "rounds", "between", "a measurement", "of steps", "overhead", "95 % bound",
+    "limit",
+)  # fmt: skip
 RATE = 1e-4  # of learning; small, so that thousands of steps leave the numbers ordinary
 # A timed probe is due from this step on, so one compiled program serves both timings.
 FIRES = 2**20
@@ -106,56 +110,85 @@ def measurement_rate(probe: Probe, horizon: int) -> float:
     return float(np.mean(np.asarray(scan()), dtype=np.float64))
 
 
+class Added(NamedTuple):
+    """Something that a step may have more than a plain one."""
+
+    plain: str
+    calls: Callable[[], dict[str, Steps]]  # built when their turn comes: large models are large
+    rate: float  # measurements per step
+
+
+PLAIN: dict[str, Callable[[], Any]] = {
+    "adam": lambda: optax.adam(RATE),
+    "controller": lambda: fgo.phased([fgo.acquisition(RATE)], []),
+    "refinement": lambda: optax.chain(
+        fgo.scale_by_kronecker_fisher(), optax.scale_by_learning_rate(RATE)
+    ),
+}
+
+
+def parts(workload: Workload) -> dict[str, Added]:
+    """All that is timed on a workload."""
+
+    def controller() -> dict[str, Steps]:
+        return {"controller:idle": call(workload, PLAIN["controller"](), 0)}
+
+    def watched(name: str, probe: Probe) -> dict[str, Steps]:
+        return _pair(workload, name, fgo.phased([fgo.acquisition(RATE)], [], on_demand(probe)))
+
+    def whole(stream: Probe) -> dict[str, Steps]:
+        tx = fgo.target_acquisition(RATE, warmup_steps=0, probe=on_demand(stream))
+        return _pair(workload, "target_acquisition", tx)
+
+    added = {"controller": Added("adam", controller, 0.0)}
+    for name, probe in probes(workload).items():
+        rate = measurement_rate(probe, workload.horizon)
+        added[name] = Added("controller", functools.partial(watched, name, probe), rate)
+    for name in STEP_LIMITS:
+        calls = functools.partial(step_limit_calls, workload, name)
+        added[name] = Added("adam", calls, step_limit_rate(name))
+    if workload.phases:
+        stream = fgo.probes.gradient_stream()
+        rate = measurement_rate(stream, workload.horizon)
+        added["target_acquisition"] = Added("refinement", functools.partial(whole, stream), rate)
+    return added
+
+
 def measure(
     workload: Workload,
     rounds: int | None = None,
-    chosen: Mapping[str, Probe] | None = None,
+    chosen: Sequence[str] | None = None,
     progress: Callable[[int], None] = lambda calls: None,
 ) -> dict[str, Any]:
-    """Times all contestants of a workload; seconds of each step and every overhead."""
+    """The workload's sizes, and the overhead of every part of it, or of those `chosen`."""
     rounds = workload.rounds if rounds is None else rounds
-    chosen = probes(workload) if chosen is None else chosen
-    only = fgo.acquisition(RATE)
-    plain = {
-        "adam": call(workload, optax.adam(RATE), 0),
-        "controller": call(workload, fgo.phased([only], []), 0),
-    }
-    added = {"controller": ("adam", {"controller:idle": plain["controller"]}, 0.0)}
-    for name, probe in chosen.items():
-        pair = _pair(workload, name, fgo.phased([only], [], on_demand(probe)))
-        added[name] = ("controller", pair, measurement_rate(probe, workload.horizon))
-    for name in STEP_LIMITS:
-        added[name] = ("adam", step_limit_calls(workload, name), step_limit_rate(name))
-    if workload.phases:
-        plain["refinement"] = call(workload, _refinement(), 0)
-        stream = fgo.probes.gradient_stream()
-        whole = fgo.target_acquisition(RATE, warmup_steps=0, probe=on_demand(stream))
-        pair = _pair(workload, "target_acquisition", whole)
-        rate = measurement_rate(stream, workload.horizon)
-        added["target_acquisition"] = ("refinement", pair, rate)
-
-    medians, rows = {}, {}
-    for name, (unit, calls, rate) in added.items():
+    known = parts(workload)
+    overheads = {}
+    for name in known if chosen is None else chosen:
+        unit, build, rate = known[name]
         # Each beside its own plain step: the closer in time, the more alike the machine is.
-        calls = {unit: plain[unit], **calls}
-        resting = {key: call for key, call in calls.items() if not key.endswith(":firing")}
+        calls = {unit: call(workload, PLAIN[unit](), 0), **build()}
+        resting = {key: steps for key, steps in calls.items() if not key.endswith(":firing")}
         idle = _seconds(workload, resting, rounds, progress)
         firing = None
         if len(calls) > len(resting):
             firing = _seconds(workload, calls, min(rounds, workload.firing_rounds), progress)
-        rows[name] = combine(idle, firing, name, unit, rate, LIMITS.get(name))
-        medians |= {key: float(np.median(v)) for key, v in {**(firing or {}), **idle}.items()}
+        row = combine(idle, firing, name, unit, rate, LIMITS.get(name))
+        timed = {**(firing or {}), **idle}
+        overheads[name] = {
+            **_entry(row),
+            "rounds": rounds,
+            "firing_rounds": 0 if firing is None else min(rounds, workload.firing_rounds),
+            "seconds": {key: float(np.median(values)) for key, values in timed.items()},
+            "environment": environment(),
+        }
     return {
         "parameters": int(optax.tree.size(workload.params)),
         "batch_size": int(jax.tree.leaves(workload.batch)[0].shape[0]),
         "horizon": workload.horizon,
         "steps_per_call": workload.steps,
-        "rounds": rounds,
-        "firing_rounds": min(rounds, workload.firing_rounds),
         "repeats": workload.repeats,
-        "seconds": medians,
-        "environment": environment(),
-        "overheads": {name: _entry(overhead) for name, overhead in rows.items()},
+        "overheads": overheads,
     }
 
 
@@ -174,10 +207,6 @@ def _seconds(
         renew=lambda name: calls[name].renew(),
     )
     return {key: values / workload.steps for key, values in timed.items()}
-
-
-def _refinement() -> Any:
-    return optax.chain(fgo.scale_by_kronecker_fisher(), optax.scale_by_learning_rate(RATE))
 
 
 def combine(
@@ -206,33 +235,33 @@ def _entry(overhead: Overhead) -> dict[str, Any]:
     return {**parts, "met": met}
 
 
-def measure_all(
-    names: Sequence[str],
-    rounds: int | None = None,
-    announce: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
-    """What `overhead.json` holds of each workload."""
-    measured = {}
-    for name in names:
-        announce(f"overhead on {name}")
-        measured[name] = measure(WORKLOADS[name](), rounds)
-    return measured
+def merged(held: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Workloads as measured now; of a part that was not, what is held.
+
+    A held workload of another size or other calls says nothing of this one and goes.
+    """
+    results = dict(held)
+    for name, entry in measured.items():
+        old = held.get(name, {})
+        alike = all(old.get(key) == entry[key] for key in entry if key != "overheads")
+        kept = old["overheads"] if alike else {}
+        results[name] = {**entry, "overheads": {**kept, **entry["overheads"]}}
+    return results
 
 
 def print_tables(results: Mapping[str, Any], console: Console) -> None:
     for name, entry in results["workloads"].items():
-        title = (
-            f"{name}: {entry['parameters']} parameters, batch {entry['batch_size']}, "
-            f"adam {1e3 * entry['seconds']['adam']:.2f} ms a step, {entry['rounds']} rounds"
-        )
+        title = f"{name}: {entry['parameters']} parameters, batch {entry['batch_size']}"
         table = Table(title=title, title_justify="left", header_style="bold")
         table.add_column("added by")
-        for heading in ("between", "a measurement", "of steps", "overhead", "95 % bound", "limit"):
+        for heading in HEADINGS:
             table.add_column(heading, justify="right")
         for part, row in entry["overheads"].items():
             limit = "" if row["limit"] is None else f"{row['limit']:.0%}"
             table.add_row(
                 f"{part} / {row['plain']}",
+                f"{1e3 * row['seconds'][row['plain']]:.2f} ms",
+                str(row["rounds"]),
                 f"{row['idle']['median']:+.2%}",
                 f"{row['firing']['median']:.2f} steps",
                 f"{row['rate']:.2%}",
