@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fgo_jax import _checks
+from fgo_jax import _checks, _growing_mean
 
 
 class AverageWeightsState(NamedTuple):
@@ -20,11 +20,10 @@ class AverageWeightsState(NamedTuple):
 
 
 def average_init(params: Any, window: Any) -> AverageWeightsState:
-    # The first update's weight is one, so what the average starts from is forgotten.
     return AverageWeightsState(
         averaged_steps=jnp.zeros([], jnp.int32),
         window=jnp.asarray(window, jnp.float32),
-        average=jax.tree.map(lambda p: jnp.zeros_like(p, _wide(p.dtype)), params),
+        average=_growing_mean.zeros(params),
     )
 
 
@@ -42,15 +41,7 @@ def average_update(
 
 
 def _moved(state: AverageWeightsState, params: Any, taken: Any = True) -> Any:
-    share = 1.0 / (state.window * state.averaged_steps.astype(jnp.float32) + 1.0)
-    share = jnp.where(taken, share, 0.0)
-    return jax.tree.map(
-        lambda a, p: a + (share * (p.astype(a.dtype) - a)).astype(a.dtype), state.average, params
-    )
-
-
-def _wide(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32)
+    return _growing_mean.moved(state.average, params, state.window, state.averaged_steps, taken)
 
 
 def average_weights(window: float = 0.1) -> optax.GradientTransformationExtraArgs:

@@ -58,8 +58,13 @@ def constant(value: Any) -> Law:
 
 
 def growing_share(share: Any, factor: Law) -> Law:
-    """1 - (1 - share) factor: what is not the slow momentum's falls as the rate does."""
-    return lambda clock: 1.0 - (1.0 - jnp.asarray(share, jnp.float32)) * factor(clock)
+    """share + (1 - share)(1 - factor): what is not the slow momentum's falls as the rate does."""
+
+    def law(clock: Clock) -> jax.Array:
+        start = jnp.asarray(share, jnp.float32)
+        return start + (1.0 - start) * (1.0 - factor(clock))
+
+    return law
 
 
 def decay(name: str, decay_steps: Any, decay_ratio: Any, floor: Any) -> Law:

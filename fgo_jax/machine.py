@@ -234,7 +234,6 @@ def phased(
                 slow,
                 direction,
                 course.slow_share(state),
-                window=slow_momentum.WINDOW,
                 ramp_steps=handover_steps,
                 taken=finite,
             )

@@ -12,7 +12,7 @@ import optax
 from fgo_jax import _checks, laws
 from fgo_jax.laws import DECAYS, Clock, Law, peak, warmup
 from fgo_jax.precondition.kronecker_fisher import scale_by_kronecker_fisher
-from fgo_jax.slow_momentum import RAMP_STEPS, WINDOW, momentum_init, momentum_update
+from fgo_jax.slow_momentum import momentum_init, momentum_update
 
 NAMES = ("acquisition", "reask", "execution")
 
@@ -80,10 +80,7 @@ class Phase(optax.GradientTransformationExtraArgs):
             rate, slow = law(clock), state.slow
             direction, inner = with_extras.update(updates, state.inner, params, **extra)
             if slow_share is not None:
-                share = slow_share(clock)
-                direction, slow = momentum_update(
-                    slow, direction, share, window=WINDOW, ramp_steps=RAMP_STEPS
-                )
+                direction, slow = momentum_update(slow, direction, slow_share(clock))
             direction = decayed([self], jnp.zeros([], jnp.int32), direction, params)
             scaled_updates = scaled(direction, updates, params, rate)
             return scaled_updates, PhaseState(
@@ -139,6 +136,13 @@ def scaled(direction: Any, grads: Any, params: Any, rate: jax.Array) -> Any:
 
 def _is_zero(value: Any) -> bool:
     return isinstance(value, (int, float)) and value == 0
+
+
+def _share_law(slow_share: float | None, factor: Law) -> Law | None:
+    if slow_share is None:
+        return None
+    _checks.fraction("slow_share", slow_share)
+    return laws.growing_share(slow_share, factor)
 
 
 def acquisition(
@@ -213,15 +217,13 @@ def reask(
     """
     _checks.learning_rate(learning_rate)
     _checks.fraction("cut", cut)
-    if slow_share is not None:
-        _checks.fraction("slow_share", slow_share)
     return Phase(
         "reask",
         scale_by_kronecker_fisher() if transform is None else transform,
         peak(learning_rate, cut),
         weight_decay,
         mask,
-        slow_share=None if slow_share is None else laws.constant(slow_share),
+        slow_share=_share_law(slow_share, laws.constant(1.0)),
     )
 
 
@@ -280,8 +282,6 @@ def execution(
         _checks.integer("decay_steps", decay_steps)
     _checks.positive("decay_ratio", decay_ratio)
     _checks.fraction("floor", floor)
-    if slow_share is not None:
-        _checks.fraction("slow_share", slow_share)
     factor = laws.decay(decay, decay_steps, decay_ratio, floor)
     return Phase(
         "execution",
@@ -290,5 +290,5 @@ def execution(
         weight_decay,
         mask,
         inherits=transform is None,
-        slow_share=None if slow_share is None else laws.growing_share(slow_share, factor),
+        slow_share=_share_law(slow_share, factor),
     )

@@ -101,7 +101,7 @@ def target_acquisition(
     The dimension is measured in the metric of the transform that makes the updates. All of
     it is decided inside the compiled step from a sketch of the gradients that training
     computes anyway. No horizon is needed. While gradients agree, as they do where
-    there is no noise, no phase ends: a cut would only slow such a run down.
+    there is no noise, no phase ends: there is nothing to damp.
 
     The update takes the extra arguments that :func:`fgo_jax.phased` lists, none of them
     required by the defaults.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fgo_jax import _checks
+from fgo_jax import _checks, _growing_mean
 
 WINDOW = 0.25
 RAMP_STEPS = 40
@@ -26,9 +26,7 @@ def momentum_init(params: Any) -> SlowMomentumState:
     return SlowMomentumState(
         averaged_steps=jnp.zeros([], jnp.int32),
         share=jnp.zeros([], jnp.float32),
-        mean=jax.tree.map(
-            lambda p: jnp.zeros_like(p, jnp.promote_types(p.dtype, jnp.float32)), params
-        ),
+        mean=_growing_mean.zeros(params),
     )
 
 
@@ -37,8 +35,8 @@ def momentum_update(
     direction: Any,
     share: jax.Array,
     *,
-    window: Any,
-    ramp_steps: Any,
+    window: Any = WINDOW,
+    ramp_steps: Any = RAMP_STEPS,
     taken: Any = True,
 ) -> tuple[Any, SlowMomentumState]:
     """The blended direction and the new state.
@@ -51,17 +49,13 @@ def momentum_update(
     in_use = share > 0
     steps = jnp.where(in_use, state.averaged_steps, 0)
     count = steps.astype(jnp.float32)
-    weight = 1.0 / (window * count + 1.0)
     # A mean of few directions is as noisy as they are, and says nothing of its own.
     share = share * count / (count + ramp_steps)
-
-    def moved(mean: jax.Array, leaf: jax.Array) -> jax.Array:
-        return mean + (jnp.where(taken, weight, 0.0) * (leaf - mean)).astype(mean.dtype)
 
     def blended(leaf: jax.Array, mean: jax.Array) -> jax.Array:
         return (leaf + share * (mean - leaf)).astype(leaf.dtype)
 
-    mean = jax.tree.map(moved, state.mean, direction)
+    mean = _growing_mean.moved(state.mean, direction, window, steps, taken)
     new = SlowMomentumState(
         averaged_steps=jnp.where(
             taken, jnp.where(in_use, optax.safe_increment(steps), 0), state.averaged_steps
@@ -89,7 +83,7 @@ def slow_momentum(
 
     Put it after what makes the direction and before the learning rate:
     ``optax.chain(optax.scale_by_adam(), fgo.slow_momentum(), optax.scale_by_learning_rate(lr))``.
-    A rate that was best without it is too low with it.
+    Tune the rate anew: noise no longer bounds it as before.
 
     Args:
       share: :math:`\sigma`, of the mean in the direction; 0 changes nothing.

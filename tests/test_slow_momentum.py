@@ -81,7 +81,7 @@ def test_wrong_numbers(wrong):
         fgo.slow_momentum(**wrong)
 
 
-def three(share, **kwargs):
+def three(share):
     sgd = optax.identity()
     return fgo.phased(
         [
@@ -94,7 +94,6 @@ def three(share, **kwargs):
         ],
         [after(19), after(29)],
         handover_steps=RAMP,
-        **kwargs,
     )  # fmt: skip
 
 
