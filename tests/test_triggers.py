@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 import fgo_jax as fgo
 from fgo_jax.triggers import Observation, Signal, regression
@@ -181,3 +182,31 @@ def test_regression_error_covers_the_true_slope():
 def test_wrong_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(("z", "excess"), [(1.282, 0.005), (1.645, 0.02), (2.326, 0.1)])
+def test_margins_are_students_quantiles(z, excess):
+    for freedom in (2.0, 3.0, 5.0, 10.0, 100.0):
+        slope = regression.Slope(jnp.float32(0.3), jnp.float32(0.5), jnp.float32(freedom + 2.0))
+        exact = 0.5 * stats.t(freedom).ppf(stats.norm.cdf(z))
+        ratio = float(regression.margin(slope, z)) / exact
+        # Of the inverted approximation: never too narrow by more than 1 %.
+        assert -0.01 < ratio - 1.0 < excess
+
+
+def test_margins_cover_the_true_slope_with_few_points():
+    # Five points and hence three degrees of freedom: 1.645 normal errors would cover 80 %.
+    times = jnp.linspace(0.0, 1.0, 5)
+
+    def covered(noise):
+        def add(state, point):
+            return regression.update(state, *point, 1e3), None
+
+        state, _ = jax.lax.scan(add, regression.init(), (times, 2.0 * times + noise))
+        slope = regression.slope(state)
+        return jnp.abs(slope.slope - 2.0) < regression.margin(slope, 1.645)
+
+    noise = np.random.default_rng(6).standard_normal((4000, 5))
+    share = jnp.mean(jax.vmap(covered)(jnp.asarray(noise, jnp.float32)))
+    # Three binomial standard errors of 4,000 repeats at 90 % are 1.4 %.
+    assert 0.885 < float(share) < 0.92

@@ -51,14 +51,15 @@ def stall(
 
     An equivalence test: the log of the signal is regressed on the log of the steps
     taken, with weights that fade over ``memory`` factors of e of training, and the
-    confidence interval slope :math:`\pm z` standard errors must lie inside
-    :math:`\pm` ``tolerance``. A noisy signal therefore does not stall by being noisy.
+    confidence interval of the slope must lie inside :math:`\pm` ``tolerance``. A noisy
+    signal therefore does not stall by being noisy.
 
     Args:
       signal: name of a positive signal.
       tolerance: largest :math:`|d \log x / d \log t|` that counts as standing still: 1 is
         the slope of an x proportional to the steps taken.
-      z: width of the interval; 1.282 tests each side at 10 %.
+      z: normal quantile of the interval, which is Student's with as many degrees of freedom
+        as there are effective points less two; 1.282 tests each side at 10 %.
       memory: in units of log t.
       patience: measurements in a row.
       min_points: effective measurements before anything is said.
@@ -66,8 +67,9 @@ def stall(
     _checks.positive("tolerance", tolerance)
 
     def verdicts(slope: regression.Slope):
-        inside = jnp.abs(slope.slope) + z * slope.error < tolerance
-        outside = jnp.abs(slope.slope) - z * slope.error > tolerance
+        margin = regression.margin(slope, z)
+        inside = jnp.abs(slope.slope) + margin < tolerance
+        outside = jnp.abs(slope.slope) - margin > tolerance
         return inside, outside
 
     return _trend("stall", signal, verdicts, True, memory, patience, min_points)
@@ -83,14 +85,14 @@ def stopped_falling(
 ) -> Trigger:
     r"""Holds when a positive signal falls no faster than ``tolerance``; it may rise.
 
-    The lower half of :func:`stall`: slope minus z standard errors must exceed
+    The lower half of :func:`stall`: the slope's lower confidence bound must exceed
     ``-tolerance``. This is the end of a collapse, whatever follows it.
     """
     _checks.positive("tolerance", tolerance)
 
     def verdicts(slope: regression.Slope):
-        lower = slope.slope - z * slope.error
-        upper = slope.slope + z * slope.error
+        margin = regression.margin(slope, z)
+        lower, upper = slope.slope - margin, slope.slope + margin
         return lower > -tolerance, upper < -tolerance
 
     return _trend("stopped_falling", signal, verdicts, True, memory, patience, min_points)
@@ -106,7 +108,7 @@ def decreasing(
     """
 
     def verdicts(slope: regression.Slope):
-        upper = slope.slope + z * slope.error
+        upper = slope.slope + regression.margin(slope, z)
         return upper < 0, upper >= 0
 
     return _trend("decreasing", signal, verdicts, False, memory, patience, min_points)
@@ -121,7 +123,7 @@ def increasing(
     """
 
     def verdicts(slope: regression.Slope):
-        lower = slope.slope - z * slope.error
+        lower = slope.slope - regression.margin(slope, z)
         return lower > 0, lower <= 0
 
     return _trend("increasing", signal, verdicts, False, memory, patience, min_points)
