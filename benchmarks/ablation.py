@@ -1,7 +1,7 @@
 """Which part of the protocol does what: one part changed at a time.
 
-Everything runs at the learning rate tuned for the unchanged protocol, and on its seeds.
-Averaging on and off are two readings of the same runs.
+Everything runs on the seeds of the unchanged protocol. Averaging on and off are two
+readings, each at the rate tuned for it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ RATIOS = (1.0, 2.0, 4.0)
 
 RULE = (
     "excess = steps with the change / steps of the unchanged protocol - 1, seed by seed, "
-    "median and 95 % bootstrap percentile interval of that median. All at the learning rate "
-    "tuned for fgo, which may suit a change less than one of its own."
+    "median and 95 % bootstrap percentile interval of that median. Raw weights at the learning "
+    "rate tuned for fgo, averaged ones at that tuned for fgo_averaged: it may suit a change "
+    "less than one of its own."
 )
 
 

@@ -1,4 +1,4 @@
-"""Variants of the protocol at one learning rate: their runs, and how long each took."""
+"""Variants of the protocol at its own learning rate: their runs, and how long each took."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from benchmarks.tasks.task import Task
 from benchmarks.training import Curves
 
 Weights = Literal["raw", "averaged"]
-READINGS: tuple[Weights, ...] = ("raw", "averaged")
+# Of each run two readings, for whose rates two contestants are tuned.
+READINGS: dict[Weights, str] = {"raw": "fgo", "averaged": "fgo_averaged"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,45 +50,50 @@ class Study:
 
     task: Task
     levels: Sequence[Level]
-    rate: float
+    rates: Mapping[Weights, float]
     variants: Mapping[str, Variant]
-    runs: Mapping[str, Mapping[int, Curves]]  # variant -> seed -> curves
+    # weights -> variant -> seed -> curves; the same ones twice where the rates are
+    runs: Mapping[Weights, Mapping[str, Mapping[int, Curves]]]
     evidence: bool
 
 
 class Plan(NamedTuple):
     levels: list[Level]
-    rate: float
+    rates: dict[Weights, float]
     same_data: bool  # the settings are of the data that this machine has
 
 
 def plan(task: Task, is_evidence: bool) -> Plan:
-    """The committed targets of a task, and the one rate: tuned for `fgo` at the first of them.
+    """The committed targets of a task, and each reading's rate: the one tuned for the first.
 
     Raises:
       FileNotFoundError: where the task has no committed settings.
-      ValueError: where `fgo` is not among them.
+      ValueError: where our own contestants are not among them.
     """
-    tuned = tuning.load(task) if is_evidence else quick.settings(task, [METHODS["fgo"]])
+    ours = [METHODS[name] for name in READINGS.values()]
+    tuned = tuning.load(task) if is_evidence else quick.settings(task, ours)
     # The claim's level may have the target of another, and these tables hold no other methods.
     stored = {level["target"]: level for level in reversed(list(tuned["levels"].values()))}
     levels = [level_from(level) for level in reversed(list(stored.values()))]
-    chosen = tuned["methods"].get("fgo", {}).get("chosen", {})
-    level = next((level for level in levels if level.name in chosen), None)
-    if level is None:
-        raise ValueError(
-            f"{task.name} has no committed rate for fgo: run `python -m benchmarks race "
-            f"{task.name} --tune` first, or give --steps for a look."
-        )
+    rates: dict[Weights, float] = {}
+    for weights, name in READINGS.items():
+        chosen = tuned["methods"].get(name, {}).get("chosen", {})
+        level = next((level for level in levels if level.name in chosen), None)
+        if level is None:
+            raise ValueError(
+                f"{task.name} has no committed rate for {name}: run `python -m benchmarks race "
+                f"{task.name} --tune` first, or give --steps for a look."
+            )
+        rates[weights] = chosen[level.name]["learning_rate"]
     same_data = tuned.get("data", task.digest) == task.digest
-    return Plan(levels, chosen[level.name]["learning_rate"], same_data)
+    return Plan(levels, rates, same_data)
 
 
 def hold(
     task: Task,
     variants: Sequence[Variant],
     levels: Sequence[Level],
-    rate: float,
+    rates: Mapping[Weights, float],
     seeds: Sequence[int],
     directory: Path,
     *,
@@ -95,28 +101,37 @@ def hold(
     announce: Callable[[str], None] = lambda text: None,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> Study:
-    """Runs every variant on every seed, or reads what `directory` has already."""
-    runs: dict[str, dict[int, Curves]] = {}
-    for variant in variants:
-        setting = {"learning_rate": rate, **variant.setting}
-        runs[variant.name] = {}
+    """Runs every variant on every seed at every rate, or reads what `directory` has already."""
+
+    def trained(rate: float, variant: Variant) -> dict[int, Curves]:
+        curves = {}
         for seed in seeds:
             announce(f"{variant.name}, seed {seed}")
-            runs[variant.name][seed] = run(
-                task, variant.method, setting, seed, directory=directory, progress=progress
+            curves[seed] = run(
+                task,
+                variant.method,
+                {"learning_rate": rate, **variant.setting},
+                seed,
+                directory=directory,
+                progress=progress,
             )
-    return Study(task, levels, rate, {v.name: v for v in variants}, runs, is_evidence)
+        return curves
+
+    at = {rate: {v.name: trained(rate, v) for v in variants} for rate in set(rates.values())}
+    runs: dict[Weights, Any] = {weights: at[rate] for weights, rate in rates.items()}
+    return Study(task, levels, rates, {v.name: v for v in variants}, runs, is_evidence)
 
 
 def hits(study: Study, level: Level, weights: Weights, name: str) -> np.ndarray:
     method = dataclasses.replace(study.variants[name].method, weights=weights)
-    runs = study.runs[name].values()
+    runs = study.runs[weights][name].values()
     return np.asarray([hit_of(study.task, method, curves, level.target) for curves in runs])
 
 
 def finals(study: Study, weights: Weights, name: str) -> np.ndarray:
     method = dataclasses.replace(study.variants[name].method, weights=weights)
-    return np.asarray([final_of(study.task, method, c) for c in study.runs[name].values()])
+    runs = study.runs[weights][name].values()
+    return np.asarray([final_of(study.task, method, curves) for curves in runs])
 
 
 def switches(curves: Curves) -> dict[str, list[float]]:
@@ -134,7 +149,7 @@ def row(study: Study, level: Level, weights: Weights, name: str, reference: str)
     variant, steps = study.variants[name], hits(study, level, weights, name)
     own = hits(study, level, weights, reference)
     excess = evidence.paired_ratios(steps, own, study.task.num_steps) - 1.0
-    began = [switches(curves) for curves in study.runs[name].values()]
+    began = [switches(curves) for curves in study.runs[weights][name].values()]
     return {
         "part": variant.part,
         "note": variant.note or variant.method.note,
@@ -164,8 +179,8 @@ def table_of(study: Study, reading: Callable[[Level, Weights], dict[str, Any]]) 
         "metric": task.metric,
         "data": task.digest,
         "num_steps": task.num_steps,
-        "learning_rate": study.rate,
-        "seeds": list(next(iter(study.runs.values()))),
+        "learning_rates": study.rates,
+        "seeds": list(next(iter(study.runs["raw"].values()))),
         "evidence": study.evidence,
         "environment": environment(),
         "levels": levels,
@@ -192,9 +207,10 @@ def print_tables(kind: ModuleType, tables: Mapping[str, Any], console: Console) 
     for name, table in tables.items():
         for level in table["levels"].values():
             for weights in READINGS:
+                rate = table["learning_rates"][weights]
                 title = (
                     f"{name}: {level['title']} (target {level['target']:.4g}, T = "
-                    f"{table['num_steps']}), {weights} weights, rate {table['learning_rate']:g}"
+                    f"{table['num_steps']}), {weights} weights, rate {rate:g}"
                 )
                 shown = Table(title=title, title_justify="left", header_style="bold")
                 for heading in kind.HEADINGS:

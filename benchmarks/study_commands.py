@@ -75,9 +75,10 @@ def _study(
     task = task.shortened(steps) if steps else task
     variants = kind.variants(task)
     with bars() as shown:
-        bar = shown.add_task(name, total=len(variants) * len(chosen) * task.num_steps)
+        runs = len(set(plan.rates.values())) * len(variants) * len(chosen)
+        bar = shown.add_task(name, total=runs * task.num_steps)
         held = study.hold(
-            task, variants, plan.levels, plan.rate, chosen, output,
+            task, variants, plan.levels, plan.rates, chosen, output,
             is_evidence=is_evidence, **reporters(shown, bar),
         )  # fmt: skip
     table = kind.table_of(held)

@@ -73,7 +73,7 @@ def whole_cadences(steps: int, cadences: Iterable[int]) -> int:
 
 
 def label(method: Method) -> str:
-    """Under which a method is timed; phased siblings do the same work and are timed once."""
+    """Under which a method is timed: methods that read the same phased runs are timed once."""
     return method.trajectory if method.phased else method.name
 
 

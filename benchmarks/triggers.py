@@ -1,7 +1,7 @@
 """Which trigger: our default against rival ones and against the best switch times that are told.
 
-Everybody has the same phases, refinement, cut, decay, averaging and learning rate, the one
-tuned for `fgo`. Two readings of each run: its raw and its averaged weights.
+Everybody has the same phases, refinement, momentum, decay and averaging. Two readings: raw
+weights of runs at the learning rate tuned for `fgo`, averaged ones at that of `fgo_averaged`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ RULE = (
     "regret = steps with the trigger / steps with the best fixed switch times - 1, seed by "
     "seed, median and 95 % bootstrap percentile interval of that median. Best: the fewest "
     "median steps over the same seeds, ties by the final value; so the best times are chosen "
-    "in hindsight, and the regret is too large rather than too small. All at the learning "
-    "rate tuned for fgo."
+    "in hindsight, and the regret is too large rather than too small. Raw weights at the "
+    "learning rate tuned for fgo, averaged ones at that tuned for fgo_averaged."
 )
 
 

@@ -157,7 +157,28 @@ def _planted():
         "at 1, 2": {s: _curves(h, (1, 2), (1, 1)) for s, h in enumerate((40, 50, 60))},
         "at 3, 4": {s: _curves(h, (3, 4), (1, 1)) for s, h in enumerate((30, 70, 101))},
     }
-    return Study(task, [level], 0.1, variants, runs, True)
+    rates = {"raw": 0.1, "averaged": 0.1}
+    return Study(task, [level], rates, variants, {"raw": runs, "averaged": runs}, True)
+
+
+def test_each_reading_has_runs_at_the_rate_tuned_for_it(tmp_path, monkeypatch):
+    task = dataclasses.replace(BOWL, num_steps=40, eval_every=20)
+    asked = []
+
+    def run(task, method, setting, seed, **kwargs):
+        asked.append(setting["learning_rate"])
+        return _curves(round(1000 * setting["learning_rate"]), (1, 2), (1, 1))
+
+    monkeypatch.setattr(study, "run", run)
+    variants = [Variant("fgo", METHODS["fgo"])]
+    level = Level("planted", "a planted level", 0.5, {"raw": "constant", "averaged": "constant"})
+    held = study.hold(task, variants, [level], {"raw": 0.02, "averaged": 0.03}, [0, 1], tmp_path)
+    assert sorted(asked) == [0.02, 0.02, 0.03, 0.03]
+    for weights, step in (("raw", 20), ("averaged", 30)):
+        np.testing.assert_array_equal(study.hits(held, level, weights, "fgo"), step)
+    asked.clear()
+    study.hold(task, variants, [level], {"raw": 0.02, "averaged": 0.02}, [0, 1], tmp_path)
+    assert asked == [0.02, 0.02]
 
 
 def test_regret_is_paired_with_the_best_times_of_the_grid():
