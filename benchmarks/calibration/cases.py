@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -71,15 +72,27 @@ ELEMENTARY: dict[str, tuple[Callable[[], Trigger], Span]] = {
 SHIPPED: dict[str, tuple[Callable[[], Trigger], Span]] = {
     "acquisition": (protocol.default_acquisition_trigger, Span(0, WARMUP)),
     "reask": (protocol.default_reask_trigger, Span(REASK_START, HANDOVER)),
+    "reask, no average": (
+        lambda: protocol.default_reask_trigger(averaged=False),
+        Span(REASK_START, HANDOVER),
+    ),
     "stop": (protocol.default_stop_trigger, Span(REASK_START)),
 }
 TRIGGERS = {**ELEMENTARY, **SHIPPED}
 
 
 def measured(
-    course: Course, noise: str, span: Span, agreement: float = NOISY, loss: Course | None = None
+    course: Course,
+    noise: str,
+    span: Span,
+    agreement: float = NOISY,
+    loss: Course | None = None,
+    noisy_from: float = math.inf,
 ) -> Build:
-    """The default probe's signals, and a loss where one is given."""
+    """The default probe's signals, and a loss where one is given.
+
+    From step `noisy_from` on gradients agree no more than where they are noise.
+    """
     windows = window_steps(NUM_STEPS)
     # A verdict changes only where something is measured, or when the phase is long enough.
     looks = np.union1d(windows, [span.start, span.start + span.minimum - 1])
@@ -90,6 +103,9 @@ def measured(
         bank, count = banks[agreement], len(windows)
         dimension = streams.dimension(course, noise, bank, windows, runs, rng)
         agrees = streams.agreement(agreement, bank, runs, count, rng)
+        if noisy_from < NUM_STEPS:
+            noise_only = streams.agreement(NOISY, banks[NOISY], runs, count, rng)
+            agrees = streams.followed_by(agrees, noise_only, windows >= noisy_from)
         signals = {
             "intrinsic_dimension": streams.at(looks, windows, dimension),
             "agreement": streams.at(looks, windows, agrees),

@@ -153,10 +153,18 @@ def acquisition() -> Iterator[Case]:
 
 
 def reask() -> Iterator[Case]:
-    """The shipped end of the second phase."""
+    """The shipped end of the second phase, with an average of the weights and without."""
     for noise in NOISES:
         yield from _moving("reask", noise)
         yield from _agreeing("reask", noise)
+    alone = "reask, no average"
+    yield from _agreeing(alone, "measured")
+    case = functools.partial(_probed, alone, "measured")
+    yield case("stationary", "rest", Course(0.0))
+    for change in CHANGES:
+        words = f"gradients agree until {change}, then are noise"
+        course = Course(0.0)
+        yield case(words, "change", course, change=change, agreement=AGREEING, noisy_from=change)
 
 
 def validation() -> Iterator[Case]:

@@ -87,6 +87,12 @@ def agreement(level: float, bank: Bank, runs: int, count: int, rng: np.random.Ge
     return _signal(level + bank.agreement_residuals[drawn], bank.agreement_errors[drawn])
 
 
+def followed_by(first: Signal, second: Signal, later: np.ndarray) -> Signal:
+    """The first signal, and where `later` the second."""
+    leaves = (np.where(later, b, a) for a, b in zip(first, second, strict=True))
+    return Signal(*leaves)  # type: ignore[arg-type]
+
+
 def metric(
     course: Course, spread: float, kind: str, steps: np.ndarray, runs: int, rng: np.random.Generator
 ) -> Signal:

@@ -44,6 +44,7 @@ def banks():
         ("reask", "measured", "falls as t^-1"),
         ("reask", "student", "rises as t^1.5"),
         ("reask", "autoregressive", "rises as t^1.5"),
+        ("reask, no average", "measured", "stationary, agreement 0.8"),
         ("stop", "normal", "falls as t^-0.3, noise 0.01"),
     ],
 )
@@ -86,6 +87,7 @@ def test_verdicts_name_what_misses_the_bar(stored):
         ("acquisition", "falls as t^-2 until 1000, then rises threefold"),
         ("acquisition", "falls as t^-2 until 1000, then stays"),
         ("reask", "rises as t^2 until 1000, then stays"),
+        ("reask, no average", "gradients agree until 1000, then are noise"),
     ],
 )
 def test_planted_changes_are_seen_within_the_stated_delay(stored, banks, trigger, stream):
