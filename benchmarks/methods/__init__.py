@@ -10,6 +10,7 @@ from __future__ import annotations
 from benchmarks.methods import (
     ablation,
     baselines,
+    momentum,
     muon,
     natural,
     phases,
@@ -21,7 +22,7 @@ from benchmarks.methods import (
 )
 from benchmarks.methods.method import Method
 
-_MODULES = (baselines, plateau, schedule_free, muon, natural, transforms, phases, rivals)
+_MODULES = (baselines, plateau, schedule_free, muon, natural, momentum, transforms, phases, rivals)
 # Whose methods take settings that no grid tunes: parts of a study, never of a race.
 _STUDIES = (switches, ablation)
 
