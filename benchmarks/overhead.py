@@ -8,6 +8,11 @@ Something rare is not in a median of step times, so the two parts are measured a
 in rounds of their own, with `rate` the share of the steps at which the probe fires at its default
 cadence. A probe's plain step is the controller's without a probe; the controller's and a
 step limit's own is `optax.adam`'s, and that of the three phases their refinement's alone.
+
+What is added between measurements works on parameters and states, never on activations, so its
+seconds are those of any batch. Where a workload names a smaller batch for it, they are taken
+there, as a difference of two short steps: the noise of a long one, several percent of it on a
+machine that others use too, would drown them. Then they are divided by the whole plain step.
 """
 
 from __future__ import annotations
@@ -162,34 +167,43 @@ def measure(
 ) -> dict[str, Any]:
     """The workload's sizes, and the overhead of every part of it, or of those `chosen`."""
     rounds = workload.rounds if rounds is None else rounds
-    known = parts(workload)
+    known, brief = parts(workload), parts(workload.between)
     overheads = {}
     for name in known if chosen is None else chosen:
-        unit, build, rate = known[name]
+        unit, _, rate = known[name]
         # Each beside its own plain step: the closer in time, the more alike the machine is.
-        calls = {unit: call(workload, PLAIN[unit](), 0), **build()}
-        resting = {key: steps for key, steps in calls.items() if not key.endswith(":firing")}
-        idle = _seconds(workload, resting, rounds, progress)
-        firing = None
-        if len(calls) > len(resting):
-            firing = _seconds(workload, calls, min(rounds, workload.firing_rounds), progress)
-        row = combine(idle, firing, name, unit, rate, LIMITS.get(name))
-        timed = {**(firing or {}), **idle}
+        idle = _seconds(workload.between, _resting(workload.between, brief[name]), rounds, progress)
+        few = min(rounds, workload.firing_rounds)
+        whole = {unit: call(workload, PLAIN[unit](), 0), **known[name].calls()}
+        whole = _seconds(workload, whole, few, progress)
+        row = combine(idle, whole, name, unit, rate, LIMITS.get(name))
         overheads[name] = {
             **_entry(row),
             "rounds": rounds,
-            "firing_rounds": 0 if firing is None else min(rounds, workload.firing_rounds),
-            "seconds": {key: float(np.median(values)) for key, values in timed.items()},
+            "firing_rounds": few,
+            "seconds": {key: float(np.median(values)) for key, values in whole.items()},
+            "brief_seconds": {key: float(np.median(values)) for key, values in idle.items()},
             "environment": environment(),
         }
     return {
         "parameters": int(optax.tree.size(workload.params)),
-        "batch_size": int(jax.tree.leaves(workload.batch)[0].shape[0]),
+        "batch_size": _size(workload.batch),
+        "batch_size_between": _size(workload.between.batch),
         "horizon": workload.horizon,
         "steps_per_call": workload.steps,
         "repeats": workload.repeats,
         "overheads": overheads,
     }
+
+
+def _size(batch: Any) -> int:
+    return int(jax.tree.leaves(batch)[0].shape[0])
+
+
+def _resting(workload: Workload, added: Added) -> dict[str, Steps]:
+    """A plain step and one with the part in it that does not measure."""
+    calls = {k: steps for k, steps in added.calls().items() if not k.endswith(":firing")}
+    return {added.plain: call(workload, PLAIN[added.plain](), 0), **calls}
 
 
 def _seconds(
@@ -211,7 +225,7 @@ def _seconds(
 
 def combine(
     idle: Mapping[str, np.ndarray],
-    firing: Mapping[str, np.ndarray] | None,
+    whole: Mapping[str, np.ndarray],
     name: str,
     plain: str,
     rate: float,
@@ -221,10 +235,13 @@ def combine(
 
     What has no step in which it fires does the same at every step.
     """
-    between = idle[f"{name}:idle"] / idle[plain] - 1.0
+    # In shares of the brief plain step of the same round, which cancels the machine's speed.
+    between = (idle[f"{name}:idle"] / idle[plain] - 1.0) * (
+        np.median(idle[plain]) / np.median(whole[plain])
+    )
     cost = np.zeros(1)
-    if firing is not None:
-        cost = (firing[f"{name}:firing"] - firing[f"{name}:idle"]) / firing[plain]
+    if f"{name}:firing" in whole:
+        cost = (whole[f"{name}:firing"] - whole[f"{name}:idle"]) / whole[plain]
     total = clock.bounded(between, rate * cost)
     return Overhead(plain, clock.bounded(between), clock.bounded(cost), rate, total, limit)
 

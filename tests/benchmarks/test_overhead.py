@@ -38,15 +38,29 @@ def test_rates_are_those_of_the_cadence():
 
 def test_both_parts_of_an_overhead_add_up_by_rounds():
     idle = {"adam": np.array([1.0, 2.0]), "probe:idle": np.array([1.1, 2.2])}
-    firing = {
-        "adam": np.array([1.0, 2.0, 4.0]),
-        "probe:idle": np.array([1.1, 2.2, 4.4]),
-        "probe:firing": np.array([3.1, 6.2, 12.4]),
+    whole = {
+        "adam": np.array([1.0, 1.5, 4.0]),
+        "probe:idle": np.array([1.1, 1.6, 4.4]),
+        "probe:firing": np.array([3.1, 4.6, 12.4]),
     }
-    found = overhead.combine(idle, firing, "probe", "adam", rate=0.01, limit=0.2)
+    found = overhead.combine(idle, whole, "probe", "adam", rate=0.01, limit=0.2)
     assert found.idle.median == pytest.approx(0.1)
     assert found.firing.median == pytest.approx(2.0)
     assert found.total.median == pytest.approx(0.1 + 0.01 * 2.0)
+
+
+def test_seconds_between_measurements_are_shares_of_the_whole_step():
+    idle = {"adam": np.array([1.0, 2.0]), "probe:idle": np.array([1.1, 2.2])}
+    whole = {"adam": np.array([15.0, 6.0, 15.0]), "probe:idle": np.array([15.0, 6.0, 15.0])}
+    found = overhead.combine(idle, whole, "probe", "adam", rate=0.01, limit=0.2)
+    assert found.total.median == pytest.approx(0.15 / 15.0)
+
+
+def test_what_is_added_between_measurements_is_timed_on_the_brief_batch(tiny):
+    assert tiny.between.batch["image"].shape[0] == 2
+    assert tiny.batch["image"].shape[0] == 16
+    digits = workloads.digits_vit()
+    assert digits.between is digits
 
 
 def test_a_probe_fires_in_the_timed_steps_that_it_should_fire_in(tiny):
