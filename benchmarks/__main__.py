@@ -21,7 +21,7 @@ from benchmarks import (
 )
 from benchmarks import race as racing
 from benchmarks.calibration import tables as calibration_tables
-from benchmarks.methods import METHODS, Method, available
+from benchmarks.methods import METHODS, Method, available, contestants
 from benchmarks.report import page, race_tables, readme
 from benchmarks.report.reading import read
 from benchmarks.report.text import restored
@@ -67,7 +67,7 @@ def _where(method: Method) -> str:
 def _chosen(task: Task, names: str | None) -> list[Method]:
     """The methods of a race; `constant` is always there, for the target and the ratios."""
     if names is None:
-        methods = [m for m in METHODS.values() if m.enters(task) and not m.by_request]
+        methods = contestants(task)
         missing = [m.name for m in methods if not available(m)]
         if missing:
             console.print(f"Left out, fgo_jax lacks them: {', '.join(missing)}", style="yellow")
@@ -83,7 +83,7 @@ def _chosen(task: Task, names: str | None) -> list[Method]:
 
 @main.command()
 @click.argument("task_name", metavar="TASK", type=click.Choice(list(TASKS)))
-@click.option("--methods", help="Comma-separated; all but rival triggers by default.")
+@click.option("--methods", help="Comma-separated; by default all but rival triggers and single transforms.")
 @click.option("--seeds", type=click.IntRange(1), default=len(grids.RACE_SEEDS), show_default=True)
 @click.option("--quick", "is_quick", is_flag=True, help="A look in about a minute; no evidence.")
 @click.option("--tune", is_flag=True, help="Choose all settings anew and write them down.")

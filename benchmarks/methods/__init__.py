@@ -20,7 +20,8 @@ from benchmarks.methods import (
     switches,
     transforms,
 )
-from benchmarks.methods.method import Method
+from benchmarks.methods.method import TRANSFORM_TASKS, Method
+from benchmarks.tasks.task import Task
 
 _MODULES = (baselines, plateau, schedule_free, muon, natural, momentum, transforms, phases, rivals)
 # Whose methods take settings that no grid tunes: parts of a study, never of a race.
@@ -62,4 +63,16 @@ def available(method: Method) -> bool:
     return all(hasattr(fgo, name) for name in needed)
 
 
-__all__ = ["METHODS", "STUDIED", "Method", "available", "file_of", "get_method"]
+def contestants(task: Task) -> list[Method]:
+    """The methods of a race that names none: neither rival triggers nor single transformations.
+
+    The latter, where they are no more than that, are compared by `transforms`.
+    """
+    return [
+        method
+        for method in METHODS.values()
+        if method.enters(task) and not method.by_request and method.only != TRANSFORM_TASKS
+    ]
+
+
+__all__ = ["METHODS", "STUDIED", "Method", "available", "contestants", "file_of", "get_method"]
