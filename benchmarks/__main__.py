@@ -83,7 +83,7 @@ def _chosen(task: Task, names: str | None) -> list[Method]:
 
 @main.command()
 @click.argument("task_name", metavar="TASK", type=click.Choice(list(TASKS)))
-@click.option("--methods", help="Comma-separated; default: no rival triggers, no single transforms.")
+@click.option("--methods", help="Comma-separated; else all of a race.")
 @click.option("--seeds", type=click.IntRange(1), default=len(grids.RACE_SEEDS), show_default=True)
 @click.option("--quick", "is_quick", is_flag=True, help="A look in about a minute; no evidence.")
 @click.option("--tune", is_flag=True, help="Choose all settings anew and write them down.")
