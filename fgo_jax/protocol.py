@@ -41,14 +41,14 @@ def default_acquisition_trigger() -> Trigger:
     )
 
 
-def default_reask_trigger(averaged: bool = True) -> Trigger:
-    """Gradients are mostly noise; and, where weights are averaged, the dimension stands still.
+def default_reask_trigger() -> Trigger:
+    """Gradients are mostly noise in the new metric too, which a falling rate would damp."""
+    return triggers.below("agreement", 0.75)
 
-    An average damps the noise as execution would, so re-ask may go on until the geometry rests.
-    Without one only a falling rate does, and its law bears an early start.
-    """
-    noisy = triggers.below("agreement", 0.75)
-    return triggers.stall("intrinsic_dimension") & noisy if averaged else noisy
+
+def default_decay_ratio(averaged: bool) -> float:
+    """An average of the weights damps noise by itself, so the rate may fall a quarter as fast."""
+    return 8.0 if averaged else 2.0
 
 
 def default_stop_trigger() -> Trigger:
@@ -66,7 +66,7 @@ def target_acquisition(
     cut: float = 0.0,
     slow_share: float | None = 0.5,
     decay: str = "inverse_sqrt",
-    decay_ratio: float = 2.0,
+    decay_ratio: float | None = None,
     decay_steps: int | None = None,
     acquisition: optax.GradientTransformation | None = None,
     refinement: optax.GradientTransformation | None = None,
@@ -91,8 +91,7 @@ def target_acquisition(
     2. Re-ask: updates by ``refinement`` (a natural gradient), of which a share of
        ``slow_share`` comes from :func:`fgo_jax.slow_momentum`: the rate of what a single
        gradient says is cut by that share, the rate of what the gradients of this phase agree
-       on is not. It ends when gradients in the new metric are as noisy as before; with
-       ``average_weights`` also only when the dimension stands still in either direction.
+       on is not. It ends when gradients in the new metric are as noisy as before.
     3. Execution: the same transform, the rate falling as k = 1/sqrt(1 + s/(kappa t1)), s
        steps after a start at t1, and what is not the slow momentum's as k^2. It never ends;
        :func:`fgo_jax.should_stop` tells when ten reported ``validation_value`` in a row
@@ -118,7 +117,8 @@ def target_acquisition(
       cut: share of the rate that re-ask takes away, from the slow momentum as well.
       slow_share: of the slow momentum in re-ask; it grows in execution. None keeps none.
       decay: law of execution; see :func:`fgo_jax.execution`.
-      decay_ratio: kappa, the decay's length relative to the steps before it.
+      decay_ratio: kappa, the decay's length relative to the steps before it; None is 2, or
+        8 with ``average_weights``, which damp noise as well.
       decay_steps: the decay's length in steps, instead.
       acquisition: gradient transformation of phase 1; None is the refinement itself. The
         paper's is a plain one: `optax.scale_by_adam()` makes cheaper steps, at the price
@@ -170,6 +170,8 @@ def target_acquisition(
         refinement = scale_by_kronecker_fisher()
     if acquisition is None:
         acquisition = refinement  # the very same object: one state, and no hand-over
+    if decay_ratio is None:
+        decay_ratio = default_decay_ratio(average_weights is not None)
     _checks.integer("warmup_steps", warmup_steps, 0)
     return phased(
         [
@@ -196,9 +198,7 @@ def target_acquisition(
         ],
         [
             default_acquisition_trigger() if acquisition_trigger is None else acquisition_trigger,
-            default_reask_trigger(average_weights is not None)
-            if reask_trigger is None
-            else reask_trigger,
+            default_reask_trigger() if reask_trigger is None else reask_trigger,
             default_stop_trigger() if stop_trigger is None else stop_trigger,
         ],
         probe,

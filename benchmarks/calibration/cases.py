@@ -72,10 +72,6 @@ ELEMENTARY: dict[str, tuple[Callable[[], Trigger], Span]] = {
 SHIPPED: dict[str, tuple[Callable[[], Trigger], Span]] = {
     "acquisition": (protocol.default_acquisition_trigger, Span(0, WARMUP)),
     "reask": (protocol.default_reask_trigger, Span(REASK_START, HANDOVER)),
-    "reask, no average": (
-        lambda: protocol.default_reask_trigger(averaged=False),
-        Span(REASK_START, HANDOVER),
-    ),
     "stop": (protocol.default_stop_trigger, Span(REASK_START)),
 }
 TRIGGERS = {**ELEMENTARY, **SHIPPED}

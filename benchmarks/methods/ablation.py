@@ -28,6 +28,15 @@ def _dimension_triggers() -> dict[str, Any]:
     }
 
 
+def _until_rest(task: Task):
+    """Re-ask until the dimension stands still as well."""
+    del task
+    from fgo_jax import protocol, triggers
+
+    rests = triggers.stall("intrinsic_dimension")
+    return {"reask_trigger": rests & protocol.default_reask_trigger()}
+
+
 def _dimension_only(task: Task):
     del task
     return _dimension_triggers()
@@ -77,6 +86,7 @@ def _changed(
 
 
 METHODS = (
+    _changed("until_rest", _until_rest),
     _changed("dimension_only", _dimension_only),
     _changed("hutchinson", _curvature_probe("hutchinson"), needs_batch=True),
     _changed("lanczos", _curvature_probe("lanczos"), needs_batch=True),

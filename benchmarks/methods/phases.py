@@ -22,9 +22,9 @@ def target_acquisition(task, hp, **parts):
 
 def _raw(task, hp):
     """As without an average, which is kept beside for the curve of it."""
-    from fgo_jax.protocol import default_reask_trigger
+    from fgo_jax.protocol import default_decay_ratio
 
-    return target_acquisition(task, hp, reask_trigger=default_reask_trigger(averaged=False))
+    return target_acquisition(task, {"decay_ratio": default_decay_ratio(averaged=False), **hp})
 
 
 _FIELDS = {"uses": ("**/*.py",), "phased": True, "cadence": 10}

@@ -11,7 +11,7 @@ from scipy import stats
 from benchmarks import calibration
 from benchmarks.__main__ import RESULTS, main
 from benchmarks.calibration import cases, frontier, lists, probe_noise, simulate
-from benchmarks.calibration.cases import SHIPPED, measured
+from benchmarks.calibration.cases import TRIGGERS, measured
 from benchmarks.calibration.streams import Course
 
 RUNS = 400
@@ -41,10 +41,10 @@ def banks():
         ("acquisition", "student", "falls as t^-1.5"),
         ("acquisition", "autoregressive", "falls as t^-1.5"),
         ("acquisition", "measured", "stationary, agreement 0.8"),
-        ("reask", "measured", "falls as t^-1"),
-        ("reask", "student", "rises as t^1.5"),
-        ("reask", "autoregressive", "rises as t^1.5"),
-        ("reask, no average", "measured", "stationary, agreement 0.8"),
+        ("stall", "measured", "falls as t^-1"),
+        ("stall", "student", "rises as t^1.5"),
+        ("stall", "autoregressive", "rises as t^1.5"),
+        ("reask", "measured", "stationary, agreement 0.8"),
         ("stop", "normal", "falls as t^-0.3, noise 0.01"),
     ],
 )
@@ -58,7 +58,7 @@ def test_false_alarms_of_the_shipped_triggers_are_the_stored_ones(
     assert stats.fisher_exact(counts).pvalue > RARE
 
 
-@pytest.mark.parametrize("trigger", ["acquisition", "reask"])
+@pytest.mark.parametrize("trigger", ["acquisition", "stall"])
 @pytest.mark.parametrize("noise", ["measured", "normal", "student"])
 def test_the_shipped_triggers_meet_the_bar_beyond_their_tolerance(stored, trigger, noise):
     nulls = [
@@ -77,7 +77,7 @@ def test_the_shipped_triggers_meet_the_bar_beyond_their_tolerance(stored, trigge
 def test_verdicts_name_what_misses_the_bar(stored):
     missed = {(row["trigger"], row["noise"]) for row in stored["verdicts"] if not row["met"]}
     # Trends take residuals for independent, and patience takes a noisy best for the level.
-    assert {("acquisition", "autoregressive"), ("reask", "autoregressive")} <= missed
+    assert {("acquisition", "autoregressive"), ("stall", "autoregressive")} <= missed
     assert {("stop", "normal"), ("stop", "student")} <= missed
 
 
@@ -86,8 +86,8 @@ def test_verdicts_name_what_misses_the_bar(stored):
     [
         ("acquisition", "falls as t^-2 until 1000, then rises threefold"),
         ("acquisition", "falls as t^-2 until 1000, then stays"),
-        ("reask", "rises as t^2 until 1000, then stays"),
-        ("reask, no average", "gradients agree until 1000, then are noise"),
+        ("stall", "rises as t^2 until 1000, then stays"),
+        ("reask", "gradients agree until 1000, then are noise"),
     ],
 )
 def test_planted_changes_are_seen_within_the_stated_delay(stored, banks, trigger, stream):
@@ -103,9 +103,9 @@ def test_planted_changes_are_seen_within_the_stated_delay(stored, banks, trigger
     assert stats.binomtest(early, RUNS, row["early"]["high"] + 0.01).pvalue > RARE or not early
 
 
-@pytest.mark.parametrize("name", ["acquisition", "reask"])
+@pytest.mark.parametrize("name", ["acquisition", "stall"])
 def test_missing_and_held_measurements_break_nothing(toy_bank, name):
-    make, span = SHIPPED[name]
+    make, span = TRIGGERS[name]
     simulate_one = simulate.simulator(make(), span)
     rng = np.random.default_rng(3)
     for course, change in ((Course(-2.0), None), (Course(-2.0, 1000), 1000)):

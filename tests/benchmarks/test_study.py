@@ -112,7 +112,7 @@ def test_the_grid_of_times_keeps_the_protocols_limits(name):
 def test_every_variant_of_the_ablation_is_built(name):
     task = get_task(name)
     variants = ablation.variants(task)
-    assert len({v.name for v in variants}) == len(variants) == 32
+    assert len({v.name for v in variants}) == len(variants) == 27
     assert {v.part for v in variants} == {
         "default",
         "trigger",
