@@ -4,7 +4,8 @@ from fgo_jax import analysis, curvature, plotting, precondition, probes, trigger
 from fgo_jax.analysis import SpectrumReport, spectrum
 from fgo_jax.averaging import average_weights, eval_params
 from fgo_jax.machine import phased
-from fgo_jax.phases import Phase, acquisition, execution, reask
+from fgo_jax.phase import Phase
+from fgo_jax.phases import acquisition, execution, reask
 from fgo_jax.precondition import (
     clip_by_softmax_radius,
     graft,

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from fgo_jax._trees import log_norm_ratio
-from fgo_jax.phases import Phase
+from fgo_jax.phase import Phase
 
 
 @dataclasses.dataclass(frozen=True)

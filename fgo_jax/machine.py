@@ -11,7 +11,7 @@ import optax
 
 from fgo_jax import _checks, averaging, slow_momentum
 from fgo_jax.handover import Plan, graft_init
-from fgo_jax.phases import Phase, decayed, scaled
+from fgo_jax.phase import Phase, decayed, scaled
 from fgo_jax.probes.probe import Probe, ProbeInputs
 from fgo_jax.requirements import EXTRA_SIGNALS, check_extras, check_parts, deadline_shares
 from fgo_jax.state import BY_HAND, NOT_BEGUN, FgoState

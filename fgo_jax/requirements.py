@@ -8,7 +8,7 @@ import jax
 import optax
 
 from fgo_jax import _checks
-from fgo_jax.phases import Phase
+from fgo_jax.phase import Phase
 from fgo_jax.triggers import Trigger
 
 # Signals that come with the call, and the extra argument that brings each.

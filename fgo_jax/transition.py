@@ -11,7 +11,7 @@ import optax
 
 from fgo_jax import laws
 from fgo_jax.handover import Plan
-from fgo_jax.phases import Phase
+from fgo_jax.phase import Phase
 from fgo_jax.state import BY_DEADLINE, BY_HAND, BY_TRIGGER, FgoState
 from fgo_jax.triggers import Observation, Trigger
 
