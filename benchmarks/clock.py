@@ -53,19 +53,19 @@ def interleaved(
     return seconds
 
 
-def bounded(*parts: np.ndarray) -> Bounded:
+def bounded(*parts: np.ndarray, of: Callable[..., Any] = lambda *medians: sum(medians)) -> Bounded:
     """Median of one value per round, with the upper 95 % bound of its bootstrap.
 
-    Of several parts, measured in rounds of their own: the sum of their medians.
+    Of several parts, measured in rounds of their own: a function `of` their medians.
     """
     rng = np.random.default_rng(0)
-    median, medians = 0.0, np.zeros(RESAMPLES)
+    columns = []
     for part in parts:
         values = np.asarray(part, np.float64)
         draws = rng.integers(0, len(values), (RESAMPLES, len(values)))
-        median += float(np.median(values))
-        medians += np.median(values[draws], axis=1)
-    return Bounded(median, float(np.quantile(medians, CONFIDENCE)))
+        columns.append(np.append(np.median(values[draws], axis=1), np.median(values)))
+    *resampled, found = of(*columns)
+    return Bounded(float(found), float(np.quantile(resampled, CONFIDENCE)))
 
 
 def peak_bytes(compiled: Any) -> int:

@@ -119,7 +119,7 @@ class Added(NamedTuple):
     """Something that a step may have more than a plain one."""
 
     plain: str
-    calls: Callable[[], dict[str, Steps]]  # built when their turn comes: large models are large
+    calls: Callable[[Workload], dict[str, Steps]]
     rate: float  # measurements per step
 
 
@@ -135,13 +135,16 @@ PLAIN: dict[str, Callable[[], Any]] = {
 def parts(workload: Workload) -> dict[str, Added]:
     """All that is timed on a workload."""
 
-    def controller() -> dict[str, Steps]:
+    def controller(workload: Workload) -> dict[str, Steps]:
         return {"controller:idle": call(workload, PLAIN["controller"](), 0)}
 
-    def watched(name: str, probe: Probe) -> dict[str, Steps]:
+    def watched(name: str, probe: Probe, workload: Workload) -> dict[str, Steps]:
         return _pair(workload, name, fgo.phased([fgo.acquisition(RATE)], [], on_demand(probe)))
 
-    def whole(stream: Probe) -> dict[str, Steps]:
+    def limited(name: str, workload: Workload) -> dict[str, Steps]:
+        return step_limit_calls(workload, name)
+
+    def phases(stream: Probe, workload: Workload) -> dict[str, Steps]:
         tx = fgo.target_acquisition(RATE, warmup_steps=0, probe=on_demand(stream))
         return _pair(workload, "target_acquisition", tx)
 
@@ -150,12 +153,11 @@ def parts(workload: Workload) -> dict[str, Added]:
         rate = measurement_rate(probe, workload.horizon)
         added[name] = Added("controller", functools.partial(watched, name, probe), rate)
     for name in STEP_LIMITS:
-        calls = functools.partial(step_limit_calls, workload, name)
-        added[name] = Added("adam", calls, step_limit_rate(name))
+        added[name] = Added("adam", functools.partial(limited, name), step_limit_rate(name))
     if workload.phases:
         stream = fgo.probes.gradient_stream()
         rate = measurement_rate(stream, workload.horizon)
-        added["target_acquisition"] = Added("refinement", functools.partial(whole, stream), rate)
+        added["target_acquisition"] = Added("refinement", functools.partial(phases, stream), rate)
     return added
 
 
@@ -167,16 +169,17 @@ def measure(
 ) -> dict[str, Any]:
     """The workload's sizes, and the overhead of every part of it, or of those `chosen`."""
     rounds = workload.rounds if rounds is None else rounds
-    known, brief = parts(workload), parts(workload.between)
+    known, between = parts(workload), workload.between
     overheads = {}
     for name in known if chosen is None else chosen:
-        unit, _, rate = known[name]
+        unit, calls, rate = known[name]
         # Each beside its own plain step: the closer in time, the more alike the machine is.
-        idle = _seconds(workload.between, _resting(workload.between, brief[name]), rounds, progress)
+        idle = _seconds(between, _resting(between, known[name]), rounds, progress)
         few = min(rounds, workload.firing_rounds)
-        whole = {unit: call(workload, PLAIN[unit](), 0), **known[name].calls()}
-        whole = _seconds(workload, whole, few, progress)
-        row = combine(idle, whole, name, unit, rate, LIMITS.get(name))
+        both = {unit: call(workload, PLAIN[unit](), 0), **calls(workload)}
+        whole = _seconds(workload, both, few, progress)
+        limit = LIMITS.get(name)
+        row = combine(idle, whole, name, unit, rate, limit, between is not workload)
         overheads[name] = {
             **_entry(row),
             "rounds": rounds,
@@ -202,7 +205,7 @@ def _size(batch: Any) -> int:
 
 def _resting(workload: Workload, added: Added) -> dict[str, Steps]:
     """A plain step and one with the part in it that does not measure."""
-    calls = {k: steps for k, steps in added.calls().items() if not k.endswith(":firing")}
+    calls = {k: steps for k, steps in added.calls(workload).items() if not k.endswith(":firing")}
     return {added.plain: call(workload, PLAIN[added.plain](), 0), **calls}
 
 
@@ -230,20 +233,25 @@ def combine(
     plain: str,
     rate: float,
     limit: float | None,
+    is_brief: bool = False,
 ) -> Overhead:
     """One row from the rounds without and with a measurement.
 
     What has no step in which it fires does the same at every step.
     """
-    # In shares of the brief plain step of the same round, which cancels the machine's speed.
-    between = (idle[f"{name}:idle"] / idle[plain] - 1.0) * (
-        np.median(idle[plain]) / np.median(whole[plain])
-    )
+    between = idle[f"{name}:idle"] / idle[plain] - 1.0
+    # Shares of a brief step are that many seconds, which are to be shares of the whole one.
+    brief = [] if not is_brief else [idle[plain], whole[plain]]
+
+    def share(between: Any, *seconds: Any) -> Any:
+        return between * seconds[0] / seconds[1] if seconds else between
+
     cost = np.zeros(1)
     if f"{name}:firing" in whole:
         cost = (whole[f"{name}:firing"] - whole[f"{name}:idle"]) / whole[plain]
-    total = clock.bounded(between, rate * cost)
-    return Overhead(plain, clock.bounded(between), clock.bounded(cost), rate, total, limit)
+    total = clock.bounded(cost, between, *brief, of=lambda cost, *rest: rate * cost + share(*rest))
+    resting = clock.bounded(between, *brief, of=share)
+    return Overhead(plain, resting, clock.bounded(cost), rate, total, limit)
 
 
 def _entry(overhead: Overhead) -> dict[str, Any]:

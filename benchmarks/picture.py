@@ -171,9 +171,9 @@ def _comparison(axis, race: Race) -> None:
 
 
 def _story(figure, race: Race, run: Curves) -> None:
-    """Loss, rate, dimension and rank of one run, over its phases."""
+    """Loss, rate, dimension, agreement and rank of one run, over its phases."""
     task, telemetry = race.task, run.telemetry
-    names = [n for n in ("intrinsic_dimension", "energy_rank") if n in telemetry]
+    names = [n for n in ("intrinsic_dimension", "agreement", "energy_rank") if n in telemetry]
     axes = figure.subplots(
         2 + len(names), 1, sharex=True, height_ratios=[1.5, 1] + [1] * len(names)
     )
@@ -224,7 +224,7 @@ def _story(figure, race: Race, run: Curves) -> None:
         axis.set_ylabel(name.replace("_", " "))
         axis.margins(y=0.12)
         axis.set_ylim(bottom=0)
-        axis.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axis.yaxis.set_major_locator(MaxNLocator(4, integer=name != "agreement"))
     axes[-1].set(xlabel="step", xlim=(0, task.num_steps))
     figure.align_ylabels(axes)
     _name_phases(loss, run, task.num_steps)

@@ -19,6 +19,7 @@ from benchmarks.report.text import spread
 from benchmarks.runner import environment, held_in, plain, run, write_json
 from benchmarks.tasks.task import Task
 from benchmarks.training import Curves
+from fgo_jax.protocol import default_decay_ratio
 
 Weights = Literal["raw", "averaged"]
 # Of each run two readings, for whose rates two contestants are tuned.
@@ -52,7 +53,7 @@ class Study:
     levels: Sequence[Level]
     rates: Mapping[Weights, float]
     variants: Mapping[str, Variant]
-    # weights -> variant -> seed -> curves; the same ones twice where the rates are
+    # weights -> variant -> seed -> curves
     runs: Mapping[Weights, Mapping[str, Mapping[int, Curves]]]
     evidence: bool
 
@@ -101,24 +102,25 @@ def hold(
     announce: Callable[[str], None] = lambda text: None,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> Study:
-    """Runs every variant on every seed at every rate, or reads what `directory` has already."""
+    """Runs every variant on every seed for both readings, or reads what `directory` has already.
 
-    def trained(rate: float, variant: Variant) -> dict[int, Curves]:
+    What a variant does not set it has as the protocol has it for that reading.
+    """
+
+    def trained(weights: Weights, variant: Variant) -> dict[int, Curves]:
+        ratio = default_decay_ratio(averaged=weights == "averaged")
+        setting = {"learning_rate": rates[weights], "decay_ratio": ratio, **variant.setting}
         curves = {}
         for seed in seeds:
-            announce(f"{variant.name}, seed {seed}")
+            announce(f"{variant.name}, {weights} weights, seed {seed}")
             curves[seed] = run(
-                task,
-                variant.method,
-                {"learning_rate": rate, **variant.setting},
-                seed,
-                directory=directory,
-                progress=progress,
+                task, variant.method, setting, seed, directory=directory, progress=progress
             )
         return curves
 
-    at = {rate: {v.name: trained(rate, v) for v in variants} for rate in set(rates.values())}
-    runs: dict[Weights, Any] = {weights: at[rate] for weights, rate in rates.items()}
+    runs: dict[Weights, Any] = {
+        weights: {v.name: trained(weights, v) for v in variants} for weights in rates
+    }
     return Study(task, levels, rates, {v.name: v for v in variants}, runs, is_evidence)
 
 

@@ -75,7 +75,7 @@ def _study(
     task = task.shortened(steps) if steps else task
     variants = kind.variants(task)
     with bars() as shown:
-        runs = len(set(plan.rates.values())) * len(variants) * len(chosen)
+        runs = len(plan.rates) * len(variants) * len(chosen)
         bar = shown.add_task(name, total=runs * task.num_steps)
         held = study.hold(
             task, variants, plan.levels, plan.rates, chosen, output,

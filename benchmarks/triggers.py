@@ -1,7 +1,8 @@
 """Which trigger: our default against rival ones and against the best switch times that are told.
 
 Everybody has the same phases, refinement, momentum, decay and averaging. Two readings: raw
-weights of runs at the learning rate tuned for `fgo`, averaged ones at that of `fgo_averaged`.
+weights of runs at the learning rate tuned for `fgo` and with its decay, averaged ones at those
+of `fgo_averaged`.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def variants(task: Task) -> list[Variant]:
         for first, second in fixed_times(task)
     ]
     return [
-        *(Variant(n, METHODS[n], part="trigger") for n in ("fgo", "fgo_averaged")),
+        Variant("fgo", METHODS["fgo"], part="trigger"),
         *(Variant(m.name, m, part="trigger", note=m.note) for m in rivals),
         *told,
     ]

@@ -28,7 +28,10 @@ def moved(mean: Any, tree: Any, window: Any, seen: jax.Array, taken: Any = True)
       window: c.
       seen: [], of any dtype; trees in the mean so far.
     """
-    step = jnp.where(taken, 1.0 / (window * seen.astype(jnp.float32) + 1.0), 0.0)
-    return jax.tree.map(
-        lambda m, x: m + (step * (x.astype(m.dtype) - m)).astype(m.dtype), mean, tree
-    )
+    step = 1.0 / (window * seen.astype(jnp.float32) + 1.0)
+
+    def move(m: jax.Array, x: jax.Array) -> jax.Array:
+        # Chosen, not multiplied by zero: what is not taken may be infinite.
+        return jnp.where(taken, m + (step * (x.astype(m.dtype) - m)).astype(m.dtype), m)
+
+    return jax.tree.map(move, mean, tree)

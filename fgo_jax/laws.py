@@ -57,8 +57,11 @@ def constant(value: Any) -> Law:
     return lambda clock: jnp.asarray(value, jnp.float32)
 
 
-def growing_share(share: Any, factor: Law) -> Law:
-    """share + (1 - share)(1 - factor): what is not the slow momentum's falls as the rate does."""
+def slow_share(share: Any, factor: Law) -> Law:
+    """share + (1 - share)(1 - factor): what is not the slow momentum's falls as the factor.
+
+    Exactly `share` where the factor is one, which 1 - (1 - share) factor is not in float32.
+    """
 
     def law(clock: Clock) -> jax.Array:
         start = jnp.asarray(share, jnp.float32)

@@ -18,7 +18,7 @@ def _share_law(slow_share: float | None, factor: Law) -> Law | None:
     if slow_share is None:
         return None
     _checks.fraction("slow_share", slow_share)
-    return laws.growing_share(slow_share, factor)
+    return laws.slow_share(slow_share, factor)
 
 
 def acquisition(

@@ -42,7 +42,7 @@ def default_acquisition_trigger() -> Trigger:
 
 
 def default_reask_trigger() -> Trigger:
-    """Gradients are mostly noise in the new metric too, which a falling rate would damp."""
+    """Gradients are mostly noise, which a falling rate would damp."""
     return triggers.below("agreement", 0.75)
 
 
@@ -91,7 +91,8 @@ def target_acquisition(
     2. Re-ask: updates by ``refinement`` (a natural gradient), of which a share of
        ``slow_share`` comes from :func:`fgo_jax.slow_momentum`: the rate of what a single
        gradient says is cut by that share, the rate of what the gradients of this phase agree
-       on is not. It ends when gradients in the new metric are as noisy as before.
+       on is not. It ends when gradients are mostly noise in its own metric; where that is
+       acquisition's too, as by default, about ``handover_steps`` after it began.
     3. Execution: the same transform, the rate falling as k = 1/sqrt(1 + s/(kappa t1)), s
        steps after a start at t1, and what is not the slow momentum's as k^2. It never ends;
        :func:`fgo_jax.should_stop` tells when ten reported ``validation_value`` in a row
@@ -160,9 +161,10 @@ def target_acquisition(
     parameters also ``hyperparam_dtype=jnp.float32``, or the rate is stored in bfloat16.
 
     Source: Friction-Guided Optimization (2026), section 4. The paper cuts the whole rate in
-    re-ask and asks that the loss still fall; here only a rise is an obstacle, since a loss
-    at rest is no less a reason to go on. Its acquisition takes plain gradients; where that
-    was measured, the first hundred steps of Adam cost the natural gradient two hundred.
+    re-ask and asks that the loss still fall; here only a rise is an obstacle, to the end of
+    acquisition alone, since a loss at rest is no less a reason to go on. Its acquisition
+    takes plain gradients; where that was measured, the first hundred steps of Adam cost the
+    natural gradient two hundred.
     """
     if probe is None:
         probe = gradient_stream()

@@ -130,7 +130,7 @@ def test_without_a_horizon_no_phase_ends_by_itself():
     np.testing.assert_array_equal(state.causes, [BY_HAND, NOT_BEGUN])
 
 
-@pytest.mark.parametrize("bad", ["gradient", "value"])
+@pytest.mark.parametrize("bad", ["gradient", "value", "parameters"])
 def test_a_non_finite_step_changes_nothing_but_its_counter(bad):
     tx = fgo.target_acquisition(1e-2, 5, average_weights=0.1, clip_norm=1.0)
     params = mlp_params()
@@ -141,10 +141,12 @@ def test_a_non_finite_step_changes_nothing_but_its_counter(bad):
         updates, state = update(grads, state, params, value=1.0)
         params = optax.apply_updates(params, updates)
     poisoned, value = grads, jnp.float32(1.0)
-    if bad == "gradient":
-        poisoned = {**grads, "out": {"kernel": grads["out"]["kernel"].at[0, 0].set(jnp.nan)}}
-    else:
+    if bad == "value":
         value = jnp.float32(jnp.inf)
+    else:
+        poisoned = {**grads, "out": {"kernel": grads["out"]["kernel"].at[0, 0].set(jnp.nan)}}
+    if bad == "parameters":  # an overflow, which is where such a gradient comes from
+        params = jax.tree.map(lambda p: p.at[(0,) * p.ndim].set(jnp.inf), params)
     updates, after_it = update(poisoned, state, params, value=value)
     assert all(not leaf.any() for leaf in jax.tree.leaves(updates))
     assert int(after_it.skipped_steps) == 1

@@ -214,3 +214,43 @@ def test_inject_hyperparams_keeps_the_rate_in_float32_beside_bfloat16_parameters
     updates, state = jax.jit(tx.update)(params, tx.init(params), params)
     np.testing.assert_allclose(fgo.telemetry(state)["learning_rate"], 1.2345e-3, rtol=1e-6)
     assert updates["w"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "ratio"),
+    [
+        ({}, 2.0),
+        ({"average_weights": 0.1}, 8.0),
+        ({"average_weights": 0.1, "decay_ratio": 3.0}, 3.0),
+    ],
+)
+@pytest.mark.parametrize("injected", [False, True])
+def test_length_of_the_decay(arguments, ratio, injected):
+    make = fgo.target_acquisition
+    if injected:
+        make = optax.inject_hyperparams(make, static_args=fgo.STATIC_ARGS)
+    always = fgo.triggers.after(0)
+    tx = make(
+        learning_rate=0.1,
+        warmup_steps=20,
+        handover_steps=20,
+        refinement=optax.identity(),
+        acquisition_trigger=always,
+        reask_trigger=always,
+        **arguments,
+    )
+    params = {"w": jnp.ones(3)}
+
+    def step(state, _):
+        return tx.update(params, state, params)[1], None
+
+    state, _ = jax.jit(lambda s: jax.lax.scan(step, s, length=200))(tx.init(params))
+    seen = fgo.telemetry(state)
+    began = float(seen["started/2"])
+    assert 40 <= began < 60
+    wanted = 0.1 / np.sqrt(1 + (199 - began) / (ratio * began))
+    np.testing.assert_allclose(seen["learning_rate"], wanted, rtol=1e-5)
+
+
+def test_the_default_end_of_re_ask_looks_at_the_agreement_alone():
+    assert set(fgo.protocol.default_reask_trigger().signals) == {"agreement"}

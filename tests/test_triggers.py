@@ -174,6 +174,7 @@ def test_regression_error_covers_the_true_slope():
     ("make", "message"),
     [
         (lambda: t.stall("x", tolerance=0.0), "tolerance must be a finite number > 0"),
+        (lambda: t.increasing("x", z=-1.0), "z must be"),
         (lambda: t.stall("x", patience=0), "patience must be an integer >= 1"),
         (lambda: t.after(-1), "steps must be an integer >= 0"),
         (lambda: t.plateau("x", rtol=-1.0), "rtol must be a finite number >= 0"),

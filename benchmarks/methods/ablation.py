@@ -17,7 +17,10 @@ EVERY = 40
 
 
 def _dimension_triggers() -> dict[str, Any]:
-    """The default triggers without `agreement`, which only the default probe measures."""
+    """The default triggers without `agreement`, which only the default probe measures.
+
+    Of the end of re-ask nothing would be left: a dimension that stands still takes its place.
+    """
     import fgo_jax as fgo
 
     t = fgo.triggers

@@ -20,15 +20,16 @@ def target_acquisition(task, hp, **parts):
     )
 
 
-def _raw(task, hp):
+def raw(task, hp, **parts):
     """As without an average, which is kept beside for the curve of it."""
     from fgo_jax.protocol import default_decay_ratio
 
-    return target_acquisition(task, {"decay_ratio": default_decay_ratio(averaged=False), **hp})
+    hp = {"decay_ratio": default_decay_ratio(averaged=False), **hp}
+    return target_acquisition(task, hp, **parts)
 
 
 _FIELDS = {"uses": ("**/*.py",), "phased": True, "cadence": 10}
 METHODS = (
-    Method("fgo", _raw, **_FIELDS),
+    Method("fgo", raw, **_FIELDS),
     Method("fgo_averaged", target_acquisition, weights="averaged", **_FIELDS),
 )

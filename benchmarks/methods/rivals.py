@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.methods.method import KNOWS_T, pair
-from benchmarks.methods.phases import target_acquisition
+from benchmarks.methods.method import KNOWS_T, Method
+from benchmarks.methods.phases import raw, target_acquisition
 from benchmarks.tasks.task import Task
 
 # Steps that stand for the sources' epoch: a run of theirs has about as many epochs as one of
@@ -88,15 +88,20 @@ def _rival(name: str, parts: Callable[[Task], dict[str, Any]], note: str = ""):
     def build(task, hp):
         return target_acquisition(task, hp, **parts(task))
 
-    return pair(
-        f"fgo_by_{name}",
-        build=build,
-        uses=("**/*.py",),
-        shares=("methods/phases.py", "rivals/*.py"),
-        phased=True,
-        cadence=10,
-        note=note,
-        by_request=True,
+    def build_raw(task, hp):
+        return raw(task, hp, **parts(task))
+
+    fields = {
+        "uses": ("**/*.py",),
+        "shares": ("methods/phases.py", "rivals/*.py"),
+        "phased": True,
+        "cadence": 10,
+        "note": note,
+        "by_request": True,
+    }
+    return (
+        Method(f"fgo_by_{name}", build_raw, **fields),
+        Method(f"fgo_by_{name}_averaged", build, weights="averaged", **fields),
     )
 
 

@@ -118,11 +118,11 @@ def krylov_space(matvec: Callable[[Any], Any], block: Any, num_steps: int) -> Kr
 
     From a block of one it is the Lanczos process and T tridiagonal; a block of b gives a
     band of b, and sees b copies of a multiple eigenvalue. Every new vector is
-    orthogonalised twice, first against the band, outside of which only rounding is left, and
-    then against the whole basis: once leaves a component that grows into copies of
-    eigenvalues already found. Where a residual is rounding (relative to the
-    largest product so far) that direction is exhausted: the vector is set to zero and the
-    band gets narrower, at one wasted product a step.
+    orthogonalised against the whole basis twice: once leaves a component that grows into
+    copies of eigenvalues already found. Of a block of one the first pass reads only the last
+    two vectors, outside of which it would find rounding. Where a residual is rounding
+    (relative to the largest product so far) that direction is exhausted: the vector is set
+    to zero and the band gets narrower, at one wasted product a step.
 
     Args:
       matvec: symmetric map of a pytree to one of the same shapes.
@@ -147,20 +147,29 @@ def krylov_space(matvec: Callable[[Any], Any], block: Any, num_steps: int) -> Kr
     zeros = jnp.zeros([rows], jnp.float32)
     empty = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape[1:]), jnp.float32), block)
 
-    def append(basis: Any, vector: Any, slot: Any, largest: jax.Array, recent: Any) -> tuple:
-        """Puts what is new in a vector into a slot; slots not yet filled are zero.
+    def against_all(basis: Any, vector: Any) -> tuple:
+        """What of a vector is not in the basis, and its coefficients in it."""
+        weights = coefficients(basis, vector, zeros)
+        return optax.tree.sub(vector, combination(weights, basis)), weights
 
-        Returns the basis, the vector's coefficients in it, and the longest vector so far.
-        `recent` slots hold all but rounding of it, so the pass over all of them is the second.
-        """
+    def against_last_two(basis: Any, vector: Any, k: jax.Array) -> tuple:
+        """As `against_all`, of the vectors k - 1 and k alone: the band of a block of one."""
         column, rest = zeros, vector
-        for index in recent:
-            row = jax.tree.map(lambda rows: rows[jnp.maximum(index, 0)], basis)  # noqa: B023
+        for index in (k - 1, k):
+            slot = jnp.maximum(index, 0)
+            row = jax.tree.map(lambda all_rows, slot=slot: all_rows[slot], basis)
             weight = jnp.where(index >= 0, _loose_vdot(row, rest), 0.0)
             rest = optax.tree.add_scale(rest, -weight, row)
-            column = column.at[jnp.maximum(index, 0)].add(weight)
-        weights = coefficients(basis, rest, zeros)
-        rest = optax.tree.sub(rest, combination(weights, basis))
+            column = column.at[slot].add(weight)
+        return rest, column
+
+    def append(basis: Any, rest: Any, column: jax.Array, slot: Any, largest: jax.Array) -> tuple:
+        """Puts what is new in a vector into a slot; slots not yet filled are zero.
+
+        Given what a first pass left of it and found, returns the basis, the vector's
+        coefficients in it, and the longest vector so far.
+        """
+        rest, weights = against_all(basis, rest)
         length = jnp.sqrt(vdot(rest, rest))
         column = (column + weights).at[slot].set(length)
         # The vector's own length, by Pythagoras: no other pass over it.
@@ -180,14 +189,18 @@ def krylov_space(matvec: Callable[[Any], Any], block: Any, num_steps: int) -> Kr
 
     def begin(slot: jax.Array, basis: Any) -> Any:
         vector = jax.tree.map(lambda leaf: leaf[slot], block)
-        return append(basis, vector, slot, jnp.float32(0.0), range(width))[0]
+        rest, column = against_all(basis, vector)
+        return append(basis, rest, column, slot, jnp.float32(0.0))[0]
 
     def step(k: jax.Array, carry: tuple) -> tuple:
         basis, columns, largest = carry
         vector = jax.tree.map(lambda all_rows: all_rows[k], basis)
         product = optax.tree.cast(matvec(vector), jnp.float32)
-        band = [k + offset for offset in range(-width, width)]
-        basis, column, largest = append(basis, product, k + width, largest, band)
+        if width > 1:
+            rest, column = against_all(basis, product)
+        else:
+            rest, column = against_last_two(basis, product, k)
+        basis, column, largest = append(basis, rest, column, k + width, largest)
         return basis, columns.at[k].set(column), largest
 
     start = jax.tree.map(lambda leaf: leaf[0], block)  # there is nothing to clear it of

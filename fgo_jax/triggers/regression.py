@@ -81,8 +81,8 @@ def margin(slope: Slope, z: Any) -> jax.Array:
     r"""Half the width of the slope's confidence interval.
 
     The standard error rests on n - 2 degrees of freedom itself, and with few points it is
-    small by chance too often. z is therefore the normal quantile of Student's t: with
-    :math:`\nu = n - 2`,
+    small by chance too often. z is taken as a normal quantile and turned into Student's at
+    the same level: with :math:`\nu = n - 2`,
 
     .. math:: t = \sqrt{\nu (e^{q^2 / \nu} - 1)}, \qquad q = z \, \frac{8 \nu + 3}{8 \nu + 1},
 

@@ -15,12 +15,14 @@ from fgo_jax.triggers.trigger import Observation, Trigger, condition
 def _trend(
     name: str,
     signal: str,
-    verdicts: Callable[[regression.Slope], tuple[jax.Array, jax.Array]],
+    verdicts: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
     logarithm: bool,
+    z: float,
     memory: float,
     patience: int,
     min_points: int,
 ) -> Trigger:
+    _checks.non_negative("z", z)
     _checks.positive("memory", memory)
     _checks.integer("min_points", min_points, 4)
 
@@ -33,7 +35,7 @@ def _trend(
         state = regression.update(state, time, jnp.log(safe) if logarithm else safe, memory)
         slope = regression.slope(state)
         known = slope.points >= min_points
-        holds, fails = verdicts(slope)
+        holds, fails = verdicts(slope.slope, regression.margin(slope, z))
         return evaluated, holds & known, fails & known, state
 
     return condition(f"{name}({signal})", regression.init, judge, (signal,), patience)
@@ -66,13 +68,10 @@ def stall(
     """
     _checks.positive("tolerance", tolerance)
 
-    def verdicts(slope: regression.Slope):
-        margin = regression.margin(slope, z)
-        inside = jnp.abs(slope.slope) + margin < tolerance
-        outside = jnp.abs(slope.slope) - margin > tolerance
-        return inside, outside
+    def verdicts(slope: jax.Array, margin: jax.Array):
+        return jnp.abs(slope) + margin < tolerance, jnp.abs(slope) - margin > tolerance
 
-    return _trend("stall", signal, verdicts, True, memory, patience, min_points)
+    return _trend("stall", signal, verdicts, True, z, memory, patience, min_points)
 
 
 def stopped_falling(
@@ -90,12 +89,10 @@ def stopped_falling(
     """
     _checks.positive("tolerance", tolerance)
 
-    def verdicts(slope: regression.Slope):
-        margin = regression.margin(slope, z)
-        lower, upper = slope.slope - margin, slope.slope + margin
-        return lower > -tolerance, upper < -tolerance
+    def verdicts(slope: jax.Array, margin: jax.Array):
+        return slope - margin > -tolerance, slope + margin < -tolerance
 
-    return _trend("stopped_falling", signal, verdicts, True, memory, patience, min_points)
+    return _trend("stopped_falling", signal, verdicts, True, z, memory, patience, min_points)
 
 
 def decreasing(
@@ -107,11 +104,10 @@ def decreasing(
     the steps taken; arguments as in :func:`stall`.
     """
 
-    def verdicts(slope: regression.Slope):
-        upper = slope.slope + regression.margin(slope, z)
-        return upper < 0, upper >= 0
+    def verdicts(slope: jax.Array, margin: jax.Array):
+        return slope + margin < 0, slope + margin >= 0
 
-    return _trend("decreasing", signal, verdicts, False, memory, patience, min_points)
+    return _trend("decreasing", signal, verdicts, False, z, memory, patience, min_points)
 
 
 def increasing(
@@ -122,8 +118,7 @@ def increasing(
     The mirror image of :func:`decreasing`.
     """
 
-    def verdicts(slope: regression.Slope):
-        lower = slope.slope - regression.margin(slope, z)
-        return lower > 0, lower <= 0
+    def verdicts(slope: jax.Array, margin: jax.Array):
+        return slope - margin > 0, slope - margin <= 0
 
-    return _trend("increasing", signal, verdicts, False, memory, patience, min_points)
+    return _trend("increasing", signal, verdicts, False, z, memory, patience, min_points)
