@@ -119,10 +119,9 @@ def krylov_space(matvec: Callable[[Any], Any], block: Any, num_steps: int) -> Kr
     From a block of one it is the Lanczos process and T tridiagonal; a block of b gives a
     band of b, and sees b copies of a multiple eigenvalue. Every new vector is
     orthogonalised against the whole basis twice: once leaves a component that grows into
-    copies of eigenvalues already found. Of a block of one the first pass reads only the last
-    two vectors, outside of which it would find rounding. Where a residual is rounding
-    (relative to the largest product so far) that direction is exhausted: the vector is set
-    to zero and the band gets narrower, at one wasted product a step.
+    copies of eigenvalues already found. Where a residual is rounding (relative to the
+    largest product so far) that direction is exhausted: the vector is set to zero and the
+    band gets narrower, at one wasted product a step.
 
     Args:
       matvec: symmetric map of a pytree to one of the same shapes.
@@ -147,31 +146,17 @@ def krylov_space(matvec: Callable[[Any], Any], block: Any, num_steps: int) -> Kr
     zeros = jnp.zeros([rows], jnp.float32)
     empty = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape[1:]), jnp.float32), block)
 
-    def against_all(basis: Any, vector: Any) -> tuple:
-        """What of a vector is not in the basis, and its coefficients in it."""
-        weights = coefficients(basis, vector, zeros)
-        return optax.tree.sub(vector, combination(weights, basis)), weights
-
-    def against_last_two(basis: Any, vector: Any, k: jax.Array) -> tuple:
-        """As `against_all`, of the vectors k - 1 and k alone: the band of a block of one."""
-        column, rest = zeros, vector
-        for index in (k - 1, k):
-            slot = jnp.maximum(index, 0)
-            row = jax.tree.map(lambda all_rows, slot=slot: all_rows[slot], basis)
-            weight = jnp.where(index >= 0, _loose_vdot(row, rest), 0.0)
-            rest = optax.tree.add_scale(rest, -weight, row)
-            column = column.at[slot].add(weight)
-        return rest, column
-
-    def append(basis: Any, rest: Any, column: jax.Array, slot: Any, largest: jax.Array) -> tuple:
+    def append(basis: Any, vector: Any, slot: jax.Array, largest: jax.Array) -> tuple:
         """Puts what is new in a vector into a slot; slots not yet filled are zero.
 
-        Given what a first pass left of it and found, returns the basis, the vector's
-        coefficients in it, and the longest vector so far.
+        Returns the basis, the vector's coefficients in it, and the longest vector so far.
         """
-        rest, weights = against_all(basis, rest)
+        first = coefficients(basis, vector, zeros)
+        rest = optax.tree.sub(vector, combination(first, basis))
+        second = coefficients(basis, rest, zeros)
+        rest = optax.tree.sub(rest, combination(second, basis))
         length = jnp.sqrt(vdot(rest, rest))
-        column = (column + weights).at[slot].set(length)
+        column = (first + second).at[slot].set(length)
         # The vector's own length, by Pythagoras: no other pass over it.
         largest = jnp.maximum(largest, jnp.sqrt(jnp.sum(jnp.square(column))))
         length = jnp.where(length > _BREAKDOWN * largest, length, 0.0)
@@ -189,18 +174,13 @@ def krylov_space(matvec: Callable[[Any], Any], block: Any, num_steps: int) -> Kr
 
     def begin(slot: jax.Array, basis: Any) -> Any:
         vector = jax.tree.map(lambda leaf: leaf[slot], block)
-        rest, column = against_all(basis, vector)
-        return append(basis, rest, column, slot, jnp.float32(0.0))[0]
+        return append(basis, vector, slot, jnp.float32(0.0))[0]
 
     def step(k: jax.Array, carry: tuple) -> tuple:
         basis, columns, largest = carry
         vector = jax.tree.map(lambda all_rows: all_rows[k], basis)
         product = optax.tree.cast(matvec(vector), jnp.float32)
-        if width > 1:
-            rest, column = against_all(basis, product)
-        else:
-            rest, column = against_last_two(basis, product, k)
-        basis, column, largest = append(basis, rest, column, k + width, largest)
+        basis, column, largest = append(basis, product, k + width, largest)
         return basis, columns.at[k].set(column), largest
 
     start = jax.tree.map(lambda leaf: leaf[0], block)  # there is nothing to clear it of
@@ -227,12 +207,6 @@ def random_block(key: jax.Array, params: Any, size: int) -> Any:
     """Gaussian vectors shaped like the parameters, with a leading axis of `size`."""
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct((size, *p.shape), jnp.float32), params)
     return optax.tree.random_like(key, shapes, jax.random.normal, jnp.float32)
-
-
-def _loose_vdot(a: Any, b: Any) -> jax.Array:
-    """An inner product whose factors are read where they lie; a later pass mends its rounding."""
-    products = jax.tree.map(lambda x, y: jnp.sum(x * y), a, b)
-    return jax.tree.reduce(jnp.add, products, jnp.zeros([], jnp.float32))
 
 
 def coefficients(basis: Any, vector: Any, zeros: jax.Array) -> jax.Array:
