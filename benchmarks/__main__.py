@@ -246,13 +246,13 @@ def measure_overhead(workloads, parts, rounds, output) -> None:
     What is in that file of other workloads and parts stays there.
     """
     path = output / "overhead.json"
-    asked = {}
+    asked = []
     for name in _names(workloads, list(WORKLOADS), "workload"):
-        asked[name] = _names(parts, list(overhead.parts(WORKLOADS[name]())), "part")
+        workload = WORKLOADS[name]()
+        asked.append((name, workload, _names(parts, list(overhead.parts(workload)), "part")))
     with console.status("starting") as status:
-        for name, chosen in asked.items():
+        for name, workload, chosen in asked:
             status.update(f"overhead on {name}")
-            workload = WORKLOADS[name]()
             measured = {name: overhead.measure(workload, rounds, chosen)}
             results = {"workloads": overhead.merged(held_in(path, "workloads"), measured)}
             write_json(path, results)

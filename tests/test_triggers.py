@@ -153,9 +153,9 @@ def test_regression_equals_weighted_least_squares():
     np.testing.assert_allclose(slope.points, weights.sum() ** 2 / (weights**2).sum(), rtol=1e-4)
 
 
-def test_regression_error_covers_the_true_slope():
-    rng = np.random.default_rng(5)
-    times = jnp.linspace(0.0, 1.0, 30)
+def share_covered(half_width, noise):
+    """Of the rows of noise, added to a line, those whose interval holds the line's slope."""
+    times = jnp.linspace(0.0, 1.0, noise.shape[1])
 
     def covered(noise):
         def add(state, point):
@@ -163,11 +163,16 @@ def test_regression_error_covers_the_true_slope():
 
         state, _ = jax.lax.scan(add, regression.init(), (times, 2.0 * times + noise))
         slope = regression.slope(state)
-        return jnp.abs(slope.slope - 2.0) < 2.048 * slope.error  # t quantile, 28 degrees
+        return jnp.abs(slope.slope - 2.0) < half_width(slope)
 
-    share = jnp.mean(jax.vmap(covered)(jnp.asarray(rng.standard_normal((2000, 30)), jnp.float32)))
+    return float(jnp.mean(jax.vmap(covered)(jnp.asarray(noise, jnp.float32))))
+
+
+def test_regression_error_covers_the_true_slope():
+    noise = np.random.default_rng(5).standard_normal((2000, 30))
+    share = share_covered(lambda slope: 2.048 * slope.error, noise)  # t quantile, 28 degrees
     # Binomial standard error of 2,000 repeats at 95 % is 0.5 %.
-    assert 0.93 < float(share) < 0.97
+    assert 0.93 < share < 0.97
 
 
 @pytest.mark.parametrize(
@@ -197,17 +202,7 @@ def test_margins_are_students_quantiles(z, excess):
 
 def test_margins_cover_the_true_slope_with_few_points():
     # Five points and hence three degrees of freedom: 1.645 normal errors would cover 80 %.
-    times = jnp.linspace(0.0, 1.0, 5)
-
-    def covered(noise):
-        def add(state, point):
-            return regression.update(state, *point, 1e3), None
-
-        state, _ = jax.lax.scan(add, regression.init(), (times, 2.0 * times + noise))
-        slope = regression.slope(state)
-        return jnp.abs(slope.slope - 2.0) < regression.margin(slope, 1.645)
-
     noise = np.random.default_rng(6).standard_normal((4000, 5))
-    share = jnp.mean(jax.vmap(covered)(jnp.asarray(noise, jnp.float32)))
+    share = share_covered(lambda slope: regression.margin(slope, 1.645), noise)
     # Three binomial standard errors of 4,000 repeats at 90 % are 1.4 %.
-    assert 0.885 < float(share) < 0.92
+    assert 0.885 < share < 0.92

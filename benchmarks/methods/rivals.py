@@ -85,11 +85,8 @@ def _deadlines(task: Task):
 
 
 def _rival(name: str, parts: Callable[[Task], dict[str, Any]], note: str = ""):
-    def build(task, hp):
-        return target_acquisition(task, hp, **parts(task))
-
-    def build_raw(task, hp):
-        return raw(task, hp, **parts(task))
+    def triggered(protocol):
+        return lambda task, hp: protocol(task, hp, **parts(task))
 
     fields = {
         "uses": ("**/*.py",),
@@ -100,8 +97,10 @@ def _rival(name: str, parts: Callable[[Task], dict[str, Any]], note: str = ""):
         "by_request": True,
     }
     return (
-        Method(f"fgo_by_{name}", build_raw, **fields),
-        Method(f"fgo_by_{name}_averaged", build, weights="averaged", **fields),
+        Method(f"fgo_by_{name}", triggered(raw), **fields),
+        Method(
+            f"fgo_by_{name}_averaged", triggered(target_acquisition), weights="averaged", **fields
+        ),
     )
 
 
