@@ -13,7 +13,7 @@ WINDOW, PATIENCE, FACTOR, MARGIN = 4, 5, 0.5, 1e-3
 
 # optax asks for a mean below (1 - rtol) * best, which a negative best raises above itself:
 # every window would then count as an improvement and the rate would never fall.
-NOT_NEGATIVE = ("softmax_cross_entropy", "squared_error")
+NOT_NEGATIVE = ("softmax_cross_entropy", "sigmoid_cross_entropy", "squared_error")
 
 
 def _reduce_on_plateau(task, hp):
