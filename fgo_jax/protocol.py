@@ -65,7 +65,7 @@ def target_acquisition(
     clip_norm: float | None = None,
     cut: float = 0.0,
     slow_share: float | None = 0.5,
-    decay: str = "inverse_sqrt",
+    decay: str = "hyperbolic",
     decay_ratio: float | None = None,
     decay_steps: int | None = None,
     acquisition: optax.GradientTransformation | None = None,
@@ -93,8 +93,8 @@ def target_acquisition(
        gradient says is cut by that share, the rate of what the gradients of this phase agree
        on is not. It ends when gradients are mostly noise in its own metric; where that is
        acquisition's too, as by default, about ``handover_steps`` after it began.
-    3. Execution: the same transform, the rate falling as k = 1/sqrt(1 + s/(kappa t1)), s
-       steps after a start at t1, and what is not the slow momentum's as k^2. It never ends;
+    3. Execution: the same transform, the rate falling as k = 1/(1 + s/(kappa t1)), s steps
+       after a start at t1, and what is not the slow momentum's as k^2. It never ends;
        :func:`fgo_jax.should_stop` tells when ten reported ``validation_value`` in a row
        brought no improvement.
 

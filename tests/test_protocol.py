@@ -248,7 +248,7 @@ def test_length_of_the_decay(arguments, ratio, injected):
     seen = fgo.telemetry(state)
     began = float(seen["started/2"])
     assert 40 <= began < 60
-    wanted = 0.1 / np.sqrt(1 + (199 - began) / (ratio * began))
+    wanted = 0.1 / (1 + (199 - began) / (ratio * began))
     np.testing.assert_allclose(seen["learning_rate"], wanted, rtol=1e-5)
 
 
