@@ -24,6 +24,8 @@ from fgo_jax.protocol import default_decay_ratio
 Weights = Literal["raw", "averaged"]
 # Of each run two readings, for whose rates two contestants are tuned.
 READINGS: dict[Weights, str] = {"raw": "fgo", "averaged": "fgo_averaged"}
+# The same refinement without phases is the reference at these, each reading's by its own weights.
+LEVELS = ("claim", "late")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Variant:
       setting: what `build` takes besides the learning rate.
       part: what it varies.
       note: what a reader of the table must know.
+      decay: the length of its decay over the protocol's own for the reading.
     """
 
     name: str
@@ -43,6 +46,7 @@ class Variant:
     setting: Mapping[str, float] = dataclasses.field(default_factory=dict)
     part: str = ""
     note: str = ""
+    decay: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,46 +59,59 @@ class Study:
     variants: Mapping[str, Variant]
     # weights -> variant -> seed -> curves
     runs: Mapping[Weights, Mapping[str, Mapping[int, Curves]]]
+    # (level, weights) -> seed -> curves of the level's reference
+    references: Mapping[tuple[str, Weights], Mapping[int, Curves]]
     evidence: bool
 
 
 class Plan(NamedTuple):
     levels: list[Level]
     rates: dict[Weights, float]
+    # (level, weights) -> the reference's setting there
+    settings: dict[tuple[str, Weights], Mapping[str, float]]
     same_data: bool  # the settings are of the data that this machine has
 
 
 def plan(task: Task, is_evidence: bool) -> Plan:
-    """The committed targets of a task, and each reading's rate: the one tuned for the first.
+    """The claim's levels of a task with their references, and the rates tuned for them.
 
     Raises:
       FileNotFoundError: where the task has no committed settings.
-      ValueError: where our own contestants are not among them.
+      ValueError: where our own contestants or the references are not among them.
     """
     ours = [METHODS[name] for name in READINGS.values()]
-    tuned = tuning.load(task) if is_evidence else quick.settings(task, ours)
-    # The claim's level may have the target of another, and these tables hold no other methods.
-    stored = {level["target"]: level for level in reversed(list(tuned["levels"].values()))}
-    levels = [level_from(level) for level in reversed(list(stored.values()))]
-    rates: dict[Weights, float] = {}
-    for weights, name in READINGS.items():
-        chosen = tuned["methods"].get(name, {}).get("chosen", {})
-        level = next((level for level in levels if level.name in chosen), None)
-        if level is None:
+    if is_evidence:
+        tuned = tuning.load(task)
+        stored = [tuned["levels"][name] for name in LEVELS if name in tuned["levels"]]
+    else:
+        tuned = quick.settings(task, [METHODS["constant"], *ours])
+        stored = list(tuned["levels"].values())
+    levels = [level_from(level) for level in stored]
+
+    def chosen(name: str, level: str) -> Mapping[str, float]:
+        settings = tuned["methods"].get(name, {}).get("chosen", {})
+        if level not in settings:
             raise ValueError(
                 f"{task.name} has no committed rate for {name}: run `python -m benchmarks race "
                 f"{task.name} --tune` first, or give --steps for a look."
             )
-        rates[weights] = chosen[level.name]["learning_rate"]
+        return settings[level]
+
+    first = levels[0].name if levels else LEVELS[0]
+    rates: dict[Weights, float] = {}
+    settings: dict[tuple[str, Weights], Mapping[str, float]] = {}
+    for weights in READINGS:
+        rates[weights] = chosen(READINGS[weights], first)["learning_rate"]
+        for level in levels:
+            settings[level.name, weights] = chosen(level.references[weights], level.name)
     same_data = tuned.get("data", task.digest) == task.digest
-    return Plan(levels, rates, same_data)
+    return Plan(levels, rates, settings, same_data)
 
 
 def hold(
     task: Task,
     variants: Sequence[Variant],
-    levels: Sequence[Level],
-    rates: Mapping[Weights, float],
+    plan: Plan,
     seeds: Sequence[int],
     directory: Path,
     *,
@@ -107,26 +124,46 @@ def hold(
     What a variant does not set it has as the protocol has it for that reading.
     """
 
-    def trained(weights: Weights, variant: Variant) -> dict[int, Curves]:
-        ratio = default_decay_ratio(averaged=weights == "averaged")
-        setting = {"learning_rate": rates[weights], "decay_ratio": ratio, **variant.setting}
+    def trained(
+        name: str, method: Method, setting: Mapping[str, float], weights: Weights
+    ) -> dict[int, Curves]:
         curves = {}
         for seed in seeds:
-            announce(f"{variant.name}, {weights} weights, seed {seed}")
-            curves[seed] = run(
-                task, variant.method, setting, seed, directory=directory, progress=progress
-            )
+            announce(f"{name}, {weights} weights, seed {seed}")
+            curves[seed] = run(task, method, setting, seed, directory=directory, progress=progress)
         return curves
 
-    runs: dict[Weights, Any] = {
-        weights: {v.name: trained(weights, v) for v in variants} for weights in rates
-    }
-    return Study(task, levels, rates, {v.name: v for v in variants}, runs, is_evidence)
+    def varied(variant: Variant, weights: Weights) -> dict[int, Curves]:
+        ratio = variant.decay * default_decay_ratio(averaged=weights == "averaged")
+        setting = {"learning_rate": plan.rates[weights], "decay_ratio": ratio, **variant.setting}
+        return trained(variant.name, variant.method, setting, weights)
+
+    runs: dict[Weights, Any] = {w: {v.name: varied(v, w) for v in variants} for w in READINGS}
+    references: dict[tuple[str, Weights], dict[int, Curves]] = {}
+    for level in plan.levels:
+        for weights in READINGS:
+            name, setting = level.references[weights], plan.settings[level.name, weights]
+            found = trained(name, METHODS[name], setting, weights)
+            references[level.name, weights] = found
+    named = {v.name: v for v in variants}
+    return Study(task, plan.levels, plan.rates, named, runs, references, is_evidence)
+
+
+def num_runs(plan: Plan, variants: Sequence[Variant], seeds: Sequence[int]) -> int:
+    """How many runs `hold` announces."""
+    return (len(READINGS) * len(variants) + len(plan.settings)) * len(seeds)
 
 
 def hits(study: Study, level: Level, weights: Weights, name: str) -> np.ndarray:
     method = dataclasses.replace(study.variants[name].method, weights=weights)
     runs = study.runs[weights][name].values()
+    return np.asarray([hit_of(study.task, method, curves, level.target) for curves in runs])
+
+
+def reference_hits(study: Study, level: Level, weights: Weights) -> np.ndarray:
+    """Of the level's reference, judged by its own weights."""
+    method = METHODS[level.references[weights]]
+    runs = study.references[level.name, weights].values()
     return np.asarray([hit_of(study.task, method, curves, level.target) for curves in runs])
 
 
@@ -220,6 +257,8 @@ def print_tables(kind: ModuleType, tables: Mapping[str, Any], console: Console) 
                 for row in kind.cells(table, level[weights]):
                     shown.add_row(*row)
                 console.print(shown)
+                if kind.caption(level[weights]):
+                    console.print(kind.caption(level[weights]))
         if not table["evidence"]:
             console.print(
                 "A look, no evidence: few seeds, a short horizon or other data.", style="bold red"

@@ -75,12 +75,11 @@ def _study(
     task = task.shortened(steps) if steps else task
     variants = kind.variants(task)
     with bars() as shown:
-        runs = len(plan.rates) * len(variants) * len(chosen)
+        runs = study.num_runs(plan, variants, chosen)
         bar = shown.add_task(name, total=runs * task.num_steps)
         held = study.hold(
-            task, variants, plan.levels, plan.rates, chosen, output,
-            is_evidence=is_evidence, **reporters(shown, bar),
-        )  # fmt: skip
+            task, variants, plan, chosen, output, is_evidence=is_evidence, **reporters(shown, bar)
+        )
     table = kind.table_of(held)
     suffix = "-tuning" if steps is None and on_tuning_seeds else "-quick"
     path = RESULTS / f"{name}.json" if is_evidence else output / f"{name}{suffix}.json"

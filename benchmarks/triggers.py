@@ -17,21 +17,30 @@ from benchmarks import evidence, study
 from benchmarks.levels import Level
 from benchmarks.methods import METHODS, STUDIED
 from benchmarks.methods.method import KNOWS_T
+from benchmarks.report.text import spread
 from benchmarks.study import Study, Variant
 from benchmarks.tasks.task import Task
 
-# The grid of switch times: re-ask begins at a share of T, execution at a multiple of that.
+DEFAULT = "fgo"
+# The grid: re-ask begins at a share of T, execution at a multiple of that, and the decay is as
+# long as the protocol's own or by a factor shorter or longer.
 FIRST = (0.05, 0.1, 0.15, 0.2, 0.3, 0.45)
-MULTIPLES = (1.25, 1.6, 2.2, 3.0)
+MULTIPLES = (1.3, 1.8)
+LENGTHS = (0.25, 4.0)  # at the shorter re-ask only
 LATEST = 0.9  # share of T by which execution must have begun
 SHORTEST = 40  # steps of re-ask, which the protocol gives it at the least
+# Of what a run measures these are kept, at so many steps.
+SIGNALS = ("intrinsic_dimension", "energy_rank", "trace", "agreement")
+KEPT = 60
 
 RULE = (
     "regret = steps with the trigger / steps with the best fixed switch times - 1, seed by "
     "seed, median and 95 % bootstrap percentile interval of that median. Best: the fewest "
     "median steps over the same seeds, ties by the final value; so the best times are chosen "
-    "in hindsight, and the regret is too large rather than too small. Raw weights at the "
-    "learning rate tuned for fgo, averaged ones at that tuned for fgo_averaged."
+    "in hindsight, and the regret is too large rather than too small. Oracle: the same over "
+    "lengths of the decay as well. Raw weights at the learning rate tuned for fgo, averaged "
+    "ones at that tuned for fgo_averaged. Head-room: 1 - steps / those of the same refinement "
+    "without phases, at the constant rate tuned for it."
 )
 
 
@@ -55,26 +64,36 @@ def variants(task: Task) -> list[Variant]:
         for method in METHODS.values()
         if method.name.startswith("fgo_by_") and method.weights == "raw"
     ]
+    points = [(*pair, 1.0) for pair in fixed_times(task)]
+    for length in LENGTHS:
+        shortest: dict[int, int] = {}
+        for first, second in fixed_times(task):
+            shortest.setdefault(first, second)
+        points += [(*pair, length) for pair in shortest.items()]
     told = [
         Variant(
-            f"at {first}, {second}",
+            f"at {first}, {second}" + ("" if length == 1 else f", decay x {length:g}"),
             STUDIED["fgo_at_steps"],
             {"first": float(first), "second": float(second)},
             part="fixed",
             note=KNOWS_T,
+            decay=length,
         )
-        for first, second in fixed_times(task)
+        for first, second, length in points
     ]
     return [
-        Variant("fgo", METHODS["fgo"], part="trigger"),
+        Variant(DEFAULT, METHODS["fgo"], part="trigger"),
         *(Variant(m.name, m, part="trigger", note=m.note) for m in rivals),
         *told,
     ]
 
 
-def best_fixed(held: Study, level: Level, weights: study.Weights) -> str:
-    """The name of the best point of the grid."""
-    names = [v.name for v in held.variants.values() if v.part == "fixed"]
+def best_fixed(
+    held: Study, level: Level, weights: study.Weights, lengths: tuple[float, ...] = (1.0,)
+) -> str:
+    """The name of the best point of the grid among those with such lengths of the decay."""
+    named = held.variants.items()
+    names = [name for name, v in named if v.part == "fixed" and v.decay in lengths]
     if not names:
         raise ValueError(
             f"no switch times of the grid fit into {held.task.num_steps} steps of "
@@ -95,16 +114,68 @@ def table_of(held: Study) -> dict[str, Any]:
 
     def reading(level: Level, weights: study.Weights) -> dict[str, Any]:
         best = best_fixed(held, level, weights)
+        oracle = best_fixed(held, level, weights, (1.0, *LENGTHS))
         rows = {name: study.row(held, level, weights, name, best) for name in held.variants}
         firsts = [r["setting"]["first"] for r in rows.values() if r["part"] == "fixed"]
+        own = study.reference_hits(held, level, weights)
+
+        def ratio(name: str) -> dict[str, Any]:
+            steps = study.hits(held, level, weights, name)
+            return evidence.summary(evidence.paired_ratios(steps, own, held.task.num_steps))
+
         return {
             "best": best,
+            "oracle": oracle,
             "at_edge": rows[best]["setting"]["first"] in (min(firsts), max(firsts)),
+            "reference": {"name": level.references[weights], "steps": evidence.summary(own)},
+            "over_reference": {
+                "default": ratio(DEFAULT),
+                "best": ratio(best),
+                "oracle": ratio(oracle),
+            },
             "rows": {n: r for n, r in rows.items() if r["part"] == "trigger"},
             "grid": {n: r for n, r in rows.items() if r["part"] == "fixed"},
         }
 
-    return study.table_of(held, reading)
+    fields = {weights: field(held, weights) for weights in study.READINGS}
+    return {**study.table_of(held, reading), "field": fields}
+
+
+def field(held: Study, weights: study.Weights) -> dict[str, Any]:
+    """The signals of the default's runs over training: median and quartiles over the seeds.
+
+    The probe measures nothing at first, and NaN stands there.
+    """
+    runs = list(held.runs[weights][DEFAULT].values())
+    steps = runs[0].steps
+    kept = np.unique(np.linspace(0, len(steps) - 1, min(KEPT, len(steps))).round().astype(int))
+    found: dict[str, Any] = {"steps": steps[kept]}
+    for name in SIGNALS:
+        values = np.stack([run.telemetry[name][kept] for run in runs]).astype(np.float64)
+        low, median, high = np.quantile(values, (0.25, 0.5, 0.75), axis=0)
+        found[name] = {"median": median, "low": low, "high": high}
+    return found
+
+
+def caption(reading: dict[str, Any]) -> str:
+    """What there was to gain on a reading, and what of it the triggers get."""
+    own, ratios = reading["reference"], reading["over_reference"]
+    default, best, oracle = (
+        spread(ratios[name], "{:.2f}", beyond="-") for name in ("default", "best", "oracle")
+    )
+    return (
+        f"Steps over those of {own['name']} at its constant rate: default triggers {default}, "
+        f"best fixed times {best}, with the best decay for them too ({reading['oracle']}) {oracle}."
+        + realised(reading)
+    )
+
+
+def realised(reading: dict[str, Any]) -> str:
+    """What part of the best fixed times' gain the triggers get, where there is a gain."""
+    default, best = (reading["over_reference"][name]["median"] for name in ("default", "best"))
+    if not (math.isfinite(default) and best < 1):
+        return ""
+    return f" Of the head-room of {1 - best:.0%} they realise {(1 - default) / (1 - best):.0%}."
 
 
 HEADINGS = ("trigger", "re-ask", "execution", "by trigger", "steps", "regret", "final", "reached")

@@ -123,12 +123,15 @@ def test_given_times_are_kept(cheap_refinement):
 def test_the_grid_of_times_keeps_the_protocols_limits(name):
     task = get_task(name)
     pairs = triggers.fixed_times(task)
-    assert len(pairs) >= 12
+    assert len(pairs) >= 9
     assert len(set(pairs)) == len(pairs)
     for first, second in pairs:
         assert task.warmup_steps <= first
         assert second - first >= triggers.SHORTEST
         assert second <= triggers.LATEST * task.num_steps
+    told = [v for v in triggers.variants(task) if v.part == "fixed"]
+    assert len({v.name for v in told}) == len(told) == len(pairs) + 2 * len(dict(pairs))
+    assert {v.decay for v in told} == {1.0, *triggers.LENGTHS}
 
 
 @pytest.mark.parametrize(
@@ -137,7 +140,7 @@ def test_the_grid_of_times_keeps_the_protocols_limits(name):
 def test_every_variant_of_the_ablation_is_built(name):
     task = get_task(name)
     variants = ablation.variants(task)
-    assert len({v.name for v in variants}) == len(variants) == 26
+    assert len({v.name for v in variants}) == len(variants) == 25
     assert {v.part for v in variants} == {
         "default",
         "trigger",
@@ -165,6 +168,8 @@ def _curves(hit, started, causes):
     for index in (1, 2):
         telemetry[f"started/{index}"] = np.full(100, started[index - 1])
         telemetry[f"cause/{index}"] = np.full(100, causes[index - 1])
+    for name in triggers.SIGNALS:
+        telemetry[name] = np.where(steps > 5, hit + steps, np.nan)
     return Curves(steps, values, values, values, telemetry, {}, 0.0)
 
 
@@ -176,14 +181,19 @@ def _planted():
         "fgo": Variant("fgo", METHODS["fgo"], part="trigger"),
         "at 1, 2": Variant("at 1, 2", told, {"first": 1.0, "second": 2.0}, part="fixed"),
         "at 3, 4": Variant("at 3, 4", told, {"first": 3.0, "second": 4.0}, part="fixed"),
+        "longer": Variant("longer", told, {"first": 1.0, "second": 2.0}, part="fixed", decay=4.0),
     }
     runs = {
         "fgo": {s: _curves(h, (30, -1), (1, 0)) for s, h in enumerate((44, 55, 90))},
         "at 1, 2": {s: _curves(h, (1, 2), (1, 1)) for s, h in enumerate((40, 50, 60))},
         "at 3, 4": {s: _curves(h, (3, 4), (1, 1)) for s, h in enumerate((30, 70, 101))},
+        "longer": {s: _curves(h, (1, 2), (1, 1)) for s, h in enumerate((20, 40, 60))},
     }
-    rates = {"raw": 0.1, "averaged": 0.1}
-    return Study(task, [level], rates, variants, {"raw": runs, "averaged": runs}, True)
+    rates: dict[study.Weights, float] = {"raw": 0.1, "averaged": 0.1}
+    own = {s: _curves(h, (-1, -1), (0, 0)) for s, h in enumerate((80, 101, 100))}
+    references = {("planted", weights): own for weights in study.READINGS}
+    both = {weights: runs for weights in study.READINGS}
+    return Study(task, [level], rates, variants, both, references, True)
 
 
 def test_each_reading_has_runs_at_the_rate_tuned_for_it(tmp_path, monkeypatch):
@@ -191,14 +201,20 @@ def test_each_reading_has_runs_at_the_rate_tuned_for_it(tmp_path, monkeypatch):
     asked = []
 
     def run(task, method, setting, seed, **kwargs):
-        asked.append((setting["learning_rate"], setting["decay_ratio"]))
+        asked.append((setting["learning_rate"], setting.get("decay_ratio")))
         return _curves(round(1000 * setting["learning_rate"]), (1, 2), (1, 1))
 
     monkeypatch.setattr(study, "run", run)
-    variants = [Variant("fgo", METHODS["fgo"])]
+    settings: dict = {("planted", weights): {"learning_rate": 0.05} for weights in study.READINGS}
+    variants = [Variant("fgo", METHODS["fgo"]), Variant("half", METHODS["fgo"], decay=0.5)]
     level = Level("planted", "a planted level", 0.5, {"raw": "constant", "averaged": "constant"})
-    held = study.hold(task, variants, [level], {"raw": 0.02, "averaged": 0.03}, [0, 1], tmp_path)
-    assert sorted(asked) == [(0.02, 2.0), (0.02, 2.0), (0.03, 8.0), (0.03, 8.0)]
+    plan = study.Plan([level], {"raw": 0.02, "averaged": 0.03}, settings, True)
+    held = study.hold(task, variants, plan, [0, 1], tmp_path)
+    ours = [(0.02, 2.0), (0.02, 1.0), (0.03, 8.0), (0.03, 4.0)]
+    assert sorted(asked, key=str) == sorted([*ours, *ours, *4 * [(0.05, None)]], key=str)
+    assert len(asked) == study.num_runs(plan, variants, [0, 1])
+    for weights in study.READINGS:
+        np.testing.assert_array_equal(study.reference_hits(held, level, weights), 50)
     for weights, step in (("raw", 20), ("averaged", 30)):
         np.testing.assert_array_equal(study.hits(held, level, weights, "fgo"), step)
 
@@ -215,6 +231,33 @@ def test_regret_is_paired_with_the_best_times_of_the_grid():
     texts = list(triggers.cells({"num_steps": 100}, table))
     assert texts[0][:5] == ("fgo", "30", "never", "0/3", "55 [44, 90]")
     assert {len(text) for text in texts} == {len(triggers.HEADINGS)}
+
+
+def test_head_room_is_what_the_oracle_saves_of_the_constant_rate():
+    table = triggers.table_of(_planted())["levels"]["planted"]["raw"]
+    assert table["oracle"] == "longer"
+    ratios = table["over_reference"]
+    # The reference misses the target once, and T stands for its hit.
+    np.testing.assert_allclose(ratios["default"]["values"], [0.55, 0.55, 0.9])
+    np.testing.assert_allclose(ratios["best"]["values"], [0.5, 0.5, 0.6])
+    np.testing.assert_allclose(ratios["oracle"]["values"], [0.25, 0.4, 0.6])
+    text = triggers.caption(table)
+    assert "Of the head-room of 50% they realise 90%" in text
+    ratios["default"]["median"] = np.inf
+    assert "realise" not in triggers.caption(table)
+
+
+def test_the_field_is_the_median_over_seeds_of_what_the_default_measured():
+    found = triggers.table_of(_planted())["field"]["raw"]
+    kept = found["steps"]
+    assert kept[0] == 1
+    assert kept[-1] == 100
+    assert len(kept) == triggers.KEPT
+    for name in triggers.SIGNALS:
+        known = kept > 5
+        np.testing.assert_allclose(found[name]["median"][known], 55 + kept[known])
+        np.testing.assert_allclose(found[name]["low"][known], 49.5 + kept[known])
+        assert np.isnan(found[name]["median"][~known]).all()
 
 
 def test_tables_of_other_tasks_stay(tmp_path):
@@ -237,8 +280,8 @@ def test_the_page_shows_from_the_file_what_the_terminal_does(kind, tmp_path, mon
 
 
 def test_a_task_without_a_rate_for_fgo_says_what_to_do(monkeypatch):
-    level = {"name": "l", "title": "", "target": 1.0, "references": {}, "rows": None}
-    tuned = {"levels": {"l": level}, "methods": {"constant": {}}}
+    level = {"name": "claim", "title": "", "target": 1.0, "references": {}, "rows": None}
+    tuned = {"levels": {"claim": level}, "methods": {"constant": {}}}
     monkeypatch.setattr(study.tuning, "load", lambda task: tuned)
     result = CliRunner().invoke(main, ["triggers", "digits_vit"])
     assert result.exit_code == 1
@@ -249,7 +292,8 @@ def test_a_task_without_a_rate_for_fgo_says_what_to_do(monkeypatch):
 def test_the_commands_write_a_look_beside_the_runs(name, tmp_path, monkeypatch, cheap_refinement):
     module = {"triggers": triggers, "ablation": ablation}[name]
     every = module.variants(get_task("quadratic_bowl").shortened(150))
-    chosen = [v for v in every if v.name == "fgo_by_angle" or v.part in ("fixed", "default")][:3]
+    wanted = ("fgo", "fgo_by_angle", "default")
+    chosen = [v for v in every if v.name in wanted or v.part == "fixed"][:4]
     monkeypatch.setattr(module, "variants", lambda task: chosen)
     monkeypatch.setattr(study_commands, "RESULTS", tmp_path / "results")
     options = ["--steps", "150", "--seeds", "2", "--tuning", "--output", str(tmp_path)]
