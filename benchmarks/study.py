@@ -191,6 +191,7 @@ def row(study: Study, level: Level, weights: Weights, name: str, reference: str)
     began = [switches(curves) for curves in study.runs[weights][name].values()]
     return {
         "part": variant.part,
+        "decay": variant.decay,
         "note": variant.note or variant.method.note,
         "setting": dict(variant.setting),
         "steps": evidence.summary(steps),

@@ -10,11 +10,15 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.figure import Figure
 
 from benchmarks.picture import COLORS, INK, STYLE, plain_ticks
+from benchmarks.report import field as field_picture
 from benchmarks.report.text import known
 
 AVERAGED = "_averaged"
+# A fixed salt, and no date: the same results give the same page.
+_SVG: dict[Any, Any] = {"svg.hashsalt": "ladder", "svg.fonttype": "none"}
 
 
 def picture(path: Path) -> str:
@@ -22,11 +26,16 @@ def picture(path: Path) -> str:
     return _uri("image/png", path.read_bytes())
 
 
+def field(name: str, table: Mapping[str, Any], level: str) -> str:
+    """Signals of a task and its oracle, as SVG in a data URI."""
+    with plt.rc_context(_SVG):
+        return _drawn(field_picture.draw(name, table, level))
+
+
 def ladder(climbed: Mapping[str, Any], metric: str) -> str:
     """Steps over the reference's own at a row of targets, as SVG in a data URI."""
     targets = known(climbed["targets"])
-    # A fixed salt, and no date: the same results give the same page.
-    with plt.rc_context({**STYLE, "svg.hashsalt": "ladder", "svg.fonttype": "none"}):
+    with plt.rc_context({**STYLE, **_SVG}):
         figure, axis = plt.subplots(figsize=(9, 3.6), layout="constrained")
         for name, values in climbed["ratios"].items():
             ratios = known(values)
@@ -38,9 +47,13 @@ def ladder(climbed: Mapping[str, Any], metric: str) -> str:
             axis.set_xlim(targets[0], targets[-1])
         plain_ticks(axis.xaxis, targets[0] / targets[-1])
         figure.legend(loc="outside right upper", fontsize=7, labelcolor=INK)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-        plt.close(figure)
+        return _drawn(figure)
+
+
+def _drawn(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    plt.close(figure)
     return _uri("image/svg+xml", buffer.getvalue())
 
 

@@ -122,7 +122,11 @@ def _other(name: str, content: Any) -> str:
         # A file of another revision is shown as it is, and said to be one.
         why = f"{name}.json is not as this revision writes it: {error!r}."
         return f"<p class='warning'>{html.escape(why)}</p>{_folded('As stored', content)}"
-    return markup.printed(console)
+    pictures = [
+        _image(figures.field(task, table, next(iter(table["levels"]))), f"field of {task}")
+        for task, table in (content["tasks"].items() if name == "triggers" else ())
+    ]
+    return "\n".join([markup.printed(console), *pictures])
 
 
 def _folded(title: str, content: Any) -> str:

@@ -275,6 +275,7 @@ def test_the_page_shows_from_the_file_what_the_terminal_does(kind, tmp_path, mon
     study.merge(tmp_path / f"{name}.json", kind.RULE, "quadratic_bowl", table)
     made = page.page(read(tmp_path))
     assert "not as this revision" not in made
+    assert made.count("alt='field of quadratic_bowl'") == (kind is triggers)
     for text in ("a planted level", "55 [44, 90]", "50 [40, 60]", "70 [30, &gt; 100]"):
         assert (text in made) == (kind is ablation or not text.startswith("70")), text
 

@@ -1,0 +1,106 @@
+"""The picture of a study of triggers: the signals over training, next to what an oracle gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+from benchmarks.picture import COLORS, INK, PHASE_INKS, QUIET, STYLE
+from benchmarks.report.text import known
+from benchmarks.triggers import MULTIPLES
+
+READINGS = {"raw": "-", "averaged": (0, (4, 1.6))}
+LENGTH_INKS = {1.0: INK, 0.25: "#e08e0b", 4.0: "#2e9e5b"}
+SIGNAL_INK = "#7a5195"
+
+
+def draw(name: str, table: Mapping[str, Any], level: str) -> Figure:
+    """Signals of the default's runs, and steps over the reference's for every point of the grid.
+
+    Args:
+      name: the task.
+      table: what :mod:`benchmarks.triggers` stores of it.
+      level: one of its levels.
+    """
+    with plt.rc_context(STYLE):
+        figure = plt.figure(figsize=(12, 6.4), layout="constrained")
+        halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15), wspace=0.03)
+        _signals(halves[0], name, table, level)
+        axes = halves[1].subplots(2, 1, sharex=True)
+        for axis, weights in zip(axes, READINGS, strict=True):
+            _oracle(axis, table, table["levels"][level], weights)
+        axes[-1].set_xlabel("re-ask begins at step")
+        halves[1].legend(
+            *axes[0].get_legend_handles_labels(),
+            loc="outside lower center", ncols=3, fontsize=7.5, labelcolor=INK,
+        )  # fmt: skip
+    return figure
+
+
+def _signals(figure, name: str, table: Mapping[str, Any], level: str) -> None:
+    """Median over the seeds and quartiles; what the noise scale is, agreement says."""
+    signals = [s for s in table["field"]["raw"] if s != "steps"]
+    axes = figure.subplots(len(signals), 1, sharex=True)
+    for axis, signal in zip(axes, signals, strict=True):
+        for weights, dashes in READINGS.items():
+            field = table["field"][weights]
+            low, middle, high = (_finite(field[signal][k]) for k in ("low", "median", "high"))
+            axis.fill_between(field["steps"], low, high, color=SIGNAL_INK, alpha=0.12, lw=0)
+            axis.plot(field["steps"], middle, color=SIGNAL_INK, lw=1.4, ls=dashes, label=weights)
+            began = table["levels"][level][weights]["rows"]["fgo"]["started"]
+            for index, steps in enumerate(began, start=1):
+                at = np.median(known(steps))
+                if np.isfinite(at):
+                    axis.axvline(at, color=PHASE_INKS[index], lw=1.1, ls=dashes)
+        axis.set_ylabel(signal.replace("_", " "), fontsize=8)
+        axis.set_xscale("log")
+        axis.margins(y=0.12)
+        if signal == "trace":
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(bottom=0)
+            axis.yaxis.set_major_locator(MaxNLocator(4))
+    axes[0].set_title(f"{name}: signals of the default's runs")
+    axes[0].legend(fontsize=7.5, labelcolor=INK)
+    axes[-1].set_xlabel("step; lines: re-ask and execution begin")
+    figure.align_ylabels(axes)
+
+
+def _oracle(axis, table: Mapping[str, Any], level: Mapping[str, Any], weights: str) -> None:
+    reading = level[weights]
+    own = np.minimum(known(reading["reference"]["steps"]["values"]), table["num_steps"])
+    lines: dict[tuple[float, int], list[tuple[float, float]]] = {}
+    for row in reading["grid"].values():
+        first = row["setting"]["first"]
+        longer = int(row["setting"]["second"] > np.mean(MULTIPLES) * first)
+        ratio = np.median(known(row["steps"]["values"]) / own)
+        lines.setdefault((row["decay"], longer), []).append((first, ratio))
+    for (length, longer), points in sorted(lines.items()):
+        at, ratios = np.asarray(sorted(points)).T
+        words = "own decay" if length == 1 else f"decay x {length:g}"
+        axis.plot(
+            at, np.where(np.isfinite(ratios), ratios, np.nan), marker="o", ms=3, lw=1.3,
+            color=LENGTH_INKS[length], ls=":" if longer else "-",
+            label=f"{words}, longer re-ask" if longer else words,
+        )  # fmt: skip
+    began = np.median(known(reading["rows"]["fgo"]["started"][0]))
+    default = reading["over_reference"]["default"]["median"]
+    if default is not None and np.isfinite([began, default]).all():
+        axis.plot(
+            began, default, "*", ms=13, color=COLORS["fgo"], mec="white", label="default triggers"
+        )
+    axis.axhline(1, color=QUIET, lw=0.9, ls=":")
+    axis.set(xscale="log", ylabel="steps over the reference's", ylim=(0, 1.6))
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_formatter(ScalarFormatter())
+    axis.set_title(f"{weights} weights, over {reading['reference']['name']}")
+
+
+def _finite(values) -> np.ndarray:
+    values = known(values)
+    return np.where(np.isfinite(values), values, np.nan)
