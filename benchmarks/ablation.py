@@ -7,7 +7,7 @@ readings, each at the rate tuned for it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from benchmarks import study
@@ -78,7 +78,7 @@ def table_of(held: Study) -> dict[str, Any]:
     return study.table_of(held, reading)
 
 
-def caption(reading: dict[str, Any]) -> str:
+def caption(reading: Mapping[str, Any]) -> str:
     """Its table says it all."""
     del reading
     return ""

@@ -8,7 +8,7 @@ of `fgo_averaged`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -157,25 +157,25 @@ def field(held: Study, weights: study.Weights) -> dict[str, Any]:
     return found
 
 
-def caption(reading: dict[str, Any]) -> str:
+def caption(reading: Mapping[str, Any]) -> str:
     """What there was to gain on a reading, and what of it the triggers get."""
     own, ratios = reading["reference"], reading["over_reference"]
     default, best, oracle = (
         spread(ratios[name], "{:.2f}", beyond="-") for name in ("default", "best", "oracle")
     )
+    share = realised(reading)
+    said = "" if math.isnan(share) else f" Of what the best times save they realise {share:.0%}."
     return (
         f"Steps over those of {own['name']} at its constant rate: default triggers {default}, "
         f"best fixed times {best}, with the best decay for them too ({reading['oracle']}) {oracle}."
-        + realised(reading)
+        + said
     )
 
 
-def realised(reading: dict[str, Any]) -> str:
-    """What part of the best fixed times' gain the triggers get, where there is a gain."""
+def realised(reading: Mapping[str, Any]) -> float:
+    """The share that the triggers get of what the best fixed times save; NaN where they do not."""
     default, best = (reading["over_reference"][name]["median"] for name in ("default", "best"))
-    if not (math.isfinite(default) and best < 1):
-        return ""
-    return f" Of the head-room of {1 - best:.0%} they realise {(1 - default) / (1 - best):.0%}."
+    return (1 - default) / (1 - best) if math.isfinite(default) and best < 1 else math.nan
 
 
 HEADINGS = ("trigger", "re-ask", "execution", "by trigger", "steps", "regret", "final", "reached")

@@ -16,6 +16,24 @@ LEGEND = (
     f"is there before {FIT:g} T, so the level is easy; ∞: FGO misses it; -: not raced."
 )
 
+LEVEL = "claim"
+STEPS = (
+    "Median steps to the level that the refinement alone (the natural gradient at a constant "
+    "rate) ends with, with raw or averaged weights:"
+)
+SHOWN = {
+    "constant": "Adam",
+    "natural_gradient": "refinement",
+    "natural_gradient_two_step": "two-step (knows T)",
+    "natural_gradient_cosine": "cosine (knows T)",
+    "natural_gradient_1_over_sqrt_t": "1/sqrt(t)",
+    "fgo": "FGO",
+    "natural_gradient_averaged": "refinement, averaged",
+    "natural_gradient_slow_momentum_averaged": "slow momentum, averaged",
+    "natural_gradient_1_over_sqrt_t_averaged": "1/sqrt(t), averaged",
+    "fgo_averaged": "FGO, averaged",
+}
+
 
 def headings() -> tuple[str, ...]:
     return ("task", *(claim.key for claim in CLAIMS))
@@ -37,6 +55,28 @@ def cell(comparison: Comparison | None) -> str:
     text = spread(comparison.ratio, "{:.2f}", beyond="∞")
     clear = comparison.ratio["high"] < 1
     return (f"**{text}**" if clear else text) + EASY * comparison.easy
+
+
+def step_headings() -> tuple[str, ...]:
+    return ("task", "T", *SHOWN.values())
+
+
+def step_rows(results: Results) -> list[tuple[str, ...]]:
+    """Median steps to the claim's level for the methods that `SHOWN` names."""
+    found = []
+    for name, race in results.races.items():
+        level = race["levels"].get(LEVEL)
+        if not race["evidence"] or level is None:
+            continue
+        beyond = f"> {race['num_steps']}"
+        cells = [
+            number(level["methods"][method]["steps"]["median"], "{:.0f}", beyond)
+            if method in level["methods"]
+            else "-"
+            for method in SHOWN
+        ]
+        found.append((name, str(race["num_steps"]), *cells))
+    return found
 
 
 def sentences(races: Mapping[str, Any]) -> list[str]:

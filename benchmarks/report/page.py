@@ -11,7 +11,7 @@ from rich.console import Console
 
 from benchmarks import ablation, overhead, sketch, stream, study, transforms, triggers
 from benchmarks.calibration import tables as calibration
-from benchmarks.report import figures, glance, markup
+from benchmarks.report import figures, glance, markup, regrets
 from benchmarks.report.race_tables import print_race
 from benchmarks.report.reading import Results
 from benchmarks.report.text import restored
@@ -80,7 +80,10 @@ def _glance(results: Results) -> str:
         [[markup.emphasis(cell) for cell in row] for row in glance.rows(results)],
     )
     listed = "".join(f"<li>{markup.emphasis(s)}</li>" for s in glance.sentences(results.races))
-    return f"{table}<p class='note'>{markup.emphasis(glance.LEGEND)}</p><ul>{listed}</ul>"
+    shown = f"{table}<p class='note'>{markup.emphasis(glance.LEGEND)}</p><ul>{listed}</ul>"
+    steps = [[html.escape(cell) for cell in row] for row in glance.step_rows(results)]
+    heads = [html.escape(heading) for heading in glance.step_headings()]
+    return f"{shown}<p>{html.escape(glance.STEPS)}</p>{markup.rows(heads, steps)}"
 
 
 def _missing(results: Results) -> str:
@@ -122,11 +125,20 @@ def _other(name: str, content: Any) -> str:
         # A file of another revision is shown as it is, and said to be one.
         why = f"{name}.json is not as this revision writes it: {error!r}."
         return f"<p class='warning'>{html.escape(why)}</p>{_folded('As stored', content)}"
+    shown = markup.printed(console)
+    return f"{_regrets(content)}{shown}" if name == "triggers" else shown
+
+
+def _regrets(content: Mapping[str, Any]) -> str:
+    """What the triggers get of what there is, and why: a table and a picture for each task."""
+    body = [[html.escape(cell) for cell in row] for row in regrets.rows(content)]
+    listed = "".join(f"<li>{html.escape(s)}</li>" for s in regrets.sentences(content))
     pictures = [
         _image(figures.field(task, table, next(iter(table["levels"]))), f"field of {task}")
-        for task, table in (content["tasks"].items() if name == "triggers" else ())
+        for task, table in content["tasks"].items()
     ]
-    return "\n".join([markup.printed(console), *pictures])
+    head, note = regrets.HEADINGS, f"<p class='note'>{html.escape(regrets.LEGEND)}</p>"
+    return "\n".join([markup.rows(head, body), note, f"<ul>{listed}</ul>", *pictures])
 
 
 def _folded(title: str, content: Any) -> str:

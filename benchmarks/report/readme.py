@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.report import glance
+from benchmarks.report import glance, regrets
 from benchmarks.report.reading import Results
 
 BEGIN, END = "<!-- claim:begin -->", "<!-- claim:end -->"
@@ -31,9 +32,27 @@ def rewritten(text: str, results: Results) -> str:
 
 
 def block(results: Results) -> str:
-    """The table and its sentences as Markdown."""
-    head = glance.headings()
-    lines = [head, ("---",) * len(head), *glance.rows(results)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    listed = "\n".join(f"- {sentence}" for sentence in glance.sentences(results.races))
-    return f"{table}\n\n{glance.LEGEND}\n\n{listed}\n"
+    """The tables and their sentences as Markdown."""
+    parts = [
+        _table(glance.headings(), glance.rows(results)),
+        glance.LEGEND,
+        _list(glance.sentences(results.races)),
+        glance.STEPS,
+        _table(glance.step_headings(), glance.step_rows(results)),
+    ]
+    if "triggers" in results.others:
+        content = results.others["triggers"]
+        parts += [
+            _table(regrets.HEADINGS, regrets.rows(content)),
+            regrets.LEGEND,
+            _list(regrets.sentences(content)),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ("---",) * len(head), *body))
+
+
+def _list(sentences: Sequence[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)

@@ -140,6 +140,19 @@ def test_what_held_is_said_and_where_it_is_worse():
     )
 
 
+def test_steps_are_shown_at_the_claims_level():
+    races = {"digits_vit": _race(ours=(20, np.inf, 30)), "char_gpt": _race(evidence=False)}
+    results = Results(RESULTS, races, {}, {}, ())
+    (row,) = glance.step_rows(results)
+    shown = dict(zip(glance.step_headings(), row, strict=True))
+    assert shown["task"] == "digits_vit"
+    assert shown["FGO"] == "30"
+    assert shown["Adam"] == "-"
+    races = {"digits_vit": _race(ours=(20, np.inf, np.inf))}
+    (row,) = glance.step_rows(Results(RESULTS, races, {}, {}, ()))
+    assert dict(zip(glance.step_headings(), row, strict=True))["FGO"] == f"> {T}"
+
+
 def test_a_folder_is_read_whatever_lies_in_it(tmp_path):
     (tmp_path / "digits_vit.json").write_text(json.dumps(_race()))
     row = {"trigger": "x", "steps": {"median": 3.5, "low": 3, "high": None}}

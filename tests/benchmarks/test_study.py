@@ -14,8 +14,9 @@ from benchmarks import ablation, evidence, study, study_commands, triggers
 from benchmarks.__main__ import main
 from benchmarks.levels import Level
 from benchmarks.methods import METHODS, STUDIED, phases
-from benchmarks.report import page
+from benchmarks.report import page, regrets
 from benchmarks.report.reading import read
+from benchmarks.runner import plain
 from benchmarks.study import Study, Variant
 from benchmarks.tasks import TASKS, get_task
 from benchmarks.training import Curves, train
@@ -173,25 +174,27 @@ def _curves(hit, started, causes):
     return Curves(steps, values, values, values, telemetry, {}, 0.0)
 
 
-def _planted():
+def _planted(name="planted"):
     task = dataclasses.replace(BOWL, num_steps=100, eval_every=1, smoothing=1)
-    level = Level("planted", "a planted level", 0.5, {"raw": "constant", "averaged": "constant"})
+    level = Level(name, "a planted level", 0.5, {"raw": "constant", "averaged": "constant"})
     told = STUDIED["fgo_at_steps"]
     variants = {
         "fgo": Variant("fgo", METHODS["fgo"], part="trigger"),
+        "fgo_by_angle": Variant("fgo_by_angle", METHODS["fgo_by_angle"], part="trigger"),
         "at 1, 2": Variant("at 1, 2", told, {"first": 1.0, "second": 2.0}, part="fixed"),
         "at 3, 4": Variant("at 3, 4", told, {"first": 3.0, "second": 4.0}, part="fixed"),
         "longer": Variant("longer", told, {"first": 1.0, "second": 2.0}, part="fixed", decay=4.0),
     }
     runs = {
         "fgo": {s: _curves(h, (30, -1), (1, 0)) for s, h in enumerate((44, 55, 90))},
+        "fgo_by_angle": {s: _curves(h, (9, -1), (1, 0)) for s, h in enumerate((60, 101, 101))},
         "at 1, 2": {s: _curves(h, (1, 2), (1, 1)) for s, h in enumerate((40, 50, 60))},
         "at 3, 4": {s: _curves(h, (3, 4), (1, 1)) for s, h in enumerate((30, 70, 101))},
         "longer": {s: _curves(h, (1, 2), (1, 1)) for s, h in enumerate((20, 40, 60))},
     }
     rates: dict[study.Weights, float] = {"raw": 0.1, "averaged": 0.1}
     own = {s: _curves(h, (-1, -1), (0, 0)) for s, h in enumerate((80, 101, 100))}
-    references = {("planted", weights): own for weights in study.READINGS}
+    references = {(name, weights): own for weights in study.READINGS}
     both = {weights: runs for weights in study.READINGS}
     return Study(task, [level], rates, variants, both, references, True)
 
@@ -242,9 +245,24 @@ def test_head_room_is_what_the_oracle_saves_of_the_constant_rate():
     np.testing.assert_allclose(ratios["best"]["values"], [0.5, 0.5, 0.6])
     np.testing.assert_allclose(ratios["oracle"]["values"], [0.25, 0.4, 0.6])
     text = triggers.caption(table)
-    assert "Of the head-room of 50% they realise 90%" in text
+    assert "Of what the best times save they realise 90%" in text
     ratios["default"]["median"] = np.inf
     assert "realise" not in triggers.caption(table)
+
+
+def test_triggers_at_a_glance():
+    held = _planted("claim")
+    content = json.loads(json.dumps(plain({"tasks": {"quadratic_bowl": triggers.table_of(held)}})))
+    row, again = regrets.rows(content)
+    assert row[:3] == ("quadratic_bowl", "raw", "0.55 [0.55, 0.90]")
+    assert row[3:5] == ("0.50 [0.50, 0.60]", "0.40 [0.25, 0.60]")
+    assert row[5:] == ("90%", "+10% [+10%, +50%]", "angle ∞")
+    assert again[1] == "averaged"
+    first, _ = regrets.sentences(content)
+    assert first == "Regret, raw weights, median over 1 task: fgo +10%, angle ∞."
+    content["tasks"]["quadratic_bowl"]["evidence"] = False
+    assert not regrets.rows(content)
+    assert not regrets.sentences(content)
 
 
 def test_the_field_is_the_median_over_seeds_of_what_the_default_measured():
@@ -271,7 +289,7 @@ def test_tables_of_other_tasks_stay(tmp_path):
 @pytest.mark.parametrize("kind", [triggers, ablation])
 def test_the_page_shows_from_the_file_what_the_terminal_does(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(ablation, "DEFAULT", "at 3, 4")
-    name, table = kind.__name__.split(".")[-1], kind.table_of(_planted())
+    name, table = kind.__name__.split(".")[-1], kind.table_of(_planted("claim"))
     study.merge(tmp_path / f"{name}.json", kind.RULE, "quadratic_bowl", table)
     made = page.page(read(tmp_path))
     assert "not as this revision" not in made
