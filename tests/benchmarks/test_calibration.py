@@ -117,7 +117,9 @@ def test_missing_and_held_measurements_break_nothing(toy_bank, name):
     for course, change in ((Course(-2.0), None), (Course(-2.0, 1000), 1000)):
         looks, signals = measured(course, "student", span)({cases.NOISY: toy_bank}, RUNS, rng)
         signals = dict(signals)
-        signals["intrinsic_dimension"] = _spoiled(signals["intrinsic_dimension"], rng)
+        for spoiled in ("intrinsic_dimension", "agreement"):
+            if spoiled in signals:
+                signals[spoiled] = _spoiled(signals[spoiled], rng)
         fired = simulate_one(looks, signals)
         early = fired < (np.inf if change is None else change)
         test = stats.binomtest(int(early.sum()), RUNS, frontier.BAR, alternative="greater")
