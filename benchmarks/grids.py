@@ -35,6 +35,19 @@ _RATES = {
 _LOWEST = {"adam": 2e-3, "newton": 2e-2}
 # Where a first grid put the best rate at its edge: what its rates are multiplied by.
 _SCALES = {"diagonal_fisher": 1 / 8, "low_rank_fisher": 4.0}
+_SHIFTED = {
+    "digits_autoencoder": {
+        "two_step": 2.0,
+        "schedule_free": 2.0,
+        "natural_gradient_1_over_sqrt_t": 2.0,
+        "natural_gradient_1_over_t": 2.0,
+        "natural_gradient_two_step": 2.0,
+        "natural_gradient_cosine": 2.0,
+        "natural_gradient_slow_momentum": 2.0,
+        "fgo": 2.0,
+        "fgo_averaged": 2.0,
+    },
+}
 
 
 def _geometric(first: float, factor: float, count: int) -> list[float]:
@@ -76,8 +89,7 @@ def grid(task: Task, method: Method) -> list[dict[str, float]]:
         if bowl:
             rates = _geometric(lowest, 1.5, count)
         elif wide:
-            lowest = _LOWEST[method.update_size] * _SCALES.get(method.trajectory, 1.0)
-            rates = _geometric(lowest, 2.0, count)
+            rates = _geometric(_LOWEST[method.update_size] * _scale(task, method), 2.0, count)
         else:
             rates = _geometric(*_RATES.get(task.name, (7.81e-4, 1.6)), count)
         trials = [{"learning_rate": rate} for rate in rates]
@@ -92,9 +104,14 @@ def _higher(task: Task, method: Method, lowest: float) -> list[float]:
     if task.name.startswith("quadratic_bowl"):
         return _geometric(3 * lowest, 2.0, count)
     if task.name in TRANSFORM_TASKS:
-        return _geometric(2 * _LOWEST[method.update_size], 2.5, count)
+        return _geometric(2 * _LOWEST[method.update_size] * _scale(task, method), 2.5, count)
     first, _ = _RATES.get(task.name, (7e-4, 2.0))
     return _geometric(2 * first, 2.0, count)
+
+
+def _scale(task: Task, method: Method) -> float:
+    shifted = {**_SCALES, **_SHIFTED.get(task.name, {})}
+    return shifted.get(method.trajectory, 1.0)
 
 
 def at_edge(trials: list[dict[str, float]], chosen: dict[str, float]) -> bool:
