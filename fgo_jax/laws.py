@@ -53,23 +53,6 @@ def times(start: Law, factor: Law) -> Law:
     return lambda clock: start(clock) * factor(clock)
 
 
-def constant(value: Any) -> Law:
-    return lambda clock: jnp.asarray(value, jnp.float32)
-
-
-def slow_share(share: Any, factor: Law) -> Law:
-    """share + (1 - share)(1 - factor): what is not the slow momentum's falls as the factor.
-
-    Exactly `share` where the factor is one, which 1 - (1 - share) factor is not in float32.
-    """
-
-    def law(clock: Clock) -> jax.Array:
-        start = jnp.asarray(share, jnp.float32)
-        return start + (1.0 - start) * (1.0 - factor(clock))
-
-    return law
-
-
 def decay(name: str, decay_steps: Any, decay_ratio: Any, floor: Any) -> Law:
     """The factor that begins at one; see :func:`fgo_jax.execution` for the laws."""
 

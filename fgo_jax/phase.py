@@ -33,8 +33,7 @@ class Phase(optax.GradientTransformationExtraArgs):
       weight_decay: decoupled, scaled by the effective rate.
       mask: as in `optax.adamw`.
       inherits: whether the transform of the phase before is kept in its place.
-      slow_share: `Clock -> [], float32`, the share of :func:`fgo_jax.slow_momentum` in the
-        direction; None for none.
+      slow_share: of :func:`fgo_jax.slow_momentum` in the direction; None for none.
     """
 
     name: str
@@ -43,7 +42,7 @@ class Phase(optax.GradientTransformationExtraArgs):
     weight_decay: Any
     mask: Any
     inherits: bool
-    slow_share: Law | None
+    slow_share: Any
 
     def __new__(
         cls,
@@ -53,9 +52,11 @@ class Phase(optax.GradientTransformationExtraArgs):
         weight_decay: Any = 0.0,
         mask: Any = None,
         inherits: bool = False,
-        slow_share: Law | None = None,
+        slow_share: Any = None,
     ):
         _checks.non_negative("weight_decay", weight_decay)
+        if slow_share is not None:
+            _checks.fraction("slow_share", slow_share)
         if not isinstance(transform, optax.GradientTransformation):
             raise ValueError(
                 f"the transform of phase {name!r} must be an optax.GradientTransformation "
@@ -77,7 +78,8 @@ class Phase(optax.GradientTransformationExtraArgs):
             rate, slow = law(clock), state.slow
             direction, inner = with_extras.update(updates, state.inner, params, **extra)
             if slow_share is not None:
-                direction, slow = momentum_update(slow, direction, slow_share(clock))
+                share = jnp.asarray(slow_share, jnp.float32)
+                direction, slow = momentum_update(slow, direction, share)
             direction = decayed([self], jnp.zeros([], jnp.int32), direction, params)
             scaled_updates = scaled(direction, updates, params, rate)
             return scaled_updates, PhaseState(

@@ -48,7 +48,7 @@ def default_reask_trigger() -> Trigger:
 
 def default_decay_ratio(averaged: bool) -> float:
     """An average of the weights damps noise by itself, so the rate may fall a quarter as fast."""
-    return 8.0 if averaged else 2.0
+    return 4.0 if averaged else 1.0
 
 
 def default_stop_trigger() -> Trigger:
@@ -93,10 +93,9 @@ def target_acquisition(
        gradient says is cut by that share, the rate of what the gradients of this phase agree
        on is not. It ends when gradients are mostly noise in its own metric; where that is
        acquisition's too, as by default, about ``handover_steps`` after it began.
-    3. Execution: the same transform, the rate falling as k = 1/(1 + s/(kappa t1)), s steps
-       after a start at t1, and what is not the slow momentum's as k^2. It never ends;
-       :func:`fgo_jax.should_stop` tells when ten reported ``validation_value`` in a row
-       brought no improvement.
+    3. Execution: the same transform and share, the rate falling as 1/(1 + s/(kappa t1)),
+       s steps after a start at t1. It never ends; :func:`fgo_jax.should_stop` tells when
+       ten reported ``validation_value`` in a row brought no improvement.
 
     The dimension is measured in the metric of the transform that makes the updates. All of
     it is decided inside the compiled step from a sketch of the gradients that training
@@ -116,10 +115,10 @@ def target_acquisition(
         `clip_by_global_norm` before this in a chain, where the probe would measure clipped
         gradients.
       cut: share of the rate that re-ask takes away, from the slow momentum as well.
-      slow_share: of the slow momentum in re-ask; it grows in execution. None keeps none.
+      slow_share: of the slow momentum from re-ask on; None keeps none.
       decay: law of execution; see :func:`fgo_jax.execution`.
-      decay_ratio: kappa, the decay's length relative to the steps before it; None is 2, or
-        8 with ``average_weights``, which damp noise as well.
+      decay_ratio: kappa, the decay's length relative to the steps before it; None is 1, or
+        4 with ``average_weights``, which damp noise as well.
       decay_steps: the decay's length in steps, instead.
       acquisition: gradient transformation of phase 1; None is the refinement itself. The
         paper's is a plain one: `optax.scale_by_adam()` makes cheaper steps, at the price

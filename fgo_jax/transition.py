@@ -42,13 +42,8 @@ class Course:
 
     def slow_share(self, state: FgoState) -> jax.Array:
         """The running phase's share of slow momentum, 0 where it has none."""
-        shares = [
-            phase.slow_share(self._clock(state, index))
-            if phase.slow_share is not None
-            else jnp.zeros([], jnp.float32)
-            for index, phase in enumerate(self.phases)
-        ]
-        return jnp.stack(shares)[state.phase]
+        shares = [0.0 if phase.slow_share is None else phase.slow_share for phase in self.phases]
+        return jnp.stack([jnp.asarray(share, jnp.float32) for share in shares])[state.phase]
 
     def _clock(self, state: FgoState, index: int) -> laws.Clock:
         return laws.Clock(state.phase_step, state.started[index], self.total_steps)

@@ -219,8 +219,8 @@ def test_inject_hyperparams_keeps_the_rate_in_float32_beside_bfloat16_parameters
 @pytest.mark.parametrize(
     ("arguments", "ratio"),
     [
-        ({}, 2.0),
-        ({"average_weights": 0.1}, 8.0),
+        ({}, 1.0),
+        ({"average_weights": 0.1}, 4.0),
         ({"average_weights": 0.1, "decay_ratio": 3.0}, 3.0),
     ],
 )

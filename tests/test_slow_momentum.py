@@ -106,7 +106,7 @@ def test_phases_use_it_from_re_ask_on():
     np.testing.assert_allclose(got[20:50], -1e-2 * wanted, rtol=2e-5, atol=1e-7)
 
 
-def test_in_execution_the_share_grows_as_the_rate_falls():
+def test_the_share_stays_in_execution_as_the_rate_falls():
     tx = three(0.5)
     params = mlp_params()
 
@@ -125,8 +125,36 @@ def test_in_execution_the_share_grows_as_the_rate_falls():
         record["learning_rate"][began + RAMP :], 1e-2 * factor[RAMP:], rtol=1e-5
     )
     count = np.arange(300 - began) + began - 20
-    wanted = (1 - 0.5 * factor) * count / (count + RAMP)
+    wanted = 0.5 * count / (count + RAMP)
     np.testing.assert_allclose(record["slow_share"][began:], wanted, rtol=1e-5)
+
+
+def _ringing(share):
+    """Height of the second swing over the first of the direction that rings most.
+
+    Directions from flat to stiff, pushed by a mean of the past, under a rate that falls as 1/t.
+    """
+    began, stiffness = 2000, jnp.geomspace(0.1, 1000.0, 41)
+    tx = fgo.slow_momentum(share, ramp_steps=1)
+
+    def step(carry, t):
+        x, state = carry
+        direction, state = tx.update(x, state)
+        x = x - stiffness / (began + t) * direction
+        return (x, state), x
+
+    start = jnp.zeros_like(stiffness)
+    state = tx.init(start)._replace(averaged_steps=jnp.int32(began), mean=start - 1.0)
+    _, path = jax.lax.scan(step, (start, state), jnp.arange(40_000.0))
+    path = np.asarray(path)
+    return np.max(-path.min(0) / path.max(0))
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_the_damping_ratio_is_the_root_of_what_the_share_leaves(share):
+    damping = np.sqrt(1 - share)
+    swing = np.exp(-np.pi * damping / np.sqrt(1 - damping**2))
+    assert _ringing(share) == pytest.approx(swing, rel=0.02)
 
 
 def test_no_share_keeps_no_state():

@@ -213,7 +213,7 @@ def test_each_reading_has_runs_at_the_rate_tuned_for_it(tmp_path, monkeypatch):
     level = Level("planted", "a planted level", 0.5, {"raw": "constant", "averaged": "constant"})
     plan = study.Plan([level], {"raw": 0.02, "averaged": 0.03}, settings, True)
     held = study.hold(task, variants, plan, [0, 1], tmp_path)
-    ours = [(0.02, 2.0), (0.02, 1.0), (0.03, 8.0), (0.03, 4.0)]
+    ours = [(0.02, 1.0), (0.02, 0.5), (0.03, 4.0), (0.03, 2.0)]
     assert sorted(asked, key=str) == sorted([*ours, *ours, *4 * [(0.05, None)]], key=str)
     assert len(asked) == study.num_runs(plan, variants, [0, 1])
     for weights in study.READINGS:
