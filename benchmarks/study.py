@@ -73,7 +73,7 @@ class Plan(NamedTuple):
 
 
 def plan(task: Task, is_evidence: bool) -> Plan:
-    """The claim's levels of a task with their references, and the rates tuned for them.
+    """The claim's levels of a task with their references, and the rates tuned for the first.
 
     Raises:
       FileNotFoundError: where the task has no committed settings.
@@ -119,7 +119,7 @@ def hold(
     announce: Callable[[str], None] = lambda text: None,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> Study:
-    """Runs every variant on every seed for both readings, or reads what `directory` has already.
+    """Runs every variant and reference for both readings, or reads what `directory` has already.
 
     What a variant does not set it has as the protocol has it for that reading.
     """
@@ -258,8 +258,8 @@ def print_tables(kind: ModuleType, tables: Mapping[str, Any], console: Console) 
                 for row in kind.cells(table, level[weights]):
                     shown.add_row(*row)
                 console.print(shown)
-                if kind.caption(level[weights]):
-                    console.print(kind.caption(level[weights]))
+                if said := kind.caption(level[weights]):
+                    console.print(said)
         if not table["evidence"]:
             console.print(
                 "A look, no evidence: few seeds, a short horizon or other data.", style="bold red"

@@ -67,12 +67,6 @@ def reask(
     :func:`fgo_jax.slow_momentum` in the direction, which cuts the rate of what a single
     gradient says and keeps that of what the gradients of this phase agree on.
 
-    The share bounds what the momentum's lag can do. With curvature h and a rate A/(h t), a
-    parameter and the mean of its directions over a memory c t are a linear oscillator in
-    log t, whose damping ratio :math:`((1 - \sigma) A + 1/c) / (2 \sqrt{A/c})` is at least
-    :math:`\sqrt{1 - \sigma}` for every A and c. At a half no direction rings, however stiff:
-    a swing leaves at most a twentieth of itself to the next. Towards one, stiff ones do.
-
     Args:
       learning_rate: the peak :math:`\eta` that acquisition used; number or schedule.
       cut: c, the share of the rate that is taken away.
@@ -107,7 +101,7 @@ def execution(
     cut: float = 0.5,
     decay: str = "hyperbolic",
     decay_steps: int | None = None,
-    decay_ratio: float = 2.0,
+    decay_ratio: float = 1.0,
     floor: float = 0.0,
     transform: optax.GradientTransformation | None = None,
     weight_decay: float = 0.0,
@@ -123,6 +117,15 @@ def execution(
     (1 + cos(pi x))/2, ``exponential`` 100^-x. The first two have no end: a decay that
     began too early still arrives. With ``total_steps`` of :func:`fgo_jax.phased` every
     law ends there; the two without an end take the smaller of themselves and a line.
+
+    The share of a slow momentum bounds what its lag can do. Where the rate has come to fall
+    as A/(h t) in a direction of curvature h, t counted from the momentum's start, the
+    parameter and the mean of its directions over a memory of w t steps are a linear
+    oscillator in log t, with the damping ratio
+    :math:`((1 - \sigma) A + 1/w) / (2 \sqrt{A/w}) \ge \sqrt{1 - \sigma}` at the share
+    :math:`\sigma`, whatever A and w. At a half it is well damped, however stiff the
+    direction: a swing leaves about a twentieth of itself to the next. Towards one it rings.
+
     Args:
       learning_rate: the peak :math:`\eta`; number or schedule.
       cut: c, as in :func:`reask`.

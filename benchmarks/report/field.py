@@ -12,11 +12,12 @@ from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from benchmarks.picture import COLORS, INK, PHASE_INKS, QUIET, STYLE
 from benchmarks.report.text import known
-from benchmarks.triggers import MULTIPLES
+from benchmarks.triggers import DEFAULT, SHORTEST
 
 READINGS = {"raw": "-", "averaged": (0, (4, 1.6))}
 LENGTH_INKS = {1.0: INK, 0.25: "#e08e0b", 4.0: "#2e9e5b"}
 SIGNAL_INK = "#7a5195"
+TOP = 1.6  # of the ratios that are told apart
 
 
 def draw(name: str, table: Mapping[str, Any], level: str) -> Figure:
@@ -27,6 +28,7 @@ def draw(name: str, table: Mapping[str, Any], level: str) -> Figure:
       table: what :mod:`benchmarks.triggers` stores of it.
       level: one of its levels.
     """
+    # Ticks are made when the figure is saved: whoever saves it keeps the style, too.
     with plt.rc_context(STYLE):
         figure = plt.figure(figsize=(12, 6.4), layout="constrained")
         halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15), wspace=0.03)
@@ -52,7 +54,7 @@ def _signals(figure, name: str, table: Mapping[str, Any], level: str) -> None:
             low, middle, high = (_finite(field[signal][k]) for k in ("low", "median", "high"))
             axis.fill_between(field["steps"], low, high, color=SIGNAL_INK, alpha=0.12, lw=0)
             axis.plot(field["steps"], middle, color=SIGNAL_INK, lw=1.4, ls=dashes, label=weights)
-            began = table["levels"][level][weights]["rows"]["fgo"]["started"]
+            began = table["levels"][level][weights]["rows"][DEFAULT]["started"]
             for index, steps in enumerate(began, start=1):
                 at = np.median(known(steps))
                 if np.isfinite(at):
@@ -77,25 +79,35 @@ def _oracle(axis, table: Mapping[str, Any], level: Mapping[str, Any], weights: s
     lines: dict[tuple[float, int], list[tuple[float, float]]] = {}
     for row in reading["grid"].values():
         first = row["setting"]["first"]
-        longer = int(row["setting"]["second"] > np.mean(MULTIPLES) * first)
+        longer = int(row["setting"]["second"] - first > SHORTEST)
         ratio = np.median(known(row["steps"]["values"]) / own)
         lines.setdefault((row["decay"], longer), []).append((first, ratio))
     for (length, longer), points in sorted(lines.items()):
         at, ratios = np.asarray(sorted(points)).T
         words = "own decay" if length == 1 else f"decay x {length:g}"
         axis.plot(
-            at, np.where(np.isfinite(ratios), ratios, np.nan), marker="o", ms=3, lw=1.3,
-            color=LENGTH_INKS[length], ls=":" if longer else "-",
+            at, np.minimum(ratios, TOP), marker="o", ms=3, lw=1.3,
+            color=LENGTH_INKS.get(length, QUIET), ls=":" if longer else "-",
             label=f"{words}, longer re-ask" if longer else words,
         )  # fmt: skip
-    began = np.median(known(reading["rows"]["fgo"]["started"][0]))
+    began = np.median(known(reading["rows"][DEFAULT]["started"][0]))
     default = reading["over_reference"]["default"]["median"]
-    if default is not None and np.isfinite([began, default]).all():
+    if np.isfinite(began):
         axis.plot(
-            began, default, "*", ms=13, color=COLORS["fgo"], mec="white", label="default triggers"
+            began,
+            TOP if default is None else min(default, TOP),
+            "*",
+            ms=13,
+            color=COLORS["fgo"],
+            mec="white",
+            label="default triggers",
         )
     axis.axhline(1, color=QUIET, lw=0.9, ls=":")
-    axis.set(xscale="log", ylabel="steps over the reference's", ylim=(0, 1.6))
+    # A level that is missed must be seen, too.
+    axis.axhline(TOP, color=QUIET, lw=0.9, ls=":")
+    axis.annotate("missed, or more", (0.01, TOP), xycoords=("axes fraction", "data"),
+                  va="bottom", fontsize=7.5, color=QUIET)  # fmt: skip
+    axis.set(xscale="log", ylabel="steps over the reference's", ylim=(0, 1.05 * TOP))
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.xaxis.set_minor_formatter(ScalarFormatter())
     axis.set_title(f"{weights} weights, over {reading['reference']['name']}")

@@ -18,8 +18,9 @@ LEGEND = (
 
 LEVEL = "claim"
 STEPS = (
-    "Median steps to the level that the refinement alone (the natural gradient at a constant "
-    "rate) ends with, with raw or averaged weights:"
+    "Median steps to the claim's level: the task's fixed target, or else what the refinement alone "
+    "(the natural gradient at a constant rate) ends with by its raw weights. Methods are judged by "
+    "averaged weights where their name says so; -: not run at this level."
 )
 SHOWN = {
     "constant": "Adam",

@@ -121,12 +121,12 @@ def _other(name: str, content: Any) -> str:
     console = markup.Collector()
     try:
         _PRINTERS[name](content, console)
+        shown = markup.printed(console)
+        return f"{_regrets(content)}{shown}" if name == "triggers" else shown
     except (KeyError, TypeError) as error:
         # A file of another revision is shown as it is, and said to be one.
         why = f"{name}.json is not as this revision writes it: {error!r}."
         return f"<p class='warning'>{html.escape(why)}</p>{_folded('As stored', content)}"
-    shown = markup.printed(console)
-    return f"{_regrets(content)}{shown}" if name == "triggers" else shown
 
 
 def _regrets(content: Mapping[str, Any]) -> str:
@@ -134,8 +134,9 @@ def _regrets(content: Mapping[str, Any]) -> str:
     body = [[html.escape(cell) for cell in row] for row in regrets.rows(content)]
     listed = "".join(f"<li>{html.escape(s)}</li>" for s in regrets.sentences(content))
     pictures = [
-        _image(figures.field(task, table, next(iter(table["levels"]))), f"field of {task}")
+        _image(figures.field(task, table, regrets.LEVEL), f"field of {task}")
         for task, table in content["tasks"].items()
+        if regrets.LEVEL in table["levels"]
     ]
     head, note = regrets.HEADINGS, f"<p class='note'>{html.escape(regrets.LEGEND)}</p>"
     return "\n".join([markup.rows(head, body), note, f"<ul>{listed}</ul>", *pictures])

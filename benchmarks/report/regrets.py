@@ -22,8 +22,9 @@ HEADINGS = (
     "best rival",
 )
 LEGEND = (
-    "Steps over those of the refinement at its constant rate, for the default triggers, the best "
-    "switch times in hindsight, and the best times and length of the decay. Realised: the share "
+    "Steps to the claim's level over those of the refinement at its constant rate, for the default "
+    "triggers, the best switch times of a grid in hindsight, and the best times and length of the "
+    "decay. Realised: the share "
     "of what the best times save. Regret: steps over those with the best times, less one. Best "
     "rival: the trigger with the least regret among the others."
 )
@@ -43,7 +44,8 @@ def rows(content: Any) -> list[tuple[str, ...]]:
     found = []
     for reading in _readings(content):
         table, ratios = reading.table, reading.table["over_reference"]
-        rival = min(_rivals(table), key=reading.regret)
+        rivals = [name for name in table["rows"] if name != DEFAULT]
+        rival = min(rivals, key=reading.regret, default=None)
         share = realised(table)
         found.append(
             (
@@ -52,7 +54,7 @@ def rows(content: Any) -> list[tuple[str, ...]]:
                 *(spread(ratios[k], "{:.2f}", beyond="∞") for k in ("default", "best", "oracle")),
                 "-" if math.isnan(share) else f"{share:.0%}",
                 spread(table["rows"][DEFAULT]["excess"], "{:+.0%}", beyond="∞"),
-                f"{rival.removeprefix('fgo_by_')} {number(reading.regret(rival), '{:+.0%}', '∞')}",
+                "-" if rival is None else _with_regret(rival, reading.regret(rival)),
             )
         )
     return found
@@ -67,21 +69,19 @@ def sentences(content: Any) -> list[str]:
         shared = set.intersection(*(set(reading.table["rows"]) for reading in those))
         middles = {t: evidence.middle([r.regret(t) for r in those]) for t in shared}
         ordered = sorted(middles, key=lambda trigger: (middles[trigger], trigger))
-        listed = ", ".join(
-            f"{t.removeprefix('fgo_by_')} {number(middles[t], '{:+.0%}', '∞')}" for t in ordered
-        )
+        listed = ", ".join(_with_regret(trigger, middles[trigger]) for trigger in ordered)
         tasks = f"{len(those)} task{'s' * (len(those) > 1)}"
         lines.append(f"Regret, {weights} weights, median over {tasks}: {listed}.")
     return lines
 
 
 def _readings(content: Any) -> Iterator[_Reading]:
-    for task, table in restored(content["tasks"]).items():
+    for task, table in restored(content.get("tasks", {})).items():
         level = table["levels"].get(LEVEL)
         if table["evidence"] and level is not None:
             for weights in ("raw", "averaged"):
                 yield _Reading(task, weights, level[weights])
 
 
-def _rivals(table: Mapping[str, Any]) -> list[str]:
-    return [name for name in table["rows"] if name != DEFAULT]
+def _with_regret(trigger: str, regret: float) -> str:
+    return f"{trigger.removeprefix('fgo_by_')} {number(regret, '{:+.0%}', '∞')}"

@@ -14,7 +14,7 @@ from benchmarks import ablation, evidence, study, study_commands, triggers
 from benchmarks.__main__ import main
 from benchmarks.levels import Level
 from benchmarks.methods import METHODS, STUDIED, phases
-from benchmarks.report import page, regrets
+from benchmarks.report import field, page, regrets
 from benchmarks.report.reading import read
 from benchmarks.runner import plain
 from benchmarks.study import Study, Variant
@@ -53,8 +53,8 @@ def test_only_the_trigger_and_its_probe_differ(name, cheap_refinement):
     params = jax.eval_shape(task.init, jax.random.key(0))
     ours = jax.eval_shape(METHODS["fgo"].build(task, hp).init, params)
     theirs = jax.eval_shape(METHODS[name].build(task, hp).init, params)
-    for field in ("transforms", "average", "started", "hyperparams"):
-        assert getattr(ours, field) == getattr(theirs, field)
+    for part in ("transforms", "average", "started", "hyperparams"):
+        assert getattr(ours, part) == getattr(theirs, part)
     update = METHODS[name].build(task, hp).update
     loss = jax.ShapeDtypeStruct((), np.float32)
     _, after = jax.eval_shape(update, params, theirs, params, value=loss)
@@ -195,7 +195,9 @@ def _planted(name="planted"):
     rates: dict[study.Weights, float] = {"raw": 0.1, "averaged": 0.1}
     own = {s: _curves(h, (-1, -1), (0, 0)) for s, h in enumerate((80, 101, 100))}
     references = {(name, weights): own for weights in study.READINGS}
-    both = {weights: runs for weights in study.READINGS}
+    # Averaged weights take the triggers ten steps longer.
+    slower = {**runs, "fgo": {s: _curves(h, (30, -1), (1, 0)) for s, h in enumerate((54, 65, 100))}}
+    both: dict[study.Weights, dict] = {"raw": runs, "averaged": slower}
     return Study(task, [level], rates, variants, both, references, True)
 
 
@@ -257,12 +259,29 @@ def test_triggers_at_a_glance():
     assert row[:3] == ("quadratic_bowl", "raw", "0.55 [0.55, 0.90]")
     assert row[3:5] == ("0.50 [0.50, 0.60]", "0.40 [0.25, 0.60]")
     assert row[5:] == ("90%", "+10% [+10%, +50%]", "angle ∞")
-    assert again[1] == "averaged"
+    assert again[1:3] == ("averaged", "0.68 [0.65, 1.00]")
     first, _ = regrets.sentences(content)
     assert first == "Regret, raw weights, median over 1 task: fgo +10%, angle ∞."
     content["tasks"]["quadratic_bowl"]["evidence"] = False
     assert not regrets.rows(content)
     assert not regrets.sentences(content)
+
+
+def test_the_picture_shows_the_triggers_beside_the_oracle():
+    table = json.loads(json.dumps(plain(triggers.table_of(_planted("claim")))))
+    figure = field.draw("quadratic_bowl", table, "claim")
+    raw, averaged = figure.subfigs[1].axes
+    for axis, ratio in ((raw, 0.55), (averaged, 0.675)):
+        lines = {line.get_label(): line.get_xydata() for line in axis.lines}
+        np.testing.assert_allclose(lines["default triggers"], [[30, ratio]])
+        np.testing.assert_allclose(lines["own decay"], [[1, 0.5], [3, 0.7]])
+        np.testing.assert_allclose(lines["decay x 4"], [[1, 0.4]])
+    dimension = figure.subfigs[0].axes[0]
+    assert {line.get_label() for line in dimension.lines} >= {"raw", "averaged"}
+    table["levels"]["claim"]["raw"]["over_reference"]["default"]["median"] = None
+    missed = field.draw("quadratic_bowl", table, "claim").subfigs[1].axes[0]
+    (star,) = (line for line in missed.lines if line.get_label() == "default triggers")
+    np.testing.assert_allclose(star.get_xydata(), [[30, field.TOP]])
 
 
 def test_the_field_is_the_median_over_seeds_of_what_the_default_measured():
