@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
+from benchmarks import evidence
 from benchmarks.picture import COLORS, INK, PHASE_INKS, QUIET, STYLE
 from benchmarks.report.text import known
 from benchmarks.triggers import DEFAULT, SHORTEST
@@ -56,7 +57,7 @@ def _signals(figure, name: str, table: Mapping[str, Any], level: str) -> None:
             axis.plot(field["steps"], middle, color=SIGNAL_INK, lw=1.4, ls=dashes, label=weights)
             began = table["levels"][level][weights]["rows"][DEFAULT]["started"]
             for index, steps in enumerate(began, start=1):
-                at = np.median(known(steps))
+                at = evidence.middle(known(steps))
                 if np.isfinite(at):
                     axis.axvline(at, color=PHASE_INKS[index], lw=1.1, ls=dashes)
         axis.set_ylabel(signal.replace("_", " "), fontsize=8)
@@ -75,12 +76,13 @@ def _signals(figure, name: str, table: Mapping[str, Any], level: str) -> None:
 
 def _oracle(axis, table: Mapping[str, Any], level: Mapping[str, Any], weights: str) -> None:
     reading = level[weights]
-    own = np.minimum(known(reading["reference"]["steps"]["values"]), table["num_steps"])
+    own = known(reading["reference"]["steps"]["values"])
     lines: dict[tuple[float, int], list[tuple[float, float]]] = {}
     for row in reading["grid"].values():
         first = row["setting"]["first"]
         longer = int(row["setting"]["second"] - first > SHORTEST)
-        ratio = np.median(known(row["steps"]["values"]) / own)
+        steps = known(row["steps"]["values"])
+        ratio = evidence.middle(evidence.paired_ratios(steps, own, table["num_steps"]))
         lines.setdefault((row["decay"], longer), []).append((first, ratio))
     for (length, longer), points in sorted(lines.items()):
         at, ratios = np.asarray(sorted(points)).T
@@ -90,7 +92,7 @@ def _oracle(axis, table: Mapping[str, Any], level: Mapping[str, Any], weights: s
             color=LENGTH_INKS.get(length, QUIET), ls=":" if longer else "-",
             label=f"{words}, longer re-ask" if longer else words,
         )  # fmt: skip
-    began = np.median(known(reading["rows"][DEFAULT]["started"][0]))
+    began = evidence.middle(known(reading["rows"][DEFAULT]["started"][0]))
     default = reading["over_reference"]["default"]["median"]
     if np.isfinite(began):
         axis.plot(

@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.report.claims import CLAIMS, FIT, Comparison, Verdict, compare, judge
 from benchmarks.report.reading import CLAIM_TASKS, Results
 from benchmarks.report.text import number, spread
+from benchmarks.study import LEVELS
 
 EASY = "°"
 LEGEND = (
@@ -16,7 +17,7 @@ LEGEND = (
     f"is there before {FIT:g} T, so the level is easy; ∞: FGO misses it; -: not raced."
 )
 
-LEVEL = "claim"
+LEVEL = LEVELS[0]
 STEPS = (
     "Median steps to the claim's level: the task's fixed target, or else what the refinement alone "
     "(the natural gradient at a constant rate) ends with by its raw weights. Methods are judged by "

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from benchmarks import evidence
+from benchmarks import evidence, study
 from benchmarks.report.text import number, restored, spread
 from benchmarks.triggers import DEFAULT, realised
 
-LEVEL = "claim"
+LEVEL = study.LEVELS[0]
 HEADINGS = (
     "task",
     "weights",
@@ -79,7 +79,7 @@ def _readings(content: Any) -> Iterator[_Reading]:
     for task, table in restored(content.get("tasks", {})).items():
         level = table["levels"].get(LEVEL)
         if table["evidence"] and level is not None:
-            for weights in ("raw", "averaged"):
+            for weights in study.READINGS:
                 yield _Reading(task, weights, level[weights])
 
 
