@@ -49,7 +49,12 @@ def _curvature_probe(name: str):
     def parts(task: Task):
         import fgo_jax as fgo
 
-        operator = fgo.curvature.ggn(task.predict, task.loss_name)
+        def predict(params, batch):
+            outputs = task.predict(params, batch)
+            # One number per example, as on the bowl, is an output of one entry.
+            return outputs[..., None] if outputs.ndim == 1 else outputs
+
+        operator = fgo.curvature.ggn(predict, task.loss_name)
         make = getattr(fgo.probes, name)
         probe = make(operator, every=EVERY, examples=task.batch_size)
         return {"probe": probe, **_dimension_triggers()}
