@@ -18,10 +18,11 @@ from benchmarks.study import Study, Variant
 from benchmarks.tasks.task import Task
 
 DEFAULT = "default"
-OWN_DECAY = ("hyperbolic", 1.0)
+OWN_DECAY = ("adaptive", 1.0)
 CUTS = (0.3, 0.5)
 SHARES = (0.25, 0.75)
-LENGTHS = (0.25, 1.0)  # of decays over the protocol's own
+LENGTHS = (1.0, 4.0)  # of decays over the protocol's own
+ONSETS = (0.0, 0.5, 1.0)  # one of them is the reading's own
 
 RULE = (
     "excess = steps with the change / steps of the unchanged protocol - 1, seed by seed, "
@@ -45,10 +46,17 @@ VARIANTS = (
     _variant("probe", "lanczos", "lanczos"),
     _variant("switch", "Adam, then refinement", "adam_first"),
     _variant("switch", "Adam throughout", "adam_throughout"),
-    _variant("momentum", "none", "no_momentum"),
+    _variant("momentum", "none, hyperbolic", "no_momentum"),
+    dataclasses.replace(
+        _variant("momentum", "none, hyperbolic, x 4", "no_momentum"), decay=LENGTHS[-1]
+    ),
     *(_variant("momentum", f"share {s:g}", "changed", slow_share=s) for s in SHARES),
     *(_variant("cut", f"cut {cut:g}", "changed", cut=cut) for cut in CUTS),
-    *(_variant("cut", f"cut {cut:g}, no momentum", "no_momentum", cut=cut) for cut in CUTS),
+    *(
+        _variant("cut", f"cut {cut:g}, no momentum, hyperbolic", "no_momentum", cut=cut)
+        for cut in CUTS
+    ),
+    *(_variant("decay", f"onset {q:g}", "changed", decay_onset=q) for q in ONSETS),
     *(
         dataclasses.replace(
             _variant("decay", name if length == 1 else f"{name}, x {length:g}", f"decay_{name}"),

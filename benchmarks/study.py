@@ -19,7 +19,7 @@ from benchmarks.report.text import spread
 from benchmarks.runner import environment, held_in, plain, run, write_json
 from benchmarks.tasks.task import Task
 from benchmarks.training import Curves
-from fgo_jax.protocol import default_decay_ratio
+from fgo_jax.protocol import default_decay_onset
 
 Weights = Literal["raw", "averaged"]
 # Of each run two readings, for whose rates two contestants are tuned.
@@ -38,7 +38,7 @@ class Variant:
       setting: what `build` takes besides the learning rate.
       part: what it varies.
       note: what a reader of the table must know.
-      decay: the length of its decay over the protocol's own for the reading.
+      decay: the length of its decay over the protocol's own.
     """
 
     name: str
@@ -62,6 +62,16 @@ class Study:
     # (level, weights) -> seed -> curves of the level's reference
     references: Mapping[tuple[str, Weights], Mapping[int, Curves]]
     evidence: bool
+
+
+def setting_of(variant: Variant, weights: Weights, rate: float) -> dict[str, float]:
+    """What a variant is built with for a reading, whose own onset of the decay it has."""
+    return {
+        "learning_rate": rate,
+        "decay_ratio": variant.decay,
+        "decay_onset": default_decay_onset(averaged=weights == "averaged"),
+        **variant.setting,
+    }
 
 
 class Plan(NamedTuple):
@@ -134,8 +144,7 @@ def hold(
         return curves
 
     def varied(variant: Variant, weights: Weights) -> dict[int, Curves]:
-        ratio = variant.decay * default_decay_ratio(averaged=weights == "averaged")
-        setting = {"learning_rate": plan.rates[weights], "decay_ratio": ratio, **variant.setting}
+        setting = setting_of(variant, weights, plan.rates[weights])
         return trained(variant.name, variant.method, setting, weights)
 
     runs: dict[Weights, Any] = {w: {v.name: varied(v, w) for v in variants} for w in READINGS}

@@ -8,8 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-DECAYS = ("hyperbolic", "inverse_sqrt", "linear", "one_minus_sqrt", "cosine", "exponential")
-_ENDLESS = ("hyperbolic", "inverse_sqrt")
+DECAYS = (
+    "adaptive",
+    "hyperbolic",
+    "inverse_sqrt",
+    "linear",
+    "one_minus_sqrt",
+    "cosine",
+    "exponential",
+)
+_ENDLESS = ("adaptive", "hyperbolic", "inverse_sqrt")
 
 
 class Clock(NamedTuple):
@@ -18,9 +26,11 @@ class Clock(NamedTuple):
     phase_step: jax.Array  # [], int32; since the phase began
     started: jax.Array | None  # [], int32; steps before the phase; None: the phase is alone
     total_steps: Any  # int or [] int32; the horizon, or None
+    fallen: jax.Array  # [], float32; -log of the factor that an adaptive decay has come to
 
 
 Law = Callable[[Clock], jax.Array]
+Fall = Callable[[Clock, jax.Array], jax.Array]
 
 
 def peak(learning_rate: Any, cut: Any = 0.0) -> Law:
@@ -63,22 +73,42 @@ def decay(name: str, decay_steps: Any, decay_ratio: Any, floor: Any) -> Law:
             remaining = jnp.maximum(
                 jnp.asarray(clock.total_steps, jnp.float32) - clock.started.astype(jnp.float32), 1.0
             )
-        if decay_steps is not None:
-            length = jnp.maximum(jnp.asarray(decay_steps, jnp.float32), 1.0)
-        elif clock.started is None:
-            raise ValueError(
-                "execution alone follows no steps to take its length from: pass decay_steps=."
-            )
-        elif remaining is not None and name not in _ENDLESS:
+        if remaining is not None and decay_steps is None and name not in _ENDLESS:
             length = remaining
         else:
-            length = jnp.maximum(decay_ratio * clock.started.astype(jnp.float32), 1.0)
-        factor = _factor(name, elapsed / length)
+            length = _length(clock, decay_steps, decay_ratio)
+        factor = jnp.exp(-clock.fallen) if name == "adaptive" else _factor(name, elapsed / length)
         if remaining is not None:
             factor = jnp.minimum(factor, jnp.maximum(1.0 - elapsed / remaining, 0.0))
         return jnp.maximum(factor, jnp.asarray(floor, jnp.float32))
 
     return law
+
+
+def adaptive_fall(decay_steps: Any, decay_ratio: Any, onset: Any) -> Fall:
+    """What -log of an adaptive decay's factor gains by a step at an exponent of the energy.
+
+    By all of the hyperbolic law's share, none, or a part of it: min(1, max(0, q - onset)).
+    """
+
+    def fall(clock: Clock, exponent: jax.Array) -> jax.Array:
+        length = _length(clock, decay_steps, decay_ratio)
+        whole = jnp.log1p(1.0 / (length + clock.phase_step.astype(jnp.float32)))
+        part = jnp.clip(exponent - jnp.asarray(onset, jnp.float32), 0.0, 1.0)
+        return whole * jnp.where(jnp.isnan(part), 0.0, part)
+
+    return fall
+
+
+def _length(clock: Clock, decay_steps: Any, decay_ratio: Any) -> jax.Array:
+    """L, the decay's length in steps."""
+    if decay_steps is not None:
+        return jnp.maximum(jnp.asarray(decay_steps, jnp.float32), 1.0)
+    if clock.started is None:
+        raise ValueError(
+            "execution alone follows no steps to take its length from: pass decay_steps=."
+        )
+    return jnp.maximum(decay_ratio * clock.started.astype(jnp.float32), 1.0)
 
 
 def _factor(name: str, progress: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fgo_jax import _checks, averaging, slow_momentum
+from fgo_jax import _checks, averaging, energy_fall, slow_momentum
 from fgo_jax.handover import Plan, graft_init
 from fgo_jax.phase import Phase, decayed, scaled
 from fgo_jax.probes.probe import Probe, ProbeInputs
@@ -119,6 +119,7 @@ def phased(
             driver_since=i32(0),
             handover_left=i32(0),
             entry_rate=jnp.full([], -1.0, jnp.float32),
+            fallen=jnp.zeros([], jnp.float32),
             started=i32([0] + [-1] * (count - 1)),
             causes=i32([BY_HAND] + [NOT_BEGUN] * (count - 1)),
             stop_flag=jnp.zeros([], jnp.bool_),
@@ -131,6 +132,7 @@ def phased(
             transforms=tuple(transform.init(params) for transform in plan.transforms),
             grafts=graft_init(params) if plan.fills else (),
             slow=slow_momentum.momentum_init(params) if course.has_slow_momentum else (),
+            energy_fall=energy_fall.energy_fall_init() if course.has_adaptive_decay else (),
             average=()
             if average_weights is None
             else averaging.average_init(params, average_weights),
@@ -228,14 +230,19 @@ def phased(
             clip_norm=clip_norm,
             extras={**extra, **given},
         )
-        slow = state.slow
+        slow, falling = state.slow, state.energy_fall
+        fall, slow_taken = jnp.zeros([], jnp.float32), finite
+        if course.has_adaptive_decay:
+            falling = energy_fall.energy_fall_update(falling, slow, finite)
+            fall = course.fall(state, energy_fall.energy_exponent(falling))
+            slow_taken &= falling.measurements >= 0  # as `ready`: measured before it moves
         if course.has_slow_momentum:
             direction, slow = slow_momentum.momentum_update(
                 slow,
                 direction,
                 course.slow_share(state),
                 ramp_steps=handover_steps,
-                taken=finite,
+                taken=slow_taken,
             )
         # Outside the switch, where it fuses with the addition to the parameters.
         direction = decayed(phases, state.phase, direction, params)
@@ -249,7 +256,7 @@ def phased(
                 )
             average = averaging.average_update(average, params, average_weights, finite)
 
-        moved = course.advance(state, holds, rate)
+        moved = course.advance(state, holds, rate, fall)
         new = jax.tree.map(
             lambda a, b: jnp.where(finite, a, b),
             moved._replace(
@@ -274,6 +281,7 @@ def phased(
             transforms=transforms,
             grafts=grafts,
             slow=slow,
+            energy_fall=falling,
             average=average,
         )
         return updates, optax.tree.cast_like(new, state)
@@ -292,6 +300,7 @@ def _untouched() -> dict[str, tuple[()]]:
             "transforms",
             "grafts",
             "slow",
+            "energy_fall",
             "average",
         ),
         (),

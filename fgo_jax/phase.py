@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
-from fgo_jax.laws import Clock, Law
+from fgo_jax.energy_fall import energy_exponent, energy_fall_init, energy_fall_update
+from fgo_jax.laws import Clock, Fall, Law
 from fgo_jax.slow_momentum import momentum_init, momentum_update
 
 
@@ -21,6 +22,8 @@ class PhaseState(NamedTuple):
     hyperparams: dict[str, jax.Array]  # {"fgo_learning_rate": [], float32}
     inner: Any  # the gradient transformation's own state
     slow: Any  # SlowMomentumState, or ()
+    energy_fall: Any  # EnergyFallState, or ()
+    fallen: jax.Array  # [], float32; -log of an adaptive decay's factor
 
 
 class Phase(optax.GradientTransformationExtraArgs):
@@ -34,6 +37,7 @@ class Phase(optax.GradientTransformationExtraArgs):
       mask: as in `optax.adamw`.
       inherits: whether the transform of the phase before is kept in its place.
       slow_share: of :func:`fgo_jax.slow_momentum` in the direction; None for none.
+      fall: what an adaptive decay's -log factor gains by a step; None where the law has none.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Phase(optax.GradientTransformationExtraArgs):
     mask: Any
     inherits: bool
     slow_share: Any
+    fall: Fall | None
 
     def __new__(
         cls,
@@ -53,10 +58,16 @@ class Phase(optax.GradientTransformationExtraArgs):
         mask: Any = None,
         inherits: bool = False,
         slow_share: Any = None,
+        fall: Fall | None = None,
     ):
         _checks.non_negative("weight_decay", weight_decay)
         if slow_share is not None:
             _checks.fraction("slow_share", slow_share)
+        if fall is not None and (slow_share is None or _is_zero(slow_share)):
+            raise ValueError(
+                f"phase {name!r}: an adaptive decay follows the slow momentum. Give a positive "
+                'slow_share, or another decay such as "hyperbolic".'
+            )
         if not isinstance(transform, optax.GradientTransformation):
             raise ValueError(
                 f"the transform of phase {name!r} must be an optax.GradientTransformation "
@@ -65,18 +76,25 @@ class Phase(optax.GradientTransformationExtraArgs):
         with_extras = optax.with_extra_args_support(transform)
 
         def init(params: Any) -> PhaseState:
-            law(Clock(jnp.zeros([], jnp.int32), None, None))  # raises where it needs company
+            zero = jnp.zeros([], jnp.float32)
+            law(Clock(jnp.zeros([], jnp.int32), None, None, zero))  # raises where it needs company
             return PhaseState(
                 jnp.zeros([], jnp.int32),
                 {"fgo_learning_rate": jnp.zeros([], jnp.float32)},
                 with_extras.init(params),
                 () if slow_share is None else momentum_init(params),
+                () if fall is None else energy_fall_init(),
+                zero,
             )
 
         def update(updates, state, params=None, **extra):
-            clock = Clock(state.phase_step, None, None)
+            clock = Clock(state.phase_step, None, None, state.fallen)
             rate, slow = law(clock), state.slow
+            energy_fall, fallen = state.energy_fall, state.fallen
             direction, inner = with_extras.update(updates, state.inner, params, **extra)
+            if fall is not None:
+                energy_fall = energy_fall_update(energy_fall, slow, jnp.asarray(True))
+                fallen = fallen + fall(clock, energy_exponent(energy_fall))
             if slow_share is not None:
                 share = jnp.asarray(slow_share, jnp.float32)
                 direction, slow = momentum_update(slow, direction, share)
@@ -87,12 +105,14 @@ class Phase(optax.GradientTransformationExtraArgs):
                 {"fgo_learning_rate": rate},
                 inner,
                 slow,
+                energy_fall,
+                fallen,
             )
 
         self = super().__new__(cls, init, update)
         self.name, self.transform, self.law = name, transform, law
         self.weight_decay, self.mask, self.inherits = weight_decay, mask, inherits
-        self.slow_share = slow_share
+        self.slow_share, self.fall = slow_share, fall
         return self
 
 

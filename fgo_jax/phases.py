@@ -102,6 +102,7 @@ def execution(
     decay: str = "hyperbolic",
     decay_steps: int | None = None,
     decay_ratio: float = 1.0,
+    decay_onset: float = 0.0,
     floor: float = 0.0,
     transform: optax.GradientTransformation | None = None,
     weight_decay: float = 0.0,
@@ -115,8 +116,22 @@ def execution(
     factor is ``hyperbolic`` 1/(1 + s/L), ``inverse_sqrt`` 1/sqrt(1 + s/L), or, with
     x = min(1, s/L), ``linear`` 1 - x, ``one_minus_sqrt`` 1 - sqrt(x), ``cosine``
     (1 + cos(pi x))/2, ``exponential`` 100^-x. The first two have no end: a decay that
-    began too early still arrives. With ``total_steps`` of :func:`fgo_jax.phased` every
-    law ends there; the two without an end take the smaller of themselves and a line.
+    began too early still arrives.
+
+    ``adaptive`` has none either and takes its speed from the slow momentum, whose energy is
+    measured every ten steps and falls as :math:`t^{-q}`: q is 0 where directions agree, 1
+    where they are noise, 2 where the parameters have come to rest as far as this rate lets
+    them (:func:`fgo_jax.energy_fall.energy_exponent`). The factor f obeys
+
+    .. math:: -\frac{d \log f}{d \log (L + s)} = \min(1, \max(0, q - q_0)),
+
+    so that at the fastest it is the hyperbolic law, and where the loss is still going down
+    along some direction the rate stays. With the onset :math:`q_0 = 0` noise is a reason to
+    fall, as it must be where the last step's noise is in the weights; with 1 only rest is,
+    which is right for averaged weights, whose average damps noise at any rate.
+
+    With ``total_steps`` of :func:`fgo_jax.phased` every law ends there; those without an end
+    take the smaller of themselves and a line.
 
     The share of a slow momentum bounds what its lag can do. Where the rate has come to fall
     as A/(h t) in a direction of curvature h, t counted from the momentum's start, the
@@ -132,6 +147,7 @@ def execution(
       decay: name of the law.
       decay_steps: L. Needed when the phase is used alone, where no steps precede it.
       decay_ratio: kappa, used where ``decay_steps`` is None.
+      decay_onset: :math:`q_0` of the adaptive law; the others do not read it.
       floor: smallest factor.
       transform: None keeps the transform of the phase before; alone,
         :func:`fgo_jax.scale_by_kronecker_fisher`.
@@ -140,15 +156,17 @@ def execution(
       slow_share: of the slow momentum; None keeps none.
 
     Raises:
-      ValueError: for an unknown law, a negative rate, a share outside [0, 1), or alone
-        without ``decay_steps``.
+      ValueError: for an unknown law, a negative rate or onset, a share outside [0, 1), an
+        adaptive law without a share, or alone without ``decay_steps``.
 
     Example:
       >>> import fgo_jax as fgo
       >>> tx = fgo.execution(1e-3, cut=0.0, decay="cosine", decay_steps=1000)
 
     Sources: Friction-Guided Optimization (2026), section 4, phase 3; 1-sqrt, Haegele et
-    al. (2024); the hyperbolic law is that of averaged stochastic approximation.
+    al. (2024); the hyperbolic law is that of averaged stochastic approximation. That a rate
+    should fall when iterates only move to and fro: Pflug (1990), "Non-asymptotic confidence
+    bounds for stochastic approximation algorithms with constant step size".
     """
     _checks.learning_rate(learning_rate)
     _checks.fraction("cut", cut)
@@ -156,6 +174,7 @@ def execution(
     if decay_steps is not None:
         _checks.integer("decay_steps", decay_steps)
     _checks.positive("decay_ratio", decay_ratio)
+    _checks.non_negative("decay_onset", decay_onset)
     _checks.fraction("floor", floor)
     factor = laws.decay(decay, decay_steps, decay_ratio, floor)
     return Phase(
@@ -166,4 +185,7 @@ def execution(
         mask,
         inherits=transform is None,
         slow_share=slow_share,
+        fall=laws.adaptive_fall(decay_steps, decay_ratio, decay_onset)
+        if decay == "adaptive"
+        else None,
     )

@@ -46,9 +46,9 @@ def default_reask_trigger() -> Trigger:
     return triggers.below("agreement", 0.75)
 
 
-def default_decay_ratio(averaged: bool) -> float:
-    """An average of the weights damps noise by itself, so the rate may fall a quarter as fast."""
-    return 4.0 if averaged else 1.0
+def default_decay_onset(averaged: bool) -> float:
+    """Noise makes the rate fall; where an average of the weights damps it, rest alone does."""
+    return 1.0 if averaged else 0.0
 
 
 def default_stop_trigger() -> Trigger:
@@ -65,9 +65,10 @@ def target_acquisition(
     clip_norm: float | None = None,
     cut: float = 0.0,
     slow_share: float | None = 0.5,
-    decay: str = "hyperbolic",
-    decay_ratio: float | None = None,
+    decay: str = "adaptive",
+    decay_ratio: float = 1.0,
     decay_steps: int | None = None,
+    decay_onset: float | None = None,
     acquisition: optax.GradientTransformation | None = None,
     refinement: optax.GradientTransformation | None = None,
     execution: optax.GradientTransformation | None = None,
@@ -93,9 +94,11 @@ def target_acquisition(
        gradient says is cut by that share, the rate of what the gradients of this phase agree
        on is not. It ends when gradients are mostly noise in its own metric; where that is
        acquisition's too, as by default, about ``handover_steps`` after it began.
-    3. Execution: the same transform and share, the rate falling as 1/(1 + s/(kappa t1)),
-       s steps after a start at t1. It never ends; :func:`fgo_jax.should_stop` tells when
-       ten reported ``validation_value`` in a row brought no improvement.
+    3. Execution: the same transform and share. The rate falls by up to 1/(1 + s/(kappa t1)),
+       s steps after a start at t1, and by the less the more the slow momentum still says:
+       while its energy falls no faster than it would by noise (raw weights: while it does not
+       fall), the rate stays. It never ends; :func:`fgo_jax.should_stop` tells when ten
+       reported ``validation_value`` in a row brought no improvement.
 
     The dimension is measured in the metric of the transform that makes the updates. All of
     it is decided inside the compiled step from a sketch of the gradients that training
@@ -117,9 +120,10 @@ def target_acquisition(
       cut: share of the rate that re-ask takes away, from the slow momentum as well.
       slow_share: of the slow momentum from re-ask on; None keeps none.
       decay: law of execution; see :func:`fgo_jax.execution`.
-      decay_ratio: kappa, the decay's length relative to the steps before it; None is 1, or
-        4 with ``average_weights``, which damp noise as well.
+      decay_ratio: kappa, the decay's length relative to the steps before it.
       decay_steps: the decay's length in steps, instead.
+      decay_onset: how fast the slow momentum's energy must fall for an adaptive decay to
+        begin, as a power of 1/t; None is 0, or 1 (as noise does) with ``average_weights``.
       acquisition: gradient transformation of phase 1; None is the refinement itself. The
         paper's is a plain one: `optax.scale_by_adam()` makes cheaper steps, at the price
         of more of them and of a second state.
@@ -144,7 +148,7 @@ def target_acquisition(
       average, and that of ``acquisition`` where one is given (8 for Adam).
 
     Raises:
-      ValueError: for arguments out of range.
+      ValueError: for arguments out of range, or an adaptive decay without slow momentum.
       TypeError: in ``update``, where a probe or trigger of yours needs an extra argument.
 
     Example:
@@ -171,8 +175,8 @@ def target_acquisition(
         refinement = scale_by_kronecker_fisher()
     if acquisition is None:
         acquisition = refinement  # the very same object: one state, and no hand-over
-    if decay_ratio is None:
-        decay_ratio = default_decay_ratio(average_weights is not None)
+    if decay_onset is None:
+        decay_onset = default_decay_onset(average_weights is not None)
     _checks.integer("warmup_steps", warmup_steps, 0)
     return phased(
         [
@@ -191,6 +195,7 @@ def target_acquisition(
                 decay,
                 decay_steps,
                 decay_ratio,
+                decay_onset,
                 transform=execution,
                 weight_decay=weight_decay,
                 mask=mask,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax import _checks, phases
+from fgo_jax.energy_fall import EnergyFallState, energy_exponent
 from fgo_jax.slow_momentum import SlowMomentumState
 from fgo_jax.state import BY_HAND, NOT_BEGUN, FgoState
 from fgo_jax.triggers import ConditionState
@@ -40,6 +41,8 @@ def telemetry(opt_state: Any) -> dict[str, jax.Array]:
     - ``condition/i/NAME``: verdict of each condition that ends phase i: 1 holds, -1 does
       not, 0 unknown. In a run that stays in a phase these say what is missing;
     - ``slow_share``: of the slow momentum in the last direction, where a phase has one;
+    - ``energy_exponent``: q, where the energy of the slow momentum falls as 1/t^q, which an
+      adaptive decay follows; NaN until measured;
     - ``skipped_steps``, ``stop``.
 
     Args:
@@ -82,6 +85,8 @@ def _describe(state: FgoState) -> dict[str, jax.Array]:
     }
     if isinstance(state.slow, SlowMomentumState):
         numbers["slow_share"] = state.slow.share
+    if isinstance(state.energy_fall, EnergyFallState):
+        numbers["energy_exponent"] = energy_exponent(state.energy_fall)
     for index in range(state.started.shape[-1]):
         numbers[f"started/{index}"] = state.started[..., index]
         numbers[f"cause/{index}"] = state.causes[..., index]

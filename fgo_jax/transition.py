@@ -45,8 +45,22 @@ class Course:
         shares = [0.0 if phase.slow_share is None else phase.slow_share for phase in self.phases]
         return jnp.stack([jnp.asarray(share, jnp.float32) for share in shares])[state.phase]
 
+    @property
+    def has_adaptive_decay(self) -> bool:
+        return any(phase.fall is not None for phase in self.phases)
+
+    def fall(self, state: FgoState, exponent: jax.Array) -> jax.Array:
+        """What the running phase's adaptive decay falls by; 0 where it has none."""
+        falls = [
+            jnp.zeros([], jnp.float32)
+            if phase.fall is None
+            else phase.fall(self._clock(state, index), exponent)
+            for index, phase in enumerate(self.phases)
+        ]
+        return jnp.stack(falls)[state.phase]
+
     def _clock(self, state: FgoState, index: int) -> laws.Clock:
-        return laws.Clock(state.phase_step, state.started[index], self.total_steps)
+        return laws.Clock(state.phase_step, state.started[index], self.total_steps, state.fallen)
 
     def judge(
         self, state: FgoState, observation: Observation, running: jax.Array
@@ -66,7 +80,9 @@ class Course:
             )
         return holds, tuple(states)
 
-    def advance(self, state: FgoState, holds: jax.Array, rate: jax.Array) -> FgoState:
+    def advance(
+        self, state: FgoState, holds: jax.Array, rate: jax.Array, fall: jax.Array
+    ) -> FgoState:
         """The state after an update made at `rate`; `holds` says that a trigger ends the phase."""
         count = len(self.phases)
         total = jnp.asarray(optax.safe_increment(state.total_step))
@@ -99,6 +115,7 @@ class Course:
             driver_since=jnp.where(taken_over, total, state.driver_since),
             handover_left=left,
             entry_rate=jnp.where(leaves, rate, state.entry_rate),
+            fallen=jnp.where(leaves, 0.0, state.fallen + fall),
             started=jnp.where(begun, total, state.started),
             causes=jnp.where(begun, cause, state.causes),
             stop_flag=state.stop_flag | (holds & last),

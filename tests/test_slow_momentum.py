@@ -161,7 +161,7 @@ def test_no_share_keeps_no_state():
     params = mlp_params()
     assert three(None).init(params).slow == ()
     assert "slow_share" not in fgo.telemetry(three(None).init(params))
-    assert fgo.target_acquisition(1e-3, slow_share=None).init(params).slow == ()
+    assert fgo.target_acquisition(1e-3, slow_share=None, decay="cosine").init(params).slow == ()
 
 
 def test_a_step_that_is_not_finite_leaves_it_as_it_was():

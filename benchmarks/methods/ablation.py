@@ -11,7 +11,9 @@ from benchmarks.methods.method import Method
 from benchmarks.methods.phases import target_acquisition
 from benchmarks.tasks.task import Task
 
-DECAYS = ("hyperbolic", "inverse_sqrt", "linear", "one_minus_sqrt", "cosine", "exponential")
+DECAYS = (
+    "adaptive", "hyperbolic", "inverse_sqrt", "linear", "one_minus_sqrt", "cosine", "exponential",
+)  # fmt: skip
 # Steps between measurements of the matvec probes, whose own default is for longer runs.
 EVERY = 40
 
@@ -101,6 +103,7 @@ METHODS = (
     _changed("adam_first", _adam_first),
     _changed("adam_throughout", _adam_throughout),
     _changed("changed", lambda task: {}),  # by numbers, which come with the settings
-    _changed("no_momentum", lambda task: {"slow_share": None}),
+    # The protocol's own decay follows the momentum, so without one it needs another.
+    _changed("no_momentum", lambda task: {"slow_share": None, "decay": "hyperbolic"}),
     *(_changed(f"decay_{name}", _decay(name)) for name in DECAYS),
 )

@@ -22,9 +22,9 @@ def target_acquisition(task, hp, **parts):
 
 def raw(task, hp, **parts):
     """As without an average, which is kept beside for the curve of it."""
-    from fgo_jax.protocol import default_decay_ratio
+    from fgo_jax.protocol import default_decay_onset
 
-    hp = {"decay_ratio": default_decay_ratio(averaged=False), **hp}
+    hp = {"decay_onset": default_decay_onset(averaged=False), **hp}
     return target_acquisition(task, hp, **parts)
 
 
