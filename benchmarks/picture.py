@@ -20,6 +20,8 @@ from benchmarks.training import Curves
 
 INK, QUIET, RULE = "#22262b", "#6b7280", "#d9dde3"
 PHASE_TINTS = ("#fdf1dc", "#e2eefb", "#e4f4e8")
+# What the triggers read, what they could, and what the rate of execution follows.
+SHOWN = ("intrinsic_dimension", "agreement", "energy_rank", "energy_exponent")
 PHASE_INKS = ("#b26a00", "#1f63b5", "#2c7a44")
 # One hue a family; averaged siblings are dashed.
 COLORS = {
@@ -98,7 +100,7 @@ def _panels(figure, race: Race) -> None:
     figure.align_ylabels([curves, rungs])
     # Below the axes: a dozen names inside would hide the curves that they name.
     figure.legend(*curves.get_legend_handles_labels(), loc="outside lower center", ncols=3,
-                  fontsize=8, labelcolor=INK, handlelength=2.6)  # fmt: skip
+                  fontsize=7, labelcolor=INK, handlelength=2.2, columnspacing=1.0)  # fmt: skip
 
 
 def _ladder(axis, race: Race) -> None:
@@ -171,9 +173,9 @@ def _comparison(axis, race: Race) -> None:
 
 
 def _story(figure, race: Race, run: Curves) -> None:
-    """Loss, rate, dimension, agreement and rank of one run, over its phases."""
+    """Loss, rate, and what decided about it in one run, over its phases."""
     task, telemetry = race.task, run.telemetry
-    names = [n for n in ("intrinsic_dimension", "agreement", "energy_rank") if n in telemetry]
+    names = [name for name in SHOWN if name in telemetry]
     axes = figure.subplots(
         2 + len(names), 1, sharex=True, height_ratios=[1.5, 1] + [1] * len(names)
     )
@@ -225,6 +227,12 @@ def _story(figure, race: Race, run: Curves) -> None:
         axis.margins(y=0.12)
         axis.set_ylim(bottom=0)
         axis.yaxis.set_major_locator(MaxNLocator(4, integer=name != "agreement"))
+        if name == "energy_exponent":
+            axis.set(ylim=(-0.3, 3.3))
+            for value, word in ((0, "agree"), (1, "noise"), (2, "rest")):
+                axis.axhline(value, color=QUIET, lw=0.8, ls=":")
+                axis.text(1.005, value, word, transform=axis.get_yaxis_transform(),
+                          va="center", fontsize=7, color=QUIET)  # fmt: skip
     axes[-1].set(xlabel="step", xlim=(0, task.num_steps))
     figure.align_ylabels(axes)
     _name_phases(loss, run, task.num_steps)

@@ -21,6 +21,11 @@ def _number(value: Any) -> float | None:
     return float(value) if np.ndim(value) == 0 else math.nan
 
 
+def is_zero(value: Any) -> bool:
+    """Whether a number is known to be zero."""
+    return _number(value) == 0
+
+
 def non_negative(name: str, value: Any) -> None:
     number = _number(value)
     if number is not None and not (0.0 <= number < math.inf):

@@ -26,11 +26,11 @@ class Clock(NamedTuple):
     phase_step: jax.Array  # [], int32; since the phase began
     started: jax.Array | None  # [], int32; steps before the phase; None: the phase is alone
     total_steps: Any  # int or [] int32; the horizon, or None
-    fallen: jax.Array  # [], float32; -log of the factor that an adaptive decay has come to
+    exponent: jax.Array  # [], float32; mean one of an adaptive decay so far
 
 
 Law = Callable[[Clock], jax.Array]
-Fall = Callable[[Clock, jax.Array], jax.Array]
+Adapt = Callable[[Clock, jax.Array], jax.Array]
 
 
 def peak(learning_rate: Any, cut: Any = 0.0) -> Law:
@@ -77,7 +77,10 @@ def decay(name: str, decay_steps: Any, decay_ratio: Any, floor: Any) -> Law:
             length = remaining
         else:
             length = _length(clock, decay_steps, decay_ratio)
-        factor = jnp.exp(-clock.fallen) if name == "adaptive" else _factor(name, elapsed / length)
+        if name == "adaptive":
+            factor = jnp.exp(-clock.exponent * jnp.log1p(elapsed / length))
+        else:
+            factor = _factor(name, elapsed / length)
         if remaining is not None:
             factor = jnp.minimum(factor, jnp.maximum(1.0 - elapsed / remaining, 0.0))
         return jnp.maximum(factor, jnp.asarray(floor, jnp.float32))
@@ -85,19 +88,23 @@ def decay(name: str, decay_steps: Any, decay_ratio: Any, floor: Any) -> Law:
     return law
 
 
-def adaptive_fall(decay_steps: Any, decay_ratio: Any, onset: Any) -> Fall:
-    """What -log of an adaptive decay's factor gains by a step at an exponent of the energy.
+def adapt(decay_steps: Any, decay_ratio: Any, onset: Any) -> Adapt:
+    """An adaptive decay's mean exponent after one more step, from the energy's exponent q.
 
-    By all of the hyperbolic law's share, none, or a part of it: min(1, max(0, q - onset)).
+    The step's own is min(1, max(0, q - onset)); the mean is over log(L + s), so that all
+    of them together are one power of 1 + s/L. In float32 a sum of ever smaller logarithms
+    would come to a halt; this mean keeps what it has.
     """
 
-    def fall(clock: Clock, exponent: jax.Array) -> jax.Array:
+    def law(clock: Clock, energy_exponent: jax.Array) -> jax.Array:
         length = _length(clock, decay_steps, decay_ratio)
-        whole = jnp.log1p(1.0 / (length + clock.phase_step.astype(jnp.float32)))
-        part = jnp.clip(exponent - jnp.asarray(onset, jnp.float32), 0.0, 1.0)
-        return whole * jnp.where(jnp.isnan(part), 0.0, part)
+        elapsed = clock.phase_step.astype(jnp.float32)
+        own = jnp.clip(energy_exponent - jnp.asarray(onset, jnp.float32), 0.0, 1.0)
+        own = jnp.where(jnp.isnan(own), 0.0, own)
+        weight = jnp.log1p(1.0 / (length + elapsed)) / jnp.log1p((elapsed + 1.0) / length)
+        return clock.exponent + weight * (own - clock.exponent)
 
-    return fall
+    return law
 
 
 def _length(clock: Clock, decay_steps: Any, decay_ratio: Any) -> jax.Array:

@@ -119,7 +119,7 @@ def phased(
             driver_since=i32(0),
             handover_left=i32(0),
             entry_rate=jnp.full([], -1.0, jnp.float32),
-            fallen=jnp.zeros([], jnp.float32),
+            decay_exponent=jnp.zeros([], jnp.float32),
             started=i32([0] + [-1] * (count - 1)),
             causes=i32([BY_HAND] + [NOT_BEGUN] * (count - 1)),
             stop_flag=jnp.zeros([], jnp.bool_),
@@ -230,11 +230,19 @@ def phased(
             clip_norm=clip_norm,
             extras={**extra, **given},
         )
+        # Outside the switch, where it fuses with what follows, and before the slow momentum:
+        # at rest it is with the decay that directions cancel.
+        direction = decayed(phases, state.phase, direction, params)
         slow, falling = state.slow, state.energy_fall
-        fall, slow_taken = jnp.zeros([], jnp.float32), finite
+        decay_exponent, slow_taken = state.decay_exponent, finite
         if course.has_adaptive_decay:
-            falling = energy_fall.energy_fall_update(falling, slow, finite)
-            fall = course.fall(state, energy_fall.energy_exponent(falling))
+            falling = energy_fall.energy_fall_update(
+                falling,
+                slow,
+                finite,
+                anew=state.driver_since == state.total_step,
+            )
+            decay_exponent = course.adapted(state, energy_fall.energy_exponent(falling))
             slow_taken &= falling.measurements >= 0  # as `ready`: measured before it moves
         if course.has_slow_momentum:
             direction, slow = slow_momentum.momentum_update(
@@ -244,8 +252,6 @@ def phased(
                 ramp_steps=handover_steps,
                 taken=slow_taken,
             )
-        # Outside the switch, where it fuses with the addition to the parameters.
-        direction = decayed(phases, state.phase, direction, params)
         updates = scaled(direction, grads, params, jnp.where(finite, rate, 0.0))
 
         average = state.average
@@ -256,7 +262,7 @@ def phased(
                 )
             average = averaging.average_update(average, params, average_weights, finite)
 
-        moved = course.advance(state, holds, rate, fall)
+        moved = course.advance(state, holds, rate, decay_exponent)
         new = jax.tree.map(
             lambda a, b: jnp.where(finite, a, b),
             moved._replace(

@@ -11,7 +11,7 @@ import optax
 
 from fgo_jax import _checks
 from fgo_jax.energy_fall import energy_exponent, energy_fall_init, energy_fall_update
-from fgo_jax.laws import Clock, Fall, Law
+from fgo_jax.laws import Adapt, Clock, Law
 from fgo_jax.slow_momentum import momentum_init, momentum_update
 
 
@@ -23,7 +23,7 @@ class PhaseState(NamedTuple):
     inner: Any  # the gradient transformation's own state
     slow: Any  # SlowMomentumState, or ()
     energy_fall: Any  # EnergyFallState, or ()
-    fallen: jax.Array  # [], float32; -log of an adaptive decay's factor
+    decay_exponent: jax.Array  # [], float32; mean one of an adaptive decay so far
 
 
 class Phase(optax.GradientTransformationExtraArgs):
@@ -37,7 +37,7 @@ class Phase(optax.GradientTransformationExtraArgs):
       mask: as in `optax.adamw`.
       inherits: whether the transform of the phase before is kept in its place.
       slow_share: of :func:`fgo_jax.slow_momentum` in the direction; None for none.
-      fall: what an adaptive decay's -log factor gains by a step; None where the law has none.
+      adapt: an adaptive decay's exponent after a step; None where the law has none.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Phase(optax.GradientTransformationExtraArgs):
     mask: Any
     inherits: bool
     slow_share: Any
-    fall: Fall | None
+    adapt: Adapt | None
 
     def __new__(
         cls,
@@ -58,12 +58,12 @@ class Phase(optax.GradientTransformationExtraArgs):
         mask: Any = None,
         inherits: bool = False,
         slow_share: Any = None,
-        fall: Fall | None = None,
+        adapt: Adapt | None = None,
     ):
         _checks.non_negative("weight_decay", weight_decay)
         if slow_share is not None:
             _checks.fraction("slow_share", slow_share)
-        if fall is not None and (slow_share is None or _is_zero(slow_share)):
+        if adapt is not None and (slow_share is None or _checks.is_zero(slow_share)):
             raise ValueError(
                 f"phase {name!r}: an adaptive decay follows the slow momentum. Give a positive "
                 'slow_share, or another decay such as "hyperbolic".'
@@ -83,22 +83,25 @@ class Phase(optax.GradientTransformationExtraArgs):
                 {"fgo_learning_rate": jnp.zeros([], jnp.float32)},
                 with_extras.init(params),
                 () if slow_share is None else momentum_init(params),
-                () if fall is None else energy_fall_init(),
+                () if adapt is None else energy_fall_init(),
                 zero,
             )
 
         def update(updates, state, params=None, **extra):
-            clock = Clock(state.phase_step, None, None, state.fallen)
+            clock = Clock(state.phase_step, None, None, state.decay_exponent)
             rate, slow = law(clock), state.slow
-            energy_fall, fallen = state.energy_fall, state.fallen
+            energy_fall, exponent, measured = state.energy_fall, state.decay_exponent, True
             direction, inner = with_extras.update(updates, state.inner, params, **extra)
-            if fall is not None:
-                energy_fall = energy_fall_update(energy_fall, slow, jnp.asarray(True))
-                fallen = fallen + fall(clock, energy_exponent(energy_fall))
+            # Before the momentum: at rest it is with the decay that directions cancel.
+            direction = decayed([self], 0, direction, params)
+            if adapt is not None:
+                energy_fall = energy_fall_update(energy_fall, slow)
+                exponent = adapt(clock, energy_exponent(energy_fall))
+                # True, but XLA does not know: the mean waits until it has been measured.
+                measured = energy_fall.measurements >= 0
             if slow_share is not None:
                 share = jnp.asarray(slow_share, jnp.float32)
-                direction, slow = momentum_update(slow, direction, share)
-            direction = decayed([self], jnp.zeros([], jnp.int32), direction, params)
+                direction, slow = momentum_update(slow, direction, share, taken=measured)
             scaled_updates = scaled(direction, updates, params, rate)
             return scaled_updates, PhaseState(
                 jnp.asarray(optax.safe_increment(state.phase_step)),
@@ -106,17 +109,17 @@ class Phase(optax.GradientTransformationExtraArgs):
                 inner,
                 slow,
                 energy_fall,
-                fallen,
+                exponent,
             )
 
         self = super().__new__(cls, init, update)
         self.name, self.transform, self.law = name, transform, law
         self.weight_decay, self.mask, self.inherits = weight_decay, mask, inherits
-        self.slow_share, self.fall = slow_share, fall
+        self.slow_share, self.adapt = slow_share, adapt
         return self
 
 
-def decayed(phases: Sequence[Phase], running: jax.Array, direction: Any, params: Any) -> Any:
+def decayed(phases: Sequence[Phase], running: Any, direction: Any, params: Any) -> Any:
     """direction + weight_decay * params, with the running phase's decay and mask."""
     decays = [(phase.weight_decay, phase.mask) for phase in phases]
     same = all(w is decays[0][0] and m is decays[0][1] for w, m in decays)

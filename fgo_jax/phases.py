@@ -102,12 +102,12 @@ def execution(
     decay: str = "hyperbolic",
     decay_steps: int | None = None,
     decay_ratio: float = 1.0,
-    decay_onset: float = 0.0,
     floor: float = 0.0,
     transform: optax.GradientTransformation | None = None,
     weight_decay: float = 0.0,
     mask: Any = None,
     slow_share: float | None = None,
+    decay_onset: float = 0.0,
 ) -> Phase:
     r"""Phase 3: decay of the rate :math:`(1 - c)\,\eta` to its floor.
 
@@ -128,7 +128,9 @@ def execution(
     so that at the fastest it is the hyperbolic law, and where the loss is still going down
     along some direction the rate stays. With the onset :math:`q_0 = 0` noise is a reason to
     fall, as it must be where the last step's noise is in the weights; with 1 only rest is,
-    which is right for averaged weights, whose average damps noise at any rate.
+    which is right for averaged weights, whose average damps noise at any rate. A rate that
+    falls lets the parameters rest less: under a rate of :math:`t^{-p}` resting parameters have
+    q = 2 - p. So a rate at rest comes to fall as 1/t with the onset 0, and as 1/sqrt(t) with 1.
 
     With ``total_steps`` of :func:`fgo_jax.phased` every law ends there; those without an end
     take the smaller of themselves and a line.
@@ -147,13 +149,13 @@ def execution(
       decay: name of the law.
       decay_steps: L. Needed when the phase is used alone, where no steps precede it.
       decay_ratio: kappa, used where ``decay_steps`` is None.
-      decay_onset: :math:`q_0` of the adaptive law; the others do not read it.
       floor: smallest factor.
       transform: None keeps the transform of the phase before; alone,
         :func:`fgo_jax.scale_by_kronecker_fisher`.
       weight_decay: as in :func:`acquisition`.
       mask: as in :func:`acquisition`.
-      slow_share: of the slow momentum; None keeps none.
+      slow_share: of the slow momentum; None keeps none. An adaptive law needs one.
+      decay_onset: :math:`q_0` of the adaptive law; the others do not read it.
 
     Raises:
       ValueError: for an unknown law, a negative rate or onset, a share outside [0, 1), an
@@ -185,7 +187,5 @@ def execution(
         mask,
         inherits=transform is None,
         slow_share=slow_share,
-        fall=laws.adaptive_fall(decay_steps, decay_ratio, decay_onset)
-        if decay == "adaptive"
-        else None,
+        adapt=laws.adapt(decay_steps, decay_ratio, decay_onset) if decay == "adaptive" else None,
     )

@@ -118,12 +118,14 @@ def target_acquisition(
         `clip_by_global_norm` before this in a chain, where the probe would measure clipped
         gradients.
       cut: share of the rate that re-ask takes away, from the slow momentum as well.
-      slow_share: of the slow momentum from re-ask on; None keeps none.
+      slow_share: of the slow momentum from re-ask on; None keeps none, and then `decay` must
+        be another one than ``adaptive``, which follows it.
       decay: law of execution; see :func:`fgo_jax.execution`.
       decay_ratio: kappa, the decay's length relative to the steps before it.
       decay_steps: the decay's length in steps, instead.
       decay_onset: how fast the slow momentum's energy must fall for an adaptive decay to
         begin, as a power of 1/t; None is 0, or 1 (as noise does) with ``average_weights``.
+        Other laws do not read it.
       acquisition: gradient transformation of phase 1; None is the refinement itself. The
         paper's is a plain one: `optax.scale_by_adam()` makes cheaper steps, at the price
         of more of them and of a second state.
@@ -195,11 +197,11 @@ def target_acquisition(
                 decay,
                 decay_steps,
                 decay_ratio,
-                decay_onset,
                 transform=execution,
                 weight_decay=weight_decay,
                 mask=mask,
                 slow_share=slow_share,
+                decay_onset=decay_onset,
             ),
         ],
         [

@@ -21,7 +21,7 @@ class FgoState(NamedTuple):
     driver_since: jax.Array  # [], int32; total_step at which it took over
     handover_left: jax.Array  # [], int32; steps until the running phase drives
     entry_rate: jax.Array  # [], float32; rate when the phase began; -1: nothing to glide from
-    fallen: jax.Array  # [], float32; -log of the factor that an adaptive decay has come to
+    decay_exponent: jax.Array  # [], float32; mean one of an adaptive decay so far
     started: jax.Array  # [phases], int32; total_step at which each phase began, -1 before
     causes: jax.Array  # [phases], int32; NOT_BEGUN, BY_TRIGGER, BY_DEADLINE or BY_HAND
     stop_flag: jax.Array  # [], bool; the last phase's trigger has fired

@@ -160,7 +160,10 @@ def restart(opt_state: Any) -> Any:
 
     def begin(state: FgoState) -> FgoState:
         # An array each: one buffer in two places could not be donated to a jitted step.
-        zeros = ("total_step", "phase", "phase_step", "driver", "driver_since", "handover_left")
+        zeros = (
+            "total_step", "phase", "phase_step", "driver", "driver_since", "handover_left",
+            "decay_exponent",
+        )  # fmt: skip
         first = jnp.arange(state.started.shape[-1]) == 0
         return state._replace(
             requested_phase=jnp.full_like(state.requested_phase, -1),

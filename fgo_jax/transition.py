@@ -47,20 +47,22 @@ class Course:
 
     @property
     def has_adaptive_decay(self) -> bool:
-        return any(phase.fall is not None for phase in self.phases)
+        return any(phase.adapt is not None for phase in self.phases)
 
-    def fall(self, state: FgoState, exponent: jax.Array) -> jax.Array:
-        """What the running phase's adaptive decay falls by; 0 where it has none."""
-        falls = [
+    def adapted(self, state: FgoState, energy_exponent: jax.Array) -> jax.Array:
+        """The exponent of the running phase's adaptive decay after this step; 0 for none."""
+        exponents = [
             jnp.zeros([], jnp.float32)
-            if phase.fall is None
-            else phase.fall(self._clock(state, index), exponent)
+            if phase.adapt is None
+            else phase.adapt(self._clock(state, index), energy_exponent)
             for index, phase in enumerate(self.phases)
         ]
-        return jnp.stack(falls)[state.phase]
+        return jnp.stack(exponents)[state.phase]
 
     def _clock(self, state: FgoState, index: int) -> laws.Clock:
-        return laws.Clock(state.phase_step, state.started[index], self.total_steps, state.fallen)
+        return laws.Clock(
+            state.phase_step, state.started[index], self.total_steps, state.decay_exponent
+        )
 
     def judge(
         self, state: FgoState, observation: Observation, running: jax.Array
@@ -81,7 +83,7 @@ class Course:
         return holds, tuple(states)
 
     def advance(
-        self, state: FgoState, holds: jax.Array, rate: jax.Array, fall: jax.Array
+        self, state: FgoState, holds: jax.Array, rate: jax.Array, decay_exponent: jax.Array
     ) -> FgoState:
         """The state after an update made at `rate`; `holds` says that a trigger ends the phase."""
         count = len(self.phases)
@@ -115,7 +117,7 @@ class Course:
             driver_since=jnp.where(taken_over, total, state.driver_since),
             handover_left=left,
             entry_rate=jnp.where(leaves, rate, state.entry_rate),
-            fallen=jnp.where(leaves, 0.0, state.fallen + fall),
+            decay_exponent=jnp.where(leaves, 0.0, decay_exponent),
             started=jnp.where(begun, total, state.started),
             causes=jnp.where(begun, cause, state.causes),
             stop_flag=state.stop_flag | (holds & last),

@@ -203,7 +203,8 @@ def test_each_reading_has_runs_at_the_rate_tuned_for_it(tmp_path, monkeypatch):
     asked = []
 
     def run(task, method, setting, seed, **kwargs):
-        asked.append((setting["learning_rate"], setting.get("decay_ratio")))
+        names = ("learning_rate", "decay_ratio", "decay_onset")
+        asked.append(tuple(setting.get(name) for name in names))
         return _curves(round(1000 * setting["learning_rate"]), (1, 2), (1, 1))
 
     monkeypatch.setattr(study, "run", run)
@@ -212,8 +213,9 @@ def test_each_reading_has_runs_at_the_rate_tuned_for_it(tmp_path, monkeypatch):
     level = Level("planted", "a planted level", 0.5, {"raw": "constant", "averaged": "constant"})
     plan = study.Plan([level], {"raw": 0.02, "averaged": 0.03}, settings, True)
     held = study.hold(task, variants, plan, [0, 1], tmp_path)
-    ours = [(0.02, 1.0), (0.02, 0.5), (0.03, 4.0), (0.03, 2.0)]
-    assert sorted(asked, key=str) == sorted([*ours, *ours, *4 * [(0.05, None)]], key=str)
+    ours = [(0.02, 1.0, 0.0), (0.02, 0.5, 0.0), (0.03, 1.0, 1.0), (0.03, 0.5, 1.0)]
+    alone = [(0.05, None, None)]
+    assert sorted(asked, key=str) == sorted([*ours, *ours, *4 * alone], key=str)
     assert len(asked) == study.num_runs(plan, variants, [0, 1])
     for weights in study.READINGS:
         np.testing.assert_array_equal(study.reference_hits(held, level, weights), 50)
