@@ -25,8 +25,9 @@ class EnergyFallState(NamedTuple):
 
 
 def energy_fall_init() -> EnergyFallState:
-    zero = jnp.zeros([], jnp.float32)
-    return EnergyFallState(jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32), zero, zero, zero)
+    # One array for each: a buffer that is there twice cannot be donated.
+    dtypes = (jnp.int32, jnp.int32, jnp.float32, jnp.float32, jnp.float32)
+    return EnergyFallState(*(jnp.zeros([], dtype) for dtype in dtypes))
 
 
 def energy_fall_update(

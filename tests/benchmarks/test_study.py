@@ -65,15 +65,17 @@ def test_only_the_trigger_and_its_probe_differ(name, cheap_refinement):
 def test_rivals_decay_as_ours_do(suffix, cheap_refinement):
     task, hp = BOWL, {"learning_rate": 0.1}
     params = task.init(jax.random.key(0))
-    grads = jax.tree.map(jax.numpy.ones_like, params)
+
+    def noise(step):
+        return optax.tree.random_like(jax.random.key(step), params, jax.random.normal)
 
     def late_rate(name):
         tx = METHODS[name].build(task, hp)
         state = tx.init(params)
         forced = fgo.force_phase(state._replace(total_step=jax.numpy.int32(500)), "execution")
-        update = jax.jit(lambda state: tx.update(grads, state, params, value=1.0)[1])
-        for _ in range(60):
-            forced = update(forced)
+        update = jax.jit(lambda state, step: tx.update(noise(step), state, params, value=1.0)[1])
+        for step in range(100):
+            forced = update(forced, step)
         return float(fgo.telemetry(forced)["learning_rate"])
 
     ours = late_rate(f"fgo{suffix}")
@@ -143,9 +145,9 @@ def test_every_variant_of_the_ablation_is_built(name):
     task = get_task(name)
     variants = ablation.variants(task)
     parts = {"default", "trigger", "probe", "momentum", "cut", "decay"}
-    count = 23
+    count = 29
     if name != "quadratic_bowl":
-        parts, count = parts | {"switch"}, 25
+        parts, count = parts | {"switch"}, 31
     assert len({v.name for v in variants}) == len(variants) == count
     assert {v.part for v in variants} == parts
     params = jax.eval_shape(task.init, jax.random.key(0))
