@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import evidence, grids, timing
+from benchmarks import evidence, grids, timing, transitions
 from benchmarks.levels import ADAM, ALONE, Level, final_of, hit_of, level_from
 from benchmarks.methods import METHODS, Method
 from benchmarks.runner import environment, plain, run
@@ -164,6 +164,7 @@ def row(race: Race, level: Level, name: str) -> dict[str, Any]:
         "test": {key: evidence.summary([t[key] for t in tests]) for key in tests[0]},
         "reached": int(np.isfinite(steps).sum()),
         "runs": len(curves),
+        **(transitions.of_runs(curves) if method.phased else {}),
     }
 
 

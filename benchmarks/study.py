@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import evidence, quick, tuning
+from benchmarks import evidence, quick, transitions, tuning
 from benchmarks.levels import Level, final_of, hit_of, level_from
 from benchmarks.methods import METHODS, Method
 from benchmarks.report.text import spread
@@ -182,22 +182,11 @@ def finals(study: Study, weights: Weights, name: str) -> np.ndarray:
     return np.asarray([final_of(study.task, method, curves) for curves in runs])
 
 
-def switches(curves: Curves) -> dict[str, list[float]]:
-    """When re-ask and execution began (inf: never), and why (1 trigger, 2 deadline, 0 never)."""
-    last = {name: values[-1] for name, values in curves.telemetry.items()}
-    started = [last[f"started/{index}"] for index in (1, 2)]
-    return {
-        "started": [step if step >= 0 else np.inf for step in started],
-        "causes": [last[f"cause/{index}"] for index in (1, 2)],
-    }
-
-
 def row(study: Study, level: Level, weights: Weights, name: str, reference: str) -> dict[str, Any]:
     """All figures of a variant; `excess` is steps / the reference's steps - 1, seed by seed."""
     variant, steps = study.variants[name], hits(study, level, weights, name)
     own = hits(study, level, weights, reference)
     excess = evidence.paired_ratios(steps, own, study.task.num_steps) - 1.0
-    began = [switches(curves) for curves in study.runs[weights][name].values()]
     return {
         "part": variant.part,
         "decay": variant.decay,
@@ -208,8 +197,7 @@ def row(study: Study, level: Level, weights: Weights, name: str, reference: str)
         "final": evidence.summary(finals(study, weights, name)),
         "reached": int(np.isfinite(steps).sum()),
         "runs": len(steps),
-        "started": np.asarray([b["started"] for b in began]).T,
-        "causes": np.asarray([b["causes"] for b in began]).T,
+        **transitions.of_runs(study.runs[weights][name].values()),
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import evidence, study
+from benchmarks import evidence, study, transitions
 from benchmarks.levels import Level
 from benchmarks.methods import METHODS, STUDIED
 from benchmarks.methods.method import KNOWS_T
@@ -182,10 +182,9 @@ def cells(table: dict[str, Any], reading: dict[str, Any]) -> Iterator[tuple[str,
     best = {f"best fixed: {reading['best']}": reading["grid"][reading["best"]]}
     for name, row in {**reading["rows"], **best}.items():
         began = [evidence.middle(steps) for steps in row["started"]]
-        both = (np.asarray(row["causes"]) == 1).all(axis=0).sum()
         yield (
             f"{name} †" if row["note"] else name,
             *(f"{step:.0f}" if math.isfinite(step) else "never" for step in began),
-            f"{both}/{row['runs']}",
+            f"{transitions.by_trigger(row)}/{row['runs']}",
             *study.last_cells(table, row),
         )

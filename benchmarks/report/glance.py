@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks import transitions
 from benchmarks.report.claims import CLAIMS, FIT, Comparison, Verdict, compare, judge
 from benchmarks.report.reading import CLAIM_TASKS, Results
 from benchmarks.report.text import number, spread
@@ -87,6 +88,31 @@ def sentences(races: Mapping[str, Any]) -> list[str]:
     silent = [verdict.claim.key for verdict in verdicts if not verdict.found]
     spoken = [_sentence(verdict) for verdict in verdicts if verdict.found]
     return [*spoken, *([f"Not raced on any task yet: {', '.join(silent)}."] if silent else [])]
+
+
+def transitions_sentence(races: Mapping[str, Any]) -> list[str]:
+    """How many runs came to execution by triggers; a run at one setting counts once."""
+    rows = {
+        (name, method, str(row["hyperparameters"])): row
+        for name, race in races.items()
+        if race["evidence"]
+        for level in race["levels"].values()
+        for method, row in level["methods"].items()
+        if "causes" in row
+    }
+    if not rows:
+        return []
+    runs = sum(row["runs"] for row in rows.values())
+    came = sum(transitions.by_trigger(row) for row in rows.values())
+    rest: dict[str, int] = {}
+    for (name, *_), row in rows.items():
+        if row["runs"] > transitions.by_trigger(row):
+            rest[name] = rest.get(name, 0) + row["runs"] - transitions.by_trigger(row)
+    others = ", ".join(f"{count} of {name}" for name, count in rest.items()) or "none"
+    return [
+        f"Transitions: {came} of FGO's {runs} runs ({came / runs:.0%}) came to execution by "
+        f"triggers; the rest, by a deadline or never: {others}."
+    ]
 
 
 def _sentence(verdict: Verdict) -> str:

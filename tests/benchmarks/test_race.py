@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from benchmarks import race as racing
+from benchmarks import transitions
 from benchmarks.levels import ALONE, Level
 from benchmarks.methods import METHODS
 from benchmarks.race import Entry, Race
@@ -30,7 +31,16 @@ TIMES = {
 def _run(hit, phases=None):
     """At 4 and then at 1 from step `hit` on."""
     curve = np.where(hit <= STEPS, 1.0, 4.0)
-    telemetry = {} if phases is None else {"phase": np.asarray(phases, float)}
+    telemetry = {}
+    if phases is not None:
+        # A run that never hits has never left re-ask here.
+        late = (50, 1) if np.isfinite(hit) else (-1, 0)
+        telemetry = {"phase": np.asarray(phases, float)}
+        for index, (start, cause) in enumerate(((20, 1), late), start=1):
+            telemetry |= {
+                f"started/{index}": STEPS * 0 + start,
+                f"cause/{index}": STEPS * 0 + cause,
+            }
     test = {"raw": {"loss": 0.5}, "averaged": {"loss": 0.5}}
     return Curves(STEPS, curve, curve, curve, telemetry, test, 0.0)
 
@@ -71,6 +81,16 @@ def test_seconds_are_compared_with_adam_and_with_the_refinement_by_the_same_weig
     averaged = racing.row(race, race.levels[0], "fgo_averaged")["seconds_ratios"]
     assert list(averaged) == ["constant", "natural_gradient_averaged"]
     np.testing.assert_allclose(averaged["natural_gradient_averaged"]["values"], [40 / 105, 20 / 70])
+
+
+def test_a_row_says_when_its_phases_began_and_what_began_them():
+    race = _race()
+    entry = race.entries["claim"]["fgo"]
+    entry.runs[1] = _run(np.inf, [0] * 2 + [1] * 8)
+    row = racing.row(race, race.levels[0], "fgo")
+    np.testing.assert_array_equal(row["started"], [[20, 20], [50, np.inf]])
+    assert transitions.by_trigger(row) == 1
+    assert "causes" not in racing.row(race, race.levels[0], "natural_gradient")
 
 
 def test_the_area_is_the_mean_of_the_curve_that_judges():

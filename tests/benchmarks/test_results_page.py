@@ -140,6 +140,18 @@ def test_what_held_is_said_and_where_it_is_worse():
     )
 
 
+def test_a_runs_transitions_count_once():
+    race = _race()
+    claim = race["levels"]["claim"]
+    claim["methods"]["fgo"]["causes"] = [[1, 1], [1, 0]]
+    claim["methods"]["fgo_averaged"]["causes"] = [[1, 1], [1, 1]]
+    race["levels"]["late"] = claim
+    (said,) = glance.transitions_sentence({"digits_vit": race})
+    assert "3 of FGO's 4 runs (75%)" in said
+    assert said.endswith("never: 1 of digits_vit.")
+    assert glance.transitions_sentence({"digits_vit": _race()}) == []
+
+
 def test_steps_are_shown_at_the_claims_level():
     races = {"digits_vit": _race(ours=(20, np.inf, 30)), "char_gpt": _race(evidence=False)}
     results = Results(RESULTS, races, {}, {}, ())

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 import fgo_jax as fgo
-from benchmarks import ablation, evidence, study, study_commands, triggers
+from benchmarks import ablation, evidence, study, study_commands, transitions, triggers
 from benchmarks.__main__ import main
 from benchmarks.levels import Level
 from benchmarks.methods import METHODS, STUDIED, phases
@@ -119,7 +119,9 @@ def test_given_times_are_kept(cheap_refinement):
     task = get_task("quadratic_bowl").shortened(80)
     curves = train(task, STUDIED["fgo_at_steps"], setting, seed=100)
     # The protocol's least length of re-ask is 40 steps.
-    assert study.switches(curves) == {"started": [22.0, 62.0], "causes": [1.0, 1.0]}
+    found = transitions.of_runs([curves])
+    np.testing.assert_array_equal(found["started"], [[22.0], [62.0]])
+    assert transitions.by_trigger(found) == 1
 
 
 @pytest.mark.parametrize("name", TASKS)
