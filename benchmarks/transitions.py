@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 
 from benchmarks.training import Curves
-
-BY_TRIGGER = 1
+from fgo_jax.state import BY_TRIGGER
 
 
 def of_runs(runs: Iterable[Curves]) -> dict[str, np.ndarray]:
     """For re-ask and execution, run by run: the step at which it began (inf: never), and why.
 
-    `started` and `causes` have shape (2, runs); causes are 1 trigger, 2 deadline, 0 never.
+    `started` and `causes` have shape (2, runs); causes are those of `fgo_jax.state`.
     """
     last = [{name: values[-1] for name, values in run.telemetry.items()} for run in runs]
     started = np.asarray([[run[f"started/{index}"] for run in last] for index in (1, 2)], float)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,11 +84,12 @@ def step_rows(results: Results) -> list[tuple[str, ...]]:
 
 
 def sentences(races: Mapping[str, Any]) -> list[str]:
-    """What was asked, what held, what did not: one for each claim, one for those not raced."""
+    """What was asked and what held, claim by claim; how phases ended; what was not raced."""
     verdicts = [judge(races, claim) for claim in CLAIMS]
     silent = [verdict.claim.key for verdict in verdicts if not verdict.found]
     spoken = [_sentence(verdict) for verdict in verdicts if verdict.found]
-    return [*spoken, *([f"Not raced on any task yet: {', '.join(silent)}."] if silent else [])]
+    not_raced = [f"Not raced on any task yet: {', '.join(silent)}."] if silent else []
+    return [*spoken, *transitions_sentence(races), *not_raced]
 
 
 def transitions_sentence(races: Mapping[str, Any]) -> list[str]:
@@ -103,15 +105,14 @@ def transitions_sentence(races: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     runs = sum(row["runs"] for row in rows.values())
-    came = sum(transitions.by_trigger(row) for row in rows.values())
-    rest: dict[str, int] = {}
+    others = Counter()
     for (name, *_), row in rows.items():
-        if row["runs"] > transitions.by_trigger(row):
-            rest[name] = rest.get(name, 0) + row["runs"] - transitions.by_trigger(row)
-    others = ", ".join(f"{count} of {name}" for name, count in rest.items()) or "none"
+        others[name] += row["runs"] - transitions.by_trigger(row)
+    came = runs - others.total()
+    listed = ", ".join(f"{count} of {name}" for name, count in others.items() if count) or "none"
     return [
         f"Transitions: {came} of FGO's {runs} runs ({came / runs:.0%}) came to execution by "
-        f"triggers; the rest, by a deadline or never: {others}."
+        f"triggers; the rest, by a deadline or never: {listed}."
     ]
 
 

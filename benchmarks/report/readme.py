@@ -36,7 +36,7 @@ def block(results: Results) -> str:
     parts = [
         _table(glance.headings(), glance.rows(results)),
         glance.LEGEND,
-        _list([*glance.sentences(results.races), *glance.transitions_sentence(results.races)]),
+        _list(glance.sentences(results.races)),
         glance.STEPS,
         _table(glance.step_headings(), glance.step_rows(results)),
     ]
