@@ -97,24 +97,50 @@ def eval_params(opt_state: Any, params: Any) -> Any:
 
     Args:
       opt_state: any optax state that holds an average: of :func:`average_weights` or of
-        :func:`fgo_jax.target_acquisition` with ``average_weights=``.
+        :func:`fgo_jax.target_acquisition` with ``average_weights=``. Under `optax.masked`
+        and `optax.partition` each average is of its own part of the parameters; the others
+        are returned as they are.
       params: the parameters after the last update.
 
     Returns:
       A pytree like ``params``.
 
     Raises:
-      ValueError: where the state holds no average, or more than one.
+      ValueError: where the state holds no average, or more than one of the same parameters.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fgo_jax as fgo
+      >>> tx = fgo.target_acquisition(3e-3, average_weights=0.1)
+      >>> params = {"w": jnp.ones(2)}
+      >>> fgo.eval_params(tx.init(params), params)["w"].shape
+      (2,)
     """
-    found = [
-        leaf
-        for leaf in jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, AverageWeightsState))
-        if isinstance(leaf, AverageWeightsState)
-    ]
-    if len(found) != 1:
-        raise ValueError(
-            f"the state holds {len(found)} averages of the weights, not one: pass "
-            "average_weights= to target_acquisition, or add fgo.average_weights() to the chain "
-            "once."
+    found = [leaf for leaf in jax.tree.leaves(opt_state, is_leaf=_is_average) if _is_average(leaf)]
+    advice = (
+        "pass average_weights= to target_acquisition, or add fgo.average_weights() to the chain "
+        "once."
+    )
+    if not found:
+        raise ValueError(f"the state holds 0 averages of the weights, not one: {advice}")
+    averaged, seen = params, set()
+    for state in found:
+        own = {path for path, _ in jax.tree_util.tree_leaves_with_path(state.average)}
+        if own & seen:
+            raise ValueError(f"the state holds more than one average of the same weights: {advice}")
+        seen |= own
+        averaged = jax.tree.map(
+            lambda average, part, state=state: (
+                part
+                if isinstance(average, optax.MaskedNode)
+                else _moved(state._replace(average=average), part).astype(part.dtype)
+            ),
+            state.average,
+            averaged,
+            is_leaf=lambda node: isinstance(node, optax.MaskedNode),
         )
-    return jax.tree.map(lambda a, p: a.astype(p.dtype), _moved(found[0], params), params)
+    return averaged
+
+
+def _is_average(node: Any) -> bool:
+    return isinstance(node, AverageWeightsState)

@@ -102,8 +102,20 @@ def should_stop(opt_state: Any) -> jax.Array:
 
     With several states in the tree, whether all of them say so.
 
+    Args:
+      opt_state: as in :func:`telemetry`.
+
     Returns:
       [], bool.
+
+    Raises:
+      ValueError: where there is no :class:`FgoState`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fgo_jax as fgo
+      >>> bool(fgo.should_stop(fgo.target_acquisition(3e-3).init({"w": jnp.ones(2)})))
+      False
     """
     return jnp.all(jnp.stack([state.stop_flag for state in _states(opt_state).values()]))
 
@@ -123,7 +135,7 @@ def force_phase(opt_state: Any, phase: str | int) -> Any:
       The new state.
 
     Raises:
-      ValueError: for a phase that is not there.
+      ValueError: for a phase that is not there, or a name where there are not three phases.
 
     Example:
       >>> import jax.numpy as jnp
@@ -132,12 +144,18 @@ def force_phase(opt_state: Any, phase: str | int) -> Any:
       >>> int(fgo.force_phase(state, "execution").requested_phase)
       2
     """
+    named = isinstance(phase, str)
     if isinstance(phase, str):
         _checks.choice("phase", phase, phases.NAMES)
         phase = phases.NAMES.index(phase)
 
     def force(state: FgoState) -> FgoState:
         count = state.started.shape[-1]
+        if named and count != len(phases.NAMES):
+            raise ValueError(
+                f"phases have names in the three-phase protocol alone, and here are {count}: pass "
+                f"an index from 0 to {count - 1}."
+            )
         if not 0 <= phase < count:
             raise ValueError(f"phase {phase} is not among the {count} phases 0 to {count - 1}.")
         return state._replace(requested_phase=jnp.full_like(state.requested_phase, phase))
@@ -149,13 +167,23 @@ def restart(opt_state: Any) -> Any:
     """Begins again with phase 0 and its warm-up, keeping every learned statistic.
 
     For fine-tuning or a changed data set: step counts and triggers start over, the
-    transforms' moments, the probe's window and the average of the weights stay.
+    transforms' moments, the probe's last numbers and the average of the weights stay.
 
     Args:
       opt_state: as in :func:`telemetry`.
 
     Returns:
       The new state.
+
+    Raises:
+      ValueError: where there is no :class:`FgoState`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fgo_jax as fgo
+      >>> state = fgo.target_acquisition(3e-3).init({"w": jnp.ones(2)})
+      >>> int(fgo.restart(state).total_step)
+      0
     """
 
     def begin(state: FgoState) -> FgoState:

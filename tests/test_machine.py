@@ -197,6 +197,37 @@ def test_force_phase_and_restart():
         fgo.force_phase(state, "polish")
 
 
+def test_after_a_restart_the_probe_measures_as_at_the_start():
+    tx = fgo.phased(
+        [fgo.acquisition(1e-2, transform=optax.scale_by_adam())],
+        [],
+        fgo.probes.gradient_stream(pairs=4),
+    )
+    update = jax.jit(tx.update)
+    params = mlp_params()
+
+    def windows(state, steps):
+        closed = []
+        for number in range(steps):
+            _, state = update(jax.grad(mlp_loss)(params, mlp_batch(number)), state, params)
+            closed.append(int(state.probe_state.evaluations))
+        return np.diff(closed), state
+
+    # 195 steps end inside a window, which must not go on in the new run.
+    first, state = windows(tx.init(params), 195)
+    assert int(state.probe_state.half) + int(state.probe_state.filled) > 0
+    again, _ = windows(fgo.restart(state), 195)
+    assert first.sum() > 5
+    np.testing.assert_array_equal(again, first)
+
+
+def test_names_of_phases_are_those_of_three():
+    state = two_phases([never()]).init(mlp_params())
+    with pytest.raises(ValueError, match="pass an index from 0 to 1"):
+        fgo.force_phase(state, "reask")
+    assert int(fgo.force_phase(state, 1).requested_phase) == 1
+
+
 def test_should_stop_after_validation_stopped_improving():
     tx = fgo.phased([fgo.acquisition(1e-2)], [fgo.triggers.plateau("validation", patience=3)])
 

@@ -118,7 +118,7 @@ def gradient_stream(
     return Probe(
         signals=signals,
         init=functools.partial(_init, pairs=pairs, width=width, names=names, signals=signals),
-        due=lambda state, step: step >= state.next_row,
+        due=lambda state, step: (step >= state.next_row) | (step == 0),
         measure=functools.partial(
             _measure, width=width, every=every, growth=growth, energy=energy, groups=groups
         ),
@@ -165,7 +165,9 @@ def _measure(
     energy: float,
     groups: Groups | None,
 ) -> GradientStreamState:
-    half, slot = state.half, state.filled
+    # Training that is restarted counts from 0 again: what had been gathered is of another time.
+    anew = inputs.step == 0
+    half, slot = jnp.where(anew, 0, state.half), jnp.where(anew, 0, state.filled)
     # All rows that meet in one Gram matrix share their signs; the next window's are
     # new, so that the sketch's error averages out over a run.
     seed = jax.lax.cond(

@@ -41,7 +41,8 @@ class Probe:
     Attributes:
       signals: names of the estimates that `read` returns.
       init: `params -> state`; works on `jax.ShapeDtypeStruct` leaves.
-      due: `(state, step) -> bool []`; cheap, evaluated at every step.
+      due: `(state, step) -> bool []`; cheap, evaluated at every step. The step is 0 at the
+        first update, and again at the first one after `fgo_jax.restart`.
       measure: `(inputs, state) -> state`; runs inside one `jax.lax.cond`.
       read: `state -> {name: Estimate}`; cheap, evaluated at every step.
       requires: the fields of `ProbeInputs` that must not be None, of "params"

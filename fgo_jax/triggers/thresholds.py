@@ -36,7 +36,14 @@ def after(steps: int) -> Trigger:
 
 
 def never() -> Trigger:
-    """Never holds: the phase is left by a deadline or by hand only."""
+    """Never holds: the phase is left by a deadline or by hand only.
+
+    Example:
+      >>> import fgo_jax as fgo
+      >>> tx = fgo.target_acquisition(
+      ...     1e-3, reask_trigger=fgo.triggers.never(), total_steps=10_000
+      ... )
+    """
 
     def judge(observation: Observation, memory: Any):
         del observation
@@ -61,7 +68,19 @@ def above(signal: str, threshold: float, z: float = 1.645, patience: int = 2) ->
     """Holds while the lower confidence bound of a signal exceeds ``threshold``.
 
     The bound is value - z * standard error; z = 1.645 is the one-sided 95 % bound. It
-    must hold at ``patience`` consecutive measurements.
+    must hold at ``patience`` consecutive measurements. A signal that comes without an error
+    (NaN: the loss, or a probe of a single draw) is taken at its value; one with an infinite
+    error is unknown.
+
+    Args:
+      signal: name of a signal of the probe, or ``loss`` or ``validation``.
+      threshold: in the signal's units.
+      z: width of the bound, in standard errors.
+      patience: measurements in a row.
+
+    Example:
+      >>> import fgo_jax as fgo
+      >>> trigger = fgo.triggers.above("intrinsic_dimension", 50.0)
     """
     return _threshold("above", signal, 1.0, threshold, z, patience)
 
@@ -70,6 +89,10 @@ def below(signal: str, threshold: float, z: float = 1.645, patience: int = 2) ->
     """Holds while the upper confidence bound of a signal lies under ``threshold``.
 
     See :func:`above`.
+
+    Example:
+      >>> import fgo_jax as fgo
+      >>> trigger = fgo.triggers.below("agreement", 0.75)
     """
     return _threshold("below", signal, -1.0, threshold, z, patience)
 
@@ -83,6 +106,18 @@ def plateau(signal: str, patience: int = 10, rtol: float = 1e-3) -> Trigger:
 
     An improvement is a fall by more than ``rtol * |best|``: relative to the size of
     the best value, so that metrics below zero work too.
+
+    Args:
+      signal: as in :func:`above`.
+      patience: measurements in a row without an improvement.
+      rtol: the least improvement, relative.
+
+    Raises:
+      ValueError: for a negative ``rtol``.
+
+    Example:
+      >>> import fgo_jax as fgo
+      >>> trigger = fgo.triggers.plateau("validation", patience=5)
     """
     _checks.non_negative("rtol", rtol)
 

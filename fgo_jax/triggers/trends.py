@@ -65,6 +65,16 @@ def stall(
       memory: in units of log t.
       patience: measurements in a row.
       min_points: effective measurements before anything is said.
+
+    Raises:
+      ValueError: for a tolerance or memory that is not positive, a negative z, or fewer than
+        four points.
+
+    Example:
+      >>> import fgo_jax as fgo
+      >>> trigger = fgo.triggers.stall("intrinsic_dimension", tolerance=0.5)
+
+    Source: two one-sided tests, Schuirmann (1987).
     """
     _checks.positive("tolerance", tolerance)
 
@@ -85,7 +95,12 @@ def stopped_falling(
     r"""Holds when a positive signal falls no faster than ``tolerance``; it may rise.
 
     The lower half of :func:`stall`: the slope's lower confidence bound must exceed
-    ``-tolerance``. This is the end of a collapse, whatever follows it.
+    ``-tolerance``. This is the end of a collapse, whatever follows it. Arguments and errors
+    as there.
+
+    Example:
+      >>> import fgo_jax as fgo
+      >>> trigger = fgo.triggers.stopped_falling("intrinsic_dimension")
     """
     _checks.positive("tolerance", tolerance)
 
@@ -101,7 +116,11 @@ def decreasing(
     """Holds while the upper confidence bound of a signal's slope is negative.
 
     The signal itself (not its log: a loss may be negative) is regressed on the log of
-    the steps taken; arguments as in :func:`stall`.
+    the steps taken; arguments and errors as in :func:`stall`.
+
+    Example:
+      >>> import fgo_jax as fgo
+      >>> trigger = fgo.triggers.decreasing("loss") & fgo.triggers.after(1000)
     """
 
     def verdicts(slope: jax.Array, margin: jax.Array):
@@ -116,6 +135,10 @@ def increasing(
     """Holds while the lower confidence bound of a signal's slope is positive.
 
     The mirror image of :func:`decreasing`.
+
+    Example:
+      >>> import fgo_jax as fgo
+      >>> trigger = ~fgo.triggers.increasing("loss")
     """
 
     def verdicts(slope: jax.Array, margin: jax.Array):
