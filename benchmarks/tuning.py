@@ -17,10 +17,13 @@ from benchmarks.tasks.task import Task
 RESULTS = Path(__file__).parent / "results" / "tuned"
 
 RULE = (
-    "Target: the constant rate's setting with the lowest mean over the last eighth of a run "
-    "(median over tuning seeds) is run again on the target seeds; the target is its median "
-    "there. Chosen for a level: fewest median steps to it over tuning seeds, ties by the "
-    "final value. The reference of the ratios is chosen by the same rule."
+    "Target of a level: what the best setting of its source ends with, run again on the target "
+    "seeds, the median there. Best: the lowest median over the tuning seeds. Ends with: for a "
+    "constant rate (constant, claim by raw weights, late by averaged ones) the mean over the last "
+    "eighth of a run, or its maximum where a hit must last to the end; for a schedule that knows T "
+    "(cosine, horizon) the smoothed value at T. A task's fixed target takes the place of constant "
+    "and claim. Chosen for a level: fewest median steps to it over tuning seeds, ties by the final "
+    "value. The reference of the ratios is chosen by the same rule."
 )
 
 

@@ -1,5 +1,7 @@
 """Targets, hits and ratios on curves drawn by hand."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -49,6 +51,18 @@ def test_middle_never_averages_a_miss_away():
     assert evidence.middle([1, 3, INF]) == 3
     assert evidence.middle([1, INF]) == INF
     assert evidence.middle([1, 3]) == 2
+
+
+@pytest.mark.parametrize(("seeds", "left_out"), [(3, 0), (5, 0), (7, 1)])
+def test_what_the_interval_of_few_seeds_covers(seeds, left_out):
+    """The median lies outside exactly where too few values are on one side of it."""
+    ordered = np.arange(float(seeds))
+    low, high = evidence.interval(ordered)
+    assert (low, high) == (left_out, seeds - 1 - left_out)
+    draws = np.sort(np.random.default_rng(3).standard_normal((20_000, seeds)))
+    covered = np.mean((draws[:, int(low)] <= 0) & (draws[:, int(high)] >= 0))
+    outside = 2 * sum(math.comb(seeds, k) for k in range(left_out + 1)) / 2**seeds
+    assert abs(covered - (1 - outside)) < 4 * (outside / 20_000) ** 0.5
 
 
 def test_interval_holds_the_median_and_survives_misses():

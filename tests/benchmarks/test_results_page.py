@@ -135,7 +135,9 @@ def test_what_held_is_said_and_where_it_is_worse():
     assert (
         glance.sentences(races)[-1]
         == "Not raced on any task yet: "
-        + ", ".join(["(b) late", "(c) late", "horizon", "two-step", "s / Adam"])
+        + ", ".join(
+            ["(b) late", "(c) late", "horizon", "two-step", "two-step, averaged", "s / Adam"]
+        )
         + "."
     )
 
@@ -143,12 +145,13 @@ def test_what_held_is_said_and_where_it_is_worse():
 def test_a_runs_transitions_count_once():
     race = _race()
     claim = race["levels"]["claim"]
-    claim["methods"]["fgo"]["causes"] = [[1, 1], [1, 0]]
-    claim["methods"]["fgo_averaged"]["causes"] = [[1, 1], [1, 1]]
+    claim["methods"]["fgo"] |= {"causes": [[1, 1], [1, 0]], "started": [[20, 10], [50, None]]}
+    claim["methods"]["fgo_averaged"] |= {"causes": [[1, 1], [1, 1]], "started": [[20, 5], [50, 7]]}
     race["levels"]["late"] = claim
     (said,) = glance.transitions_sentence({"digits_vit": race})
     assert "3 of FGO's 4 runs (75%)" in said
-    assert said.endswith("never: 1 of digits_vit.")
+    assert "never: 1 of digits_vit." in said
+    assert said.endswith("began at steps 5 and 7 in 1, 20 and 50 in 2.")
     assert glance.transitions_sentence({"digits_vit": _race()}) == []
 
 

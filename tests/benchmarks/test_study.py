@@ -135,8 +135,10 @@ def test_the_grid_of_times_keeps_the_protocols_limits(name):
         assert second - first >= triggers.SHORTEST
         assert second <= triggers.LATEST * task.num_steps
     told = [v for v in triggers.variants(task) if v.part == "fixed"]
-    assert len({v.name for v in told}) == len(told) == len(pairs) + 2 * len(dict(pairs))
-    assert {v.decay for v in told} == {1.0, *triggers.LENGTHS}
+    lengths = () if name in triggers.ONE_LENGTH else triggers.LENGTHS
+    count = len(pairs) + len(lengths) * len(dict(pairs))
+    assert len({v.name for v in told}) == len(told) == count
+    assert {v.decay for v in told} == {1.0, *lengths}
 
 
 @pytest.mark.parametrize(
@@ -241,6 +243,22 @@ def test_regret_is_paired_with_the_best_times_of_the_grid():
     assert {len(text) for text in texts} == {len(triggers.HEADINGS)}
 
 
+def test_the_best_times_have_the_lowest_median_of_the_ratios_that_are_shown():
+    held = _planted()
+    # The reference needs 80, T and 100: 48 median steps are a ratio of 0.5, and 49 one of 0.49.
+    runs = {
+        **held.runs["raw"],
+        "at 1, 2": {s: _curves(h, (1, 2), (1, 1)) for s, h in enumerate((40, 48, 70))},
+        "at 3, 4": {s: _curves(h, (3, 4), (1, 1)) for s, h in enumerate((36, 49, 90))},
+    }
+    held = dataclasses.replace(held, runs={**held.runs, "raw": runs})
+    table = triggers.table_of(held)["levels"]["planted"]["raw"]
+    assert table["best"] == triggers.best_fixed(held, held.levels[0], "raw") == "at 3, 4"
+    assert table["earliest"] == "at 1, 2"
+    medians = {name: r["median"] for name, r in table["over_reference"].items()}
+    assert medians["oracle"] <= medians["best"] <= medians["earliest"]
+
+
 def test_head_room_is_what_the_oracle_saves_of_the_constant_rate():
     table = triggers.table_of(_planted())["levels"]["planted"]["raw"]
     assert table["oracle"] == "longer"
@@ -259,12 +277,15 @@ def test_triggers_at_a_glance():
     held = _planted("claim")
     content = json.loads(json.dumps(plain({"tasks": {"quadratic_bowl": triggers.table_of(held)}})))
     row, again = regrets.rows(content)
-    assert row[:3] == ("quadratic_bowl", "raw", "0.55 [0.55, 0.90]")
-    assert row[3:5] == ("0.50 [0.50, 0.60]", "0.40 [0.25, 0.60]")
-    assert row[5:] == ("90%", "+10% [+10%, +50%]", "angle ∞")
-    assert again[1:3] == ("averaged", "0.68 [0.65, 1.00]")
+    assert row[:4] == ("quadratic_bowl", "claim", "raw", "0.55 [0.55, 0.90]")
+    assert row[4:7] == ("0.50 [0.50, 0.60]", "0.50 [0.50, 0.60]†", "0.40 [0.25, 0.60]")
+    assert row[7:] == ("90%", "+10% [+10%, +50%]", "angle ∞")
+    assert again[1:4] == ("claim", "averaged", "0.68 [0.65, 1.00]")
     first, _ = regrets.sentences(content)
-    assert first == "Regret, raw weights, median over 1 task: fgo +10%, angle ∞."
+    assert first == (
+        "Regret, level claim, raw weights, median over 1 task: earliest times +0%, fgo +10%, "
+        "angle ∞."
+    )
     content["tasks"]["quadratic_bowl"]["evidence"] = False
     assert not regrets.rows(content)
     assert not regrets.sentences(content)
