@@ -109,14 +109,14 @@ def race(task_name, methods, seeds, is_quick, tune, steps, data_dir, output) -> 
     contestants = _chosen(task, methods)
     if is_quick or steps:
         task = task.shortened(steps or task.num_steps // quick.SHORTER)
-    is_evidence = not (is_quick or steps)
+    is_whole = not (is_quick or steps)
     if is_quick:
         seeds = 1
 
     with progress_bars() as bars:
-        held = _hold(bars, task, contestants, seeds, is_evidence, tune, output)
+        held = _hold(bars, task, contestants, seeds, is_whole, tune, output, len(grids.RACE_SEEDS))
     output.mkdir(parents=True, exist_ok=True)
-    name = task.name if is_evidence else f"{task.name}-quick"
+    name = task.name if held.evidence else f"{task.name}-quick"
     results = racing.results(held)
     write_json(output / f"{name}.json", results)
     picture.draw(held, output / f"{name}.png")
@@ -129,13 +129,17 @@ def _hold(
     task: Task,
     contestants: list[Method],
     seeds: int,
-    is_evidence: bool,
+    is_whole: bool,
     tune: bool,
     output: Path,
+    least_seeds: int,
     rounds: int = 7,
 ) -> racing.Race:
-    """A race at settings that are looked up, or chosen anew, or plain for a quick look."""
-    if not is_evidence:
+    """A race at settings that are looked up, or chosen anew, or plain for a quick look.
+
+    It is evidence where it is whole, on the data that its settings are of, with enough seeds.
+    """
+    if not is_whole:
         tuned = quick.settings(task, contestants)
     elif tune:
         total = tuning.num_runs(task, contestants) * task.num_steps
@@ -157,7 +161,8 @@ def _hold(
     bar = bars.add_task(f"race {task.name}", total=runs * seeds * task.num_steps)
     return racing.hold_race(
         task, tuned, contestants, range(seeds), output,
-        is_evidence=is_evidence, rounds=rounds if is_evidence else 3, **reporters(bars, bar),
+        is_evidence=is_whole and seeds >= least_seeds and tuned.get("data") == task.digest,
+        rounds=rounds if is_whole else 3, **reporters(bars, bar),
     )  # fmt: skip
 
 
@@ -182,7 +187,10 @@ def compare_transforms(tasks, methods, seeds, tune, steps, output) -> None:
         contestants = [m for m in transforms.contestants(task) if m.name in asked]
         task = task.shortened(steps) if steps else task
         with progress_bars() as bars:
-            held = _hold(bars, task, contestants, seeds, not steps, tune, output, transforms.ROUNDS)
+            held = _hold(
+                bars, task, contestants, seeds, not steps, tune, output,
+                transforms.SEEDS, transforms.ROUNDS,
+            )  # fmt: skip
         races.append(held)
     name = "transforms-quick" if steps else "transforms"
     path = output / f"{name}.json"

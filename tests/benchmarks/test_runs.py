@@ -145,18 +145,23 @@ def test_a_race_without_settings_says_what_to_do(tmp_path, monkeypatch):
 
 def test_a_micro_race_from_tuning_to_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "RESULTS", tmp_path / "tuned")
+    monkeypatch.setattr(grids, "RACE_SEEDS", (0, 1))
     monkeypatch.setitem(TASKS, "quadratic_bowl", lambda: BOWL)
     get_task.cache_clear()
     try:
         command = ["race", "quadratic_bowl", "--methods", "constant_averaged,sgd_momentum"]
         options = ["--seeds", "2", "--output", str(tmp_path)]
         result = CliRunner().invoke(main, [*command, "--tune", *options])
+        fewer = CliRunner().invoke(main, [*command, "--seeds", "1", "--output", str(tmp_path)])
     finally:
         get_task.cache_clear()
     assert result.exit_code == 0, result.output
+    assert fewer.exit_code == 0, fewer.output
+    assert not json.loads((tmp_path / "quadratic_bowl-quick.json").read_text())["evidence"]
     assert "steps to target" in result.output
     assert (tmp_path / "quadratic_bowl.png").stat().st_size > 10_000
     stored = json.loads((tmp_path / "quadratic_bowl.json").read_text())
+    assert stored["evidence"]
     rows = stored["levels"]["fixed"]["methods"]
     assert set(rows) == {"constant", "constant_averaged", "sgd_momentum"}
     # Twenty steps reach no 1e-6: a miss is null, and beyond T in words.
