@@ -123,7 +123,7 @@ def decayed(phases: Sequence[Phase], running: Any, direction: Any, params: Any) 
     """direction + weight_decay * params, with the running phase's decay and mask."""
     decays = [(phase.weight_decay, phase.mask) for phase in phases]
     same = all(w is decays[0][0] and m is decays[0][1] for w, m in decays)
-    if all(_is_zero(weight) for weight, _ in decays):
+    if all(_checks.is_zero(weight) for weight, _ in decays):
         return direction
     if params is None:
         raise ValueError("weight_decay needs the parameters: call update(grads, state, params).")
@@ -154,7 +154,3 @@ def scaled(direction: Any, grads: Any, params: Any, rate: jax.Array) -> Any:
 
     likes = grads if params is None else params
     return jax.tree.map(scale, direction, likes, is_leaf=lambda x: x is None)
-
-
-def _is_zero(value: Any) -> bool:
-    return isinstance(value, (int, float)) and value == 0

@@ -28,7 +28,8 @@ def acquisition(
     Args:
       learning_rate: peak :math:`\eta`; a number or an optax schedule of the step.
       warmup_steps: W.
-      transform: gradients to a direction; `optax.scale_by_adam()` by default.
+      transform: gradients to a direction; `optax.scale_by_adam()` by default, as in the paper.
+        :func:`fgo_jax.target_acquisition` passes its refinement.
         `optax.chain(optax.add_noise(...), optax.scale_by_adam())` adds gradient noise.
       weight_decay: decoupled decay as in `optax.adamw`, scaled by the effective rate.
       mask: which leaves decay, as in `optax.adamw`.
@@ -65,7 +66,8 @@ def reask(
 
     Gradients are asked again in either of two ways: at a rate cut by c, or with a share of
     :func:`fgo_jax.slow_momentum` in the direction, which cuts the rate of what a single
-    gradient says and keeps that of what the gradients of this phase agree on.
+    gradient says and keeps that of what the gradients of this phase agree on. The defaults are
+    the paper's; :func:`fgo_jax.target_acquisition` passes ``cut=0.0, slow_share=0.5``.
 
     Args:
       learning_rate: the peak :math:`\eta` that acquisition used; number or schedule.
@@ -133,7 +135,8 @@ def execution(
     q = 2 - p. So a rate at rest comes to fall as 1/t with the onset 0, and as 1/sqrt(t) with 1.
 
     With ``total_steps`` of :func:`fgo_jax.phased` every law ends there; those without an end
-    take the smaller of themselves and a line.
+    take the smaller of themselves and a line. :func:`fgo_jax.target_acquisition` passes
+    ``cut=0.0, decay="adaptive", slow_share=0.5``.
 
     The share of a slow momentum bounds what its lag can do. Where the rate has come to fall
     as A/(h t) in a direction of curvature h, t counted from the momentum's start, the
