@@ -7,6 +7,7 @@ can only land on it or beyond, never below.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -77,9 +78,8 @@ def interval(values: ArrayLike) -> tuple[float, float]:
     """Bootstrap percentile interval of the median over seeds.
 
     Of up to five values this is their whole range: a resample's median is the least of n = 5
-    with probability .058, more than the interval leaves out on a side. The range covers the
-    true median unless all values lie on one side of it, with probability 1 - 2^(1 - n): .94 of
-    five, .75 of three. Of seven values it leaves one out on either side.
+    with probability .058, more than the interval leaves out on a side. Of seven values it
+    leaves one out on either side. See :func:`coverage`.
     """
     values = np.sort(np.asarray(values, np.float64))
     n = len(values)
@@ -93,6 +93,16 @@ def interval(values: ArrayLike) -> tuple[float, float]:
         float(np.quantile(medians, tail, method="lower")),
         float(np.quantile(medians, 1 - tail, method="higher")),
     )
+
+
+def coverage(seeds: int) -> float:
+    """With what probability the interval of so many independent values covers the true median.
+
+    It does unless no more of them lie on one side of the median than it leaves out there: of
+    five .94, of three .75.
+    """
+    left_out = math.floor(interval(np.arange(seeds))[0])
+    return 1 - 2 * sum(math.comb(seeds, k) for k in range(left_out + 1)) / 2**seeds
 
 
 def area(values: np.ndarray) -> float:

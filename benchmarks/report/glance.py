@@ -7,21 +7,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks import transitions
+from benchmarks import evidence, transitions
 from benchmarks.report.claims import CLAIMS, FIT, Comparison, Verdict, compare, judge
 from benchmarks.report.reading import CLAIM_TASKS, Results
 from benchmarks.report.text import number, restored, spread
 from benchmarks.study import LEVELS
 
 EASY = "°"
-LEGEND = (
-    "Median over seeds of FGO's steps (last two columns: seconds) over the rival's own, paired "
-    "by seed, [95 % bootstrap interval, which of five seeds is their whole range: it covers the "
-    "median 94 times in 100]; **bold**: fewer on every seed; "
-    f"{EASY}: the rival is there before {FIT:g} T, so the level is easy; ∞: FGO misses it; -: not "
-    "raced."
-)
-
 LEVEL = LEVELS[0]
 STEPS = (
     "Median steps to the claim's level: the task's fixed target, or else what the refinement alone "
@@ -40,6 +32,20 @@ SHOWN = {
     "natural_gradient_1_over_sqrt_t_averaged": "1/sqrt(t), averaged",
     "fgo_averaged": "FGO, averaged",
 }
+
+
+def legend(races: Mapping[str, Any]) -> str:
+    """What the cells mean, and what an interval of so few seeds covers."""
+    seeds = sorted(
+        {len(level["seeds"]) for race in races.values() for level in race["levels"].values()}
+    )
+    covers = ", ".join(f"of {n} seeds {evidence.coverage(n):.2f}" for n in seeds)
+    return (
+        "Median over seeds of FGO's steps (last two columns: seconds) over the rival's own, paired "
+        f"by seed, [95 % bootstrap interval; it covers the median with probability: {covers}]; "
+        f"**bold**: the interval lies below 1; {EASY}: the rival is there before {FIT:g} T, so the "
+        "level is easy; ∞: FGO misses it; -: not raced."
+    )
 
 
 def headings() -> tuple[str, ...]:

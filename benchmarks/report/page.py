@@ -80,7 +80,8 @@ def _glance(results: Results) -> str:
         [[markup.emphasis(cell) for cell in row] for row in glance.rows(results)],
     )
     listed = "".join(f"<li>{markup.emphasis(s)}</li>" for s in glance.sentences(results.races))
-    shown = f"{table}<p class='note'>{markup.emphasis(glance.LEGEND)}</p><ul>{listed}</ul>"
+    legend = markup.emphasis(glance.legend(results.races))
+    shown = f"{table}<p class='note'>{legend}</p><ul>{listed}</ul>"
     steps = [[html.escape(cell) for cell in row] for row in glance.step_rows(results)]
     heads = [html.escape(heading) for heading in glance.step_headings()]
     return f"{shown}<p>{html.escape(glance.STEPS)}</p>{markup.rows(heads, steps)}"

@@ -35,7 +35,7 @@ def block(results: Results) -> str:
     """The tables and their sentences as Markdown."""
     parts = [
         _table(glance.headings(), glance.rows(results)),
-        glance.LEGEND,
+        glance.legend(results.races),
         _list(glance.sentences(results.races)),
         glance.STEPS,
         _table(glance.step_headings(), glance.step_rows(results)),

@@ -1,7 +1,5 @@
 """Targets, hits and ratios on curves drawn by hand."""
 
-import math
-
 import numpy as np
 import pytest
 
@@ -61,8 +59,8 @@ def test_what_the_interval_of_few_seeds_covers(seeds, left_out):
     assert (low, high) == (left_out, seeds - 1 - left_out)
     draws = np.sort(np.random.default_rng(3).standard_normal((20_000, seeds)))
     covered = np.mean((draws[:, int(low)] <= 0) & (draws[:, int(high)] >= 0))
-    outside = 2 * sum(math.comb(seeds, k) for k in range(left_out + 1)) / 2**seeds
-    assert abs(covered - (1 - outside)) < 4 * (outside / 20_000) ** 0.5
+    assert abs(covered - evidence.coverage(seeds)) < 4 * (0.25 / 20_000) ** 0.5
+    assert evidence.coverage(5) == 1 - 2 / 2**5
 
 
 def test_interval_holds_the_median_and_survives_misses():

@@ -48,6 +48,7 @@ def _race(task="digits_vit", ours=(40, 30), alone=(80, 60), **changes):
         "title": "a level",
         "target": 1.0,
         "references": {"raw": "natural_gradient", "averaged": "natural_gradient_averaged"},
+        "seeds": list(range(len(ours))),
         "methods": methods,
     }
     race = {
@@ -153,6 +154,11 @@ def test_a_runs_transitions_count_once():
     assert "never: 1 of digits_vit." in said
     assert said.endswith("began at steps 5 and 7 in 1, 20 and 50 in 2.")
     assert glance.transitions_sentence({"digits_vit": _race()}) == []
+
+
+def test_the_legend_says_what_so_few_seeds_cover():
+    races = {"digits_vit": _race(), "char_gpt": _race(ours=(1,) * 5, alone=(2,) * 5)}
+    assert "of 2 seeds 0.50, of 5 seeds 0.94" in glance.legend(races)
 
 
 def test_steps_are_shown_at_the_claims_level():
