@@ -8,31 +8,19 @@ import click
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks import (
-    calibration,
-    grids,
-    overhead,
-    picture,
-    quick,
-    sketch,
-    stream,
-    transforms,
-    tuning,
-)
+from benchmarks import grids, picture, quick, transforms, tuning
 from benchmarks import race as racing
-from benchmarks.calibration import tables as calibration_tables
+from benchmarks.measure_commands import calibrate, measure_overhead, measure_sketch, measure_stream
 from benchmarks.methods import METHODS, Method, available, contestants
 from benchmarks.report import page, race_tables, readme
 from benchmarks.report.reading import read
 from benchmarks.report.text import restored
-from benchmarks.runner import ROOT, held_in, write_json
+from benchmarks.runner import RESULTS, ROOT, held_in, write_json
 from benchmarks.study_commands import compare_parts, compare_triggers
 from benchmarks.tasks import IN_A_FOLDER, TASKS, DataError, Task, get_task
 from benchmarks.terminal import bars as progress_bars
-from benchmarks.terminal import console, reporters
-from benchmarks.workloads import WORKLOADS
+from benchmarks.terminal import console, names_in, reporters
 
-RESULTS = ROOT / "benchmarks" / "results"
 _FILE, _FOLDER = click.Path(path_type=Path), click.Path(path_type=Path, exists=True)
 
 
@@ -180,10 +168,10 @@ def compare_transforms(tasks, methods, seeds, tune, steps, output) -> None:
     are in transforms.json already stay there.
     """
     races = []
-    for name in _names(tasks, list(transforms.TASKS), "task"):
+    for name in names_in(tasks, list(transforms.TASKS), "task"):
         task = get_task(name)
         known = [method.name for method in transforms.contestants(task)]
-        asked = {"constant", *_names(methods, known, "method")}
+        asked = {"constant", *names_in(methods, known, "method")}
         contestants = [m for m in transforms.contestants(task) if m.name in asked]
         task = task.shortened(steps) if steps else task
         with progress_bars() as bars:
@@ -203,71 +191,6 @@ def compare_transforms(tasks, methods, seeds, tune, steps, output) -> None:
     console.print(f"Wrote {path} and {path.with_suffix('.md')}")
 
 
-@main.command("stream")
-@click.option("--rows", type=click.IntRange(8), default=stream.ROWS, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def measure_stream(rows, output) -> None:
-    """Rows of the default probe against rows at fixed parameters; writes stream.json."""
-    with console.status("starting") as status:
-        results = stream.measure(get_task("digits_vit"), rows=rows, announce=status.update)
-    write_json(output / "stream.json", results)
-    stream.print_table(results, console)
-    console.print(f"Wrote {output / 'stream.json'}")
-
-
-@main.command("calibration")
-@click.option("--runs", type=click.IntRange(4), default=calibration.RUNS, show_default=True)
-@click.option("--windows", type=click.IntRange(8), default=calibration.WINDOWS, show_default=True)
-@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def calibrate(runs, windows, output) -> None:
-    """False alarms and delays of the triggers on synthetic streams; writes calibration.json."""
-    with console.status("starting") as status:
-        results = calibration.measure(runs, windows, announce=status.update)
-    write_json(output / "calibration.json", results)
-    calibration_tables.print_tables(results, console)
-    console.print(f"Wrote {output / 'calibration.json'}")
-
-
-@main.command("sketch")
-@click.option("--draws", type=click.IntRange(2), default=200, show_default=True)
-@click.option("--rounds", type=click.IntRange(2), default=15, show_default=True)
-@click.option("--sizes", help="Comma-separated, of those timed; all by default.")
-@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def measure_sketch(draws, rounds, sizes, output) -> None:
-    """Probes against dense truth and against matfree and traceax; writes sketch.json."""
-    chosen = _names(sizes, list(sketch.LAYERS), "size")
-    with console.status("starting") as status:
-        results = sketch.measure(draws=draws, rounds=rounds, sizes=chosen, announce=status.update)
-    write_json(output / "sketch.json", results)
-    sketch.print_tables(results, console)
-    console.print(f"Wrote {output / 'sketch.json'}")
-
-
-@main.command("overhead")
-@click.option("--workloads", help="Comma-separated; all by default.")
-@click.option("--parts", help="Comma-separated, such as lanczos; all of a workload by default.")
-@click.option("--rounds", type=click.IntRange(2), help="Each workload's own by default.")
-@click.option("--output", type=click.Path(path_type=Path), default=RESULTS, show_default=True)
-def measure_overhead(workloads, parts, rounds, output) -> None:
-    """What probes and controller add to a training step; writes overhead.json.
-
-    What is in that file of other workloads and parts stays there.
-    """
-    path = output / "overhead.json"
-    asked = []
-    for name in _names(workloads, list(WORKLOADS), "workload"):
-        workload = WORKLOADS[name]()
-        asked.append((name, workload, _names(parts, list(overhead.parts(workload)), "part")))
-    with console.status("starting") as status:
-        for name, workload, chosen in asked:
-            status.update(f"overhead on {name}")
-            measured = {name: overhead.measure(workload, rounds, chosen)}
-            results = {"workloads": overhead.merged(held_in(path, "workloads"), measured)}
-            write_json(path, results)
-    overhead.print_tables(results, console)
-    console.print(f"Wrote {path}")
-
-
 @main.command("report")
 @click.option("--results", type=_FOLDER, default=RESULTS, show_default=True)
 @click.option("--readme", "readme_path", type=_FILE, default=ROOT / "README.md", show_default=True)
@@ -285,18 +208,11 @@ def report_all(results, readme_path, output) -> None:
     console.print(f"Wrote {output} ({output.stat().st_size / 1e6:.1f} MB) and {readme_path}")
 
 
-def _names(given: str | None, known: list[str], what: str) -> list[str]:
-    if given is None:
-        return known
-    asked = [name.strip() for name in given.split(",") if name.strip()]
-    for name in asked:
-        if name not in known:
-            raise click.BadParameter(f"no {what} {name!r}; there are {', '.join(known)}")
-    return asked
-
-
-main.add_command(compare_triggers)
-main.add_command(compare_parts)
+for command in (
+    compare_triggers, compare_parts,
+    measure_stream, calibrate, measure_sketch, measure_overhead,
+):  # fmt: skip
+    main.add_command(command)
 
 if __name__ == "__main__":
     main(prog_name="python -m benchmarks")

@@ -29,6 +29,7 @@ from benchmarks.tasks import task as task_module
 from benchmarks.training import Curves, train
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"  # what is committed
 _FLAT_LIST = re.compile(r"\[[^\[\]{}]*\]")  # of numbers or names: one line in a file
 
 

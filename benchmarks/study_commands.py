@@ -8,11 +8,9 @@ from types import ModuleType
 import click
 
 from benchmarks import ablation, grids, study, triggers
-from benchmarks.runner import ROOT
+from benchmarks.runner import RESULTS
 from benchmarks.tasks import TASKS, get_task
 from benchmarks.terminal import bars, console, reporters
-
-RESULTS = ROOT / "benchmarks" / "results"
 
 
 def _options(command):

@@ -1,9 +1,10 @@
-"""The console and the progress bars that all commands share."""
+"""The console, the progress bars and the lists of names that all commands share."""
 
 from __future__ import annotations
 
 import sys
 
+import click
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -35,3 +36,13 @@ def reporters(progress: Progress, bar):
         "announce": lambda text: progress.update(bar, description=text),
         "progress": lambda steps: progress.advance(bar, steps),
     }
+
+
+def names_in(given: str | None, known: list[str], what: str) -> list[str]:
+    if given is None:
+        return known
+    asked = [name.strip() for name in given.split(",") if name.strip()]
+    for name in asked:
+        if name not in known:
+            raise click.BadParameter(f"no {what} {name!r}; there are {', '.join(known)}")
+    return asked

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import clock, sketch, sketch_accuracy, sketch_speed
+from benchmarks import clock, measure_commands, sketch, sketch_accuracy, sketch_speed
 from benchmarks.__main__ import main
 
 pytest.importorskip("matfree")
@@ -93,3 +93,16 @@ def test_the_command_names_an_unknown_size():
     result = CliRunner().invoke(main, ["sketch", "--sizes", "7"])
     assert result.exit_code == 2
     assert "no size '7'" in result.output
+
+
+def test_a_look_does_not_take_the_place_of_what_is_committed(tmp_path, monkeypatch):
+    monkeypatch.setattr(measure_commands, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(measure_commands.sketch, "measure", lambda **options: {"draws": 1})
+    monkeypatch.setattr(measure_commands.sketch, "print_tables", lambda *args: None)
+    monkeypatch.chdir(tmp_path)
+    look, whole = tmp_path / "runs" / "sketch.json", tmp_path / "results" / "sketch.json"
+    assert CliRunner().invoke(main, ["sketch", "--draws", "4"]).exit_code == 0
+    assert look.exists()
+    assert not whole.exists()
+    assert CliRunner().invoke(main, ["sketch"]).exit_code == 0
+    assert whole.exists()
