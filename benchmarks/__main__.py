@@ -180,7 +180,7 @@ def compare_transforms(tasks, methods, seeds, tune, steps, output) -> None:
                 transforms.SEEDS, transforms.ROUNDS,
             )  # fmt: skip
         races.append(held)
-    name = "transforms-quick" if steps else "transforms"
+    name = "transforms" if all(race.evidence for race in races) else "transforms-quick"
     path = output / f"{name}.json"
     results = transforms.results(races)
     results["tasks"] = {**held_in(path, "tasks"), **results["tasks"]}

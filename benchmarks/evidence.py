@@ -98,8 +98,8 @@ def interval(values: ArrayLike) -> tuple[float, float]:
 def coverage(seeds: int) -> float:
     """With what probability the interval of so many independent values covers the true median.
 
-    It does unless no more of them lie on one side of the median than it leaves out there: of
-    five .94, of three .75.
+    It misses it if at most as many values lie on one side of the median as it leaves out there.
+    With five values it covers .94, with three .75.
     """
     left_out = math.floor(interval(np.arange(seeds))[0])
     return 1 - 2 * sum(math.comb(seeds, k) for k in range(left_out + 1)) / 2**seeds

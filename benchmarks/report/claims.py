@@ -76,7 +76,7 @@ CLAIMS = (
           "fgo_averaged", None, ("horizon",), (Bar(1.0, 4),)),
     Claim("two-step", "raw weights, against the refinement's two-step rate, which knows T",
           "fgo", "natural_gradient_two_step", ("claim", "fixed"), (Bar(0.8, 4),)),
-    Claim("two-step, averaged", "averaged weights, against the same two-step rate's raw ones",
+    Claim("two-step, averaged", "averaged weights, against the raw ones of that two-step rate",
           "fgo_averaged", "natural_gradient_two_step", ("claim", "fixed"), (Bar(0.8, 4),)),
     Claim("s / Adam", "seconds, raw weights, against Adam at a constant rate",
           "fgo", "constant", _FIRST, (Bar(0.75, 4),), unit="seconds"),

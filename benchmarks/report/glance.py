@@ -36,13 +36,14 @@ SHOWN = {
 
 def legend(races: Mapping[str, Any]) -> str:
     """What the cells mean, and what an interval of so few seeds covers."""
-    seeds = sorted(
-        {len(level["seeds"]) for race in races.values() for level in race["levels"].values()}
-    )
-    covers = ", ".join(f"of {n} seeds {evidence.coverage(n):.2f}" for n in seeds)
+    levels = [
+        level for race in races.values() if race["evidence"] for level in race["levels"].values()
+    ]
+    seeds = sorted({len(level["seeds"]) for level in levels})
+    covers = ", ".join(f"{evidence.coverage(n):.0%} of cases with {n} seeds" for n in seeds)
     return (
         "Median over seeds of FGO's steps (last two columns: seconds) over the rival's own, paired "
-        f"by seed, [95 % bootstrap interval; it covers the median with probability: {covers}]; "
+        f"by seed, [95 % bootstrap interval, which covers the median in {covers}]; "
         f"**bold**: the interval lies below 1; {EASY}: the rival is there before {FIT:g} T, so the "
         "level is easy; ∞: FGO misses it; -: not raced."
     )
@@ -126,10 +127,10 @@ def transitions_sentence(races: Mapping[str, Any]) -> list[str]:
         if math.isfinite(max(pair))
     )
     pairs = ", ".join(f"{a:g} and {b:g} in {n}" for (a, b), n in sorted(begun.items()))
+    when = f" Re-ask and execution began at steps {pairs}." if begun else ""
     return [
         f"Transitions: {came} of FGO's {runs} runs ({came / runs:.0%}) came to execution by "
-        f"triggers; the rest, by a deadline or never: {listed}. Re-ask and execution began at "
-        f"steps {pairs}."
+        f"triggers; the rest, by a deadline or never: {listed}.{when}"
     ]
 
 

@@ -37,7 +37,7 @@ def print_race(race: Mapping[str, Any], console: Console, *, wide: bool = False)
         console.print(f"At the edge of the grid: {'; '.join(edges)}.", style="yellow")
     if not race["evidence"]:
         console.print(
-            "A quick look: one seed, a short horizon, untuned settings. This is no evidence.",
+            "A look, no evidence: few seeds, a short horizon, untuned settings or other data.",
             style="bold red",
         )
 

@@ -31,9 +31,9 @@ LEGEND = (
     "triggers, the first switch times of a grid, its best ones in hindsight "
     f"({EDGE}: at its edge), and the best times and length of the decay. Realised: the share of "
     "what the best times save. Regret: steps over those with the best times, less one, paired by "
-    "seed. Best rival: the trigger with the least regret among the others, all at the learning "
-    "rate that was tuned for the default triggers. ∞: missed; -: the best times save nothing, or "
-    "the default triggers miss the level."
+    "seed. Best rival: the trigger with the least regret among the others. Everything runs at the "
+    "learning rate that was tuned for the default triggers at the claim's level. ∞: missed; -: the "
+    "best times save nothing, the default triggers miss the level, or every rival does."
 )
 
 
@@ -54,7 +54,11 @@ def rows(content: Any) -> list[tuple[str, ...]]:
     found = []
     for reading in _readings(content):
         table, over = reading.table, reading.table["over_reference"]
-        rivals = [name for name in table["rows"] if name != DEFAULT]
+        rivals = [
+            name
+            for name in table["rows"]
+            if name != DEFAULT and math.isfinite(reading.regret(name))
+        ]
         rival = min(rivals, key=reading.regret, default=None)
         share = realised(table)
         ratios = {name: spread(over[name], "{:.2f}", beyond="∞") for name in RATIOS}

@@ -158,7 +158,9 @@ def test_a_runs_transitions_count_once():
 
 def test_the_legend_says_what_so_few_seeds_cover():
     races = {"digits_vit": _race(), "char_gpt": _race(ours=(1,) * 5, alone=(2,) * 5)}
-    assert "of 2 seeds 0.50, of 5 seeds 0.94" in glance.legend(races)
+    assert "50% of cases with 2 seeds, 94% of cases with 5 seeds" in glance.legend(races)
+    races["digits_vit"]["evidence"] = False
+    assert "2 seeds" not in glance.legend(races)
 
 
 def test_steps_are_shown_at_the_claims_level():

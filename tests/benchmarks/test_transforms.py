@@ -1,6 +1,8 @@
 """Single transformations against Adam: what is counted, what is passed, and the command."""
 
+import importlib
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -117,6 +119,16 @@ def test_a_timed_scan_holds_whole_cadences():
 def test_fewer_seeds_tune_where_runs_are_long():
     assert grids.tuning_seeds(get_task("char_gpt")) == grids.TUNING_SEEDS[:1]
     assert grids.tuning_seeds(get_task("digits_vit")) == grids.TUNING_SEEDS
+
+
+def test_what_is_no_evidence_is_written_beside_what_is(tmp_path, monkeypatch):
+    module = importlib.import_module("benchmarks.__main__")
+    monkeypatch.setattr(module, "_hold", lambda *args: SimpleNamespace(evidence=False))
+    monkeypatch.setattr(transforms, "results", lambda races: {"tasks": {}})
+    options = ["--tasks", "char_gpt", "--seeds", "1", "--output", str(tmp_path)]
+    assert CliRunner().invoke(main, ["transforms", *options]).exit_code == 0
+    assert (tmp_path / "transforms-quick.json").exists()
+    assert not (tmp_path / "transforms.json").exists()
 
 
 def test_the_command_tables_every_transformation_that_is_asked_for(tmp_path):
