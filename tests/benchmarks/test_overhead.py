@@ -114,7 +114,7 @@ def test_parts_measured_anew_leave_the_others_alone():
 
 @pytest.mark.slow
 def test_the_command_writes_every_overhead(tmp_path, monkeypatch, tiny):
-    monkeypatch.setattr("benchmarks.__main__.WORKLOADS", {"tiny": lambda: tiny})
+    monkeypatch.setattr("benchmarks.measure_commands.WORKLOADS", {"tiny": lambda: tiny})
     result = CliRunner().invoke(main, ["overhead", "--rounds", "2", "--output", str(tmp_path)])
     assert result.exit_code == 0, result.output
     entry = json.loads((tmp_path / "overhead.json").read_text())["workloads"]["tiny"]
