@@ -72,7 +72,12 @@ def _chosen(task: Task, names: str | None) -> list[Method]:
 @main.command()
 @click.argument("task_name", metavar="TASK", type=click.Choice(list(TASKS)))
 @click.option("--methods", help="Comma-separated; else all of a race.")
-@click.option("--seeds", type=click.IntRange(1), default=len(grids.RACE_SEEDS), show_default=True)
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    help="At most so many for each method; else all of a race's, "
+    f"{len(grids.RACE_SEEDS)} or {grids.FEWEST_SEEDS}.",
+)
 @click.option("--quick", "is_quick", is_flag=True, help="A look in about a minute; no evidence.")
 @click.option("--tune", is_flag=True, help="Choose all settings anew and write them down.")
 @click.option("--steps", type=click.IntRange(1), help="Another horizon T; no evidence.")
@@ -102,7 +107,10 @@ def race(task_name, methods, seeds, is_quick, tune, steps, data_dir, output) -> 
         seeds = 1
 
     with progress_bars() as bars:
-        held = _hold(bars, task, contestants, seeds, is_whole, tune, output, len(grids.RACE_SEEDS))
+        held = _hold(
+            bars, task, contestants, lambda method: grids.race_seeds(task, method)[:seeds],
+            is_whole, tune, output, grids.FEWEST_SEEDS,
+        )  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     name = task.name if held.evidence else f"{task.name}-quick"
     results = racing.results(held)
@@ -116,7 +124,7 @@ def _hold(
     bars: Progress,
     task: Task,
     contestants: list[Method],
-    seeds: int,
+    seeds: racing.SeedsOf,
     is_whole: bool,
     tune: bool,
     output: Path,
@@ -145,11 +153,12 @@ def _hold(
                 f"here {task.digest}): tune anew for evidence.",
                 style="yellow",
             )
-    runs = len(racing.distinct_runs(racing.plan(tuned, contestants)))
-    bar = bars.add_task(f"race {task.name}", total=runs * seeds * task.num_steps)
+    runs = racing.num_runs(racing.plan(tuned, contestants), seeds)
+    bar = bars.add_task(f"race {task.name}", total=runs * task.num_steps)
+    enough = all(len(seeds(method)) >= least_seeds for method in contestants)
     return racing.hold_race(
-        task, tuned, contestants, range(seeds), output,
-        is_evidence=is_whole and seeds >= least_seeds and tuned.get("data") == task.digest,
+        task, tuned, contestants, seeds, output,
+        is_evidence=is_whole and enough and tuned.get("data") == task.digest,
         rounds=rounds if is_whole else 3, **reporters(bars, bar),
     )  # fmt: skip
 
@@ -176,7 +185,7 @@ def compare_transforms(tasks, methods, seeds, tune, steps, output) -> None:
         task = task.shortened(steps) if steps else task
         with progress_bars() as bars:
             held = _hold(
-                bars, task, contestants, seeds, not steps, tune, output,
+                bars, task, contestants, lambda _: range(seeds), not steps, tune, output,
                 transforms.SEEDS, transforms.ROUNDS,
             )  # fmt: skip
         races.append(held)

@@ -51,7 +51,7 @@ HORIZON = ("natural_gradient_cosine", "natural_gradient_wsd_1_minus_sqrt")
 # seconds every table is to be compared.
 _PHASED = tuple(method.name for method in METHODS.values() if method.phased)
 _REFINEMENTS = tuple(name for name in METHODS if name.startswith("natural_gradient"))
-_CLAIM_ROWS = ("constant", *_REFINEMENTS, *_PHASED)
+CLAIM_ROWS = ("constant", *_REFINEMENTS, *_PHASED)
 _SQRT_ROWS = ("constant", *SQRT.values(), *_PHASED)
 
 # Trials of a trajectory: for each setting of its grid, one run per tuning seed.
@@ -95,12 +95,12 @@ def _sources(task: Task) -> list[_Source]:
     claim = alone if task.target is None else task.target
     return [
         *first,
-        _Source("claim", f"the claim's rows: {by_itself}", claim, ALONE, _CLAIM_ROWS),
+        _Source("claim", f"the claim's rows: {by_itself}", claim, ALONE, CLAIM_ROWS),
         _Source("claim_sqrt", f"against 1/sqrt(t): {by_itself}", claim, SQRT, _SQRT_ROWS),
-        _Source("late", averaged, late, ALONE, _CLAIM_ROWS),
+        _Source("late", averaged, late, ALONE, CLAIM_ROWS),
         _Source("late_sqrt", f"against 1/sqrt(t): {averaged}", late, SQRT, _SQRT_ROWS),
         _Source("horizon", "what the refinement's best schedule that knows T ends with",
-                horizon, None, _CLAIM_ROWS),
+                horizon, None, CLAIM_ROWS),
     ]  # fmt: skip
 
 

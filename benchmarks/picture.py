@@ -164,10 +164,11 @@ def _comparison(axis, race: Race) -> None:
             color=QUIET,
         )
     _log_limits(axis, np.concatenate(drawn), targets)
-    seeds = len(next(iter(race.entries[level.name].values())).runs)
+    counts = sorted({len(entry.runs) for entry in race.entries[level.name].values()})
+    seeds = " or ".join(map(str, counts))
     axis.set(xlim=(0, task.num_steps), xlabel="step", ylabel=task.metric)
     axis.set_title(
-        f"{task.name}: validation, median of {seeds} seed{'s' * (seeds > 1)}; "
+        f"{task.name}: validation, median of {seeds} seed{'s' * (counts != [1])}; "
         "dots mark the median hit"
     )
 

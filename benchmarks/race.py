@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ RATIO = (
 )
 # Beside the first level's: ladders whose denominators are those of the claim.
 LADDERS = ("claim", "claim_sqrt")
+SeedsOf = Callable[[Method], Sequence[int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,10 @@ class Entry:
     method: Method
     setting: Mapping[str, float]
     runs: Mapping[int, Curves]
+
+    def of(self, seeds: Iterable[int] | None) -> list[Curves]:
+        """The runs of `seeds`, to be paired with another method's, or all."""
+        return [self.runs[seed] for seed in (self.runs if seeds is None else seeds)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,20 +67,23 @@ def plan(tuned: Mapping[str, Any], methods: Sequence[Method]):
     return result
 
 
-def distinct_runs(planned) -> set[tuple]:
-    """(trajectory, setting) of every run that a seed of the race takes."""
-    return {
-        (METHODS[name].trajectory, tuple(sorted(setting.items())))
-        for _, settings in planned
-        for name, setting in settings.items()
-    }
+def num_runs(planned, seeds: SeedsOf) -> int:
+    """How many runs the race takes; what methods share counts once."""
+    return len(
+        {
+            (METHODS[name].trajectory, tuple(sorted(setting.items())), seed)
+            for _, settings in planned
+            for name, setting in settings.items()
+            for seed in seeds(METHODS[name])
+        }
+    )
 
 
 def hold_race(
     task: Task,
     tuned: Mapping[str, Any],
     methods: Sequence[Method],
-    seeds: Sequence[int],
+    seeds: SeedsOf,
     directory: Path,
     *,
     is_evidence: bool = True,
@@ -92,7 +100,7 @@ def hold_race(
         for name, setting in settings.items():
             method = METHODS[name]
             runs = {}
-            for seed in seeds:
+            for seed in seeds(method):
                 key = (method.trajectory, tuple(sorted(setting.items())), seed)
                 announce(f"{name}, seed {seed}")
                 if key not in done:
@@ -110,30 +118,37 @@ def hold_race(
     return Race(task, [level for level, _ in planned], entries, times, is_evidence, tuned)
 
 
-def hits(race: Race, level: Level, name: str, target: float | None = None) -> np.ndarray:
+def hits(
+    race: Race,
+    level: Level,
+    name: str,
+    target: float | None = None,
+    seeds: Iterable[int] | None = None,
+) -> np.ndarray:
+    """Of every run of a method, or of those of `seeds`."""
     entry = race.entries[level.name][name]
     target = level.target if target is None else target
-    return np.asarray(
-        [hit_of(race.task, entry.method, curves, target) for curves in entry.runs.values()]
-    )
+    return np.asarray([hit_of(race.task, entry.method, c, target) for c in entry.of(seeds)])
 
 
-def seconds_to(race: Race, level: Level, name: str, steps: np.ndarray) -> np.ndarray:
+def seconds_to(
+    race: Race, level: Level, name: str, steps: np.ndarray, seeds: Iterable[int] | None = None
+) -> np.ndarray:
     """Seconds of each seed's first `steps` steps at the setting of `level`."""
     entry = race.entries[level.name][name]
     label = timing.label(entry.method)
     return np.asarray(
         [
             timing.seconds_to(h, c.steps, c.telemetry.get("phase"), race.times, label)
-            for h, c in zip(steps, entry.runs.values(), strict=True)
+            for h, c in zip(steps, entry.of(seeds), strict=True)
         ]
     )
 
 
-def _own_seconds(race: Race, level: Level, name: str) -> np.ndarray:
+def _own_seconds(race: Race, level: Level, name: str, seeds: Iterable[int]) -> np.ndarray:
     """The denominators of ratios of seconds: whoever never hits counts as T steps."""
-    steps = np.minimum(hits(race, level, name), race.task.num_steps)
-    return seconds_to(race, level, name, steps)
+    steps = np.minimum(hits(race, level, name, seeds=seeds), race.task.num_steps)
+    return seconds_to(race, level, name, steps, seeds)
 
 
 def row(race: Race, level: Level, name: str) -> dict[str, Any]:
@@ -141,7 +156,7 @@ def row(race: Race, level: Level, name: str) -> dict[str, Any]:
     entry = race.entries[level.name][name]
     method, curves = entry.method, list(entry.runs.values())
     steps = hits(race, level, name)
-    own = hits(race, level, level.reference(method))
+    own = hits(race, level, level.reference(method), seeds=entry.runs)
     ratios = evidence.paired_ratios(steps, own, race.task.num_steps)
     seconds = seconds_to(race, level, name, steps)
     tests = [c.test[method.weights] for c in curves]
@@ -155,7 +170,7 @@ def row(race: Race, level: Level, name: str) -> dict[str, Any]:
         "ratio": evidence.summary(ratios),
         "seconds": evidence.summary(seconds),
         "seconds_ratios": {
-            rival: evidence.summary(seconds / _own_seconds(race, level, rival))
+            rival: evidence.summary(seconds / _own_seconds(race, level, rival, entry.runs))
             for rival in dict.fromkeys((ADAM[method.weights], ALONE[method.weights]))
             if rival in race.entries[level.name]
         },
@@ -176,8 +191,10 @@ def ladder(race: Race, level: Level) -> dict[str, Any]:
     rungs = evidence.ladder([c.raw for c in runs], race.task.smoothing, lowest)
 
     def ratios(name):
-        own = level.reference(METHODS[name])
-        pairs = ((hits(race, level, name, rung), hits(race, level, own, rung)) for rung in rungs)
+        own, seeds = level.reference(METHODS[name]), race.entries[level.name][name].runs
+        pairs = (
+            (hits(race, level, name, rung), hits(race, level, own, rung, seeds)) for rung in rungs
+        )
         return [
             evidence.middle(evidence.paired_ratios(steps, own_hits, race.task.num_steps))
             for steps, own_hits in pairs

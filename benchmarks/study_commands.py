@@ -18,7 +18,7 @@ def _options(command):
         click.option("--output", type=click.Path(path_type=Path), default=Path("runs"),
                      show_default=True, help="Where finished runs are kept."),
         click.option("--steps", type=click.IntRange(1), help="Another horizon T; no evidence."),
-        click.option("--seeds", type=click.IntRange(1), default=len(grids.RACE_SEEDS),
+        click.option("--seeds", type=click.IntRange(1), default=grids.FEWEST_SEEDS,
                      show_default=True),
         click.option("--tuning", "on_tuning_seeds", is_flag=True,
                      help="On the tuning seeds: for choosing defaults, the race's kept unseen."),
@@ -69,7 +69,8 @@ def _study(
             style="yellow",
         )
     chosen = grids.tuning_seeds(task)[:seeds] if on_tuning_seeds else tuple(range(seeds))
-    is_evidence = plan.same_data and steps is None and set(grids.RACE_SEEDS) <= set(chosen)
+    enough = seeds >= grids.FEWEST_SEEDS and not on_tuning_seeds
+    is_evidence = plan.same_data and steps is None and enough
     task = task.shortened(steps) if steps else task
     variants = kind.variants(task)
     with bars() as shown:

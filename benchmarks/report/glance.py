@@ -36,10 +36,7 @@ SHOWN = {
 
 def legend(races: Mapping[str, Any]) -> str:
     """What the cells mean, and what an interval of so few seeds covers."""
-    levels = [
-        level for race in races.values() if race["evidence"] for level in race["levels"].values()
-    ]
-    seeds = sorted({len(level["seeds"]) for level in levels})
+    seeds = sorted({_seeds(race) for race in races.values() if race["evidence"]})
     covers = ", ".join(f"{evidence.coverage(n):.0%} of cases with {n} seeds" for n in seeds)
     return (
         "Median over seeds of FGO's steps (last two columns: seconds) over the rival's own, paired "
@@ -50,16 +47,23 @@ def legend(races: Mapping[str, Any]) -> str:
 
 
 def headings() -> tuple[str, ...]:
-    return ("task", *(claim.key for claim in CLAIMS))
+    return ("task", "seeds", *(claim.key for claim in CLAIMS))
 
 
 def rows(results: Results) -> list[tuple[str, ...]]:
     """A row for each race, quick looks left out."""
     return [
-        (name, *(cell(compare(race, claim)) for claim in CLAIMS))
+        (name, str(_seeds(race)), *(cell(compare(race, claim)) for claim in CLAIMS))
         for name, race in results.races.items()
         if race["evidence"]
     ]
+
+
+def _seeds(race: Mapping[str, Any]) -> int:
+    """Those of the methods that the claim compares; others may have been raced on fewer."""
+    return max(
+        row["runs"] for level in race["levels"].values() for row in level["methods"].values()
+    )
 
 
 def cell(comparison: Comparison | None) -> str:

@@ -33,6 +33,15 @@ def test_the_race_is_not_run_on_the_tuning_seeds():
     assert len(set(seeds)) == len(seeds)
 
 
+def test_what_the_claim_compares_is_raced_on_more_seeds():
+    def count(task, method):
+        return len(grids.race_seeds(get_task(task), METHODS[method]))
+
+    rows = ("constant", "natural_gradient_cosine", "fgo_averaged")
+    assert [count("digits_vit", name) for name in rows] == [20, 20, 20]
+    assert count("digits_vit", "muon") == count("char_gpt", "fgo") == grids.FEWEST_SEEDS
+
+
 def test_a_run_is_the_plain_training_loop():
     curves = train(BOWL, METHODS["constant"], {"learning_rate": 0.01}, seed=3)
 
@@ -145,12 +154,13 @@ def test_a_race_without_settings_says_what_to_do(tmp_path, monkeypatch):
 
 def test_a_micro_race_from_tuning_to_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "RESULTS", tmp_path / "tuned")
-    monkeypatch.setattr(grids, "RACE_SEEDS", (0, 1))
+    monkeypatch.setattr(grids, "RACE_SEEDS", (0, 1, 2))
+    monkeypatch.setattr(grids, "FEWEST_SEEDS", 2)
     monkeypatch.setitem(TASKS, "quadratic_bowl", lambda: BOWL)
     get_task.cache_clear()
     try:
         command = ["race", "quadratic_bowl", "--methods", "constant_averaged,sgd_momentum"]
-        options = ["--seeds", "2", "--output", str(tmp_path)]
+        options = ["--output", str(tmp_path)]
         result = CliRunner().invoke(main, [*command, "--tune", *options])
         fewer = CliRunner().invoke(main, [*command, "--seeds", "1", "--output", str(tmp_path)])
     finally:
@@ -164,6 +174,9 @@ def test_a_micro_race_from_tuning_to_picture(tmp_path, monkeypatch):
     assert stored["evidence"]
     rows = stored["levels"]["fixed"]["methods"]
     assert set(rows) == {"constant", "constant_averaged", "sgd_momentum"}
+    # The claim compares the first, so it has more seeds; ratios are of those that both have.
+    assert [len(rows[name]["own_hits"]) for name in rows] == [3, 2, 2]
+    assert [rows[name]["runs"] for name in rows] == [3, 2, 2]
     # Twenty steps reach no 1e-6: a miss is null, and beyond T in words.
     assert rows["constant"]["steps"]["median"] is None
     assert rows["constant"]["reached"] == 0
