@@ -74,9 +74,11 @@ def _chosen(task: Task, names: str | None) -> list[Method]:
 @click.option("--methods", help="Comma-separated; else all of a race.")
 @click.option(
     "--seeds",
-    type=click.IntRange(1),
-    help="At most so many for each method; else all of a race's, "
-    f"{len(grids.RACE_SEEDS)} or {grids.FEWEST_SEEDS}.",
+    type=click.IntRange(1, len(grids.RACE_SEEDS)),
+    default=len(grids.RACE_SEEDS),
+    show_default=True,
+    help="At most so many for each method; fewer than its own are no evidence. Rivals outside "
+    f"the claim's tables, and all methods where runs are long, have {len(grids.FEW_RACE_SEEDS)}.",
 )
 @click.option("--quick", "is_quick", is_flag=True, help="A look in about a minute; no evidence.")
 @click.option("--tune", is_flag=True, help="Choose all settings anew and write them down.")
@@ -106,11 +108,12 @@ def race(task_name, methods, seeds, is_quick, tune, steps, data_dir, output) -> 
     if is_quick:
         seeds = 1
 
+    def seeds_of(method):
+        return grids.race_seeds(task, method)[:seeds]
+
+    has_all_seeds = all(seeds_of(m) == grids.race_seeds(task, m) for m in contestants)
     with progress_bars() as bars:
-        held = _hold(
-            bars, task, contestants, lambda method: grids.race_seeds(task, method)[:seeds],
-            is_whole, tune, output, grids.FEWEST_SEEDS,
-        )  # fmt: skip
+        held = _hold(bars, task, contestants, seeds_of, has_all_seeds, is_whole, tune, output)
     output.mkdir(parents=True, exist_ok=True)
     name = task.name if held.evidence else f"{task.name}-quick"
     results = racing.results(held)
@@ -124,16 +127,16 @@ def _hold(
     bars: Progress,
     task: Task,
     contestants: list[Method],
-    seeds: racing.SeedsOf,
+    seeds_of: racing.SeedsOf,
+    has_all_seeds: bool,
     is_whole: bool,
     tune: bool,
     output: Path,
-    least_seeds: int,
     rounds: int = 7,
 ) -> racing.Race:
     """A race at settings that are looked up, or chosen anew, or plain for a quick look.
 
-    It is evidence where it is whole, on the data that its settings are of, with enough seeds.
+    It is evidence where it is whole, on the data that its settings are of, with all its seeds.
     """
     if not is_whole:
         tuned = quick.settings(task, contestants)
@@ -153,12 +156,11 @@ def _hold(
                 f"here {task.digest}): tune anew for evidence.",
                 style="yellow",
             )
-    runs = racing.num_runs(racing.plan(tuned, contestants), seeds)
+    runs = racing.num_runs(racing.plan(tuned, contestants), seeds_of)
     bar = bars.add_task(f"race {task.name}", total=runs * task.num_steps)
-    enough = all(len(seeds(method)) >= least_seeds for method in contestants)
     return racing.hold_race(
-        task, tuned, contestants, seeds, output,
-        is_evidence=is_whole and enough and tuned.get("data") == task.digest,
+        task, tuned, contestants, seeds_of, output,
+        is_evidence=is_whole and has_all_seeds and tuned.get("data") == task.digest,
         rounds=rounds if is_whole else 3, **reporters(bars, bar),
     )  # fmt: skip
 
@@ -185,8 +187,8 @@ def compare_transforms(tasks, methods, seeds, tune, steps, output) -> None:
         task = task.shortened(steps) if steps else task
         with progress_bars() as bars:
             held = _hold(
-                bars, task, contestants, lambda _: range(seeds), not steps, tune, output,
-                transforms.SEEDS, transforms.ROUNDS,
+                bars, task, contestants, lambda _: range(seeds), seeds >= transforms.SEEDS,
+                not steps, tune, output, transforms.ROUNDS,
             )  # fmt: skip
         races.append(held)
     name = "transforms" if all(race.evidence for race in races) else "transforms-quick"

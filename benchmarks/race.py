@@ -17,13 +17,13 @@ from benchmarks.tasks.task import Task
 from benchmarks.training import Curves
 
 RATIO = (
-    "median over seeds of (steps of the method) / (the reference's own hit with the same "
-    "seed), 95 % bootstrap percentile interval of that median; a reference that never hits "
+    "median over a method's seeds of (steps of the method) / (the reference's own hit with the "
+    "same seed), 95 % bootstrap percentile interval of that median; a reference that never hits "
     "counts as T, a method that never hits as infinite"
 )
 # Beside the first level's: ladders whose denominators are those of the claim.
 LADDERS = ("claim", "claim_sqrt")
-SeedsOf = Callable[[Method], Sequence[int]]
+SeedsOf = Callable[[Method], Sequence[int]]  # the seeds on which a method is raced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Entry:
     setting: Mapping[str, float]
     runs: Mapping[int, Curves]
 
-    def of(self, seeds: Iterable[int] | None) -> list[Curves]:
+    def runs_of(self, seeds: Iterable[int] | None) -> list[Curves]:
         """The runs of `seeds`, to be paired with another method's, or all."""
         return [self.runs[seed] for seed in (self.runs if seeds is None else seeds)]
 
@@ -67,14 +67,14 @@ def plan(tuned: Mapping[str, Any], methods: Sequence[Method]):
     return result
 
 
-def num_runs(planned, seeds: SeedsOf) -> int:
+def num_runs(planned, seeds_of: SeedsOf) -> int:
     """How many runs the race takes; what methods share counts once."""
     return len(
         {
             (METHODS[name].trajectory, tuple(sorted(setting.items())), seed)
             for _, settings in planned
             for name, setting in settings.items()
-            for seed in seeds(METHODS[name])
+            for seed in seeds_of(METHODS[name])
         }
     )
 
@@ -83,7 +83,7 @@ def hold_race(
     task: Task,
     tuned: Mapping[str, Any],
     methods: Sequence[Method],
-    seeds: SeedsOf,
+    seeds_of: SeedsOf,
     directory: Path,
     *,
     is_evidence: bool = True,
@@ -100,7 +100,7 @@ def hold_race(
         for name, setting in settings.items():
             method = METHODS[name]
             runs = {}
-            for seed in seeds(method):
+            for seed in seeds_of(method):
                 key = (method.trajectory, tuple(sorted(setting.items())), seed)
                 announce(f"{name}, seed {seed}")
                 if key not in done:
@@ -128,7 +128,7 @@ def hits(
     """Of every run of a method, or of those of `seeds`."""
     entry = race.entries[level.name][name]
     target = level.target if target is None else target
-    return np.asarray([hit_of(race.task, entry.method, c, target) for c in entry.of(seeds)])
+    return np.asarray([hit_of(race.task, entry.method, c, target) for c in entry.runs_of(seeds)])
 
 
 def seconds_to(
@@ -140,7 +140,7 @@ def seconds_to(
     return np.asarray(
         [
             timing.seconds_to(h, c.steps, c.telemetry.get("phase"), race.times, label)
-            for h, c in zip(steps, entry.of(seeds), strict=True)
+            for h, c in zip(steps, entry.runs_of(seeds), strict=True)
         ]
     )
 
@@ -179,6 +179,7 @@ def row(race: Race, level: Level, name: str) -> dict[str, Any]:
         "test": {key: evidence.summary([t[key] for t in tests]) for key in tests[0]},
         "reached": int(np.isfinite(steps).sum()),
         "runs": len(curves),
+        "seeds": list(entry.runs),
         **(transitions.of_runs(curves) if method.phased else {}),
     }
 
@@ -226,7 +227,6 @@ def results(race: Race) -> dict[str, Any]:
             "levels": {
                 level.name: {
                     **dataclasses.asdict(level),
-                    "seeds": list(next(iter(race.entries[level.name].values())).runs),
                     "methods": {n: row(race, level, n) for n in race.entries[level.name]},
                 }
                 for level in race.levels

@@ -18,8 +18,8 @@ def _options(command):
         click.option("--output", type=click.Path(path_type=Path), default=Path("runs"),
                      show_default=True, help="Where finished runs are kept."),
         click.option("--steps", type=click.IntRange(1), help="Another horizon T; no evidence."),
-        click.option("--seeds", type=click.IntRange(1), default=grids.FEWEST_SEEDS,
-                     show_default=True),
+        click.option("--seeds", type=click.IntRange(1, len(grids.RACE_SEEDS)), show_default=True,
+                     default=len(grids.FEW_RACE_SEEDS), help="The first of the race's."),
         click.option("--tuning", "on_tuning_seeds", is_flag=True,
                      help="On the tuning seeds: for choosing defaults, the race's kept unseen."),
         click.argument("task_name", metavar="TASK", type=click.Choice(list(TASKS))),
@@ -68,8 +68,8 @@ def _study(
             f"Settings and targets of {task.name} are of other data: tune anew for evidence.",
             style="yellow",
         )
-    chosen = grids.tuning_seeds(task)[:seeds] if on_tuning_seeds else tuple(range(seeds))
-    enough = seeds >= grids.FEWEST_SEEDS and not on_tuning_seeds
+    chosen = (grids.tuning_seeds(task) if on_tuning_seeds else grids.RACE_SEEDS)[:seeds]
+    enough = set(grids.FEW_RACE_SEEDS) <= set(chosen)
     is_evidence = plan.same_data and steps is None and enough
     task = task.shortened(steps) if steps else task
     variants = kind.variants(task)

@@ -74,7 +74,10 @@ def level_table(race: Mapping[str, Any], name: str, *, wide: bool = False) -> Ta
             f"{row['reached']}/{row['runs']}",
             style="bold green" if medians[method] == fewest < math.inf else None,
         )
-    table.caption = "* its own hit is the denominator; † knows T; median [95 % interval]"
+    table.caption = (
+        "* its own hit is the denominator; † knows T; median [95 % interval] over as many seeds as "
+        "reached says; ratios are of the seeds that both have"
+    )
     return table
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from benchmarks import evidence, study
+from benchmarks.grids import FEW_RACE_SEEDS
 from benchmarks.report.text import number, restored, spread
 from benchmarks.triggers import DEFAULT, realised
 
@@ -33,7 +34,8 @@ LEGEND = (
     "what the best times save. Regret: steps over those with the best times, less one, paired by "
     "seed. Best rival: the trigger with the least regret among the others. Everything runs at the "
     "learning rate that was tuned for the default triggers at the claim's level. ∞: missed; -: the "
-    "best times save nothing, the default triggers miss the level, or every rival does."
+    "best times save nothing, the default triggers miss the level, or every rival does. On the "
+    f"first {len(FEW_RACE_SEEDS)} of the race's seeds."
 )
 
 

@@ -83,6 +83,18 @@ def test_seconds_are_compared_with_adam_and_with_the_refinement_by_the_same_weig
     np.testing.assert_allclose(averaged["natural_gradient_averaged"]["values"], [40 / 105, 20 / 70])
 
 
+def test_ratios_are_of_the_seeds_that_both_methods_have():
+    race = _race()
+    del race.entries["claim"]["fgo"].runs[0]
+    row = racing.row(race, race.levels[0], "fgo")
+    assert row["seeds"] == [1]
+    np.testing.assert_array_equal(row["own_hits"], [40])
+    np.testing.assert_array_equal(row["ratio"]["values"], [1.0])
+    np.testing.assert_allclose(row["seconds_ratios"]["constant"]["values"], [60 / 100])
+    race.entries["claim"]["fgo"].runs[1] = _run(20, [0] * 2 + [1] * 8)
+    assert racing.ladder(race, race.levels[0])["ratios"]["fgo"][-1] == 0.5
+
+
 def test_a_row_says_when_its_phases_began_and_what_began_them():
     race = _race()
     entry = race.entries["claim"]["fgo"]

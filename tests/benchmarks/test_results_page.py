@@ -48,7 +48,6 @@ def _race(task="digits_vit", ours=(40, 30), alone=(80, 60), **changes):
         "title": "a level",
         "target": 1.0,
         "references": {"raw": "natural_gradient", "averaged": "natural_gradient_averaged"},
-        "seeds": list(range(len(ours))),
         "methods": methods,
     }
     race = {
@@ -160,6 +159,9 @@ def test_the_legend_says_what_so_few_seeds_cover():
     races = {"digits_vit": _race(), "char_gpt": _race(ours=(1,) * 5, alone=(2,) * 5)}
     assert "50% of cases with 2 seeds, 94% of cases with 5 seeds" in glance.legend(races)
     races["digits_vit"]["evidence"] = False
+    assert "2 seeds" not in glance.legend(races)
+    # Of a method outside the claim's tables, which has fewer.
+    races["char_gpt"]["levels"]["claim"]["methods"]["muon"] = _row((1.0, 1.0))
     assert "2 seeds" not in glance.legend(races)
 
 

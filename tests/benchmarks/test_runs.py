@@ -12,7 +12,9 @@ from jax.scipy.special import gammaln
 
 from benchmarks import grids, runner, tuning
 from benchmarks.__main__ import main
+from benchmarks.levels import ADAM, ALONE, HORIZON, SQRT
 from benchmarks.methods import METHODS, get_method
+from benchmarks.report.claims import CLAIMS
 from benchmarks.tasks import TASKS, get_task
 from benchmarks.training import AVERAGING, running_average, train
 
@@ -33,13 +35,15 @@ def test_the_race_is_not_run_on_the_tuning_seeds():
     assert len(set(seeds)) == len(seeds)
 
 
-def test_what_the_claim_compares_is_raced_on_more_seeds():
-    def count(task, method):
-        return len(grids.race_seeds(get_task(task), METHODS[method]))
+def test_what_the_claim_compares_is_raced_on_all_seeds():
+    def seeds(method, task="digits_vit"):
+        return grids.race_seeds(get_task(task), METHODS[method])
 
-    rows = ("constant", "natural_gradient_cosine", "fgo_averaged")
-    assert [count("digits_vit", name) for name in rows] == [16, 16, 16]
-    assert count("digits_vit", "muon") == count("char_gpt", "fgo") == grids.FEWEST_SEEDS
+    references = {name for names in (ADAM, ALONE, SQRT) for name in names.values()}
+    for name in {*references, *HORIZON, *(c.ours for c in CLAIMS), *(c.rival for c in CLAIMS)}:
+        assert name is None or seeds(name) == grids.RACE_SEEDS
+    for few in (seeds("muon"), seeds("fgo_by_sasa"), seeds("fgo", "char_gpt")):
+        assert few == grids.FEW_RACE_SEEDS
 
 
 def test_a_run_is_the_plain_training_loop():
@@ -155,14 +159,14 @@ def test_a_race_without_settings_says_what_to_do(tmp_path, monkeypatch):
 def test_a_micro_race_from_tuning_to_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(tuning, "RESULTS", tmp_path / "tuned")
     monkeypatch.setattr(grids, "RACE_SEEDS", (0, 1, 2))
-    monkeypatch.setattr(grids, "FEWEST_SEEDS", 2)
+    monkeypatch.setattr(grids, "FEW_RACE_SEEDS", (0, 1))
     monkeypatch.setitem(TASKS, "quadratic_bowl", lambda: BOWL)
     get_task.cache_clear()
     try:
         command = ["race", "quadratic_bowl", "--methods", "constant_averaged,sgd_momentum"]
         options = ["--output", str(tmp_path)]
         result = CliRunner().invoke(main, [*command, "--tune", *options])
-        fewer = CliRunner().invoke(main, [*command, "--seeds", "1", "--output", str(tmp_path)])
+        fewer = CliRunner().invoke(main, [*command, "--seeds", "2", "--output", str(tmp_path)])
     finally:
         get_task.cache_clear()
     assert result.exit_code == 0, result.output
@@ -174,9 +178,9 @@ def test_a_micro_race_from_tuning_to_picture(tmp_path, monkeypatch):
     assert stored["evidence"]
     rows = stored["levels"]["fixed"]["methods"]
     assert set(rows) == {"constant", "constant_averaged", "sgd_momentum"}
-    # The claim compares the first, so it has more seeds; ratios are of those that both have.
+    # The first is in the claim's tables, so it has more seeds; ratios are of those both have.
     assert [len(rows[name]["own_hits"]) for name in rows] == [3, 2, 2]
-    assert [rows[name]["runs"] for name in rows] == [3, 2, 2]
+    assert [rows[name]["seeds"] for name in rows] == [[0, 1, 2], [0, 1], [0, 1]]
     # Twenty steps reach no 1e-6: a miss is null, and beyond T in words.
     assert rows["constant"]["steps"]["median"] is None
     assert rows["constant"]["reached"] == 0
