@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import click
 import jax
 import numpy as np
 import optax
@@ -379,3 +380,25 @@ def test_the_commands_write_a_look_beside_the_runs(name, tmp_path, monkeypatch, 
     assert set(reading["rows"]) | set(reading.get("grid", {})) == {v.name for v in chosen}
     again = CliRunner().invoke(main, [name, "quadratic_bowl", *options])
     assert again.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "seeds", "is_evidence"),
+    [
+        ([], (0, 1, 2, 3, 4), True),
+        (["--seeds", "4"], (0, 1, 2, 3), False),
+        (["--seeds", "6"], (0, 1, 2, 3, 4, 5), True),
+        (["--tuning"], (100, 101, 102), False),
+        (["--steps", "150"], (0, 1, 2, 3, 4), False),
+    ],
+)
+def test_a_study_is_evidence_on_the_first_seeds_of_the_race(
+    options, seeds, is_evidence, monkeypatch
+):
+    def hold(task, variants, plan, chosen, output, **known):
+        assert (chosen, known["is_evidence"]) == (seeds, is_evidence)
+        raise click.ClickException("far enough")
+
+    monkeypatch.setattr(study, "hold", hold)
+    result = CliRunner().invoke(main, ["triggers", "quadratic_bowl", *options])
+    assert "far enough" in result.output, result.output
