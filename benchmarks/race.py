@@ -71,12 +71,17 @@ def num_runs(planned, seeds_of: SeedsOf) -> int:
     """How many runs the race takes; what methods share counts once."""
     return len(
         {
-            (METHODS[name].trajectory, tuple(sorted(setting.items())), seed)
+            _run_key(METHODS[name], setting, seed)
             for _, settings in planned
             for name, setting in settings.items()
             for seed in seeds_of(METHODS[name])
         }
     )
+
+
+def _run_key(method: Method, setting: Mapping[str, float], seed: int) -> tuple:
+    """The same for methods that share a run."""
+    return (method.trajectory, tuple(sorted(setting.items())), seed)
 
 
 def hold_race(
@@ -101,7 +106,7 @@ def hold_race(
             method = METHODS[name]
             runs = {}
             for seed in seeds_of(method):
-                key = (method.trajectory, tuple(sorted(setting.items())), seed)
+                key = _run_key(method, setting, seed)
                 announce(f"{name}, seed {seed}")
                 if key not in done:
                     done[key] = run(

@@ -139,7 +139,7 @@ def _regrets(content: Mapping[str, Any]) -> str:
         for task, table in content["tasks"].items()
         if regrets.LEVEL in table["levels"]
     ]
-    head, note = regrets.HEADINGS, f"<p class='note'>{html.escape(regrets.LEGEND)}</p>"
+    head, note = regrets.HEADINGS, f"<p class='note'>{html.escape(regrets.legend(content))}</p>"
     return "\n".join([markup.rows(head, body), note, f"<ul>{listed}</ul>", *pictures])
 
 

@@ -44,7 +44,7 @@ def block(results: Results) -> str:
         content = results.others["triggers"]
         parts += [
             _table(regrets.HEADINGS, regrets.rows(content)),
-            regrets.LEGEND,
+            regrets.legend(content),
             _list(regrets.sentences(content)),
         ]
     return "\n\n".join(parts) + "\n"

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from benchmarks import evidence, study
-from benchmarks.grids import FEW_RACE_SEEDS
 from benchmarks.report.text import number, restored, spread
 from benchmarks.triggers import DEFAULT, realised
 
@@ -27,15 +26,14 @@ HEADINGS = (
     "regret",
     "best rival",
 )
-LEGEND = (
+_LEGEND = (
     "Steps to the level over those of the refinement at its constant rate, for the default "
     "triggers, the first switch times of a grid, its best ones in hindsight "
     f"({EDGE}: at its edge), and the best times and length of the decay. Realised: the share of "
     "what the best times save. Regret: steps over those with the best times, less one, paired by "
     "seed. Best rival: the trigger with the least regret among the others. Everything runs at the "
     "learning rate that was tuned for the default triggers at the claim's level. ∞: missed; -: the "
-    "best times save nothing, the default triggers miss the level, or every rival does. On the "
-    f"first {len(FEW_RACE_SEEDS)} of the race's seeds."
+    "best times save nothing, the default triggers miss the level, or every rival does."
 )
 
 
@@ -49,6 +47,14 @@ class _Reading(NamedTuple):
         if trigger == EARLIEST:
             return self.table["grid"][self.table["earliest"]]["excess"]["median"]
         return self.table["rows"][trigger]["excess"]["median"]
+
+
+def legend(content: Any) -> str:
+    """What the cells mean, and on how many seeds."""
+    tables = content.get("tasks", {}).values()
+    counts = sorted({len(table["seeds"]) for table in tables if table["evidence"]})
+    seeds = " or ".join(map(str, counts))
+    return f"{_LEGEND} On the first {seeds} of the race's seeds." if counts else _LEGEND
 
 
 def rows(content: Any) -> list[tuple[str, ...]]:
