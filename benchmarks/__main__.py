@@ -8,15 +8,21 @@ import click
 from rich.progress import Progress
 from rich.table import Table
 
-from benchmarks import grids, picture, quick, transforms, tuning
-from benchmarks import race as racing
-from benchmarks.measure_commands import calibrate, measure_overhead, measure_sketch, measure_stream
+from benchmarks.measurements.commands import (
+    calibrate,
+    measure_overhead,
+    measure_sketch,
+    measure_stream,
+)
 from benchmarks.methods import METHODS, Method, available, contestants
+from benchmarks.race import grids, picture, quick, tuning
+from benchmarks.race import hold as racing
 from benchmarks.report import page, race_tables, readme
 from benchmarks.report.reading import read
 from benchmarks.report.text import restored
-from benchmarks.runner import RESULTS, ROOT, held_in, write_json
-from benchmarks.study_commands import compare_parts, compare_triggers
+from benchmarks.runs.store import RESULTS, ROOT, held_in, write_json
+from benchmarks.studies import transforms
+from benchmarks.studies.commands import compare_parts, compare_triggers
 from benchmarks.tasks import IN_A_FOLDER, TASKS, DataError, Task, get_task
 from benchmarks.terminal import bars as progress_bars
 from benchmarks.terminal import console, names_in, reporters

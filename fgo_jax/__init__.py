@@ -1,11 +1,11 @@
 """Friction-Guided Optimization for optax."""
 
-from fgo_jax import analysis, curvature, plotting, precondition, probes, triggers
-from fgo_jax.analysis import SpectrumReport, spectrum
-from fgo_jax.averaging import average_weights, eval_params
-from fgo_jax.machine import phased
-from fgo_jax.phase import Phase
-from fgo_jax.phases import acquisition, execution, reask
+from fgo_jax import analysis, curvature, precondition, probes, triggers
+from fgo_jax.analysis import SpectrumReport, plotting, spectrum
+from fgo_jax.controller.state import FgoState
+from fgo_jax.controller.update import phased
+from fgo_jax.phases.builders import acquisition, execution, reask
+from fgo_jax.phases.phase import Phase
 from fgo_jax.precondition import (
     clip_by_softmax_radius,
     graft,
@@ -17,9 +17,9 @@ from fgo_jax.precondition import (
     scale_by_low_rank_fisher,
 )
 from fgo_jax.protocol import STATIC_ARGS, target_acquisition
-from fgo_jax.slow_momentum import slow_momentum
-from fgo_jax.state import FgoState
-from fgo_jax.telemetry import force_phase, restart, should_stop, telemetry
+from fgo_jax.smoothing.average_weights import average_weights, eval_params
+from fgo_jax.smoothing.slow_momentum import slow_momentum
+from fgo_jax.steering.telemetry import force_phase, restart, should_stop, telemetry
 
 __all__ = [
     "STATIC_ARGS",

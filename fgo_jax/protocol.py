@@ -7,11 +7,11 @@ from typing import Any
 import optax
 
 from fgo_jax import _checks, triggers
-from fgo_jax.machine import phased
-from fgo_jax.phases import acquisition as acquisition_phase
-from fgo_jax.phases import execution as execution_phase
-from fgo_jax.phases import reask as reask_phase
-from fgo_jax.precondition.kronecker_fisher import scale_by_kronecker_fisher
+from fgo_jax.controller.update import phased
+from fgo_jax.phases.builders import acquisition as acquisition_phase
+from fgo_jax.phases.builders import execution as execution_phase
+from fgo_jax.phases.builders import reask as reask_phase
+from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 from fgo_jax.probes.gradient_stream import gradient_stream
 from fgo_jax.probes.probe import Probe
 from fgo_jax.triggers import Trigger

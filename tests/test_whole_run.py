@@ -9,7 +9,7 @@ import pytest
 import fgo_jax as fgo
 from benchmarks.methods import get_method
 from benchmarks.tasks import get_task
-from fgo_jax.state import BY_TRIGGER
+from fgo_jax.controller.state import BY_TRIGGER
 
 
 def callbacks(jaxpr) -> list[str]:

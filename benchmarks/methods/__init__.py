@@ -7,19 +7,12 @@ methods that use it.
 
 from __future__ import annotations
 
-from benchmarks.methods import (
-    ablation,
-    baselines,
-    momentum,
-    muon,
-    natural,
-    phases,
-    plateau,
-    rivals,
-    schedule_free,
-    switches,
-    transforms,
-)
+from benchmarks.methods import baselines, momentum, muon, natural, schedule_free, switches
+from benchmarks.methods import changed_parts as ablation
+from benchmarks.methods import library_transforms as transforms
+from benchmarks.methods import other_triggers as rivals
+from benchmarks.methods import protocol as phases
+from benchmarks.methods import reduce_on_plateau as plateau
 from benchmarks.methods.method import TRANSFORM_TASKS, Method
 from benchmarks.tasks.task import Task
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import optax
 
-from benchmarks import schedules
+from benchmarks.methods import schedules
 from benchmarks.tasks.task import Task
 
 Hyperparameters = Mapping[str, Any]

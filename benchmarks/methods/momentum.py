@@ -16,6 +16,6 @@ def _blended(task):
 METHODS = pair(
     "natural_gradient_slow_momentum",
     build=alone(_blended),
-    uses=(*sources("kronecker_fisher"), "slow_momentum.py", "_growing_mean.py"),
+    uses=(*sources("kronecker_fisher"), "smoothing/slow_momentum.py", "smoothing/growing_mean.py"),
     cadence=10,
 )

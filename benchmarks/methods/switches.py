@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from benchmarks.methods.method import Method
-from benchmarks.methods.phases import target_acquisition
+from benchmarks.methods.protocol import target_acquisition
 
 
 def _at_steps(task, hp):
-    from benchmarks import rivals
+    from benchmarks import rival_triggers as rivals
 
     hp = dict(hp)
     first, second = rivals.at_steps(hp.pop("first"), hp.pop("second"))

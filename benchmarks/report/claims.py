@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from benchmarks import evidence
+from benchmarks import statistics as evidence
 from benchmarks.report.reading import CLAIM_TASKS
 from benchmarks.report.text import known
 

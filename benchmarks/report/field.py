@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-from benchmarks import evidence
-from benchmarks.picture import COLORS, INK, PHASE_INKS, QUIET, STYLE
+from benchmarks import statistics as evidence
+from benchmarks.race.picture import COLORS, INK, PHASE_INKS, QUIET, STYLE
 from benchmarks.report.text import known
-from benchmarks.triggers import DEFAULT, SHORTEST
+from benchmarks.studies.which_trigger import DEFAULT, SHORTEST
 
 READINGS = {"raw": "-", "averaged": (0, (4, 1.6))}
 LENGTH_INKS = {1.0: INK, 0.25: "#e08e0b", 4.0: "#2e9e5b"}

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.picture import COLORS, INK, STYLE, plain_ticks
+from benchmarks.race.picture import COLORS, INK, STYLE, plain_ticks
 from benchmarks.report import field as field_picture
 from benchmarks.report.text import known
 

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks import evidence, transitions
+from benchmarks import statistics as evidence
 from benchmarks.report.claims import CLAIMS, FIT, Comparison, Verdict, compare, judge
 from benchmarks.report.reading import CLAIM_TASKS, Results
 from benchmarks.report.text import number, restored, spread
-from benchmarks.study import LEVELS
+from benchmarks.runs import transitions
+from benchmarks.studies.study import LEVELS
 
 EASY = "°"
 LEVEL = LEVELS[0]

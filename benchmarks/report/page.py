@@ -9,12 +9,15 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import ablation, overhead, sketch, stream, study, transforms, triggers
-from benchmarks.calibration import tables as calibration
+from benchmarks.measurements import overhead, sketch, stream
+from benchmarks.measurements.calibration import tables as calibration
 from benchmarks.report import figures, glance, markup, regrets
 from benchmarks.report.race_tables import print_race
 from benchmarks.report.reading import Results
 from benchmarks.report.text import restored
+from benchmarks.studies import parts as ablation
+from benchmarks.studies import study, transforms
+from benchmarks.studies import which_trigger as triggers
 
 # Those that say in a terminal what they found say the same here; other JSON is shown as it is.
 _PRINTERS: dict[str, Callable[[Any, Console], None]] = {

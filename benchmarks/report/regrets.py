@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from benchmarks import evidence, study
+from benchmarks import statistics as evidence
 from benchmarks.report.text import number, restored, spread
-from benchmarks.triggers import DEFAULT, realised
+from benchmarks.studies import study
+from benchmarks.studies.which_trigger import DEFAULT, realised
 
 LEVEL = study.LEVELS[0]
 EDGE = "†"

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fgo_jax.linalg.operator import Operator, bind
 from fgo_jax.probes.gram import RowsFn, gram
 from fgo_jax.probes.groups import Groups
-from fgo_jax.probes.operator import Operator, bind
 from fgo_jax.probes.probe import Estimate, ProbeInputs
 
 # Batches stacked along a new leading axis.

@@ -12,14 +12,14 @@ import numpy as np
 import optax
 
 from fgo_jax import _checks
-from fgo_jax._trees import vdot
 from fgo_jax.analysis import quadrature
 from fgo_jax.analysis.batches import Data, gradient_noise, mean_product, stack_batches
 from fgo_jax.analysis.report import LayerReport, SpectrumReport
+from fgo_jax.linalg.krylov import Krylov, combination, krylov_space, random_block
+from fgo_jax.linalg.operator import Operator
+from fgo_jax.linalg.trees import vdot
 from fgo_jax.probes.gram import RowsFn
 from fgo_jax.probes.groups import Groups, check_groups, slots
-from fgo_jax.probes.krylov import Krylov, combination, krylov_space, random_block
-from fgo_jax.probes.operator import Operator
 from fgo_jax.probes.probe import Estimate
 
 # Residual, relative to the Ritz value, of one that is taken exactly from then on. By

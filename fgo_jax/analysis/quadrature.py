@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from fgo_jax.probes.operator import student_width
+from fgo_jax.linalg.operator import student_width
 from fgo_jax.probes.probe import Estimate
 
 # A share of the energy that is reached exactly must not need one more eigenvalue.
@@ -50,7 +50,7 @@ class Rule(NamedTuple):
 
 
 def ritz_values(matrix: Any, coupling: Any, valid: Any) -> Ritz:
-    """Ritz values and vectors of a :class:`fgo_jax.probes.krylov.Krylov`."""
+    """Ritz values and vectors of a :class:`fgo_jax.linalg.krylov.Krylov`."""
     used = np.flatnonzero(np.asarray(valid))
     block = coupling.shape[0]
     inner = np.asarray(matrix, np.float64)[np.ix_(used, used)]

@@ -10,7 +10,7 @@ import numpy as np
 
 from fgo_jax import _checks
 from fgo_jax.analysis.quadrature import Rule
-from fgo_jax.probes.operator import student_width
+from fgo_jax.linalg.operator import student_width
 from fgo_jax.probes.probe import Estimate
 
 # Shares of the largest eigenvalue: below the first, float32 products are rounding; above

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fgo_jax._trees import vdot
+from fgo_jax.linalg.trees import vdot
 
 
 def friction(matvec: Callable[[Any], Any], directions: Any, *, stacked: bool = False) -> jax.Array:

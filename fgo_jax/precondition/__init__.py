@@ -1,14 +1,14 @@
 """Natural-gradient transformations."""
 
 from fgo_jax.precondition.diagonal_fisher import scale_by_diagonal_fisher
-from fgo_jax.precondition.fismo import scale_by_fismo
-from fgo_jax.precondition.friction_limit import scale_by_friction_limit
+from fgo_jax.precondition.fismo.transform import scale_by_fismo
 from fgo_jax.precondition.graft import graft
 from fgo_jax.precondition.kfac import kfac_layers, scale_by_kfac
-from fgo_jax.precondition.kronecker_fisher import scale_by_kronecker_fisher
+from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 from fgo_jax.precondition.low_rank_fisher import scale_by_low_rank_fisher
-from fgo_jax.precondition.preconditioner import Preconditioner
-from fgo_jax.precondition.softmax_radius import clip_by_softmax_radius
+from fgo_jax.precondition.shared.preconditioner import Preconditioner
+from fgo_jax.precondition.step_limits.friction_limit import scale_by_friction_limit
+from fgo_jax.precondition.step_limits.softmax_radius import clip_by_softmax_radius
 
 __all__ = [
     "Preconditioner",

@@ -14,9 +14,10 @@ from fgo_jax.curvature import losses
 from fgo_jax.curvature.chunks import Part
 from fgo_jax.curvature.ggn import ggn
 from fgo_jax.curvature.weights import Select, check_select
-from fgo_jax.precondition import _leaves, _model
-from fgo_jax.precondition.preconditioner import Preconditioner
-from fgo_jax.probes.operator import Operator, bind
+from fgo_jax.linalg.operator import Operator, bind
+from fgo_jax.precondition.shared import leaves as leaf_checks
+from fgo_jax.precondition.shared import model as models
+from fgo_jax.precondition.shared.preconditioner import Preconditioner
 
 _NAME = "scale_by_diagonal_fisher"
 _BARTLETT, _HUTCHINSON = "gauss_newton_bartlett", "hutchinson"
@@ -155,20 +156,20 @@ def scale_by_diagonal_fisher(
 
     def bartlett(model, batch, key, updates):
         def outputs_of(part):
-            return predict(_model.merge(part, model), batch)
+            return predict(models.merge(part, model), batch)
 
-        outputs, pull = jax.vjp(outputs_of, _model.restrict(model, updates))
-        key = jax.random.fold_in(key, _model.device_number(axis_name))
+        outputs, pull = jax.vjp(outputs_of, models.restrict(model, updates))
+        key = jax.random.fold_in(key, models.device_number(axis_name))
         labels = losses.draw_labels(named, outputs, key, Part().rows)
         shares, residuals = losses.drawn_residuals(named, outputs, labels, batch, weights)
         (gradient,) = pull((jnp.sqrt(shares) * residuals).astype(outputs.dtype))
         return jax.tree.map(lambda g: jnp.square(g.astype(jnp.float32)), gradient)
 
     def hutchinson(model, batch, key, updates):
-        inner = _model.restrict(model, updates)
+        inner = models.restrict(model, updates)
         signs = optax.tree.random_like(key, inner, jax.random.rademacher, jnp.float32)
-        matvec = bind(fisher, model, batch, key, _model.device_number(axis_name))
-        product = _model.restrict(matvec(_model.lift(signs, model)), updates)
+        matvec = bind(fisher, model, batch, key, models.device_number(axis_name))
+        product = models.restrict(matvec(models.lift(signs, model)), updates)
         return jax.tree.map(jnp.multiply, signs, optax.tree.cast(product, jnp.float32))
 
     estimate = bartlett if estimator == _BARTLETT else hutchinson
@@ -182,7 +183,7 @@ def scale_by_diagonal_fisher(
             ok = jnp.all(jnp.isfinite(new))
             return jnp.where(ok, h + share * (new - h), h)
 
-        new = _model.mean_over(axis_name, estimate(model, batch, key, updates))
+        new = models.mean_over(axis_name, estimate(model, batch, key, updates))
         diagonal = jax.tree.map(average, old.diagonal, new)
         return old._replace(refreshes=count, diagonal=diagonal)
 
@@ -200,19 +201,19 @@ def scale_by_diagonal_fisher(
         return [m / correction for m in moment]
 
     def init(params):
-        _leaves.check_floating(_NAME, jax.tree.leaves(params))
+        leaf_checks.check_floating(_NAME, jax.tree.leaves(params))
         return ScaleByDiagonalFisherState(
             fisher_step=jnp.zeros([], jnp.int32),
             first_moment=optax.tree.zeros_like(params, dtype=jnp.float32),
             refreshes=jnp.zeros([], jnp.int32),
             diagonal=optax.tree.zeros_like(params, dtype=jnp.float32),
-            fisher_key=_model.key_data(seed),
+            fisher_key=models.key_data(seed),
         )
 
     def update(updates, state, params=None, **extra_args):
-        model, batch = _model.model_and_batch(_NAME, params, extra_args)
+        model, batch = models.model_and_batch(_NAME, params, extra_args)
         leaves, treedef = jax.tree.flatten(updates)
-        _leaves.check_floating(_NAME, leaves)
+        leaf_checks.check_floating(_NAME, leaves)
         step = jnp.asarray(optax.safe_increment(state.fisher_step))
         if not leaves:
             return updates, state._replace(fisher_step=step)
@@ -224,10 +225,10 @@ def scale_by_diagonal_fisher(
             state._replace(first_moment=()),
             model,
             batch,
-            _model.key_of_step(state.fisher_key, state.fisher_step),
+            models.key_of_step(state.fisher_key, state.fisher_step),
             updates,
         )
-        grads, finite = _leaves.finite_leaves(leaves)
+        grads, finite = leaf_checks.finite_leaves(leaves)
         decay = jnp.asarray(b1, jnp.float32)
         moment = [
             jnp.where(ok, decay * m + (1 - decay) * g, m)
@@ -246,7 +247,7 @@ def scale_by_diagonal_fisher(
 
     def metric(grads, state):
         leaves, treedef = jax.tree.flatten(grads)
-        _leaves.check_floating(_NAME, leaves)
+        leaf_checks.check_floating(_NAME, leaves)
         fresh = state.fisher_step == 0
         moment = treedef.flatten_up_to(state.first_moment)
         moment = debiased(moment, jnp.maximum(state.fisher_step, 1))

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
-from fgo_jax._trees import log_norm_ratio, sum_squares
-from fgo_jax.precondition.preconditioner import Preconditioner
+from fgo_jax.linalg.trees import log_norm_ratio, sum_squares
+from fgo_jax.precondition.shared.preconditioner import Preconditioner
 
 
 class GraftState(NamedTuple):

@@ -10,10 +10,11 @@ import optax
 from jax import core
 
 from fgo_jax import _checks
-from fgo_jax.precondition import _leaves, _model
-from fgo_jax.precondition.preconditioner import Preconditioner
-from fgo_jax.probes.krylov import coefficients, combination, krylov_space, random_block
-from fgo_jax.probes.operator import Operator, bind
+from fgo_jax.linalg.krylov import coefficients, combination, krylov_space, random_block
+from fgo_jax.linalg.operator import Operator, bind
+from fgo_jax.precondition.shared import leaves as leaf_checks
+from fgo_jax.precondition.shared import model as models
+from fgo_jax.precondition.shared.preconditioner import Preconditioner
 
 _NAME = "scale_by_low_rank_fisher"
 # Ritz values below this share of the largest one are rounding of float32 products.
@@ -144,12 +145,12 @@ def scale_by_low_rank_fisher(
         return [x - y for x, y in zip(leaves, taken, strict=True)]
 
     def refreshed(old, model, batch, key, updates):
-        inner = _model.restrict(model, updates)
-        matvec = bind(operator, model, batch, key, _model.device_number(axis_name))
+        inner = models.restrict(model, updates)
+        matvec = bind(operator, model, batch, key, models.device_number(axis_name))
 
         def product(vector):
-            whole = matvec(_model.lift(vector, model))
-            return _model.mean_over(axis_name, _model.restrict(whole, updates))
+            whole = matvec(models.lift(vector, model))
+            return models.mean_over(axis_name, models.restrict(whole, updates))
 
         # From the range of the operator, one power step nearer to its top: with no part in the
         # null space, where a Ritz vector that has not converged would damp what has no curvature.
@@ -180,7 +181,7 @@ def scale_by_low_rank_fisher(
 
     def init(params):
         leaves = jax.tree.leaves(params)
-        _leaves.check_floating(_NAME, leaves)
+        leaf_checks.check_floating(_NAME, leaves)
         return ScaleByLowRankFisherState(
             fisher_step=jnp.zeros([], jnp.int32),
             first_moment=() if b1 is None else optax.tree.zeros_like(params, dtype=jnp.float32),
@@ -190,13 +191,13 @@ def scale_by_low_rank_fisher(
             # As in scale_by_kronecker_fisher: `map_params` wants one array and no empty tuple.
             eigenvectors=tuple(_rows_like(p, rank) for p in leaves)
             or jnp.zeros([rank, 0], jnp.float32),
-            fisher_key=_model.key_data(seed),
+            fisher_key=models.key_data(seed),
         )
 
     def update(updates, state, params=None, **extra_args):
-        model, batch = _model.model_and_batch(_NAME, params, extra_args)
+        model, batch = models.model_and_batch(_NAME, params, extra_args)
         leaves, treedef = jax.tree.flatten(updates)
-        _leaves.check_floating(_NAME, leaves)
+        leaf_checks.check_floating(_NAME, leaves)
         step = jnp.asarray(optax.safe_increment(state.fisher_step))
         if not leaves:
             return updates, state._replace(fisher_step=step)
@@ -210,10 +211,10 @@ def scale_by_low_rank_fisher(
             moving,
             model,
             batch,
-            _model.key_of_step(state.fisher_key, state.fisher_step),
+            models.key_of_step(state.fisher_key, state.fisher_step),
             updates,
         )
-        moment, finite = _leaves.finite_leaves(leaves)
+        moment, finite = leaf_checks.finite_leaves(leaves)
         if b1 is not None:
             decay = jnp.asarray(b1, jnp.float32)
             before = treedef.flatten_up_to(resting)
@@ -236,7 +237,7 @@ def scale_by_low_rank_fisher(
 
     def metric(grads, state):
         leaves, treedef = jax.tree.flatten(grads)
-        _leaves.check_floating(_NAME, leaves)
+        leaf_checks.check_floating(_NAME, leaves)
         rows = [jnp.asarray(g, jnp.float32) for g in leaves]
         if not rows:
             return grads

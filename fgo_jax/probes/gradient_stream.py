@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.linalg.rows import row_spectrum, trusted_error, white_noise_rank
+from fgo_jax.linalg.sketch import sketch_parts
 from fgo_jax.probes.groups import Groups, check_groups, slots
 from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
-from fgo_jax.probes.rows import row_spectrum, trusted_error, white_noise_rank
-from fgo_jax.probes.sketch import sketch_parts
 
 
 class GradientStreamState(NamedTuple):
@@ -59,12 +59,12 @@ def gradient_stream(
     squared norm of the mean gradient. After ``pairs`` rows the window closes:
 
     - ``intrinsic_dimension``: :math:`(\mathrm{tr}\,C)^2 / \mathrm{tr}\,C^2`, the
-      ratio of two unbiased sums (:func:`fgo_jax.probes.spectrum.uncentred_sums`).
+      ratio of two unbiased sums (:func:`fgo_jax.linalg.sums.uncentred_sums`).
       Two independent sketches make each product of two inner products unbiased over
       the sketch as well.
     - ``energy_rank``, ``energy_fraction``: eigenvalues of the rows' Gram matrix that
       hold ``energy`` of its trace, out of ``pairs``, which is fewer than C has. Near
-      what white noise reads (:func:`fgo_jax.probes.rows.white_noise_rank`) this says only
+      what white noise reads (:func:`fgo_jax.linalg.rows.white_noise_rank`) this says only
       that there are too few rows: the error is then infinite and no trigger acts on it.
     - ``trace`` of C, unbiased, and ``top_eigenvalue``, too large by up to the trace
       divided by ``pairs``.

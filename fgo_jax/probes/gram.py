@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
-from fgo_jax.probes import spectrum
+from fgo_jax.linalg import sums
+from fgo_jax.linalg.operator import bind, check_examples, example_count, is_due
+from fgo_jax.linalg.rows import row_spectrum, trusted_error, white_noise_rank
 from fgo_jax.probes.example_rows import RowsFn, leaf_gram, row_count
 from fgo_jax.probes.groups import Groups, check_groups, slots
-from fgo_jax.probes.operator import bind, check_examples, example_count, is_due
 from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
-from fgo_jax.probes.rows import row_spectrum, trusted_error, white_noise_rank
 
 SIGNALS = (
     "intrinsic_dimension",
@@ -62,7 +62,7 @@ def gram(
     parameters and enter through :math:`K_{ij} = \langle g_i, g_j \rangle` only. Signals:
 
     - ``intrinsic_dimension``: :math:`(\mathrm{tr}\,C)^2 / \mathrm{tr}\,C^2`, the ratio of
-      two unbiased sums (:func:`fgo_jax.probes.spectrum.centred_sums`), where the naive
+      two unbiased sums (:func:`fgo_jax.linalg.sums.centred_sums`), where the naive
       ratio of n rows stays below n;
     - ``trace`` of C, unbiased;
     - ``noise_scale``: :math:`\mathrm{tr}\,C / |E g|^2`, the batch size, in examples, at
@@ -206,7 +206,7 @@ def _measure(
 
     freedom = n - 1 if centred else n
     size = sum(leaf.size // n for leaf in jax.tree.leaves(rows))
-    read = row_spectrum(spectrum.centre(grams[0]) if centred else grams[0], freedom, energy)
+    read = row_spectrum(sums.centre(grams[0]) if centred else grams[0], freedom, energy)
     rank, influence = read.energy_rank, read.rank_influence
     influences = jnp.stack([read.top_influence, influence, influence / freedom])
     eigen = jnp.stack([read.top_eigenvalue, rank, rank / freedom])
@@ -221,8 +221,8 @@ def _measure(
 def _moments(gram: jax.Array, centred: bool) -> jax.Array:
     """Unbiased (tr C)^2, tr C^2, tr of the covariance, |E g|^2; with F for C if uncentred."""
     n = gram.shape[0]
-    numerator, denominator = (spectrum.centred_sums if centred else spectrum.uncentred_sums)(gram)
-    covariance = jnp.trace(spectrum.centre(gram)) / (n - 1)
+    numerator, denominator = (sums.centred_sums if centred else sums.uncentred_sums)(gram)
+    covariance = jnp.trace(sums.centre(gram)) / (n - 1)
     signal = jnp.mean(gram) - covariance / n
     return jnp.stack([numerator, denominator, covariance, signal])
 

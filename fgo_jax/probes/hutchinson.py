@@ -11,10 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
-from fgo_jax._trees import vdot
-from fgo_jax.probes.groups import Groups, check_groups, slots
-from fgo_jax.probes.krylov import combination, krylov_space, random_block
-from fgo_jax.probes.operator import (
+from fgo_jax.linalg.krylov import combination, krylov_space, random_block
+from fgo_jax.linalg.operator import (
     Operator,
     bind,
     check_examples,
@@ -23,6 +21,8 @@ from fgo_jax.probes.operator import (
     random_signs,
     student_width,
 )
+from fgo_jax.linalg.trees import vdot
+from fgo_jax.probes.groups import Groups, check_groups, slots
 from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
 
 SIGNALS = ("trace", "trace_square", "intrinsic_dimension")

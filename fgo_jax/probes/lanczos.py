@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
-from fgo_jax.probes.krylov import EigenvalueCounts, count_eigenvalues, krylov_space, random_block
-from fgo_jax.probes.operator import (
+from fgo_jax.linalg.krylov import EigenvalueCounts, count_eigenvalues, krylov_space, random_block
+from fgo_jax.linalg.operator import (
     Operator,
     bind,
     check_examples,

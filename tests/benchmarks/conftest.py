@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.calibration import probe_noise
+from benchmarks.measurements.calibration import probe_noise
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ import pytest
 from click.testing import CliRunner
 from scipy import stats
 
-from benchmarks import calibration
 from benchmarks.__main__ import RESULTS, main
-from benchmarks.calibration import cases, frontier, lists, probe_noise, simulate
-from benchmarks.calibration.cases import TRIGGERS, measured
-from benchmarks.calibration.streams import Course
+from benchmarks.measurements import calibration
+from benchmarks.measurements.calibration import cases, frontier, lists, probe_noise, simulate
+from benchmarks.measurements.calibration.cases import TRIGGERS, measured
+from benchmarks.measurements.calibration.streams import Course
 
 RUNS = 400
 # Of a correct figure to fail one of the few dozen comparisons here: the seeds are fixed, so a

@@ -11,9 +11,9 @@ import pytest
 from scipy import stats
 
 import fgo_jax as fgo
-from benchmarks.calibration import probe_noise, simulate, streams
-from benchmarks.calibration.cases import NUM_STEPS, SHIPPED
-from benchmarks.calibration.streams import Course
+from benchmarks.measurements.calibration import probe_noise, simulate, streams
+from benchmarks.measurements.calibration.cases import NUM_STEPS, SHIPPED
+from benchmarks.measurements.calibration.streams import Course
 from fgo_jax.probes.probe import Estimate, Probe
 
 

@@ -164,7 +164,7 @@ def test_the_command_refuses_a_folder_that_nobody_reads(tmp_path):
 
 
 def test_the_command_reads_the_folder(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("benchmarks.tuning.RESULTS", tmp_path)
+    monkeypatch.setattr("benchmarks.race.tuning.RESULTS", tmp_path)
     result = CliRunner().invoke(main, ["race", "cifar10_vit", "--data-dir", str(folder)])
     # The data are there; what is missing comes next.
     assert result.exit_code == 1

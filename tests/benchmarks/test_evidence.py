@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from benchmarks import evidence
+from benchmarks import statistics as evidence
 
 NAN, INF = np.nan, np.inf
 STEPS = 10 * np.arange(1, 11)  # T = 100: 5 % of it is half an evaluation

@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from benchmarks.levels import ALONE, HORIZON, SQRT, level_from, make_levels, num_targets
 from benchmarks.methods import METHODS
+from benchmarks.race.levels import ALONE, HORIZON, SQRT, level_from, make_levels, num_targets
+from benchmarks.runs.training import Curves
 from benchmarks.tasks import get_task
-from benchmarks.training import Curves
 
 VIT, BOWL = get_task("digits_vit"), get_task("quadratic_bowl")
 

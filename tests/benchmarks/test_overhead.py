@@ -9,8 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 import fgo_jax as fgo
-from benchmarks import clock, overhead, workloads
 from benchmarks.__main__ import main
+from benchmarks.measurements import overhead, workloads
+from benchmarks.runs import clock
 
 
 @pytest.fixture
@@ -114,7 +115,7 @@ def test_parts_measured_anew_leave_the_others_alone():
 
 @pytest.mark.slow
 def test_the_command_writes_every_overhead(tmp_path, monkeypatch, tiny):
-    monkeypatch.setattr("benchmarks.measure_commands.WORKLOADS", {"tiny": lambda: tiny})
+    monkeypatch.setattr("benchmarks.measurements.commands.WORKLOADS", {"tiny": lambda: tiny})
     result = CliRunner().invoke(main, ["overhead", "--rounds", "2", "--output", str(tmp_path)])
     assert result.exit_code == 0, result.output
     entry = json.loads((tmp_path / "overhead.json").read_text())["workloads"]["tiny"]

@@ -4,14 +4,14 @@ import dataclasses
 
 import numpy as np
 
-from benchmarks import race as racing
-from benchmarks import transitions
-from benchmarks.levels import ALONE, Level
 from benchmarks.methods import METHODS
-from benchmarks.race import Entry, Race
+from benchmarks.race import hold as racing
+from benchmarks.race.hold import Entry, Race
+from benchmarks.race.levels import ALONE, Level
+from benchmarks.runs import transitions
+from benchmarks.runs.timing import PHASES, StepTime
+from benchmarks.runs.training import Curves
 from benchmarks.tasks import get_task
-from benchmarks.timing import PHASES, StepTime
-from benchmarks.training import Curves
 
 # Hits last to the very end, evaluations are not smoothed, T = 100.
 TASK = dataclasses.replace(get_task("quadratic_bowl").shortened(100), eval_every=10)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import evidence
+from benchmarks import statistics as evidence
 from benchmarks.__main__ import RESULTS, main
 from benchmarks.report import glance, markup, page, readme
 from benchmarks.report.claims import CLAIMS, compare, judge
 from benchmarks.report.reading import CLAIM_TASKS, MEASUREMENTS, Results, read
-from benchmarks.runner import ROOT, plain
+from benchmarks.runs.store import ROOT, plain
 
 A, B, C = (next(c for c in CLAIMS if c.key == key) for key in ("(a)", "(b)", "(c)"))
 SECONDS = next(c for c in CLAIMS if c.key == "s / alone")

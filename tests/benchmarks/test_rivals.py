@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import rivals
+from benchmarks import rival_triggers as rivals
 from fgo_jax import triggers as t
 from fgo_jax.triggers import Observation
 from tests.planted import fires, readings, walk

@@ -10,13 +10,14 @@ import pytest
 from click.testing import CliRunner
 from jax.scipy.special import gammaln
 
-from benchmarks import grids, runner, tuning
 from benchmarks.__main__ import main
-from benchmarks.levels import ADAM, ALONE, HORIZON, SQRT
 from benchmarks.methods import METHODS, get_method
+from benchmarks.race import grids, tuning
+from benchmarks.race.levels import ADAM, ALONE, HORIZON, SQRT
 from benchmarks.report.claims import CLAIMS
+from benchmarks.runs import store as runner
+from benchmarks.runs.training import AVERAGING, running_average, train
 from benchmarks.tasks import TASKS, get_task
-from benchmarks.training import AVERAGING, running_average, train
 
 BOWL = get_task("quadratic_bowl").shortened(20)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import rivals
-from benchmarks.rivals import batch_means
+from benchmarks import rival_triggers as rivals
+from benchmarks.rival_triggers import batch_means
 from tests.planted import autoregressive, fires, readings, verdicts, walk
 
 

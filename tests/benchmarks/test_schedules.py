@@ -8,11 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import schedules
-from benchmarks.methods import METHODS
+from benchmarks.methods import METHODS, schedules
 from benchmarks.methods.method import one_over_sqrt_t_schedule
+from benchmarks.runs.training import train
 from benchmarks.tasks import TASKS, get_task
-from benchmarks.training import train
 
 BOWL = get_task("quadratic_bowl")
 RATE, W, T = 0.3, 20, 200

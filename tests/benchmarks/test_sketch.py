@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import clock, measure_commands, sketch, sketch_accuracy, sketch_speed
 from benchmarks.__main__ import main
+from benchmarks.measurements import commands as measure_commands
+from benchmarks.measurements import sketch, sketch_accuracy, sketch_speed
+from benchmarks.runs import clock
 
 pytest.importorskip("matfree")
 pytest.importorskip("traceax")

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from benchmarks import stream
+from benchmarks.measurements import stream
 from benchmarks.tasks import get_task
 
 

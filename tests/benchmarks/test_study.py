@@ -11,16 +11,22 @@ import pytest
 from click.testing import CliRunner
 
 import fgo_jax as fgo
-from benchmarks import ablation, evidence, study, study_commands, transitions, triggers
+from benchmarks import statistics as evidence
 from benchmarks.__main__ import main
-from benchmarks.levels import Level
-from benchmarks.methods import METHODS, STUDIED, phases
+from benchmarks.methods import METHODS, STUDIED
+from benchmarks.methods import protocol as phases
+from benchmarks.race.levels import Level
 from benchmarks.report import field, page, regrets
 from benchmarks.report.reading import read
-from benchmarks.runner import plain
-from benchmarks.study import Study, Variant
+from benchmarks.runs import transitions
+from benchmarks.runs.store import plain
+from benchmarks.runs.training import Curves, train
+from benchmarks.studies import commands as study_commands
+from benchmarks.studies import parts as ablation
+from benchmarks.studies import study
+from benchmarks.studies import which_trigger as triggers
+from benchmarks.studies.study import Study, Variant
 from benchmarks.tasks import TASKS, get_task
-from benchmarks.training import Curves, train
 
 BOWL = get_task("quadratic_bowl").shortened(60)
 RIVALS = [name for name in METHODS if METHODS[name].by_request and METHODS[name].weights == "raw"]
@@ -96,7 +102,7 @@ def test_a_short_run_of_a_network_with_each_rival(name):
 
 def test_a_rival_ends_both_phases_with_its_state_afresh():
     # The weights shrink, bounce and settle twice; both turns must be seen again in re-ask.
-    from benchmarks import rivals
+    from benchmarks import rival_triggers as rivals
 
     adam = optax.scale_by_adam()
     tx = fgo.target_acquisition(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.runner import source_of
+from benchmarks.runs.store import source_of
 from benchmarks.tasks import TASKS, get_task
 from benchmarks.tasks.canvas import CANVAS, SPLITS, place
 from benchmarks.tasks.char_gpt import VALIDATION_WINDOWS, VOCABULARY, WINDOW, data_digest, text

@@ -11,12 +11,14 @@ import optax
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import grids, timing, transforms
 from benchmarks.__main__ import main
 from benchmarks.methods import METHODS
 from benchmarks.methods.method import Method, alone
+from benchmarks.race import grids
+from benchmarks.runs import timing
+from benchmarks.runs.training import train
+from benchmarks.studies import transforms
 from benchmarks.tasks import get_task
-from benchmarks.training import train
 
 TASK = get_task("digits_autoencoder")
 

@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from benchmarks import tuning
-from benchmarks.levels import ADAM, ALONE, Level
+from benchmarks.race import tuning
+from benchmarks.race.levels import ADAM, ALONE, Level
 from benchmarks.tasks import get_task
 
 TASK = get_task("digits_vit")

@@ -7,8 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from benchmarks import grids
 from benchmarks.methods import METHODS
+from benchmarks.race import grids
 from benchmarks.tasks import get_task
 
 TASK = get_task("modular_addition")

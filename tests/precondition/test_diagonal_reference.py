@@ -9,8 +9,8 @@ import pytest
 import fgo_jax as fgo
 from fgo_jax.curvature import losses
 from fgo_jax.curvature.chunks import Part
-from fgo_jax.precondition import _model
 from fgo_jax.precondition.diagonal_fisher import scale_by_diagonal_fisher
+from fgo_jax.precondition.shared import model
 from tests.precondition.sequences import run_on_batches
 
 RNG = np.random.default_rng(0)
@@ -71,11 +71,11 @@ def test_equals_the_reference_with_the_same_labels_over_three_periods(weights):
     # Some entries are clipped and some are not.
     grads = [gradient(0.1) for _ in range(steps)]
     updates, states = run_on_batches(tx, PARAMS, grads, batches)
-    key = _model.key_data(0)
+    key = model.key_data(0)
     estimates = []
     for t, batch in enumerate(batches):
         logits = predict(PARAMS, batch)
-        drawn = jax.random.fold_in(_model.key_of_step(key, jnp.int32(t)), 0)
+        drawn = jax.random.fold_in(model.key_of_step(key, jnp.int32(t)), 0)
         labels = losses.draw_labels("softmax_cross_entropy", logits, drawn, Part().rows)
         kept = np.ones(6) if weights is None else np.asarray(batch["kept"], float)
         x = np.asarray(batch["x"], float)
@@ -119,7 +119,7 @@ def test_hutchinson_equals_the_reference_with_the_same_signs():
     updates, _ = run_on_batches(tx, PARAMS, grads, [jnp.float32(matrix) for matrix in matrices])
     estimates, drawn = [], set()
     for t, matrix in enumerate(matrices):
-        key = _model.key_of_step(_model.key_data(7), jnp.int32(t))
+        key = model.key_of_step(model.key_data(7), jnp.int32(t))
         signs = optax.tree.random_like(key, PARAMS, jax.random.rademacher, jnp.float32)
         z = np.concatenate([signs["b"], signs["w"].reshape(-1)]).astype(float)
         assert set(z) == {-1.0, 1.0}

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import fgo_jax as fgo
-from fgo_jax.probes import sketch
+from fgo_jax.linalg import sketch
 from tests.problems import mlp, mlp_batch, mlp_loss, mlp_params
 
 MARK = "the_probe_runs"

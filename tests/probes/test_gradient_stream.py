@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import fgo_jax as fgo
+from fgo_jax.linalg.sketch import sketch_tree
 from fgo_jax.probes.probe import ProbeInputs
-from fgo_jax.probes.sketch import sketch_tree
 
 
 def tree(key):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fgo_jax._trees import vdot
 from fgo_jax.curvature.ggn import ggn
+from fgo_jax.linalg.trees import vdot
 from fgo_jax.probes.hutchinson import hutchinson
 from fgo_jax.probes.probe import ProbeInputs
 

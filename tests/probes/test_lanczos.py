@@ -9,8 +9,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from fgo_jax.curvature.ggn import ggn
-from fgo_jax.probes import spectrum
-from fgo_jax.probes.krylov import count_eigenvalues, krylov_space
+from fgo_jax.linalg import sums
+from fgo_jax.linalg.krylov import count_eigenvalues, krylov_space
 from fgo_jax.probes.lanczos import SIGNALS, lanczos
 from fgo_jax.probes.probe import ProbeInputs
 
@@ -131,8 +131,8 @@ def test_against_the_dense_ggn_of_a_network():
     np.testing.assert_allclose(read["top_eigenvalue"].value, eigenvalues[-1], rtol=1e-4)
     truth = {
         "trace": eigenvalues.sum(),
-        "intrinsic_dimension": spectrum.participation_ratio(eigenvalues),
-        "energy_rank": spectrum.energy_rank(eigenvalues),
+        "intrinsic_dimension": sums.participation_ratio(eigenvalues),
+        "energy_rank": sums.energy_rank(eigenvalues),
     }
     for name, value in truth.items():
         # One for the rank, a whole number that is estimated by a fractional one.
@@ -159,8 +159,8 @@ def test_known_spectra(name):
     read = read_diagonal(eigenvalues)
     truth = {
         "trace": eigenvalues.sum(),
-        "intrinsic_dimension": spectrum.participation_ratio(eigenvalues),
-        "energy_rank": spectrum.energy_rank(eigenvalues),
+        "intrinsic_dimension": sums.participation_ratio(eigenvalues),
+        "energy_rank": sums.energy_rank(eigenvalues),
         "top_eigenvalue": eigenvalues.max(),
     }
     for signal, value in truth.items():
@@ -278,7 +278,7 @@ def read_rotated(matrix, block_size, num_steps, num_starts, draws):
 
 def test_a_block_counts_repeated_eigenvalues_exactly():
     matrix = symmetric(REPEATED)
-    assert float(spectrum.energy_rank(jnp.array(REPEATED))) == 18
+    assert float(sums.energy_rank(jnp.array(REPEATED))) == 18
     # Wider than every multiplicity above zero: 5 + 20 + 22 products exhaust the space.
     read = read_rotated(matrix, block_size=22, num_steps=50, num_starts=2, draws=4)
     np.testing.assert_allclose(read["energy_rank"].value, 18, atol=1e-3)
@@ -294,7 +294,7 @@ def test_a_block_counts_repeated_eigenvalues_exactly():
 def test_one_vector_states_the_error_of_its_stochastic_count():
     matrix = symmetric(np.r_[[3.0] * 30, [1.0] * 70])  # rank_.9: 30 * 3 + 54 of 160, hence 84
     read = read_rotated(matrix, block_size=1, num_steps=4, num_starts=8, draws=50)["energy_rank"]
-    truth = float(spectrum.energy_rank(jnp.r_[jnp.full(30, 3.0), jnp.ones(70)]))
+    truth = float(sums.energy_rank(jnp.r_[jnp.full(30, 3.0), jnp.ones(70)]))
     covered = np.abs(read.value - truth) <= 1.96 * read.error
     assert covered.mean() >= 0.9
     assert float(jnp.median(read.error)) > 0
@@ -325,7 +325,7 @@ def test_a_block_wider_than_the_space():
 )
 def test_rank_of_a_dense_operator(eigenvalues):
     matrix = symmetric(eigenvalues)
-    truth = float(spectrum.energy_rank(jnp.asarray(eigenvalues)))
+    truth = float(sums.energy_rank(jnp.asarray(eigenvalues)))
     read = read_rotated(matrix, block_size=1, num_steps=45, num_starts=2, draws=3)
     # All that holds nine tenths of the trace has converged: counted, not drawn.
     np.testing.assert_allclose(read["energy_rank"].value, truth, atol=0.5)

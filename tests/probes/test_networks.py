@@ -9,7 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import fgo_jax as fgo
-from fgo_jax.probes.krylov import krylov_space, random_block
+from fgo_jax.linalg.krylov import krylov_space, random_block
 from fgo_jax.probes.probe import ProbeInputs
 
 EXAMPLES, CLASSES = 32, 5

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fgo_jax.precondition import _mesh
 from fgo_jax.precondition.kfac.layers import Diagonal, Layer, Layout
+from fgo_jax.precondition.shared import mesh
 
 Terms = tuple[tuple[jax.Array, jax.Array], ...]
 
@@ -157,7 +157,7 @@ def apply(
     if layer.stack:
         below = layer._replace(stack=layer.stack[1:])
         return jax.vmap(lambda r, k, b: apply(below, r, k, b))(roots, kernel, bias)
-    left, right = _mesh.replicate(roots, kernel)
+    left, right = mesh.replicate(roots, kernel)
     inputs, outputs = len(layer.inputs), len(layer.outputs)
     n = layer.rows - (bias is not None)
     if left.ndim == 1:
@@ -182,4 +182,4 @@ def apply(
 
 
 def _dot(a: jax.Array, b: jax.Array, axes: int, result: jax.Array) -> jax.Array:
-    return jnp.tensordot(a, b, axes=axes, precision="highest", out_sharding=_mesh.like(result))
+    return jnp.tensordot(a, b, axes=axes, precision="highest", out_sharding=mesh.like(result))

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fgo_jax.precondition import _mesh
 from fgo_jax.precondition.kfac.layers import Layer
+from fgo_jax.precondition.shared import mesh
 
 # A term is a pair (X, Y): a moment on the side of the kernel's input axes, one on that of its
 # output axes. Square matrices are full factors, vectors diagonal ones.
@@ -125,7 +125,7 @@ def _moment(x: jax.Array, axes: int, like: Any, constant: bool) -> jax.Array:
         axes=(lead, lead),
         precision="highest",
         preferred_element_type=jnp.float32,
-        out_sharding=_mesh.replicated(x, 2 * axes),
+        out_sharding=mesh.replicated(x, 2 * axes),
     ).reshape(n, n)
     if not constant:
         return product

@@ -12,12 +12,12 @@ import optax
 from fgo_jax import _checks
 from fgo_jax.curvature import losses
 from fgo_jax.curvature.weights import Select, check_select
-from fgo_jax.precondition import _mesh
-from fgo_jax.precondition._model import model_and_batch
 from fgo_jax.precondition.kfac import roots, statistics
 from fgo_jax.precondition.kfac.estimate import all_finite, averaged, estimator
 from fgo_jax.precondition.kfac.layers import Axes, Layout, Paths, check_diagonal, layout
-from fgo_jax.precondition.preconditioner import Preconditioner
+from fgo_jax.precondition.shared import mesh
+from fgo_jax.precondition.shared.model import model_and_batch
+from fgo_jax.precondition.shared.preconditioner import Preconditioner
 
 
 class ScaleByKfacState(NamedTuple):
@@ -292,7 +292,7 @@ def _shortened(updates: list[Any], grads: list[Any], limit: Any) -> list[Any]:
     """The updates u scaled to u^T P u <= limit, where P u = g."""
     square = sum(
         (
-            jnp.tensordot(g, u, axes=g.ndim, out_sharding=_mesh.replicated(g, 0))
+            jnp.tensordot(g, u, axes=g.ndim, out_sharding=mesh.replicated(g, 0))
             for g, u in zip(grads, updates, strict=True)
         ),
         jnp.zeros((), jnp.float32),

@@ -1,0 +1,96 @@
+"""python -m benchmarks stream, calibration, sketch and overhead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from benchmarks.measurements import calibration, overhead, sketch, stream
+from benchmarks.measurements.calibration import tables as calibration_tables
+from benchmarks.measurements.workloads import WORKLOADS
+from benchmarks.runs.store import RESULTS, held_in, write_json
+from benchmarks.tasks import get_task
+from benchmarks.terminal import console, names_in
+
+_DRAWS, _ROUNDS = 200, 15  # of `sketch`
+_OUTPUT = click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    help="By default the committed results, and runs for a look with other sizes.",
+)
+
+
+@click.command("stream")
+@click.option("--rows", type=click.IntRange(8), default=stream.ROWS, show_default=True)
+@_OUTPUT
+def measure_stream(rows, output) -> None:
+    """Rows of the default probe against rows at fixed parameters; writes stream.json."""
+    with console.status("starting") as status:
+        results = stream.measure(get_task("digits_vit"), rows=rows, announce=status.update)
+    path = _place(output, rows == stream.ROWS) / "stream.json"
+    write_json(path, results)
+    stream.print_table(results, console)
+    console.print(f"Wrote {path}")
+
+
+@click.command("calibration")
+@click.option("--runs", type=click.IntRange(4), default=calibration.RUNS, show_default=True)
+@click.option("--windows", type=click.IntRange(8), default=calibration.WINDOWS, show_default=True)
+@_OUTPUT
+def calibrate(runs, windows, output) -> None:
+    """False alarms and delays of the triggers on synthetic streams; writes calibration.json."""
+    with console.status("starting") as status:
+        results = calibration.measure(runs, windows, announce=status.update)
+    is_whole = (runs, windows) == (calibration.RUNS, calibration.WINDOWS)
+    path = _place(output, is_whole) / "calibration.json"
+    write_json(path, results)
+    calibration_tables.print_tables(results, console)
+    console.print(f"Wrote {path}")
+
+
+@click.command("sketch")
+@click.option("--draws", type=click.IntRange(2), default=_DRAWS, show_default=True)
+@click.option("--rounds", type=click.IntRange(2), default=_ROUNDS, show_default=True)
+@click.option("--sizes", help="Comma-separated, of those timed; all by default.")
+@_OUTPUT
+def measure_sketch(draws, rounds, sizes, output) -> None:
+    """Probes against dense truth and against matfree and traceax; writes sketch.json."""
+    chosen = names_in(sizes, list(sketch.LAYERS), "size")
+    with console.status("starting") as status:
+        results = sketch.measure(draws=draws, rounds=rounds, sizes=chosen, announce=status.update)
+    is_whole = (draws, rounds, sizes) == (_DRAWS, _ROUNDS, None)
+    path = _place(output, is_whole) / "sketch.json"
+    write_json(path, results)
+    sketch.print_tables(results, console)
+    console.print(f"Wrote {path}")
+
+
+@click.command("overhead")
+@click.option("--workloads", help="Comma-separated; all by default.")
+@click.option("--parts", help="Comma-separated, such as lanczos; all of a workload by default.")
+@click.option("--rounds", type=click.IntRange(2), help="Each workload's own by default.")
+@_OUTPUT
+def measure_overhead(workloads, parts, rounds, output) -> None:
+    """What probes and controller add to a training step; writes overhead.json.
+
+    What is in that file of other workloads and parts stays there.
+    """
+    path = _place(output, rounds is None) / "overhead.json"
+    asked = []
+    for name in names_in(workloads, list(WORKLOADS), "workload"):
+        workload = WORKLOADS[name]()
+        asked.append((name, workload, names_in(parts, list(overhead.parts(workload)), "part")))
+    with console.status("starting") as status:
+        for name, workload, chosen in asked:
+            status.update(f"overhead on {name}")
+            measured = {name: overhead.measure(workload, rounds, chosen)}
+            results = {"workloads": overhead.merged(held_in(path, "workloads"), measured)}
+            write_json(path, results)
+    overhead.print_tables(results, console)
+    console.print(f"Wrote {path}")
+
+
+def _place(output: Path | None, is_whole: bool) -> Path:
+    """A look must not take the place of what is committed."""
+    return output or (RESULTS if is_whole else Path("runs"))

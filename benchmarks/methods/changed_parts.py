@@ -1,0 +1,109 @@
+"""The three phases with one part changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from benchmarks.methods.method import Method
+from benchmarks.methods.protocol import target_acquisition
+from benchmarks.tasks.task import Task
+
+DECAYS = (
+    "adaptive", "hyperbolic", "inverse_sqrt", "linear", "one_minus_sqrt", "cosine", "exponential",
+)  # fmt: skip
+# Steps between measurements of the matvec probes, whose own default is for longer runs.
+EVERY = 40
+
+
+def _dimension_triggers() -> dict[str, Any]:
+    """The default triggers without `agreement`, which only the default probe measures.
+
+    Of the end of re-ask nothing would be left: a dimension that stands still takes its place.
+    """
+    import fgo_jax as fgo
+
+    t = fgo.triggers
+    return {
+        "acquisition_trigger": t.stopped_falling("intrinsic_dimension")
+        & t.if_given(~t.increasing("loss"), "loss", otherwise=1),
+        "reask_trigger": t.stall("intrinsic_dimension"),
+    }
+
+
+def _until_rest(task: Task):
+    """Re-ask until the dimension stands still as well."""
+    del task
+    from fgo_jax import protocol, triggers
+
+    rests = triggers.stall("intrinsic_dimension")
+    return {"reask_trigger": rests & protocol.default_reask_trigger()}
+
+
+def _dimension_only(task: Task):
+    del task
+    return _dimension_triggers()
+
+
+def _curvature_probe(name: str):
+    def parts(task: Task):
+        import fgo_jax as fgo
+
+        def predict(params, batch):
+            outputs = task.predict(params, batch)
+            # One number per example, as on the bowl, is an output of one entry.
+            return outputs[..., None] if outputs.ndim == 1 else outputs
+
+        operator = fgo.curvature.ggn(predict, task.loss_name)
+        make = getattr(fgo.probes, name)
+        probe = make(operator, every=EVERY, examples=task.batch_size)
+        return {"probe": probe, **_dimension_triggers()}
+
+    return parts
+
+
+def _adam_first(task: Task):
+    del task
+    return {"acquisition": optax.scale_by_adam()}
+
+
+def _adam_throughout(task: Task):
+    del task
+    return {"refinement": optax.scale_by_adam()}
+
+
+def _decay(name: str):
+    return lambda task: {"decay": name}
+
+
+def _changed(
+    name: str, parts: Callable[[Task], dict[str, Any]], needs_batch: bool = False
+) -> Method:
+    def build(task, hp):
+        return target_acquisition(task, hp, **parts(task))
+
+    return Method(
+        f"fgo_{name}",
+        build,
+        uses=("**/*.py",),
+        shares=("methods/phases.py",),
+        phased=True,
+        cadence=10,
+        needs_batch=needs_batch,
+    )
+
+
+METHODS = (
+    _changed("until_rest", _until_rest),
+    _changed("dimension_only", _dimension_only),
+    _changed("hutchinson", _curvature_probe("hutchinson"), needs_batch=True),
+    _changed("lanczos", _curvature_probe("lanczos"), needs_batch=True),
+    _changed("adam_first", _adam_first),
+    _changed("adam_throughout", _adam_throughout),
+    _changed("changed", lambda task: {}),  # by numbers, which come with the settings
+    # The protocol's own decay follows the momentum, so without one it needs another.
+    _changed("no_momentum", lambda task: {"slow_share": None, "decay": "hyperbolic"}),
+    *(_changed(f"decay_{name}", _decay(name)) for name in DECAYS),
+)

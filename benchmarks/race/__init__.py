@@ -1,0 +1,1 @@
+"""A race: tuning, targets, what came out, its picture."""

@@ -1,0 +1,158 @@
+"""SASA: the rate falls when the weights' squared norm has become stationary."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from benchmarks.rival_triggers import batch_means
+from benchmarks.rival_triggers.readings import exact
+from fgo_jax import _checks
+from fgo_jax.linalg import trees
+from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
+from fgo_jax.triggers import Observation, Trigger
+from fgo_jax.triggers.trigger import condition
+
+
+class NormDriftState(NamedTuple):
+    evaluations: jax.Array  # [], int32
+    began: jax.Array  # [], bool; `previous` holds parameters
+    previous: Any  # f32, shaped like the parameters
+    readings: jax.Array  # [2], float32
+
+
+def norm_drift() -> Probe:
+    r"""Measures, at every step, what moved the squared norm of the weights.
+
+    With the update :math:`\Delta = \theta_t - \theta_{t-1}`:
+
+    - ``norm_drift``: :math:`\|\theta_t\|^2 - \|\theta_{t-1}\|^2`, summed as
+      :math:`\langle \theta_t + \theta_{t-1}, \Delta \rangle`, which loses no digits to
+      the difference of two large norms;
+    - ``step_square``: :math:`\|\Delta\|^2`.
+
+    State: four bytes per parameter.
+    """
+
+    def init(params: Any) -> NormDriftState:
+        return NormDriftState(
+            evaluations=jnp.zeros([], jnp.int32),
+            began=jnp.zeros([], jnp.bool_),
+            previous=optax.tree.zeros_like(params, jnp.float32),
+            readings=jnp.full([2], jnp.nan, jnp.float32),
+        )
+
+    def measure(inputs: ProbeInputs, state: NormDriftState) -> NormDriftState:
+        now = optax.tree.cast(inputs.params, jnp.float32)
+        step = jax.tree.map(jnp.subtract, now, state.previous)
+        both = jax.tree.map(jnp.add, now, state.previous)
+        readings = jnp.stack([trees.vdot(both, step), trees.sum_squares(step)])
+        return NormDriftState(
+            evaluations=state.evaluations + state.began.astype(jnp.int32),
+            began=jnp.ones_like(state.began),
+            previous=now,
+            readings=jnp.where(state.began, readings, state.readings),
+        )
+
+    def read(state: NormDriftState) -> dict[str, Estimate]:
+        drift, square = state.readings
+        return exact(norm_drift=drift, step_square=square)
+
+    return Probe(
+        signals=("norm_drift", "step_square"),
+        init=init,
+        due=lambda state, step: jnp.asarray(True),
+        measure=measure,
+        read=read,
+        requires=("params",),
+    )
+
+
+class StationaryState(NamedTuple):
+    batches: batch_means.BatchMeans
+    samples: jax.Array  # [], int32; since the phase began
+    verdict: jax.Array  # [], int32; of the last look
+
+
+def stationary(
+    tolerance: float | None = 0.38,
+    confidence: float = 0.8,
+    keep: float = 0.25,
+    min_samples: int = 64,
+    every: int = 20,
+    batches: int = 64,
+) -> Trigger:
+    r"""Holds when the squared norm of the weights is stationary.
+
+    Under any update :math:`\theta_{t+1} = \theta_t - \eta d_t` a stationary state has
+    :math:`E[\langle \theta_t, d_t \rangle - \tfrac{\eta}{2} \|d_t\|^2] = 0` (SASA+, the
+    master condition). At a constant rate this is, up to the factor :math:`-2\eta`, the
+    drift :math:`E[\|\theta_{t+1}\|^2 - \|\theta_t\|^2] = 0`, and the scale
+    :math:`E \tfrac{\eta}{2} \|d_t\|^2` is, up to :math:`2\eta`, :math:`E
+    \|\theta_{t+1} - \theta_t\|^2`: the rate cancels from their ratio, and nothing is
+    assumed about how d was made. As in SASA the test is one of equivalence: the
+    confidence interval of the mean drift, from batch means over the latest samples, must
+    lie inside :math:`\pm` ``tolerance`` times the mean scale. A noisy drift is thus not
+    taken for none.
+
+    With ``tolerance=None`` the test is SASA+'s, which a noisy drift does pass: the
+    intervals of that width around the means of the older and of the newer half of the
+    samples must both hold zero, and the two means have one sign, so that a drift on its
+    way through zero is no rest.
+
+    Args:
+      tolerance: SASA's is 0.02 of a scale that is larger by (1 + beta)/(1 - beta) for
+        momentum beta: 0.38 for 0.9. Updates independent of the weights and of each other
+        have the ratio 1.
+      confidence: of the two-sided interval; SASA's. SASA+ takes 0.95.
+      keep: share of the phase's samples that is used, the latest. SASA's default of 1/8
+        would keep too few in runs of a few thousand steps.
+      min_samples: kept samples before anything is said.
+      every: samples from one look to the next. The sources look once an epoch.
+      batches: an even number; between half and all of them hold the phase's samples.
+
+    Sources: Lang et al. (2019), SASA; Zhang et al. (2020), SASA+.
+    """
+    if tolerance is not None:
+        _checks.positive("tolerance", tolerance)
+    _checks.fraction("confidence", confidence)
+    _checks.unit("keep", keep)
+    _checks.integer("min_samples", min_samples)
+    _checks.integer("every", every)
+    if batches < 4 or batches % 2:
+        raise ValueError(f"batches must be an even number >= 4, got {batches!r}.")
+
+    def init() -> StationaryState:
+        zero = jnp.zeros([], jnp.int32)
+        return StationaryState(batch_means.init(2, batches), zero, jnp.zeros([], jnp.int32))
+
+    def judge(observation: Observation, state: StationaryState):
+        drift, square = (observation.signals[name] for name in ("norm_drift", "step_square"))
+        sample = jnp.stack([drift.value, square.value])
+        evaluated = drift.fresh & jnp.all(jnp.isfinite(sample))
+        means = batch_means.update(state.batches, jnp.where(jnp.isfinite(sample), sample, 0.0))
+        found = batch_means.interval(means, keep, confidence)
+        known = (found.samples >= min_samples) & (found.mean[1] > 0)
+        rests, drifts = _equivalent(found, tolerance) if tolerance else _holds_zero(found)
+        verdict = jnp.where(known, jnp.where(rests, 1, jnp.where(drifts, -1, 0)), 0)
+        samples = state.samples + 1
+        verdict = jnp.where(samples % every == 0, verdict, state.verdict).astype(jnp.int32)
+        state = StationaryState(means, samples, verdict)
+        return evaluated, verdict == 1, verdict == -1, state
+
+    return condition("stationary", init, judge, ("norm_drift", "step_square"))
+
+
+def _equivalent(found: batch_means.Interval, tolerance: float) -> tuple[jax.Array, jax.Array]:
+    limit, off = tolerance * found.mean[1], jnp.abs(found.mean[0])
+    return off + found.half_width[0] < limit, off - found.half_width[0] > limit
+
+
+def _holds_zero(found: batch_means.Interval) -> tuple[jax.Array, jax.Array]:
+    older, newer = found.halves[0, 0], found.halves[1, 0]
+    near = (jnp.abs(older) < found.half_width[0]) & (jnp.abs(newer) < found.half_width[0])
+    rests = near & (older * newer > 0)
+    return rests, ~rests

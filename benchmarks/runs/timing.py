@@ -1,0 +1,127 @@
+"""Amortised step times, measured interleaved in one process.
+
+A machine's speed drifts, so a method's time means little alone: each round times every
+contestant once, in random order, over a scan long enough to hold its cadenced work, and
+what is reported is the median over rounds of the ratio to `constant` in the same round.
+A phased method has one time per phase, since its phases do different work.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.methods import Method
+from benchmarks.tasks.task import Task
+from benchmarks.runs.training import Carry, train_step
+
+PHASES = ("acquisition", "reask", "execution")
+REFERENCE = "constant"
+
+
+class StepTime(NamedTuple):
+    seconds: float  # per step: the ratio times the reference's median
+    ratio: float  # to the reference's, median over rounds of per-round ratios
+
+
+def step_times(
+    task: Task,
+    contestants: Mapping[str, tuple[Method, Mapping[str, float]]],
+    *,
+    steps: int | None = None,
+    rounds: int = 7,
+) -> dict[str, StepTime]:
+    """Times of `{name: (method, hyperparameters)}`; phased methods as `name:phase`.
+
+    `contestants` must hold `constant`, the unit of the ratios. A scan has the task's
+    `timed_steps` if `steps` is None, and so many more that each method does the same
+    cadenced work in every scan.
+    """
+    steps = whole_cadences(
+        task.timed_steps if steps is None else steps,
+        [method.cadence for method, _ in contestants.values()],
+    )
+    scans: dict[str, Callable[[], Any]] = {}
+    for name, (method, hyperparameters) in contestants.items():
+        scans |= _scans(task, name, method, hyperparameters, steps)
+    rng = np.random.default_rng(0)
+    measured: dict[str, list[float]] = {name: [] for name in scans}
+    for scan in scans.values():  # compiles, and touches every buffer once
+        scan()
+    for _ in range(rounds):
+        for name in rng.permutation(list(scans)):
+            began = time.perf_counter()
+            scans[name]()
+            measured[name].append((time.perf_counter() - began) / steps)
+    unit = np.asarray(measured[REFERENCE])
+    ratios = {name: float(np.median(np.asarray(t) / unit)) for name, t in measured.items()}
+    # Not each method's own median: rounds in which the machine was busy would bias it.
+    return {name: StepTime(ratio * float(np.median(unit)), ratio) for name, ratio in ratios.items()}
+
+
+def whole_cadences(steps: int, cadences: Iterable[int]) -> int:
+    """The fewest steps, `steps` at least, that are a multiple of every cadence."""
+    period = math.lcm(*cadences)
+    return -(-steps // period) * period
+
+
+def label(method: Method) -> str:
+    """Under which a method is timed: methods that read the same phased runs are timed once."""
+    return method.trajectory if method.phased else method.name
+
+
+def _scans(task, name, method, hyperparameters, steps) -> dict[str, Callable[[], Any]]:
+    tx = optax.with_extra_args_support(method.build(task, hyperparameters))
+    key = jax.random.key(0)
+    data = task.data(0)
+    params = task.init(key)
+    # The average is work that only those need who are judged by it.
+    without_average = method.phased or method.weights == "raw"
+    average = () if without_average else params
+
+    @jax.jit
+    def scan(carry):
+        def step(carry, _):
+            return train_step(
+                task, tx, data, key, carry, without_average, needs_batch=method.needs_batch
+            )
+
+        return jax.lax.scan(step, carry, length=steps)
+
+    def timed(opt_state):
+        # Every timed scan starts where one scan has led: behind any hand-over, and at the
+        # same place in each round.
+        carry, _ = scan(Carry(params, average, opt_state, jnp.zeros((), jnp.int32)))
+        return lambda: jax.block_until_ready(scan(carry))
+
+    if not method.phased:
+        return {name: timed(tx.init(params))}
+    import fgo_jax as fgo
+
+    state = tx.init(params)
+    return {f"{name}:{phase}": timed(fgo.force_phase(state, phase)) for phase in PHASES}
+
+
+def seconds_to(
+    step: float,
+    steps: np.ndarray,
+    phases: np.ndarray | None,
+    times: Mapping[str, StepTime],
+    name: str,
+) -> float:
+    """Seconds of the first `step` steps; `phases` are a phased run's, at its evaluations."""
+    if not np.isfinite(step):
+        return np.inf
+    if phases is None:
+        return step * times[name].seconds
+    spent = np.diff(np.concatenate([[0], steps]))[steps <= step]
+    phase = np.nan_to_num(phases[steps <= step]).astype(int)
+    unit = [times[f"{name}:{phase}"].seconds for phase in PHASES]
+    return float(np.sum(spent * np.take(unit, phase, mode="clip")))

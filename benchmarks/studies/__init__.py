@@ -1,0 +1,1 @@
+"""Studies of the protocol: which trigger, which part, which transform."""

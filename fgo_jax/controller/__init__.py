@@ -1,0 +1,1 @@
+"""One step of training: guard, measure, judge, direction, smoothing, rate, advance."""

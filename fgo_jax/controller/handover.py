@@ -1,0 +1,154 @@
+"""Which gradient transformation makes the updates, and how the next one takes over."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fgo_jax.linalg.trees import log_norm_ratio
+from fgo_jax.phases.phase import Phase
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The distinct transforms, and where in the phases one hands over to another."""
+
+    transforms: tuple[optax.GradientTransformationExtraArgs, ...]
+    transform_of: tuple[int, ...]  # phase -> transform
+    fills: tuple[int, ...]  # transforms that somewhere fill while another one drives
+    needs_fill: np.ndarray  # [from phase, to phase] -> bool
+
+    @classmethod
+    def of(cls, phases: Sequence[Phase]) -> Plan:
+        chosen: list[Any] = []
+        for phase in phases:
+            chosen.append(chosen[-1] if chosen and phase.inherits else phase.transform)
+        transforms = tuple(dict.fromkeys(chosen))
+        transform_of = tuple(transforms.index(transform) for transform in chosen)
+
+        needs_fill = np.zeros((len(phases), len(phases)), np.bool_)
+        for old, driving in enumerate(transform_of):
+            for new, coming in enumerate(transform_of):
+                needs_fill[old, new] = old < new and driving != coming
+        fills = {transform_of[new] for new in np.flatnonzero(needs_fill.any(axis=0))}
+        with_extras = tuple(map(optax.with_extra_args_support, transforms))
+        return cls(with_extras, transform_of, tuple(sorted(fills)), needs_fill)
+
+    def cast(self, driver: jax.Array, phase: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The driving transform and the one that fills, by index; -1 for none."""
+        transform_of = jnp.asarray(self.transform_of, jnp.int32)
+        filling = jnp.asarray(self.needs_fill)[driver, phase]
+        return transform_of[driver], jnp.where(filling, transform_of[phase], -1)
+
+    def rows(self, grads: Any, states: tuple[Any, ...], driver: jax.Array) -> Any:
+        """The gradients in the metric of the driving transform; raw where it has none."""
+        metrics = [getattr(transform, "metric", None) for transform in self.transforms]
+        if not any(metrics):
+            return grads
+
+        def branch(index: int, metric: Any):
+            if metric is not None:
+                return lambda grads, states: metric(grads, states[index])
+            return lambda grads, states: jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+
+        branches = [branch(*pair) for pair in enumerate(metrics)]
+        return jax.lax.switch(jnp.asarray(self.transform_of)[driver], branches, grads, states)
+
+    def direction(
+        self,
+        grads: Any,
+        params: Any,
+        states: tuple[Any, ...],
+        grafts: Any,
+        *,
+        driving: jax.Array,
+        coming: jax.Array,
+        graft_weight: jax.Array,
+        fill_share: jax.Array,
+        clip_norm: Any,
+        extras: dict[str, Any],
+    ) -> tuple[Any, tuple[Any, ...], Any]:
+        """The driving transform's direction, all transforms' states and the grafts.
+
+        Each transform has conditionals of its own, with two branches of which one hands
+        its operands on. XLA then copies nothing. In one switch over all of them every
+        branch hands on what the others change, and all states would be copied at every
+        step, most of them twice.
+
+        Args:
+          driving: [], int32; the transform whose direction it is, or -1 for zeros.
+          coming: [], int32; the transform that fills, or -1.
+          graft_weight: [], float32; 1 when a transform takes over, fading to 0.
+          fill_share: [], float32; weight of this step in the hand-over's mean graft.
+          clip_norm: global norm, or None.
+          extras: extra arguments for the transforms.
+        """
+
+        def advance(index: int, grads: Any, params: Any, state: Any) -> tuple[Any, Any]:
+            if clip_norm is not None:
+                # Inside the branch, where it fuses with what reads the gradients.
+                clipping = optax.clip_by_global_norm(clip_norm)
+                grads = clipping.update(grads, optax.EmptyState())[0]
+            direction, new = self.transforms[index].update(grads, state, params, **extras)
+            # A branch's output must have the type of every other branch's.
+            return optax.tree.cast_like(direction, grads), optax.tree.cast_like(new, state)
+
+        def drive(index: int):
+            def branch(grads, params, state, before, grafts, weight):
+                del before
+                direction, state = advance(index, grads, params, state)
+                if index in self.fills:
+                    if not getattr(self.transforms[index], "keeps_scale", True):
+                        weight = jnp.ones([], jnp.float32)
+                    direction = jax.tree.map(
+                        lambda d, g: d * jnp.exp(weight * g).astype(d.dtype), direction, grafts
+                    )
+                return direction, state
+
+            return branch
+
+        def stand_by(grads, params, state, before, grafts, weight):
+            del params, grafts, weight
+            return optax.tree.zeros_like(grads) if before is None else before, state
+
+        def fill(index: int):
+            def branch(grads, params, state, direction, grafts, share):
+                other, state = advance(index, grads, params, state)
+                grafts = jax.tree.map(
+                    lambda old, a, b: old + share * (log_norm_ratio(a, b) - old),
+                    grafts,
+                    direction,
+                    other,
+                )
+                return state, grafts
+
+            return branch
+
+        def leave(grads, params, state, direction, grafts, share):
+            del grads, params, direction, share
+            return state, grafts
+
+        new = list(states)
+        direction = None
+        for index in range(len(self.transforms)):
+            direction, new[index] = jax.lax.cond(
+                driving == index, drive(index), stand_by,
+                grads, params, new[index], direction, grafts, graft_weight,
+            )  # fmt: skip
+        for index in self.fills:
+            new[index], grafts = jax.lax.cond(
+                coming == index, fill(index), leave,
+                grads, params, new[index], direction, grafts, fill_share,
+            )  # fmt: skip
+        return direction, tuple(new), grafts
+
+
+def graft_init(params: Any) -> Any:
+    """Log of the norm that each tensor's update should have, relative to its own."""
+    return jax.tree.map(lambda p: jnp.zeros([], jnp.float32), params)

@@ -1,0 +1,1 @@
+"""Linear algebra that probes, preconditioners and analysis share."""

@@ -1,0 +1,111 @@
+"""The spectrum of a few rows, and when it says no more than that they are few."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fgo_jax.linalg import sums
+
+# A rank above this share of what white noise reads is not told from white noise.
+_NEAR = 0.85
+
+
+class RowSpectrum(NamedTuple):
+    """Top eigenvalue and energy rank of a second moment, each a mean over the rows."""
+
+    top_eigenvalue: jax.Array  # [], float32
+    energy_rank: jax.Array  # [], float32; a whole number
+    top_influence: jax.Array  # [n], float32; of each row, minus the mean
+    rank_influence: jax.Array  # [n], float32
+
+
+def row_spectrum(gram: jax.Array, freedom: int, energy: Any) -> RowSpectrum:
+    r"""Top eigenvalue and energy rank of :math:`G^T G / f` from the Gram matrix K of G.
+
+    With :math:`K u_j = \kappa_j u_j` the eigenvalues are :math:`\kappa_j / f`, and row i
+    holds :math:`\kappa_j u_{ij}^2` of the j-th. To first order, adding weight to row i
+    moves the top eigenvalue by :math:`\kappa_1 u_{i1}^2`, and the number r of eigenvalues
+    that hold a share q of the trace (counted with its fraction) by
+
+    .. math:: - \Bigl(\sum_{j \le r} \kappa_j u_{ij}^2 - q K_{ii}\Bigr) / \kappa_r.
+
+    Both readings are biased: few rows make the top eigenvalue too large and the rank too
+    small. :func:`white_noise_rank` says where the rank means nothing.
+
+    Args:
+      gram: [n, n], inner products of rows (centred ones, for a covariance).
+      freedom: f, the number of independent rows: n, or n - 1 for centred rows.
+      energy: q, in (0, 1].
+
+    Returns:
+      a :class:`RowSpectrum`; the influences' spread over root n is a standard error.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> result = row_spectrum(jnp.diag(jnp.array([8.0, 4.0, 0.0, 0.0])), 4, energy=0.9)
+      >>> float(result.top_eigenvalue), float(result.energy_rank)
+      (2.0, 2.0)
+
+    Source: Efron (1982), "The jackknife, the bootstrap and other resampling plans",
+    chapter 6, on the infinitesimal jackknife.
+    """
+    n = gram.shape[0]
+    values, vectors = jnp.linalg.eigh(gram.astype(jnp.float32))
+    values, vectors = jnp.maximum(jnp.flip(values), 0.0), jnp.flip(vectors, 1)
+    rank = sums.energy_rank(values, energy)
+    shares = values[None, :] * jnp.square(vectors)  # [row, eigenvalue]
+    total = jnp.sum(values)
+    wanted = jnp.asarray(energy, jnp.float32) * total
+    before = jnp.cumsum(values) - values
+    part = jnp.clip((wanted - before) / jnp.where(values > 0.0, values, 1.0), 0.0, 1.0)
+    last = jnp.sum(jnp.where(jnp.arange(n) == rank.astype(jnp.int32) - 1, values, 0.0))
+    held = jnp.sum(shares * part[None, :], axis=1) - jnp.asarray(energy, jnp.float32) * jnp.sum(
+        shares, 1
+    )
+    influence = -n * held / jnp.where(last > 0.0, last, jnp.nan)
+    top = n * shares[:, 0] / freedom
+    return RowSpectrum(values[0] / freedom, rank, top - jnp.mean(top), influence)
+
+
+def white_noise_rank(rows: int, dimension: float, energy: Any) -> jax.Array:
+    r"""The energy rank that white noise reads: the ceiling of one counted on few rows.
+
+    The mean characteristic polynomial of the Gram matrix of n white rows of d entries is
+    the Laguerre polynomial :math:`L_n^{(d-n)}`, and its roots stand for the expected
+    sums. They are the eigenvalues of :math:`B B^T` with B lower bidiagonal,
+    :math:`B_{ii}^2 = d - i + 1, B_{i+1,i}^2 = n - i`.
+
+    Args:
+      rows: n, of independent rows; a Python integer.
+      dimension: d, entries of a row.
+      energy: share of the trace that the rank holds.
+
+    Returns:
+      [], float32; inf where the rows are so many that white noise reads nearly its own
+      rank ``energy * d``, since then no reading is a ceiling.
+
+    Example:
+      >>> float(white_noise_rank(25, 1e6, 0.9))  # as good as all eigenvalues equal
+      23.0
+      >>> float(white_noise_rank(100, 5, 0.9))
+      inf
+
+    Source: Edelman (1989), "Eigenvalues and condition numbers of random matrices";
+    Dumitriu and Edelman (2002), "Matrix models for beta ensembles".
+    """
+    many, few = max(float(rows), float(dimension)), max(int(min(rows, dimension)), 1)
+    index = np.arange(few)
+    bidiagonal = np.diag(np.sqrt(many - index)) + np.diag(np.sqrt(few - index[1:]), -1)
+    roots = np.sort(np.linalg.svd(bidiagonal, compute_uv=False) ** 2)
+    rank = sums.energy_rank(jnp.asarray(roots / many, jnp.float32), energy)
+    truth = jnp.asarray(energy, jnp.float32) * jnp.float32(dimension)
+    return jnp.where(rank >= _NEAR * truth, jnp.inf, rank)
+
+
+def trusted_error(rank: jax.Array, error: jax.Array, ceiling: jax.Array) -> jax.Array:
+    """The rank's standard error; infinite, hence refused by triggers, near the ceiling."""
+    return jnp.where(rank > _NEAR * ceiling, jnp.inf, error)

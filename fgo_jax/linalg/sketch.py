@@ -1,0 +1,119 @@
+"""CountSketch of a pytree without reshaping or gathering a large leaf."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fgo_jax.linalg.trees import laid_end_to_end
+
+# Sketches that a leaf laid end to end with others may be long.
+_SMALL = 4
+
+
+def sketch_tree(tree: Any, seed: jax.Array, width: int) -> jax.Array:
+    r"""Two independent sketches of a pytree, with unbiased inner products.
+
+    Every entry gets a random sign, a hash of the seed and its position in the tree, and
+    is added to one of ``width`` buckets: :math:`E\langle Sx, Sy\rangle = \langle x,
+    y\rangle` over the signs, whatever the buckets. The buckets of a leaf are a product
+    of one residue class per axis, so bucketing is a product with a small 0/1 matrix
+    along each axis. A sharded leaf is therefore reduced where it lies, and only
+    ``width`` numbers travel. Leaves of no more entries than that are laid end to end
+    instead, so that the many vectors of a model cost a few operations and not a few each.
+
+    Args:
+      tree: real arrays of any shape.
+      seed: [], uint32.
+      width: entries of a sketch.
+
+    Returns:
+      [2, width], float32.
+
+    Source: Charikar, Chen, Farach-Colton (2002), with the hash computed from the
+    position instead of stored.
+    """
+    return sketch_parts(tree, seed, width, [range(len(jax.tree.leaves(tree)))])[0]
+
+
+def sketch_parts(
+    tree: Any, seed: jax.Array, width: int, parts: Sequence[Iterable[int]]
+) -> list[jax.Array]:
+    """The terms [2, width] of `sketch_tree`, one for each of some disjoint sets of leaves."""
+    leaves = jax.tree.leaves(tree)
+    # No entry shares its hash's input with another one, of whatever leaf.
+    key = _mix(seed + jnp.uint32(0x9E3779B9))
+    hashed = laid = 0
+    sketches = []
+    for part in parts:
+        chosen = [leaves[index].astype(jnp.float32) for index in part if leaves[index].size]
+        most = _SMALL * width
+        large = sum(leaf.size > most for leaf in chosen)
+        buckets = []
+        for index, piece in enumerate(laid_end_to_end(chosen, most)):
+            signed = _signed(piece, key, hashed)
+            hashed += piece.size
+            # What is laid end to end is not reduced: its entries lie in buckets of their own.
+            buckets.append(_bucket(signed, width) if index < large else signed)
+        row = jnp.concatenate([jnp.zeros([2, 0], jnp.float32), *buckets], axis=1)
+        sketches.append(_fold(row, width, laid))
+        laid += row.shape[1]
+    return sketches
+
+
+def _signed(values: jax.Array, key: jax.Array, first: int) -> jax.Array:
+    """[2, *shape]: the values under two sets of random signs."""
+    bits = _mix(_positions(values.shape, first) + key)
+    which = jax.lax.broadcasted_iota(jnp.uint32, (2, *values.shape), 0)
+    return jnp.where((bits >> which) & 1 == 1, values, -values)
+
+
+def _positions(shape: tuple[int, ...], first: int) -> jax.Array:
+    """first, first + 1, ... in row-major order; uint32, wrapping beyond 2^32 entries."""
+    position = jnp.full(shape, first % 2**32, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        position = position + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(
+            stride % 2**32
+        )
+        stride *= shape[axis]
+    return position
+
+
+def _mix(bits: jax.Array) -> jax.Array:
+    """Finaliser of MurmurHash3: every input bit flips every output bit half of the time."""
+    bits = bits ^ (bits >> 16)
+    bits = bits * jnp.uint32(0x85EBCA6B)
+    bits = bits ^ (bits >> 13)
+    bits = bits * jnp.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)
+
+
+def _bucket(values: jax.Array, width: int) -> jax.Array:
+    """Sums the entries of a leaf, [2, *shape], into [2, at most width] buckets."""
+    shape = values.shape[1:]
+    buckets = list(shape)
+    while math.prod(buckets) > width:
+        widest = max(range(len(buckets)), key=buckets.__getitem__)
+        buckets[widest] = (buckets[widest] + 1) // 2
+    if len(shape) == 1:
+        # A vector's 0/1 matrix would be as large as the sketch times the vector.
+        return _fold(values, buckets[0], 0)
+    # From the last axis on, which lies best for a product; its classes then come last, and
+    # the axes still to do stay where they are.
+    for axis, (size, classes) in reversed(list(enumerate(zip(shape, buckets, strict=True), 1))):
+        if classes < size:
+            member = (jnp.arange(size) % classes)[:, None] == jnp.arange(classes)
+            values = jnp.tensordot(values, member.astype(jnp.float32), axes=(axis, 0))
+    return values.reshape(2, -1)
+
+
+def _fold(row: jax.Array, width: int, first: int) -> jax.Array:
+    """Adds up [2, any] in [2, width], wound round and round from the place `first`."""
+    rounds = -(-row.shape[1] // width)
+    padded = jnp.pad(row, ((0, 0), (0, rounds * width - row.shape[1])))
+    return jnp.roll(jnp.sum(padded.reshape(2, rounds, width), axis=1), first % width, axis=1)

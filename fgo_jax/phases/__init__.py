@@ -1,0 +1,1 @@
+"""What a phase is, the three of the protocol, and the laws of the learning rate."""

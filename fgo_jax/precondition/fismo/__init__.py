@@ -1,0 +1,1 @@
+"""FISMO: an orthogonalised momentum between two whitening factors."""

@@ -1,0 +1,1 @@
+"""Adam in the eigenbasis of Kronecker factors (the SOAP and Shampoo family)."""

@@ -1,0 +1,1 @@
+"""What the families of preconditioners share: modes of a leaf, meshes, checks."""

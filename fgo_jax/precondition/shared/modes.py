@@ -1,0 +1,104 @@
+"""Groups of a leaf's axes as the modes of a tensor, without a reshape of the leaf."""
+
+from __future__ import annotations
+
+import math
+import string
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fgo_jax.precondition.shared import mesh
+
+
+class Modes(NamedTuple):
+    """Which axes of a leaf make up each mode, and which number a batch; axes may be in neither.
+
+    Every axis has a letter, for einsum. What is contracted are the axes themselves, so that a
+    sharded one stays as it is. Only factors are reshaped: [*batch, d, d] is small, and replicated.
+    """
+
+    shape: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]  # the axes of each mode
+    batch: tuple[int, ...] = ()
+
+    def _letters(self, axes: Sequence[int]) -> str:
+        return "".join(string.ascii_lowercase[a] for a in axes)
+
+    def _sizes(self, axes: Sequence[int]) -> tuple[int, ...]:
+        return tuple(self.shape[a] for a in axes)
+
+    @property
+    def leaf(self) -> str:
+        return self._letters(range(len(self.shape)))
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Length of each mode."""
+        return tuple(math.prod(self._sizes(axes)) for axes in self.groups)
+
+    @property
+    def unbatched(self) -> tuple[int, ...]:
+        return tuple(a for a in range(len(self.shape)) if a not in self.batch)
+
+    def only(self, wanted: Callable[[int], bool]) -> Modes:
+        """Without the modes of other lengths."""
+        groups = zip(self.groups, self.dims, strict=True)
+        return self._replace(groups=tuple(axes for axes, d in groups if wanted(d)))
+
+    def factor_shape(self, k: int) -> tuple[int, ...]:
+        return (*self._sizes(self.batch), self.dims[k], self.dims[k])
+
+    def reduce(self, function: Callable, x: jax.Array) -> jax.Array:
+        """A reduction over each member of the batch, kept in the rank of the leaf."""
+        return function(x, axis=self.unbatched, keepdims=True)
+
+    def per_factor(self, x: jax.Array) -> jax.Array:
+        """What `reduce` gives, [*batch, 1, 1]: it broadcasts against a factor."""
+        return jnp.squeeze(x, self.unbatched)[..., None, None]
+
+    def gram(self, x: jax.Array, k: int, precision: Any = None) -> jax.Array:
+        """X_(k) X_(k)^T of the unfolding along mode k, [*batch, d, d]."""
+        kept, batch = self._letters(self.groups[k]), self._letters(self.batch)
+        product = jnp.einsum(
+            f"{self.leaf},{_raised(self.leaf, kept)}->{batch}{kept}{kept.upper()}",
+            x,
+            x,
+            precision=precision,
+            out_sharding=mesh.replicated(x, len(batch) + 2 * len(kept)),
+        )
+        return product.reshape(self.factor_shape(k))
+
+    def multiply(
+        self,
+        x: jax.Array,
+        matrix: jax.Array,
+        k: int,
+        transpose: bool = False,
+        precision: Any = None,
+    ) -> jax.Array:
+        """A X_(k), or A^T X_(k), folded back; sharded as X."""
+        kept, batch = self._letters(self.groups[k]), self._letters(self.batch)
+        sizes = self._sizes(self.groups[k])
+        matrix = matrix.reshape(self._sizes(self.batch) + sizes + sizes)
+        indices = kept.upper() + kept if transpose else kept + kept.upper()
+        return jnp.einsum(
+            f"{batch}{indices},{_raised(self.leaf, kept)}->{self.leaf}",
+            matrix,
+            x,
+            precision=precision,
+            out_sharding=mesh.like(x),
+        )
+
+    def along(self, vectors: jax.Array, k: int) -> jax.Array:
+        """[*batch, d] along mode k, in a shape that broadcasts against the leaf."""
+        axes = (*self.batch, *self.groups[k])
+        x = jnp.transpose(vectors.reshape(self._sizes(axes)), np.argsort(axes).tolist())
+        return x.reshape([n if a in axes else 1 for a, n in enumerate(self.shape)])
+
+
+def _raised(leaf: str, letters: str) -> str:
+    return "".join(c.upper() if c in letters else c for c in leaf)

@@ -1,0 +1,1 @@
+"""Limits on the length of a step, measured along the proposed update."""

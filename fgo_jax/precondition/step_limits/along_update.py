@@ -1,0 +1,180 @@
+"""What a model's outputs do along a proposed update, measured on a cadence: one jvp for all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fgo_jax import _checks
+from fgo_jax.linalg.operator import check_examples, example_count
+from fgo_jax.linalg.trees import laid_end_to_end, sum_squares, vdot
+
+_SMALL = 4096  # entries of a leaf whose squares are summed together with others'
+
+
+class StepLimitState(NamedTuple):
+    """State of `clip_by_softmax_radius` and `scale_by_friction_limit`."""
+
+    limit_step: jax.Array  # shape=(), dtype=jnp.int32.
+    measurements: jax.Array  # shape=(), dtype=jnp.int32; those that gave finite numbers.
+    along_unit_step: jax.Array  # shape=(limits,), dtype=jnp.float32; the last measurement.
+    shrinkage: jax.Array  # shape=(), dtype=jnp.float32; what the last update was multiplied by.
+
+
+class Step(NamedTuple):
+    """A proposed update p."""
+
+    norm: jax.Array  # [], float32; ||p|| > 0
+    slope: jax.Array  # [], float32; g^T p / ||p||, zero where no limit asks for it
+
+
+class Limit(NamedTuple):
+    """How far to go along an update.
+
+    Attributes:
+      measure: (outputs, their tangent along the unit vector, batch) -> f32 [].
+      scale: (that number, `Step`) -> the factor that the limit allows; what is above 1
+        does not bind.
+    """
+
+    measure: Callable[[Any, Any, Any], jax.Array]
+    scale: Callable[[jax.Array, Step], jax.Array]
+
+
+def limit_updates(
+    predict_fn: Callable[[Any, Any], Any],
+    limits: Sequence[Limit],
+    *,
+    name: str,
+    every: Any,
+    examples: int | None,
+    needs_gradient: bool,
+) -> optax.GradientTransformationExtraArgs:
+    """Multiplies an update by the least factor that the limits allow, between 0 and 1."""
+    _checks.integer("every", every)
+    check_examples(examples, None, minimum=1)
+
+    def init(params: Any) -> StepLimitState:
+        del params
+        return StepLimitState(
+            limit_step=jnp.zeros([], jnp.int32),
+            measurements=jnp.zeros([], jnp.int32),
+            along_unit_step=jnp.zeros([len(limits)], jnp.float32),
+            shrinkage=jnp.ones([], jnp.float32),
+        )
+
+    def measure(params: Any, batch: Any, step: Any, good: jax.Array, norm: jax.Array) -> jax.Array:
+        leaves, treedef = jax.tree.flatten(step)
+        unit = [jnp.where(g, p / norm, 0.0) for g, p in zip(good, leaves, strict=True)]
+        count = example_count(batch, examples=examples, batch_size=None, minimum=1)
+        part = jax.tree.map(lambda leaf: leaf[:count], batch)
+        unit = optax.tree.cast_like(treedef.unflatten(unit), params)
+        outputs, tangent = jax.jvp(lambda p: predict_fn(p, part), (params,), (unit,))
+        outputs = optax.tree.cast(outputs, jnp.float32)
+        tangent = optax.tree.cast(tangent, jnp.float32)
+        return jnp.stack([limit.measure(outputs, tangent, part) for limit in limits])
+
+    def update(updates, state, params=None, **extra_args):
+        _check_call(name, params, extra_args, needs_gradient)
+        if not jax.tree.leaves(updates):
+            return updates, state
+        leaves, treedef = jax.tree.flatten(updates)
+        # In float32 at least, where a tiny factor is not yet zero.
+        proposed = [u.astype(jnp.promote_types(u.dtype, jnp.float32)) for u in leaves]
+        good, norm = _finite_norm(proposed)
+        moves = jnp.isfinite(norm) & (norm > 0)
+        safe = jnp.where(moves, norm, 1.0)
+
+        due = state.limit_step % jnp.asarray(every, jnp.int32) == 0
+        due = moves & (due | (state.measurements == 0))
+        # What the measurement alone needs is made inside: a step without one pays for one norm
+        # and one product.
+        found = jax.lax.cond(
+            due,
+            lambda params, batch, direction, old: measure(params, batch, *direction),
+            lambda params, batch, direction, old: old,
+            params,
+            extra_args["batch"],
+            (treedef.unflatten(proposed), good, safe),
+            state.along_unit_step,
+        )
+        taken = due & jnp.all(jnp.isfinite(found))
+        found = jnp.where(taken, found, state.along_unit_step)
+        measurements = state.measurements + taken.astype(jnp.int32)
+
+        slope = jnp.zeros([], jnp.float32)
+        if needs_gradient:
+            slope = _slope(treedef.flatten_up_to(extra_args["grad"]), proposed) / safe
+        step = Step(safe, slope)
+        allowed = [limit.scale(found[i], step) for i, limit in enumerate(limits)]
+        shrinkage = jnp.clip(jnp.stack(allowed).min(), 0.0, 1.0)
+        shrinkage = jnp.where(moves & (measurements > 0), shrinkage, 1.0)
+        shrinkage = jnp.where(jnp.isfinite(norm), shrinkage, 0.0)
+        new = StepLimitState(
+            limit_step=jnp.asarray(optax.safe_increment(state.limit_step)),
+            measurements=measurements,
+            along_unit_step=found,
+            shrinkage=shrinkage,
+        )
+        shrunk = [
+            jnp.where(g, p * shrinkage.astype(p.dtype), jnp.zeros_like(p)).astype(u.dtype)
+            for g, p, u in zip(good, proposed, leaves, strict=True)
+        ]
+        return treedef.unflatten(shrunk), optax.tree.cast_like(new, state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _finite_norm(leaves: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Which leaves have a finite sum of squares, and the norm of those."""
+
+    def by_leaf(leaves: Sequence[jax.Array], total: jax.Array) -> tuple[jax.Array, jax.Array]:
+        del total
+        squares = jnp.stack([sum_squares(leaf) for leaf in leaves])
+        good = jnp.isfinite(squares)
+        return good, jnp.sum(jnp.where(good, squares, 0.0))
+
+    def whole(leaves: Sequence[jax.Array], total: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.ones([len(leaves)], jnp.bool_), total
+
+    # Leaf by leaf only where one is bad: on a small model so many sums are a few percent of a step.
+    total = sum_squares(laid_end_to_end(leaves, _SMALL))
+    good, square = jax.lax.cond(jnp.isfinite(total), whole, by_leaf, leaves, total)
+    return good, jnp.sqrt(square)
+
+
+def _slope(grads: Sequence[jax.Array], proposed: Sequence[jax.Array]) -> jax.Array:
+    """g^T p over the leaves in which both are finite."""
+    products = jnp.stack(
+        [
+            vdot(g.astype(jnp.float32), p.astype(jnp.float32))
+            for g, p in zip(grads, proposed, strict=True)
+        ]
+    )
+    return jnp.sum(jnp.where(jnp.isfinite(products), products, 0.0))
+
+
+def _check_call(name: str, params: Any, extra_args: dict[str, Any], needs_gradient: bool) -> None:
+    call = "update(grads, state, params, batch=batch" + (", grad=grads)" * needs_gradient or ")")
+    if "batch" not in extra_args:
+        raise TypeError(f"{name} runs the model on batch=, which is missing: call {call}.")
+    if needs_gradient and "grad" not in extra_args:
+        raise TypeError(f"{name} reads the raw gradient from grad=, which is missing: call {call}.")
+    nodes = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, optax.MaskedNode))
+    if params is None or any(isinstance(node, optax.MaskedNode) for node in nodes):
+        raise TypeError(
+            f"{name} runs the model and needs all of its parameters: call {call}, and chain it "
+            "behind optax.masked or optax.partition, not inside."
+        )
+
+
+def check_predict(predict_fn: Any) -> None:
+    if not callable(predict_fn):
+        raise ValueError(
+            "predict_fn must be a function (params, batch) -> outputs, got "
+            f"{type(predict_fn).__name__}."
+        )

@@ -1,0 +1,119 @@
+"""Shortens an update to the minimum of the local quadratic model along it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fgo_jax import _checks
+from fgo_jax.curvature import losses
+from fgo_jax.curvature.weights import Select
+from fgo_jax.linalg.trees import vdot
+from fgo_jax.precondition.step_limits.along_update import Limit, Step, check_predict, limit_updates
+from fgo_jax.precondition.step_limits.softmax_radius import softmax_radius
+
+
+def scale_by_friction_limit(
+    predict_fn: Callable[[Any, Any], Any],
+    loss: losses.Loss = "softmax_cross_entropy",
+    *,
+    damping: jax.typing.ArrayLike = 1e-3,
+    radius: jax.typing.ArrayLike | None = None,
+    weights: Select | None = None,
+    every: jax.typing.ArrayLike = 10,
+    examples: int | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Goes along an update no further than to where friction has used up its descent.
+
+    For a proposed update p, the gradient g and the Gauss-Newton matrix (or Fisher) F = J^T H J,
+
+        loss(s p) - loss(0)  ~  s g^T p + s^2 (phi(p) + damping ||p||^2) / 2,   phi(p) = p^T F p,
+        update = s p,   s = min(1, -g^T p / (phi(p) + damping ||p||^2)), and 0 where g^T p > 0.
+
+    So a step is shortened where the model says that it overshoots, never lengthened, and not taken
+    where it leads uphill, as a momentum sometimes does.
+
+    It goes last in a chain, behind the learning rate: p is what is added to the parameters. Before
+    it, where updates still point uphill, nothing would move. The raw gradient comes as `grad=`, as
+    for `optax.scale_by_backtracking_linesearch`:
+
+        tx = optax.chain(optax.adam(learning_rate), fgo.scale_by_friction_limit(predict_fn))
+        updates, state = tx.update(grads, state, params, batch=batch, grad=grads)
+
+    The curvature along p, phi(p) / ||p||^2, is measured at every `every`-th step, from the first
+    one on, by one jvp of the model on the first examples of the batch, inside one conditional. In
+    between the last one is taken with the g^T p and the ||p|| of the step, so a step that is
+    suddenly too long is shortened at once; the curvature of a new *direction* is seen `every`
+    steps late at most. A measurement that is not finite, or of a zero update, does not count, and
+    until one succeeds nothing is shortened.
+
+    With `radius`, the same jvp serves `clip_by_softmax_radius` too, and the shorter step is taken.
+
+    A leaf of the update with a non-finite entry, or whose squares overflow float32, gets a zero
+    update and takes no part; nor does such a leaf of g.
+
+    Args:
+      predict_fn: ``(params, batch) -> outputs``; picks its inputs out of the batch.
+      loss: as in :func:`fgo_jax.curvature.ggn`: the name of a loss, which reads no labels, or a
+        function ``(outputs, batch) -> losses``, convex in the outputs.
+      damping: added to the curvature along p, in its unit: of the loss over parameters squared.
+      radius: of `clip_by_softmax_radius`, for logits [..., C]; None for no such limit.
+      weights: as in :func:`fgo_jax.curvature.ggn`.
+      every: steps from one measurement to the next.
+      examples: how many leading examples of the batch are measured; None for an eighth of it.
+
+    Returns:
+      A gradient transformation whose `update` needs `params` and the extra arguments `batch`,
+      arrays with the examples along axis 0, and `grad`. `shrinkage` in its state is the last s.
+
+    Raises:
+      ValueError: an argument out of its range; at the call, outputs that the loss cannot take and
+        a batch that is too small.
+      TypeError: at the call, without `batch=`, `grad=` or all of the parameters.
+
+    >>> import jax.numpy as jnp, optax
+    >>> predict = lambda params, batch: params * batch  # of loss |params|^2 / 2
+    >>> transform = optax.chain(
+    ...     optax.sgd(100.0), scale_by_friction_limit(predict, "squared_error", damping=0.0)
+    ... )
+    >>> params, batch = jnp.array([3.0, 4.0]), jnp.ones((8, 1))
+    >>> state = transform.init(params)
+    >>> updates, _ = transform.update(params, state, params, batch=batch, grad=params)
+    >>> [round(float(u), 4) for u in updates]
+    [-3.0, -4.0]
+
+    Source: Martens (2020), "New insights and perspectives on the natural gradient method", section
+    6.4, for the step that minimises the model; the friction is that of the paper.
+    """
+    check_predict(predict_fn)
+    losses.check_loss(loss)
+    _checks.non_negative("damping", damping)
+    limits = [_friction(loss, damping, weights)]
+    if radius is not None:
+        _checks.positive("radius", radius)
+        limits.append(softmax_radius(radius))
+    return limit_updates(
+        predict_fn,
+        limits,
+        name="scale_by_friction_limit",
+        every=every,
+        examples=examples,
+        needs_gradient=True,
+    )
+
+
+def _friction(loss: losses.Loss, damping: Any, weights: Select | None) -> Limit:
+    def curvature(outputs: Any, tangent: Any, batch: Any) -> jax.Array:
+        return vdot(tangent, losses.output_hessian(loss, outputs, batch, weights)(tangent))
+
+    def scale(curvature: jax.Array, step: Step) -> jax.Array:
+        resistance = (curvature + damping) * step.norm
+        free = jnp.where(step.slope < 0, jnp.inf, 0.0)
+        ratio = -step.slope / jnp.where(resistance > 0, resistance, 1.0)
+        return jnp.where(resistance > 0, ratio, free)
+
+    return Limit(curvature, scale)

@@ -1,0 +1,1 @@
+"""Means with a growing memory: of directions (slow momentum) and of weights."""

@@ -1,0 +1,147 @@
+"""An anytime average of the weights, whose window grows with time."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fgo_jax import _checks
+from fgo_jax.smoothing import growing_mean
+
+
+class AverageWeightsState(NamedTuple):
+    """Average of the parameters that the updates so far were computed at."""
+
+    averaged_steps: jax.Array  # [], int32
+    window: jax.Array  # [], float32; c
+    average: Any  # f32 (or wider), shaped like the parameters
+
+
+def average_init(params: Any, window: Any) -> AverageWeightsState:
+    return AverageWeightsState(
+        averaged_steps=jnp.zeros([], jnp.int32),
+        window=jnp.asarray(window, jnp.float32),
+        average=growing_mean.zeros(params),
+    )
+
+
+def average_update(
+    state: AverageWeightsState, params: Any, window: Any, taken: Any = True
+) -> AverageWeightsState:
+    """Adds the parameters to the average, unless the step is not `taken`."""
+    # The state's copy is for eval_params alone: the constructor's is the one that counts.
+    state = state._replace(window=jnp.asarray(window, jnp.float32))
+    steps = state.averaged_steps
+    return state._replace(
+        averaged_steps=jnp.where(taken, optax.safe_increment(steps), steps),
+        average=_moved(state, params, taken),
+    )
+
+
+def _moved(state: AverageWeightsState, params: Any, taken: Any = True) -> Any:
+    return growing_mean.moved(state.average, params, state.window, state.averaged_steps, taken)
+
+
+def average_weights(window: float = 0.1) -> optax.GradientTransformationExtraArgs:
+    r"""Keeps a running average of the parameters; the updates pass unchanged.
+
+    With t parameters averaged so far, :math:`\bar\theta \leftarrow \bar\theta +
+    (\theta - \bar\theta)/(c\,t + 1)`. The weight of step s is proportional to
+    :math:`s^{1/c - 1}`: the window is a constant share, about c, of the steps taken, at
+    any moment and without a horizon.
+
+    Args:
+      window: c. 0 is a copy of the last parameters; 1 the mean over all of training.
+
+    Returns:
+      A gradient transformation; read the average with :func:`eval_params`. State: four
+      bytes per parameter.
+
+    Raises:
+      ValueError: for a negative window, or an update without parameters.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import fgo_jax as fgo
+      >>> tx = optax.chain(optax.sgd(0.1), fgo.average_weights(0.1))
+      >>> params = {"w": jnp.ones(2)}
+      >>> state = tx.init(params)
+      >>> updates, state = tx.update(params, state, params)
+      >>> fgo.eval_params(state, params)["w"].shape
+      (2,)
+
+    Source: polynomial-decay averaging, Shamir and Zhang (2013).
+    """
+    _checks.non_negative("window", window)
+
+    def init(params: Any) -> AverageWeightsState:
+        return average_init(params, window)
+
+    def update(updates, state, params=None, **extra):
+        del extra
+        if params is None:
+            raise ValueError(
+                "average_weights averages the parameters: call update(grads, state, params)."
+            )
+        return updates, average_update(state, params, window)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def eval_params(opt_state: Any, params: Any) -> Any:
+    """The averaged weights, the present parameters included, in the parameters' dtype.
+
+    Use them for validation and for the final model; training goes on from ``params``.
+
+    Args:
+      opt_state: any optax state that holds an average: of :func:`average_weights` or of
+        :func:`fgo_jax.target_acquisition` with ``average_weights=``. Under `optax.masked`
+        and `optax.partition` each average is of its own part of the parameters; the others
+        are returned as they are.
+      params: the parameters after the last update.
+
+    Returns:
+      A pytree like ``params``.
+
+    Raises:
+      ValueError: where the state holds no average, or more than one of the same parameters.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fgo_jax as fgo
+      >>> tx = fgo.target_acquisition(3e-3, average_weights=0.1)
+      >>> params = {"w": jnp.ones(2)}
+      >>> fgo.eval_params(tx.init(params), params)["w"].shape
+      (2,)
+    """
+    found = [leaf for leaf in jax.tree.leaves(opt_state, is_leaf=_is_average) if _is_average(leaf)]
+    advice = (
+        "pass average_weights= to target_acquisition, or add fgo.average_weights() to the chain "
+        "once."
+    )
+    if not found:
+        raise ValueError(f"the state holds 0 averages of the weights, not one: {advice}")
+    averaged, seen = params, set()
+    for state in found:
+        own = {path for path, _ in jax.tree_util.tree_leaves_with_path(state.average)}
+        if own & seen:
+            raise ValueError(f"the state holds more than one average of the same weights: {advice}")
+        seen |= own
+        averaged = jax.tree.map(
+            lambda average, part, state=state: (
+                part
+                if isinstance(average, optax.MaskedNode)
+                else _moved(state._replace(average=average), part).astype(part.dtype)
+            ),
+            state.average,
+            averaged,
+            is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+        )
+    return averaged
+
+
+def _is_average(node: Any) -> bool:
+    return isinstance(node, AverageWeightsState)

@@ -1,0 +1,1 @@
+"""Reading an optimizer's state, and steering it by hand."""
