@@ -1,9 +1,10 @@
 """Friction-Guided Optimization for optax."""
 
-from fgo_jax import analysis, curvature, precondition, probes, triggers
+from fgo_jax import analysis, curvature, linalg, precondition, probes, triggers
 from fgo_jax.analysis import SpectrumReport, plotting, spectrum
 from fgo_jax.controller.state import FgoState
 from fgo_jax.controller.update import phased
+from fgo_jax.phases import decays
 from fgo_jax.phases.builders import acquisition, execution, reask
 from fgo_jax.phases.phase import Phase
 from fgo_jax.precondition import (
@@ -19,7 +20,10 @@ from fgo_jax.precondition import (
 from fgo_jax.protocol import STATIC_ARGS, target_acquisition
 from fgo_jax.smoothing.average_weights import average_weights, eval_params
 from fgo_jax.smoothing.slow_momentum import slow_momentum
-from fgo_jax.steering.telemetry import force_phase, restart, should_stop, telemetry
+from fgo_jax.steering.by_hand import force_phase, restart, should_stop
+from fgo_jax.steering.telemetry import telemetry
+
+__version__ = "0.1.0"
 
 __all__ = [
     "STATIC_ARGS",
@@ -31,10 +35,12 @@ __all__ = [
     "average_weights",
     "clip_by_softmax_radius",
     "curvature",
+    "decays",
     "eval_params",
     "execution",
     "force_phase",
     "graft",
+    "linalg",
     "phased",
     "plotting",
     "precondition",

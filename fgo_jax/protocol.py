@@ -2,155 +2,114 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import optax
 
-from fgo_jax import _checks, triggers
+from fgo_jax import _checks
 from fgo_jax.controller.update import phased
-from fgo_jax.phases.builders import acquisition as acquisition_phase
-from fgo_jax.phases.builders import execution as execution_phase
-from fgo_jax.phases.builders import reask as reask_phase
+from fgo_jax.phases import builders, decays
+from fgo_jax.phases.decay import Decay
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 from fgo_jax.probes.gradient_stream import gradient_stream
 from fgo_jax.probes.probe import Probe
 from fgo_jax.triggers import Trigger
+from fgo_jax.triggers.defaults import defaults
 
 STATIC_ARGS = (
+    "transform",
     "mask",
-    "acquisition",
-    "refinement",
-    "execution",
-    "probe",
-    "acquisition_trigger",
-    "reask_trigger",
-    "stop_trigger",
     "decay",
-    "deadlines",
+    "probe",
+    "triggers",
     "axis_name",
     "seed",
 )
-
-
-def default_acquisition_trigger() -> Trigger:
-    """The dimension's collapse is over, gradients are mostly noise, the loss does not rise."""
-    return (
-        triggers.stopped_falling("intrinsic_dimension")
-        & triggers.below("agreement", 0.75)
-        & triggers.if_given(~triggers.increasing("loss"), "loss", otherwise=1)
-    )
-
-
-def default_reask_trigger() -> Trigger:
-    """Gradients are mostly noise, which a falling rate would damp."""
-    return triggers.below("agreement", 0.75)
-
-
-def default_decay_onset(averaged: bool) -> float:
-    """Noise makes the rate fall; where an average of the weights damps it, rest alone does."""
-    return 1.0 if averaged else 0.0
-
-
-def default_stop_trigger() -> Trigger:
-    """Ten validations without an improvement; never, where none is reported."""
-    return triggers.if_given(triggers.plateau("validation", patience=10), "validation", otherwise=0)
 
 
 def target_acquisition(
     learning_rate: float | optax.Schedule,
     warmup_steps: int = 100,
     *,
+    transform: optax.GradientTransformation
+    | Mapping[str, optax.GradientTransformation]
+    | None = None,
     weight_decay: float = 0.0,
     mask: Any = None,
     clip_norm: float | None = None,
-    cut: float = 0.0,
-    slow_share: float | None = 0.5,
-    decay: str = "adaptive",
-    decay_ratio: float = 1.0,
-    decay_steps: int | None = None,
-    decay_onset: float | None = None,
-    acquisition: optax.GradientTransformation | None = None,
-    refinement: optax.GradientTransformation | None = None,
-    execution: optax.GradientTransformation | None = None,
-    probe: Probe | None = None,
-    acquisition_trigger: Trigger | None = None,
-    reask_trigger: Trigger | None = None,
-    stop_trigger: Trigger | None = None,
-    handover_steps: int = 40,
-    total_steps: int | None = None,
-    deadlines: tuple[float, float] | None = None,
     average_weights: float | None = None,
+    slow_share: float | None = 0.5,
+    decay: Decay | None = None,
+    total_steps: int | None = None,
+    probe: Probe | None = None,
+    triggers: Mapping[str, Trigger] | None = None,
+    handover_steps: int = 40,
     axis_name: str | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Friction-Guided Optimization: three phases that end when the geometry says so.
+    r"""Friction-Guided Optimization: three phases that end when the measured geometry says so.
 
-    1. Acquisition: warm-up to ``learning_rate``, updates by ``acquisition``. It ends when
-       the intrinsic dimension of the gradient noise has stopped falling, successive
-       gradients agree in less than three quarters of their energy, and the loss is not
-       known to rise.
-    2. Re-ask: updates by ``refinement`` (a natural gradient), of which a share of
-       ``slow_share`` comes from :func:`fgo_jax.slow_momentum`: the rate of what a single
-       gradient says is cut by that share, the rate of what the gradients of this phase agree
-       on is not. It ends when gradients are mostly noise in its own metric; where that is
-       acquisition's too, as by default, about ``handover_steps`` after it began.
-    3. Execution: the same transform and share. The rate falls by up to 1/(1 + s/(kappa t1)),
-       s steps after a start at t1, and by the less the more the slow momentum still says:
-       while its energy falls no faster than it would by noise (raw weights: while it does not
-       fall), the rate stays. It never ends; :func:`fgo_jax.should_stop` tells when ten
-       reported ``validation_value`` in a row brought no improvement.
+    1. ``acquisition``: warm-up to ``learning_rate``. It ends when the intrinsic dimension of
+       the gradient noise has stopped falling, successive gradients agree in less than three
+       quarters of their energy, and the loss is not known to rise.
+    2. ``reask``: the peak rate stays. A share ``slow_share`` of each update comes from
+       :func:`fgo_jax.slow_momentum`, a long-memory mean of past directions, so gradient noise
+       is reduced by about that share. It ends when gradients are mostly noise, and after
+       ``handover_steps`` at the earliest. By default, where acquisition uses the same
+       transform, it usually ends then.
+    3. ``execution``: the learning rate falls, at most as 1/(1 + s/t), s steps after a start at
+       step t. It falls more slowly, or not at all, while past directions still agree. It never
+       ends. :func:`fgo_jax.should_stop` says when ten reported ``validation_value`` in a row
+       brought no improvement.
 
-    The dimension is measured in the metric of the transform that makes the updates. All of
-    it is decided inside the compiled step from a sketch of the gradients that training
-    computes anyway. No horizon is needed. While gradients agree, as they do where
-    there is no noise, no phase ends: there is nothing to damp.
+    All of it is decided inside the compiled step, from a sketch of the gradients that training
+    computes anyway, in the metric of the transform that makes the updates. No horizon is
+    needed. With noise-free (full-batch) gradients training stays in phase 1.
 
-    The update takes the extra arguments that :func:`fgo_jax.phased` lists, none of them
-    required by the defaults.
+    Anything else, such as other phases, a cut of the learning rate or deadlines, is built with
+    :func:`fgo_jax.phased` from :func:`fgo_jax.acquisition`, :func:`fgo_jax.reask`,
+    :func:`fgo_jax.execution` and :func:`fgo_jax.triggers.defaults`.
 
     Args:
-      learning_rate: the peak; a number or an optax schedule. Tune this one: since later
-        phases damp what is noise in it, it is best above the refinement's best constant rate.
-      warmup_steps: length of the linear warm-up; also the least length of acquisition.
+      learning_rate: the peak; a number or an optax schedule. Tune this one. Later phases damp
+        the noise in it, so it is best above the transform's best constant rate.
+      warmup_steps: length of the linear warm-up, and the least length of acquisition.
+      transform: gradients to a direction: a ``scale_by_*`` with no learning rate and no minus
+        sign. None is :func:`fgo_jax.scale_by_kronecker_fisher`. A dict gives phases their own:
+        ``{"acquisition": optax.scale_by_adam()}`` makes cheaper first steps, as in the paper,
+        but needs more of them and a second state. Acquisition and execution share the
+        transform of ``reask`` unless they have their own.
       weight_decay: decoupled, scaled by the effective rate, as in `optax.adamw`.
-      mask: as in `optax.adamw`.
-      clip_norm: global norm to clip to, after the probe. Prefer it to a
-        `clip_by_global_norm` before this in a chain, where the probe would measure clipped
-        gradients.
-      cut: share of the rate that re-ask takes away, from the slow momentum as well.
-      slow_share: of the slow momentum from re-ask on; None keeps none, and then `decay` must
-        be another one than ``adaptive``, which follows it.
-      decay: law of execution; see :func:`fgo_jax.execution`.
-      decay_ratio: kappa, the decay's length relative to the steps before it.
-      decay_steps: the decay's length in steps, instead.
-      decay_onset: how fast the slow momentum's energy must fall for an adaptive decay to
-        begin, as a power of 1/t; None is 0, or 1 (as noise does) with ``average_weights``.
-        Other laws do not read it.
-      acquisition: gradient transformation of phase 1; None is the refinement itself. The
-        paper's is a plain one: `optax.scale_by_adam()` makes cheaper steps, at the price
-        of more of them and of a second state.
-      refinement: of phase 2; None is :func:`fgo_jax.scale_by_kronecker_fisher`.
-      execution: of phase 3; None keeps phase 2's.
+      mask: which leaves decay, as in `optax.adamw`.
+      clip_norm: global norm to clip gradients to, after the probe. A `clip_by_global_norm`
+        before this in a chain makes the probe measure clipped gradients.
+      average_weights: window of :func:`fgo_jax.average_weights`; 0.1 is a good one, None keeps
+        no average. Read it with :func:`fgo_jax.eval_params`.
+      slow_share: share of the slow momentum from re-ask on, in [0, 1). None keeps none; then
+        `decay` must not be adaptive.
+      decay: how the rate falls in execution, from :mod:`fgo_jax.decays`; None is
+        `fgo.decays.adaptive()`.
+      total_steps: the horizon, where it is known. Acquisition and re-ask then end by 35 % and
+        70 % of it, and the decay ends there.
       probe: what is measured; None is :func:`fgo_jax.probes.gradient_stream`.
-      acquisition_trigger: ends phase 1 instead of the rule above.
-      reask_trigger: ends phase 2 instead of the rule above.
-      stop_trigger: raises the flag of :func:`fgo_jax.should_stop` in phase 3.
+      triggers: what ends a phase instead of :func:`fgo_jax.triggers.defaults`, by the phase's
+        name: ``{"reask": fgo.triggers.after(1000)}``. That of ``execution`` raises the flag of
+        :func:`fgo_jax.should_stop`.
       handover_steps: length of a hand-over, in which the next transform's statistics fill.
-      total_steps: the horizon, where it is known: phases then have deadlines and the decay
-        ends there.
-      deadlines: shares of ``total_steps`` by which phases 1 and 2 end; (0.35, 0.7).
-      average_weights: window of :func:`fgo_jax.average_weights`, 0.1 being a good one;
-        None keeps no average.
       axis_name: as in :func:`fgo_jax.phased`.
       seed: of the probe's key.
 
     Returns:
-      A gradient transformation with state :class:`fgo_jax.FgoState`. State, in bytes per
-      parameter: 8 and the factors for the refinement, 4 for the slow momentum, 4 for an
-      average, and that of ``acquisition`` where one is given (8 for Adam).
+      A gradient transformation with state :class:`fgo_jax.FgoState` that, like an optax alias,
+      applies the learning rate. Its update takes the optional extra arguments of
+      :func:`fgo_jax.phased`. State, in bytes per parameter: 8 and the factors for the default
+      transform, 4 for the slow momentum, 4 for an average, and that of a transform of
+      acquisition's own (8 for Adam).
 
     Raises:
-      ValueError: for arguments out of range, or an adaptive decay without slow momentum.
+      ValueError: for arguments out of range, names of no phase, or an adaptive decay without
+        slow momentum.
       TypeError: in ``update``, where a probe or trigger of yours needs an extra argument.
 
     Example:
@@ -162,60 +121,54 @@ def target_acquisition(
       >>> updates, state = tx.update(params, state, params, value=jnp.float32(1.0))
       >>> params = optax.apply_updates(params, updates)
 
-    Under `optax.inject_hyperparams` pass ``static_args=fgo.STATIC_ARGS``; with bfloat16
-    parameters also ``hyperparam_dtype=jnp.float32``, or the rate is stored in bfloat16.
+    Under `optax.inject_hyperparams` pass ``static_args=fgo.STATIC_ARGS``. With bfloat16
+    parameters also pass ``hyperparam_dtype=jnp.float32``, or the rate is stored in bfloat16.
 
     Source: Friction-Guided Optimization (2026), section 4. The paper cuts the whole rate in
-    re-ask and asks that the loss still fall; here only a rise is an obstacle, to the end of
-    acquisition alone, since a loss at rest is no less a reason to go on. Its acquisition
-    takes plain gradients; where that was measured, the first hundred steps of Adam cost the
-    natural gradient two hundred.
+    re-ask, and its acquisition uses plain gradients. Where that was measured, a hundred first
+    steps of Adam cost the natural gradient two hundred.
     """
-    if probe is None:
-        probe = gradient_stream()
-    if refinement is None:
-        refinement = scale_by_kronecker_fisher()
-    if acquisition is None:
-        acquisition = refinement  # the very same object: one state, and no hand-over
-    if decay_onset is None:
-        decay_onset = default_decay_onset(average_weights is not None)
     _checks.integer("warmup_steps", warmup_steps, 0)
+    one_for_all = isinstance(transform, optax.GradientTransformation)
+    own = _by_phase("transform", {"reask": transform} if one_for_all else transform)
+    main = own.get("reask")
+    # The very same object in all phases: one state, and no hand-over.
+    main = scale_by_kronecker_fisher() if main is None else main
+    ends = {**defaults(), **_by_phase("triggers", triggers)}
+    decaying: dict[str, Any] = {"weight_decay": weight_decay, "mask": mask}
     return phased(
         [
-            acquisition_phase(learning_rate, warmup_steps, acquisition, weight_decay, mask),
-            reask_phase(
-                learning_rate,
-                cut,
-                refinement,
-                weight_decay,
-                mask,
-                slow_share,
+            builders.acquisition(
+                learning_rate, warmup_steps, transform=own.get("acquisition", main), **decaying
             ),
-            execution_phase(
+            builders.reask(learning_rate, 0.0, transform=main, slow_share=slow_share, **decaying),
+            builders.execution(
                 learning_rate,
-                cut,
-                decay,
-                decay_steps,
-                decay_ratio,
-                transform=execution,
-                weight_decay=weight_decay,
-                mask=mask,
+                0.0,
+                decay=decays.adaptive() if decay is None else decay,
+                transform=own.get("execution"),
                 slow_share=slow_share,
-                decay_onset=decay_onset,
+                **decaying,
             ),
         ],
-        [
-            default_acquisition_trigger() if acquisition_trigger is None else acquisition_trigger,
-            default_reask_trigger() if reask_trigger is None else reask_trigger,
-            default_stop_trigger() if stop_trigger is None else stop_trigger,
-        ],
-        probe,
+        [ends[name] for name in builders.NAMES],
+        gradient_stream() if probe is None else probe,
         handover_steps=handover_steps,
         min_steps=(warmup_steps, handover_steps, 0),
         total_steps=total_steps,
-        deadlines=deadlines,
         clip_norm=clip_norm,
         average_weights=average_weights,
         axis_name=axis_name,
         seed=seed,
     )
+
+
+def _by_phase(name: str, given: Any) -> dict[str, Any]:
+    """A dict keyed by names of phases; raises for any other."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping) or not set(given) <= set(builders.NAMES):
+        raise ValueError(
+            f"{name} must be a dict with keys among {', '.join(builders.NAMES)}, got {given!r}."
+        )
+    return dict(given)

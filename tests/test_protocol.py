@@ -60,8 +60,8 @@ def test_trains_under_nnx_optimizer_without_extra_arguments():
 def test_value_and_batch_are_used_when_given():
     with_loss = train(fgo.target_acquisition(1e-2, 10), 30)[1]
     without = train(fgo.target_acquisition(1e-2, 10), 30, extras=lambda *args: {})[1]
-    assert jnp.isfinite(with_loss.signals["loss"])
-    assert jnp.isnan(without.signals["loss"])
+    assert jnp.isfinite(with_loss.signals["loss"].value)
+    assert jnp.isnan(without.signals["loss"].value)
     conditions = with_loss.trigger_states[0]
     assert "increasing(loss)" in conditions
 
@@ -72,11 +72,13 @@ def test_batch_feeds_a_probe_that_runs_the_model():
         1e-2,
         10,
         probe=fgo.probes.hutchinson(fisher, every=10),
-        acquisition_trigger=t.stall("intrinsic_dimension"),
-        reask_trigger=t.stall("intrinsic_dimension"),
+        triggers={
+            "acquisition": t.stall("intrinsic_dimension"),
+            "reask": t.stall("intrinsic_dimension"),
+        },
     )
     state = train(tx, 25, extras=lambda value, batch, step: {"batch": batch})[1]
-    assert float(state.signals["trace"]) > 0
+    assert float(state.signals["trace"].value) > 0
     assert int(state.probe_state.evaluations) == 2
 
 
@@ -103,6 +105,10 @@ def test_the_average_is_evaluated_with_the_present_parameters():
         fgo.eval_params(optax.adam(1e-3).init(params), params)
 
 
+def two_phases(**kwargs):
+    return fgo.phased([fgo.acquisition(1e-3), fgo.reask(1e-3)], [fgo.triggers.never()], **kwargs)
+
+
 WRONG = {
     "negative rate": (lambda: fgo.target_acquisition(-1e-3), "learning_rate must be a finite"),
     "no phases": (lambda: fgo.phased([], []), "at least one phase"),
@@ -121,24 +127,40 @@ WRONG = {
         lambda: fgo.phased([fgo.acquisition(1e-3)], [fgo.triggers.stall("trace")]),
         "pass a probe=",
     ),
-    "cut": (lambda: fgo.target_acquisition(1e-3, cut=1.0), r"cut must lie in \[0, 1\)"),
-    "decay": (lambda: fgo.target_acquisition(1e-3, decay="step"), "decay must be one of"),
+    "cut": (lambda: fgo.reask(1e-3, cut=1.0), r"cut must lie in \[0, 1\)"),
+    "decay": (
+        lambda: fgo.target_acquisition(1e-3, decay="step"),
+        r"must come from fgo\.decays",
+    ),
     "warm-up": (lambda: fgo.target_acquisition(1e-3, -5), "warmup_steps must be an integer"),
     "transform": (
         lambda: fgo.acquisition(1e-3, transform="adam"),
         r"must be an optax\.GradientTransformation",
     ),
     "deadlines alone": (
-        lambda: fgo.target_acquisition(1e-3, deadlines=(0.2, 0.5)),
+        lambda: two_phases(deadlines=(0.5,)),
         "pass total_steps=",
     ),
     "deadlines order": (
-        lambda: fgo.target_acquisition(1e-3, total_steps=100, deadlines=(0.5, 0.2)),
+        lambda: fgo.phased(
+            [fgo.acquisition(1e-3), fgo.reask(1e-3), fgo.execution(1e-3)],
+            [fgo.triggers.never(), fgo.triggers.never()],
+            total_steps=100,
+            deadlines=(0.5, 0.2),
+        ),
         "in rising order",
     ),
     "execution alone": (
-        lambda: fgo.execution(1e-3).init({"w": jnp.ones(2)}),
-        "pass decay_steps=",
+        lambda: fgo.phased([fgo.execution(1e-3)], []),
+        r"as in fgo\.decays\.cosine\(1000\)",
+    ),
+    "trigger of no phase": (
+        lambda: fgo.target_acquisition(1e-3, triggers={"re-ask": fgo.triggers.never()}),
+        "triggers must be a dict with keys among acquisition, reask, execution",
+    ),
+    "transform of no phase": (
+        lambda: fgo.target_acquisition(1e-3, transform={"refinement": optax.scale_by_adam()}),
+        "transform must be a dict with keys among",
     ),
 }
 
@@ -159,8 +181,10 @@ def lanczos_protocol(**kwargs):
     return fgo.target_acquisition(
         1e-2,
         probe=fgo.probes.lanczos(fisher, **kwargs),
-        acquisition_trigger=fgo.triggers.stall("trace"),
-        reask_trigger=fgo.triggers.stall("trace"),
+        triggers={
+            "acquisition": fgo.triggers.stall("trace"),
+            "reask": fgo.triggers.stall("trace"),
+        },
     )
 
 
@@ -185,14 +209,14 @@ def test_a_probe_under_masked_asks_for_the_whole_tree():
 
 
 def test_a_trigger_on_the_loss_asks_for_value():
-    tx = fgo.target_acquisition(1e-2, acquisition_trigger=fgo.triggers.decreasing("loss"))
+    tx = fgo.target_acquisition(1e-2, triggers={"acquisition": fgo.triggers.decreasing("loss")})
     with pytest.raises(TypeError, match="value="):
         update_once(tx)
 
 
 def test_inject_hyperparams_schedules_and_overrides():
     make = optax.inject_hyperparams(fgo.target_acquisition, static_args=fgo.STATIC_ARGS)
-    tx = make(learning_rate=optax.linear_schedule(0.1, 0.2, 10), warmup_steps=0, cut=0.6)
+    tx = make(learning_rate=optax.linear_schedule(0.1, 0.2, 10), warmup_steps=0, slow_share=0.4)
     params = {"w": jnp.ones(3)}
     state = tx.init(params)
     _, state = jax.jit(tx.update)(params, state, params)
@@ -216,9 +240,7 @@ def test_inject_hyperparams_keeps_the_rate_in_float32_beside_bfloat16_parameters
     assert updates["w"].dtype == jnp.bfloat16
 
 
-@pytest.mark.parametrize(
-    ("arguments", "ratio"), [({}, 1.0), ({"average_weights": 0.1, "decay_ratio": 3.0}, 3.0)]
-)
+@pytest.mark.parametrize(("arguments", "ratio"), [({}, 1.0), ({"average_weights": 0.1}, 3.0)])
 @pytest.mark.parametrize("injected", [False, True])
 def test_length_of_the_decay(arguments, ratio, injected):
     make = fgo.target_acquisition
@@ -229,10 +251,9 @@ def test_length_of_the_decay(arguments, ratio, injected):
         learning_rate=0.1,
         warmup_steps=20,
         handover_steps=20,
-        refinement=optax.identity(),
-        acquisition_trigger=always,
-        reask_trigger=always,
-        decay="hyperbolic",
+        transform=optax.identity(),
+        triggers={"acquisition": always, "reask": always},
+        decay=fgo.decays.hyperbolic(ratio=ratio),
         **arguments,
     )
     params = {"w": jnp.ones(3)}
@@ -249,4 +270,4 @@ def test_length_of_the_decay(arguments, ratio, injected):
 
 
 def test_the_default_end_of_re_ask_looks_at_the_agreement_alone():
-    assert set(fgo.protocol.default_reask_trigger().signals) == {"agreement"}
+    assert set(fgo.triggers.defaults()["reask"].signals) == {"agreement"}

@@ -56,7 +56,7 @@ def train_in_one_scan(tx, params, data, batch_of, loss, steps):
         batch = batch_of(data, number)
         value, grads = jax.value_and_grad(loss)(params, batch)
         updates, state = tx.update(grads, state, params, value=value, batch=batch)
-        return (optax.apply_updates(params, updates), state, data), state.phase
+        return (optax.apply_updates(params, updates), state, data), state.clock.phase
 
     step, traces = counted(update)
 
@@ -86,7 +86,7 @@ def problem(task, tx):
 def assert_both_transitions_fired(state, phases):
     assert set(phases.tolist()) == {0, 1, 2}
     assert (np.diff(phases) >= 0).all()
-    np.testing.assert_array_equal(np.asarray(state.causes[1:]), BY_TRIGGER)
+    np.testing.assert_array_equal(np.asarray(state.clock.causes[1:]), BY_TRIGGER)
     assert int(state.skipped_steps) == 0
 
 
@@ -117,8 +117,10 @@ def test_a_probe_that_runs_the_model_decides(probe):
         0.1,
         task.warmup_steps,
         probe=make(),
-        acquisition_trigger=t.stopped_falling("intrinsic_dimension"),
-        reask_trigger=t.stall("intrinsic_dimension"),
+        triggers={
+            "acquisition": t.stopped_falling("intrinsic_dimension"),
+            "reask": t.stall("intrinsic_dimension"),
+        },
     )
     state, phases = train_in_one_scan(*problem(task, tx), steps=1000)
     assert_both_transitions_fired(state, phases)

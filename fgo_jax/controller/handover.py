@@ -13,6 +13,7 @@ import optax
 
 from fgo_jax.linalg.trees import log_norm_ratio
 from fgo_jax.phases.phase import Phase
+from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +27,13 @@ class Plan:
 
     @classmethod
     def of(cls, phases: Sequence[Phase]) -> Plan:
-        chosen: list[Any] = []
+        """The plan of some phases, with a transform for those that keep their predecessor's."""
+        chosen: list[optax.GradientTransformation] = []
         for phase in phases:
-            chosen.append(chosen[-1] if chosen and phase.inherits else phase.transform)
+            if phase.transform is not None:
+                chosen.append(phase.transform)
+            else:
+                chosen.append(chosen[-1] if chosen else scale_by_kronecker_fisher())
         transforms = tuple(dict.fromkeys(chosen))
         transform_of = tuple(transforms.index(transform) for transform in chosen)
 
@@ -47,7 +52,7 @@ class Plan:
         return transform_of[driver], jnp.where(filling, transform_of[phase], -1)
 
     def rows(self, grads: Any, states: tuple[Any, ...], driver: jax.Array) -> Any:
-        """The gradients in the metric of the driving transform; raw where it has none."""
+        """The gradients in the driving transform's metric; raw where it has none."""
         metrics = [getattr(transform, "metric", None) for transform in self.transforms]
         if not any(metrics):
             return grads
@@ -76,10 +81,10 @@ class Plan:
     ) -> tuple[Any, tuple[Any, ...], Any]:
         """The driving transform's direction, all transforms' states and the grafts.
 
-        Each transform has conditionals of its own, with two branches of which one hands
-        its operands on. XLA then copies nothing. In one switch over all of them every
-        branch hands on what the others change, and all states would be copied at every
-        step, most of them twice.
+        Each transform has a conditional of its own with two branches, one of which returns its
+        operands. XLA then copies nothing. In one switch over all transforms, every branch
+        would return the states that the others change, and XLA would copy all of them at
+        every step, most of them twice.
 
         Args:
           driving: [], int32; the transform whose direction it is, or -1 for zeros.
@@ -150,5 +155,5 @@ class Plan:
 
 
 def graft_init(params: Any) -> Any:
-    """Log of the norm that each tensor's update should have, relative to its own."""
+    """For each tensor the log of the norm that its update should have over its own norm."""
     return jax.tree.map(lambda p: jnp.zeros([], jnp.float32), params)

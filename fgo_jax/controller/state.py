@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-# Why a phase began, in FgoState.causes.
+from fgo_jax.controller.design import Design
+from fgo_jax.controller.handover import graft_init
+from fgo_jax.probes.probe import Estimate
+from fgo_jax.smoothing import average_weights, energy_exponent, slow_momentum
+
+# Why a phase began, in Clock.causes.
 NOT_BEGUN, BY_TRIGGER, BY_DEADLINE, BY_HAND = 0, 1, 2, 3
 
 
-class FgoState(NamedTuple):
-    """Everything that :func:`phased` remembers; a pytree of arrays."""
+class Clock(NamedTuple):
+    """Where a run stands: the scalars that a taken step changes and a skipped step keeps."""
 
     total_step: jax.Array  # [], int32; updates made
     phase: jax.Array  # [], int32; index of the running phase
@@ -21,13 +27,30 @@ class FgoState(NamedTuple):
     driver_since: jax.Array  # [], int32; total_step at which it took over
     handover_left: jax.Array  # [], int32; steps until the running phase drives
     entry_rate: jax.Array  # [], float32; rate when the phase began; -1: nothing to glide from
-    decay_exponent: jax.Array  # [], float32; mean one of an adaptive decay so far
+    decay_exponent: jax.Array  # [], float32; mean exponent of an adaptive decay so far
     started: jax.Array  # [phases], int32; total_step at which each phase began, -1 before
     causes: jax.Array  # [phases], int32; NOT_BEGUN, BY_TRIGGER, BY_DEADLINE or BY_HAND
     stop_flag: jax.Array  # [], bool; the last phase's trigger has fired
+
+
+class FgoState(NamedTuple):
+    """Everything that :func:`phased` remembers; a pytree of arrays.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import fgo_jax as fgo
+      >>> tx = optax.chain(fgo.target_acquisition(3e-3))
+      >>> state = optax.tree.get(tx.init({"w": jnp.ones(2)}), "FgoState")
+      >>> int(state.clock.phase)
+      0
+
+    Source: the state of Friction-Guided Optimization (2026), section 4.
+    """
+
+    clock: Clock
     skipped_steps: jax.Array  # [], int32; steps with non-finite gradients or loss
     hyperparams: dict[str, jax.Array]  # {"fgo_learning_rate": [], float32}
-    signals: dict[str, jax.Array]  # latest value of each signal, [], float32
+    signals: dict[str, Estimate]  # latest value of each signal and its standard error
     probe_key: jax.Array  # [2], uint32
     probe_state: Any
     trigger_states: tuple[Any, ...]  # one for each trigger
@@ -36,3 +59,43 @@ class FgoState(NamedTuple):
     slow: Any  # SlowMomentumState, or ()
     energy_fall: Any  # EnergyFallState, or ()
     average: Any  # AverageWeightsState, or ()
+
+
+def clock_init(phases: int) -> Clock:
+    """The clock before the first update."""
+    # An array each: one buffer in two places could not be donated to a jitted step.
+    scalars = (
+        "total_step", "phase", "phase_step", "driver", "driver_since", "handover_left",
+    )  # fmt: skip
+    first = jnp.arange(phases) == 0
+    return Clock(
+        requested_phase=jnp.full([], -1, jnp.int32),
+        entry_rate=jnp.full([], -1.0, jnp.float32),
+        decay_exponent=jnp.zeros([], jnp.float32),
+        started=jnp.where(first, 0, -1).astype(jnp.int32),
+        causes=jnp.where(first, BY_HAND, NOT_BEGUN).astype(jnp.int32),
+        stop_flag=jnp.zeros([], jnp.bool_),
+        **{name: jnp.zeros([], jnp.int32) for name in scalars},
+    )
+
+
+def state_init(design: Design, params: Any) -> FgoState:
+    """The state before the first update; `params` may be `jax.ShapeDtypeStruct`s."""
+    probe, window = design.probe, design.average_weights
+    return FgoState(
+        clock=clock_init(len(design.phases)),
+        skipped_steps=jnp.zeros([], jnp.int32),
+        hyperparams={"fgo_learning_rate": jnp.zeros([], jnp.float32)},
+        signals={
+            name: Estimate(jnp.full([], jnp.nan, jnp.float32), jnp.full([], jnp.nan, jnp.float32))
+            for name in design.signals
+        },
+        probe_key=jax.random.key_data(jax.random.key(design.seed, impl="threefry2x32")),
+        probe_state=() if probe is None else probe.init(params),
+        trigger_states=tuple(trigger.init() for trigger in design.triggers),
+        transforms=tuple(transform.init(params) for transform in design.plan.transforms),
+        grafts=graft_init(params) if design.plan.fills else (),
+        slow=slow_momentum.momentum_init(params) if design.has_slow_momentum else (),
+        energy_fall=energy_exponent.energy_fall_init() if design.has_adaptive_decay else (),
+        average=() if window is None else average_weights.average_init(params, window),
+    )

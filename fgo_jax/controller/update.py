@@ -1,29 +1,64 @@
-"""Joins phases: probe, triggers and transitions inside one pure update."""
+"""One step of an optimizer of phases, stage by stage."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
-from fgo_jax import _checks
-from fgo_jax.controller.handover import Plan, graft_init
-from fgo_jax.controller.requirements import (
-    EXTRA_SIGNALS,
-    check_extras,
-    check_parts,
-    deadline_shares,
-)
-from fgo_jax.controller.state import BY_HAND, NOT_BEGUN, FgoState
-from fgo_jax.controller.transition import Course
-from fgo_jax.phases.phase import Phase, decayed, scaled
-from fgo_jax.probes.probe import Probe, ProbeInputs
-from fgo_jax.smoothing import average_weights as averaging
-from fgo_jax.smoothing import energy_exponent, slow_momentum
-from fgo_jax.triggers import Observation, Signal, Trigger
+from fgo_jax.controller.design import Design, design
+from fgo_jax.controller.direction import direction
+from fgo_jax.controller.guard import all_finite, checked_extras, kept
+from fgo_jax.controller.measure import latest, measure, observed
+from fgo_jax.controller.rate import decay_exponent, effective_rate, scaled
+from fgo_jax.controller.smooth import average, smooth
+from fgo_jax.controller.state import FgoState, state_init
+from fgo_jax.controller.transition import advance, judge
+from fgo_jax.linalg.ordering import ordered_after
+from fgo_jax.phases.phase import Phase
+from fgo_jax.probes.probe import Probe
+from fgo_jax.triggers import Trigger
+
+
+def update_step(
+    design: Design, grads: Any, state: FgoState, params: Any, extras: dict[str, Any]
+) -> tuple[Any, FgoState]:
+    """Updates and new state; a step that is not finite changes `skipped_steps` alone."""
+    extras = checked_extras(design, extras, params)
+    finite = all_finite(grads, extras.get("value"), design.axis_name)
+
+    model = extras.get("probe_params", params)
+    probe_state, estimates = measure(design, state, grads, model, extras, finite)
+    signals = observed(design, state, probe_state, extras)
+    holds, trigger_states = judge(design, state, signals, finite)
+
+    # The probe may read the transforms' states: it does so before they change.
+    ready = finite if design.probe is None else ordered_after(finite, probe_state.evaluations)
+    towards, transforms, grafts = direction(design, state, grads, params, extras, ready)
+    towards, slow, energy = smooth(design, state, towards, finite)
+    rate = effective_rate(design, state.clock)
+    updates = scaled(towards, grads, params, jnp.where(finite, rate, 0.0))
+
+    exponent = decay_exponent(design, state.clock, energy)
+    clock = advance(design, state.clock, holds, rate, exponent)
+    hyperparams = {"fgo_learning_rate": rate}
+    new = FgoState(
+        clock=kept(finite, clock, state.clock),
+        skipped_steps=state.skipped_steps + jnp.where(finite, 0, 1),
+        hyperparams=kept(finite, hyperparams, state.hyperparams),
+        signals=latest(state, estimates, signals, finite),
+        probe_key=state.probe_key,
+        probe_state=probe_state,
+        trigger_states=trigger_states,
+        transforms=transforms,
+        grafts=grafts,
+        slow=slow,
+        energy_fall=energy,
+        average=average(design, state, params, finite),
+    )
+    return updates, optax.tree.cast_like(new, state)
 
 
 def phased(
@@ -93,250 +128,24 @@ def phased(
 
     Source: Friction-Guided Optimization (2026), section 4 and appendix A.3.
     """
-    phases, triggers = tuple(phases), tuple(triggers)
-    check_parts(phases, triggers, probe)
-    count = len(phases)
-    minima = tuple(min_steps) if isinstance(min_steps, Sequence) else (min_steps,) * count
-    if len(minima) != count:
-        raise ValueError(f"min_steps: give one number, or one for each of the {count} phases.")
-    for minimum in minima:
-        _checks.integer("min_steps", minimum, 0)
-    _checks.integer("handover_steps", handover_steps)
-    if total_steps is not None:
-        _checks.integer("total_steps", total_steps)
-    if clip_norm is not None:
-        _checks.positive("clip_norm", clip_norm)
-    if average_weights is not None:
-        _checks.non_negative("average_weights", average_weights)
-    shares = deadline_shares(deadlines, total_steps, count)
-    plan = Plan.of(phases)
-    course = Course(phases, triggers, plan, handover_steps, minima, total_steps, shares)
-
-    def init(params: Any) -> FgoState:
-        def i32(number: Any) -> jax.Array:
-            return jnp.asarray(number, jnp.int32)
-
-        provided = (*EXTRA_SIGNALS, *(() if probe is None else probe.signals))
-        return FgoState(
-            total_step=i32(0),
-            phase=i32(0),
-            phase_step=i32(0),
-            requested_phase=i32(-1),
-            driver=i32(0),
-            driver_since=i32(0),
-            handover_left=i32(0),
-            entry_rate=jnp.full([], -1.0, jnp.float32),
-            decay_exponent=jnp.zeros([], jnp.float32),
-            started=i32([0] + [-1] * (count - 1)),
-            causes=i32([BY_HAND] + [NOT_BEGUN] * (count - 1)),
-            stop_flag=jnp.zeros([], jnp.bool_),
-            skipped_steps=i32(0),
-            hyperparams={"fgo_learning_rate": jnp.zeros([], jnp.float32)},
-            signals={name: jnp.full([], jnp.nan, jnp.float32) for name in provided},
-            probe_key=jax.random.key_data(jax.random.key(seed, impl="threefry2x32")),
-            probe_state=() if probe is None else probe.init(params),
-            trigger_states=tuple(trigger.init() for trigger in triggers),
-            transforms=tuple(transform.init(params) for transform in plan.transforms),
-            grafts=graft_init(params) if plan.fills else (),
-            slow=slow_momentum.momentum_init(params) if course.has_slow_momentum else (),
-            energy_fall=energy_exponent.energy_fall_init() if course.has_adaptive_decay else (),
-            average=()
-            if average_weights is None
-            else averaging.average_init(params, average_weights),
-        )
-
-    def measure(probe: Probe, grads, state: FgoState, params, batch, finite):
-        """The probe's new state and the signals' values, which only a measurement changes."""
-        old = state.probe_state
-        if len(plan.transforms) > 1:
-            begun = finite & (state.driver_since == state.total_step) & (state.total_step > 0)
-            old = jax.tree.map(lambda a, b: jnp.where(begun, a, b), probe.renew(old), old)
-        key = _step_key(state.probe_key, state.total_step)
-        inputs = ProbeInputs(grads, None, params, batch, key, state.total_step)
-        probe.check(inputs)
-
-        # All that a measurement needs is worked out inside its branch, the key as well: each
-        # operation outside would cost a microsecond of every step.
-        def run(inputs, transforms, driver, old, signals):
-            del signals
-            rows = plan.rows(inputs.grads, transforms, driver)
-            key = _step_key(inputs.key, inputs.step)
-            inputs = inputs._replace(rows=rows, key=key)
-            new = optax.tree.cast_like(probe.measure(inputs, old), old)
-            return new, {name: estimate.value for name, estimate in probe.read(new).items()}
-
-        return jax.lax.cond(
-            finite & probe.due(old, state.total_step),
-            run,
-            lambda inputs, transforms, driver, old, signals: (old, signals),
-            inputs._replace(key=state.probe_key), state.transforms, state.driver, old,
-            {name: state.signals[name] for name in probe.signals},
-        )  # fmt: skip
-
-    def update(
-        updates: Any,
-        state: Any,
-        params: Any = None,
-        *,
-        value: Any = None,
-        batch: Any = None,
-        validation_value: Any = None,
-        probe_params: Any = None,
-        **extra: Any,
-    ) -> tuple[Any, Any]:
-        grads = updates
-        offered = {"value": value, "batch": batch, "validation_value": validation_value}
-        given = {name: item for name, item in offered.items() if item is not None}
-        model = params if probe_params is None else probe_params
-        if probe_params is not None:
-            extra["probe_params"] = probe_params
-        check_extras(probe, triggers, given, model)
-        for name in EXTRA_SIGNALS.values():
-            if name in given and axis_name is not None:
-                given[name] = jax.lax.pmean(given[name], axis_name)
-        finite = _all_finite(grads, given.get("value"), axis_name)
-
-        probe_state: Any = ()
-        latest, signals = {}, {}
-        if probe is not None:
-            probe_state, latest = measure(probe, grads, state, model, batch, finite)
-            measured = probe_state.evaluations != state.probe_state.evaluations
-            signals = {
-                name: Signal(*estimate, measured)
-                for name, estimate in probe.read(probe_state).items()
-            }
-        for signal, name in EXTRA_SIGNALS.items():
-            if name in given:
-                number = jnp.asarray(given[name], jnp.float32)
-                unknown = jnp.full([], jnp.nan, jnp.float32)
-                signals[signal] = Signal(number, unknown, ~jnp.isnan(number))
-        rate = course.rate(state)
-        running = finite & (state.handover_left == 0)
-        holds, trigger_states = course.judge(
-            state, Observation(signals, state.phase_step, state.total_step), running
-        )
-
-        since = (state.total_step - state.driver_since).astype(jnp.float32)
-        filled = (handover_steps - state.handover_left).astype(jnp.float32)
-        driving, coming = plan.cast(state.driver, state.phase)
-        ready = finite
-        if probe is not None:
-            # True, but XLA does not know: the transforms thus wait for the probe, which may
-            # read their states. Unordered, it would be given copies of them at every step.
-            ready &= probe_state.evaluations >= 0
-        direction, transforms, grafts = plan.direction(
-            grads,
-            params,
-            state.transforms,
-            state.grafts,
-            driving=jnp.where(ready, driving, -1),
-            coming=jnp.where(ready, coming, -1),
-            graft_weight=jnp.maximum(1.0 - since / handover_steps, 0.0),
-            # Later steps count more: the new statistics are still filling.
-            fill_share=2.0 / (filled + 2.0),
-            clip_norm=clip_norm,
-            extras={**extra, **given},
-        )
-        # Outside the switch, where it fuses with what follows, and before the slow momentum:
-        # at rest it is with the decay that directions cancel.
-        direction = decayed(phases, state.phase, direction, params)
-        slow, falling = state.slow, state.energy_fall
-        decay_exponent, slow_taken = state.decay_exponent, finite
-        if course.has_adaptive_decay:
-            falling = energy_exponent.energy_fall_update(
-                falling,
-                slow,
-                finite,
-                anew=state.driver_since == state.total_step,
-            )
-            decay_exponent = course.adapted(state, energy_exponent.energy_exponent(falling))
-            slow_taken &= falling.measurements >= 0  # as `ready`: measured before it moves
-        if course.has_slow_momentum:
-            direction, slow = slow_momentum.momentum_update(
-                slow,
-                direction,
-                course.slow_share(state),
-                ramp_steps=handover_steps,
-                taken=slow_taken,
-            )
-        updates = scaled(direction, grads, params, jnp.where(finite, rate, 0.0))
-
-        average = state.average
-        if average_weights is not None:
-            if params is None:
-                raise ValueError(
-                    "average_weights needs the parameters: call update(grads, state, params)."
-                )
-            average = averaging.average_update(average, params, average_weights, finite)
-
-        moved = course.advance(state, holds, rate, decay_exponent)
-        new = jax.tree.map(
-            lambda a, b: jnp.where(finite, a, b),
-            moved._replace(
-                hyperparams={"fgo_learning_rate": rate},
-                **_untouched(),
-            ),
-            state._replace(**_untouched()),
-        )
-        new = new._replace(
-            skipped_steps=state.skipped_steps + jnp.where(finite, 0, 1),
-            signals=latest
-            | {
-                name: jnp.where(finite & signals[name].fresh, signals[name].value, old)
-                if name in signals
-                else old
-                for name, old in state.signals.items()
-                if name not in latest
-            },
-            probe_key=state.probe_key,
-            probe_state=probe_state,
-            trigger_states=trigger_states,
-            transforms=transforms,
-            grafts=grafts,
-            slow=slow,
-            energy_fall=falling,
-            average=average,
-        )
-        return updates, optax.tree.cast_like(new, state)
-
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _untouched() -> dict[str, tuple[()]]:
-    """Fields that guard themselves, left out of the select over the scalars."""
-    return dict.fromkeys(
-        (
-            "signals",
-            "probe_key",
-            "probe_state",
-            "trigger_states",
-            "transforms",
-            "grafts",
-            "slow",
-            "energy_fall",
-            "average",
-        ),
-        (),
+    parts = design(
+        phases,
+        triggers,
+        probe,
+        handover_steps=handover_steps,
+        min_steps=min_steps,
+        total_steps=total_steps,
+        deadlines=deadlines,
+        clip_norm=clip_norm,
+        average_weights=average_weights,
+        axis_name=axis_name,
+        seed=seed,
     )
 
+    def init(params: Any) -> FgoState:
+        return state_init(parts, params)
 
-def _step_key(data: jax.Array, step: jax.Array) -> jax.Array:
-    """A key of this step's own.
+    def update(updates: Any, state: Any, params: Any = None, **extras: Any) -> tuple[Any, Any]:
+        return update_step(parts, updates, state, params, extras)
 
-    Threefry of different keys is independent, so counting in the key is as good as
-    `jax.random.fold_in`, which runs a hash. The count goes to the first word; the second one
-    holds the user's seed.
-    """
-    counted = data + jnp.stack([step.astype(jnp.uint32), jnp.zeros([], jnp.uint32)])
-    return jax.random.wrap_key_data(counted, impl="threefry2x32")
-
-
-def _all_finite(grads: Any, value: Any, axis_name: str | None) -> jax.Array:
-    # 0 x is zero for every number and NaN for the rest. A sum of it is one pass that vector
-    # units are good at; a test of each entry and a logical reduction are up to three.
-    leaves = [jnp.asarray(x) for x in (*jax.tree.leaves(grads), *jax.tree.leaves(value))]
-    sums = [jnp.sum(x * 0).astype(jnp.float32) for x in leaves if x.size]
-    finite = sum(sums[1:], sums[0]) == 0 if sums else jnp.asarray(True)
-    if axis_name is not None:
-        finite = jax.lax.pmin(finite.astype(jnp.int32), axis_name) == 1
-    return finite
+    return optax.GradientTransformationExtraArgs(init, update)

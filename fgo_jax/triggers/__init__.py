@@ -1,5 +1,6 @@
 """When a phase ends: conditions on named signals, composed with & | ~."""
 
+from fgo_jax.triggers.defaults import defaults
 from fgo_jax.triggers.thresholds import above, after, below, never, plateau
 from fgo_jax.triggers.trends import decreasing, increasing, stall, stopped_falling
 from fgo_jax.triggers.trigger import ConditionState, Observation, Signal, Trigger, if_given
@@ -13,6 +14,7 @@ __all__ = [
     "after",
     "below",
     "decreasing",
+    "defaults",
     "if_given",
     "increasing",
     "never",

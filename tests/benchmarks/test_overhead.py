@@ -75,7 +75,7 @@ def test_a_probe_fires_in_the_timed_steps_that_it_should_fire_in(tiny):
         call()
         _, state = call()
         assert int(state.probe_state.evaluations) == wanted
-        assert int(state.total_step) == first + 2
+        assert int(state.clock.total_step) == first + 2
 
 
 def test_a_step_limit_measures_in_the_timed_steps_that_it_should_measure_in(tiny):

@@ -7,6 +7,7 @@ in tests/precondition/test_kfac_contracts.py.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +56,16 @@ def _direction(name, factory, learning_rate=0.03, **kwargs) -> Row:
         return optax.chain(factory(**kwargs), optax.scale_by_learning_rate(rate))
 
     return Row(name, make, learning_rate)
+
+
+def _alone(build):
+    """A phase alone; `inject_hyperparams` reads the arguments of what builds it."""
+
+    @functools.wraps(build)
+    def make(*args, **kwargs):
+        return fgo.phased([build(*args, **kwargs)], [])
+
+    return make
 
 
 def _phased(learning_rate):
@@ -133,18 +144,18 @@ TABLE = (
         average_weights=0.1,
         weight_decay=1e-6,
         total_steps=1500,
-        decay="one_minus_sqrt",
-        acquisition=optax.scale_by_adam(),
+        decay=fgo.decays.one_minus_sqrt(),
+        transform={"acquisition": optax.scale_by_adam()},
     ),
     _alias("phased", _phased),
-    _alias("acquisition", fgo.acquisition, static_args=PHASE_STATIC),
-    _alias("reask", fgo.reask, static_args=PHASE_STATIC, cut=0.0),
+    _alias("acquisition", _alone(fgo.acquisition), static_args=PHASE_STATIC),
+    _alias("reask", _alone(fgo.reask), static_args=PHASE_STATIC, cut=0.0),
     _alias(
         "execution",
-        fgo.execution,
+        _alone(fgo.execution),
         static_args=(*PHASE_STATIC, "decay"),
         cut=0.0,
-        decay_steps=1000,
+        decay=fgo.decays.hyperbolic(1000),
     ),
     _alias("slow_momentum", _slow),
     _alias("average_weights", _averaging),

@@ -35,7 +35,9 @@ CASES = {
         ),
     ),
     "target_acquisition": (
-        lambda: fgo.target_acquisition(1e-2, 0, weight_decay=0.1, acquisition_trigger=never()),
+        lambda: fgo.target_acquisition(
+            1e-2, 0, weight_decay=0.1, triggers={"acquisition": never()}
+        ),
         lambda: optax.chain(
             fgo.scale_by_kronecker_fisher(),
             optax.add_decayed_weights(0.1),
@@ -47,8 +49,8 @@ CASES = {
             1e-2,
             0,
             weight_decay=0.1,
-            acquisition=optax.scale_by_adam(),
-            acquisition_trigger=never(),
+            transform={"acquisition": optax.scale_by_adam()},
+            triggers={"acquisition": never()},
         ),
         lambda: optax.adamw(1e-2, weight_decay=0.1),
     ),
@@ -98,9 +100,3 @@ def test_bfloat16_equals_the_base_at_the_same_float32_rate():
         updates, state = jax.jit(ours.update)(grads, state, params)
         direction, base_state = direction_of(grads, base_state)
         assert trees_equal(updates, scaled(direction))
-
-
-def test_single_phase_alone_equals_the_phase_in_company():
-    alone = train(fgo.acquisition(1e-2, warmup_steps=20), STEPS)[0]
-    joined = train(fgo.phased([fgo.acquisition(1e-2, warmup_steps=20)], []), STEPS)[0]
-    assert trees_equal(alone, joined)

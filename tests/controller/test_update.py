@@ -48,8 +48,8 @@ def test_a_decision_at_step_t_takes_effect_at_t_plus_one():
     np.testing.assert_array_equal(record["phase"], [0, 0, 0, 0, 1, 1, 1, 1])
     np.testing.assert_allclose(record["learning_rate"][:5], 1e-2, rtol=1e-6)
     assert record["learning_rate"][5] < 1e-2
-    np.testing.assert_array_equal(state.started, [0, 5])
-    np.testing.assert_array_equal(state.causes, [BY_HAND, BY_TRIGGER])
+    np.testing.assert_array_equal(state.clock.started, [0, 5])
+    np.testing.assert_array_equal(state.clock.causes, [BY_HAND, BY_TRIGGER])
 
 
 def test_the_rate_glides_log_linearly_and_ends_on_the_law():
@@ -65,7 +65,7 @@ def test_the_old_transform_drives_while_the_new_one_fills():
     np.testing.assert_array_equal(
         record["handover_left"][4 : 5 + HANDOVER], range(HANDOVER, -1, -1)
     )
-    assert int(state.driver) == 1
+    assert int(state.clock.driver) == 1
     # Adam counted its five steps and the hand-over, the new transform saw the rest.
     assert int(state.transforms[0].count) == 5 + HANDOVER
     first, second = (jnp.abs(s.nu["out"]["kernel"]).sum() for s in state.transforms)
@@ -119,15 +119,15 @@ def test_deadlines_reach_every_phase_and_say_so():
         deadlines=(0.25, 0.5),
     )
     record, state = history(tx, 40)
-    np.testing.assert_array_equal(state.started, [0, 10, 20])
-    np.testing.assert_array_equal(state.causes, [BY_HAND, BY_DEADLINE, BY_DEADLINE])
+    np.testing.assert_array_equal(state.clock.started, [0, 10, 20])
+    np.testing.assert_array_equal(state.clock.causes, [BY_HAND, BY_DEADLINE, BY_DEADLINE])
     assert record["learning_rate"][-1] < 0.11 * record["learning_rate"][20], "the decay meets T"
 
 
 def test_without_a_horizon_no_phase_ends_by_itself():
     record, state = history(two_phases([never()]), 60)
     assert not record["phase"].any()
-    np.testing.assert_array_equal(state.causes, [BY_HAND, NOT_BEGUN])
+    np.testing.assert_array_equal(state.clock.causes, [BY_HAND, NOT_BEGUN])
 
 
 @pytest.mark.parametrize("bad", ["gradient", "value", "parameters"])
@@ -170,7 +170,7 @@ def test_clip_norm_equals_clipping_before_and_the_probe_sees_raw_gradients():
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, reference
     )
     # A clipped gradient has norm 0.05 at most, and so has no trace above its square.
-    assert float(state.signals["trace"]) > 2 * clip**2
+    assert float(state.signals["trace"].value) > 2 * clip**2
 
 
 def test_force_phase_and_restart():
@@ -182,12 +182,12 @@ def test_force_phase_and_restart():
     _, state = update(grads, state, params)
     state = fgo.force_phase(state, "execution")
     _, state = update(grads, state, params)
-    assert int(state.phase) == 2
-    assert int(state.causes[2]) == BY_HAND
+    assert int(state.clock.phase) == 2
+    assert int(state.clock.causes[2]) == BY_HAND
     _, state = update(grads, state, params)
-    assert int(state.handover_left) > 0, "execution brings the refinement transform, which fills"
+    assert int(state.clock.handover_left) > 0, "the execution's own transform fills"
     again = fgo.restart(state)
-    assert int(again.phase) == 0
+    assert int(again.clock.phase) == 0
     assert trees_equal(again.transforms, state.transforms)
     _, again = update(grads, again, params)
     np.testing.assert_allclose(again.hyperparams["fgo_learning_rate"], 1e-2 / 5, rtol=1e-6)
@@ -225,7 +225,7 @@ def test_names_of_phases_are_those_of_three():
     state = two_phases([never()]).init(mlp_params())
     with pytest.raises(ValueError, match="pass an index from 0 to 1"):
         fgo.force_phase(state, "reask")
-    assert int(fgo.force_phase(state, 1).requested_phase) == 1
+    assert int(fgo.force_phase(state, 1).clock.requested_phase) == 1
 
 
 def test_should_stop_after_validation_stopped_improving():

@@ -94,7 +94,7 @@ def test_a_rank_near_its_ceiling_ends_no_phase_and_telemetry_says_unknown():
     # White noise in 300 dimensions: 8 rows cannot tell how many there are.
     adam = fgo.acquisition(1e-3)
     tx = fgo.phased(
-        [adam, fgo.execution(1e-3, decay_steps=10)],
+        [adam, fgo.execution(1e-3, decay=fgo.decays.hyperbolic(10))],
         [t.below("energy_rank", 100.0, patience=1) | ~t.above("energy_fraction", 2.0, patience=1)],
         fgo.probes.gradient_stream(every=2),
     )

@@ -150,7 +150,7 @@ def test_serves_as_the_refinement_of_a_whole_run():
     tx = fgo.target_acquisition(
         1e-2,
         warmup_steps=2,
-        refinement=scale_by_low_rank_fisher(fisher, rank=2, num_steps=4, every=3),
+        transform=scale_by_low_rank_fisher(fisher, rank=2, num_steps=4, every=3),
     )
     params = {"w": jnp.zeros((4, 3))}
     batch = {"x": jax.random.normal(jax.random.key(0), (8, 4))}

@@ -23,15 +23,13 @@ ALWAYS = fgo.triggers.after(0)
 RAMP = 10
 
 
-def three(onset=0.0, decay="adaptive", **arguments):
-    sgd = optax.identity()
+def three(decay=None, **arguments):
+    sgd, decay = optax.identity(), decay or fgo.decays.adaptive(onset=0.0)
     return fgo.phased(
         [
             fgo.acquisition(1.0, transform=sgd),
             fgo.reask(1.0, cut=0.0, transform=sgd, slow_share=0.5),
-            fgo.execution(
-                1.0, cut=0.0, decay=decay, decay_onset=onset, slow_share=0.5, transform=sgd
-            ),
+            fgo.execution(1.0, cut=0.0, decay=decay, slow_share=0.5, transform=sgd),
         ],
         [fgo.triggers.after(19), fgo.triggers.after(99)],
         handover_steps=RAMP,
@@ -87,22 +85,22 @@ def test_it_is_the_slope_of_the_energy_over_log_time(exponent):
     [(0, 0, 0), (1, 0, 1), (2, 0, 1), (0, 1, 0), (1, 1, 0), (2, 1, 1)],
 )
 def test_the_rate_falls_by_what_the_exponent_exceeds_the_onset(exponent, onset, power):
-    record, _ = told(three(onset), KINDS[exponent])
+    record, _ = told(three(fgo.decays.adaptive(onset=onset)), KINDS[exponent])
     rate, total = record["learning_rate"], np.arange(COUNT) + 1
     late = slice(COUNT // 4, None)
     slope = np.polyfit(np.log(total[late]), np.log(rate[late]), 1)[0]
     assert slope == pytest.approx(-power, abs=0.12)
 
 
-def settled(onset, weight_decay, alone, seed):
+def settled(onset, weight_decay, seed):
     """The power of t by which the rate falls of parameters that rest, noise and all."""
     sgd = optax.identity()
     rows = jnp.asarray(np.random.default_rng(seed).standard_normal((6000, SIZE)), jnp.float32)
     last = fgo.execution(
-        0.3, 0.0, "adaptive", decay_steps=200, weight_decay=weight_decay, slow_share=0.5,
-        decay_onset=onset, transform=sgd,
+        0.3, 0.0, decay=fgo.decays.adaptive(200, onset=onset), weight_decay=weight_decay,
+        slow_share=0.5, transform=sgd,
     )  # fmt: skip
-    tx = last if alone else fgo.phased([last], [])
+    tx = fgo.phased([last], [])
     params = {"w": jnp.zeros(SIZE)}
 
     def step(carry, row):
@@ -116,12 +114,11 @@ def settled(onset, weight_decay, alone, seed):
     return -float(np.polyfit(np.log(np.arange(1000, 6000)), np.log(rate[1000:]), 1)[0])
 
 
-@pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize(("onset", "power"), [(0.0, 1.0), (1.0, 0.5)])
-def test_a_rate_at_rest_falls_as_1_over_t_or_its_root(onset, power, weight_decay, alone):
+def test_a_rate_at_rest_falls_as_1_over_t_or_its_root(onset, power, weight_decay):
     # Resting under a rate of t^-p gives an exponent of 2 - p, so p = 2 - p - onset, at most 1.
-    powers = [settled(onset, weight_decay, alone, seed) for seed in range(3)]
+    powers = [settled(onset, weight_decay, seed) for seed in range(3)]
     assert np.median(powers) == pytest.approx(power, abs=0.12)
 
 
@@ -130,14 +127,14 @@ def test_another_transform_is_measured_anew():
     tx = fgo.phased(
         [
             fgo.reask(1.0, cut=0.0, transform=small, slow_share=0.5),
-            fgo.execution(1.0, 0.0, "adaptive", transform=large, slow_share=0.5),
+            fgo.execution(1.0, 0.0, decay=fgo.decays.adaptive(), transform=large, slow_share=0.5),
         ],
         [fgo.triggers.after(99)],
         handover_steps=RAMP,
     )
     state, params = tx.init({"w": jnp.zeros(SIZE)}), {"w": jnp.zeros(SIZE)}
     for number, row in enumerate(NOISE[:120]):
-        taken_over = int(state.driver_since) == number
+        taken_over = int(state.clock.driver_since) == number
         _, state = tx.update({"w": row}, state, params)
         if taken_over and number:
             assert int(state.energy_fall.measurements) <= 1
@@ -155,7 +152,7 @@ def test_an_energy_too_large_for_a_float_is_no_measurement():
 def test_at_its_fastest_it_is_the_hyperbolic_law():
     rows = KINDS[2.0]
     adaptive, _ = told(three(), rows)
-    hyperbolic, _ = told(three(decay="hyperbolic"), rows)
+    hyperbolic, _ = told(three(fgo.decays.hyperbolic()), rows)
     assert np.all(adaptive["energy_exponent"][130:] > 1)
     began = int(hyperbolic["started/2"][-1])
     assert began == int(adaptive["started/2"][-1])
@@ -165,7 +162,7 @@ def test_at_its_fastest_it_is_the_hyperbolic_law():
 
 
 def test_a_horizon_bounds_it():
-    record, _ = told(three(onset=1.0, total_steps=400), KINDS[0.0][:400])
+    record, _ = told(three(fgo.decays.adaptive(onset=1.0), total_steps=400), KINDS[0.0][:400])
     began = int(record["started/2"][-1])
     left = 1 - (np.arange(400) - began) / (400 - began)
     np.testing.assert_allclose(record["learning_rate"][-50:], left[-50:], rtol=1e-4)
@@ -181,10 +178,10 @@ def test_it_begins_anew_with_the_momentum():
         _, state = tx.update({"w": row}, state, params)
     assert int(state.energy_fall.measurements) == 0
     assert np.isnan(fgo.telemetry(state)["energy_exponent"])
-    assert float(state.decay_exponent) == 0.0
+    assert float(state.clock.decay_exponent) == 0.0
     fallen = told(tx, KINDS[1.0][:400])[1]
-    assert float(fallen.decay_exponent) > 0.5
-    assert float(fgo.restart(fallen).decay_exponent) == 0.0
+    assert float(fallen.clock.decay_exponent) > 0.5
+    assert float(fgo.restart(fallen).clock.decay_exponent) == 0.0
 
 
 def test_a_step_that_is_not_finite_leaves_it_as_it_was():
@@ -196,13 +193,13 @@ def test_a_step_that_is_not_finite_leaves_it_as_it_was():
     rows[0, 0] = np.nan
     _, after = tx.update({"w": rows[0]}, state, params)
     assert trees_equal(after.energy_fall, state.energy_fall)
-    assert float(after.decay_exponent) == float(state.decay_exponent)
+    assert float(after.clock.decay_exponent) == float(state.clock.decay_exponent)
 
 
 def test_execution_alone_follows_it_too():
-    tx = fgo.execution(
-        1.0, 0.0, "adaptive", decay_steps=50, slow_share=0.5, transform=optax.identity()
-    )
+    decay = fgo.decays.adaptive(50)
+    phase = fgo.execution(1.0, 0.0, decay=decay, slow_share=0.5, transform=optax.identity())
+    tx = fgo.phased([phase], [])
     params = {"w": jnp.zeros(SIZE)}
 
     def step(state, row):
@@ -219,21 +216,21 @@ def test_execution_alone_follows_it_too():
 def test_without_a_slow_momentum_there_is_nothing_to_follow(share):
     with pytest.raises(ValueError, match="slow_share"):
         fgo.target_acquisition(1e-3, slow_share=share)
-    assert fgo.target_acquisition(1e-3, slow_share=share, decay="cosine") is not None
+    assert fgo.target_acquisition(1e-3, slow_share=share, decay=fgo.decays.cosine()) is not None
 
 
 @pytest.mark.parametrize("injected", [False, True])
 @pytest.mark.parametrize(
     ("arguments", "power"),
-    [({}, 1.0), ({"average_weights": 0.1}, 0.0), ({"decay_onset": 1.0}, 0.0)],
+    [({}, 1.0), ({"average_weights": 0.1}, 0.0), ({"decay": fgo.decays.adaptive(onset=1.0)}, 0.0)],
 )
 def test_noise_is_a_reason_to_fall_for_raw_weights_alone(arguments, power, injected):
     make = fgo.target_acquisition
     if injected:
         make = optax.inject_hyperparams(make, static_args=fgo.STATIC_ARGS)
     tx = make(
-        1.0, 20, handover_steps=RAMP, refinement=optax.identity(),
-        acquisition_trigger=ALWAYS, reask_trigger=ALWAYS, **arguments,
+        1.0, 20, handover_steps=RAMP, transform=optax.identity(),
+        triggers={"acquisition": ALWAYS, "reask": ALWAYS}, **arguments,
     )  # fmt: skip
     rate = told(tx, KINDS[1.0])[0]["learning_rate"]
     slope = np.log(rate[-1] / rate[500]) / np.log(COUNT / 500)

@@ -88,8 +88,7 @@ def three(share):
             fgo.acquisition(1e-2, transform=sgd),
             fgo.reask(1e-2, cut=0.0, transform=sgd, slow_share=share),
             fgo.execution(
-                1e-2, cut=0.0, decay="inverse_sqrt", decay_ratio=1.0, slow_share=share,
-                transform=sgd,
+                1e-2, cut=0.0, decay=fgo.decays.inverse_sqrt(), slow_share=share, transform=sgd
             ),
         ],
         [after(19), after(29)],
@@ -161,7 +160,8 @@ def test_no_share_keeps_no_state():
     params = mlp_params()
     assert three(None).init(params).slow == ()
     assert "slow_share" not in fgo.telemetry(three(None).init(params))
-    assert fgo.target_acquisition(1e-3, slow_share=None, decay="cosine").init(params).slow == ()
+    tx = fgo.target_acquisition(1e-3, slow_share=None, decay=fgo.decays.cosine())
+    assert tx.init(params).slow == ()
 
 
 def test_a_step_that_is_not_finite_leaves_it_as_it_was():
@@ -175,7 +175,8 @@ def test_a_step_that_is_not_finite_leaves_it_as_it_was():
 
 def test_a_phase_alone_has_one_of_its_own():
     rows = directions(80)
-    tx = fgo.reask(0.1, cut=0.0, transform=optax.identity(), slow_share=0.5)
+    phase = fgo.reask(0.1, cut=0.0, transform=optax.identity(), slow_share=0.5)
+    tx = fgo.phased([phase], [])
     got, _ = run(tx, rows)
     np.testing.assert_allclose(got, -0.1 * reference(rows, 0.5, 0.25, 40), rtol=1e-4, atol=1e-6)
 

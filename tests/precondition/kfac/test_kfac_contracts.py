@@ -333,7 +333,7 @@ def test_injected_hyperparameters():
 
 def test_the_protocol_hands_over_to_it():
     params, x = problem()
-    tx = fgo.target_acquisition(1e-2, warmup_steps=2, refinement=make(), total_steps=60)
+    tx = fgo.target_acquisition(1e-2, warmup_steps=2, transform=make(), total_steps=60)
     state = tx.init(params)
     update = jax.jit(tx.update)
     for _ in range(2):

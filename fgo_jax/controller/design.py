@@ -1,0 +1,137 @@
+"""What a run of phases is made of: everything that `phased` was given, checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from fgo_jax import _checks
+from fgo_jax.controller.handover import Plan
+from fgo_jax.phases.phase import Phase
+from fgo_jax.probes.probe import Probe
+from fgo_jax.triggers import Trigger
+
+# Signals that come with the call of update, and the extra argument that brings each.
+EXTRA_SIGNALS = {"loss": "value", "validation": "validation_value"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """The phases, what ends them, and the limits on when; arguments as of `phased`."""
+
+    phases: tuple[Phase, ...]
+    triggers: tuple[Trigger, ...]
+    probe: Probe | None
+    plan: Plan
+    handover_steps: Any
+    min_steps: tuple[Any, ...]  # one for each phase
+    total_steps: Any
+    deadlines: tuple[float, ...] | None  # shares of total_steps, one for each phase but the last
+    clip_norm: Any
+    average_weights: Any
+    axis_name: str | None
+    seed: Any
+
+    @property
+    def has_slow_momentum(self) -> bool:
+        return any(phase.slow_share is not None for phase in self.phases)
+
+    @property
+    def has_adaptive_decay(self) -> bool:
+        return any(phase.is_adaptive for phase in self.phases)
+
+    @property
+    def signals(self) -> tuple[str, ...]:
+        return (*EXTRA_SIGNALS, *(() if self.probe is None else self.probe.signals))
+
+
+def design(
+    phases: Sequence[Phase],
+    triggers: Sequence[Trigger],
+    probe: Probe | None,
+    *,
+    handover_steps: Any,
+    min_steps: Any,
+    total_steps: Any,
+    deadlines: Sequence[float] | None,
+    clip_norm: Any,
+    average_weights: Any,
+    axis_name: str | None,
+    seed: Any,
+) -> Design:
+    """Raises a ValueError that says what to change, or returns the checked design."""
+    phases, triggers = tuple(phases), tuple(triggers)
+    _check_phases(phases, total_steps)
+    _check_triggers(triggers, len(phases), probe)
+    minima = tuple(min_steps) if isinstance(min_steps, Sequence) else (min_steps,) * len(phases)
+    if len(minima) != len(phases):
+        raise ValueError(
+            f"min_steps: give one number, or one for each of the {len(phases)} phases."
+        )
+    for minimum in minima:
+        _checks.integer("min_steps", minimum, 0)
+    _checks.integer("handover_steps", handover_steps)
+    if total_steps is not None:
+        _checks.integer("total_steps", total_steps)
+    if clip_norm is not None:
+        _checks.positive("clip_norm", clip_norm)
+    if average_weights is not None:
+        _checks.non_negative("average_weights", average_weights)
+    return Design(
+        phases, triggers, probe, Plan.of(phases), handover_steps, minima, total_steps,
+        _deadlines(deadlines, total_steps, len(phases)),
+        clip_norm, average_weights, axis_name, seed,
+    )  # fmt: skip
+
+
+def _check_phases(phases: tuple[Any, ...], total_steps: Any) -> None:
+    if not phases:
+        raise ValueError("phased needs at least one phase, such as fgo.acquisition(3e-3).")
+    for phase in phases:
+        if not isinstance(phase, Phase):
+            raise ValueError(
+                f"phases must be made by fgo.acquisition, fgo.reask, fgo.execution or fgo.Phase, "
+                f"got {type(phase).__name__}."
+            )
+    first = phases[0].decay
+    if first is not None and first.relative and total_steps is None:
+        raise ValueError(
+            f"phase {phases[0].name!r} comes first, so no steps before it give its decay a length: "
+            "pass one, as in fgo.decays.cosine(1000), or total_steps=."
+        )
+
+
+def _check_triggers(triggers: tuple[Any, ...], phases: int, probe: Probe | None) -> None:
+    if len(triggers) not in (phases - 1, phases):
+        raise ValueError(
+            f"{phases} phases need {phases - 1} triggers (or {phases}, the last for "
+            f"fgo.should_stop), got {len(triggers)}."
+        )
+    provided = {*EXTRA_SIGNALS, *(() if probe is None else probe.signals)}
+    for trigger in triggers:
+        if not isinstance(trigger, Trigger):
+            raise ValueError(f"triggers must come from fgo.triggers, got {type(trigger).__name__}.")
+        unknown = trigger.signals - provided
+        if unknown:
+            raise ValueError(
+                f"a trigger reads {sorted(unknown)}, which nothing measures: choose from "
+                f"{sorted(provided)}, or pass a probe= that provides it."
+            )
+
+
+def _deadlines(deadlines: Any, total_steps: Any, count: int) -> tuple[float, ...] | None:
+    if total_steps is None:
+        if deadlines is not None:
+            raise ValueError("deadlines are shares of total_steps: pass total_steps= as well.")
+        return None
+    shares = (
+        tuple(0.7 * (index + 1) / (count - 1) for index in range(count - 1))
+        if deadlines is None
+        else tuple(deadlines)
+    )
+    if len(shares) != count - 1 or list(shares) != sorted(shares):
+        raise ValueError(f"deadlines: give {count - 1} shares of total_steps, in rising order.")
+    for share in shares:
+        _checks.fraction("deadlines", share)
+    return shares

@@ -1,0 +1,105 @@
+"""The probe's measurement, and the signals that triggers read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fgo_jax.controller.design import EXTRA_SIGNALS, Design
+from fgo_jax.controller.state import FgoState
+from fgo_jax.probes.probe import Estimate, ProbeInputs
+from fgo_jax.triggers import Signal
+
+
+def measure(
+    design: Design,
+    state: FgoState,
+    grads: Any,
+    params: Any,
+    extras: dict[str, Any],
+    finite: jax.Array,
+) -> tuple[Any, dict[str, Estimate]]:
+    """The probe's new state and its estimates; both stay as they are between measurements.
+
+    Args:
+      params: the parameters of the whole model, or None.
+      extras: extra arguments of `update`, for a probe's `batch`.
+      finite: [], bool; a step that is not finite measures nothing.
+    """
+    probe, clock = design.probe, state.clock
+    if probe is None:
+        return (), {}
+    old = state.probe_state
+    if len(design.plan.transforms) > 1:
+        # Rows in another metric do not belong into the window that is open.
+        begun = finite & (clock.driver_since == clock.total_step) & (clock.total_step > 0)
+        old = jax.tree.map(lambda a, b: jnp.where(begun, a, b), probe.renew(old), old)
+    key = _step_key(state.probe_key, clock.total_step)
+    inputs = ProbeInputs(grads, None, params, extras.get("batch"), key, clock.total_step)
+    probe.check(inputs)
+
+    # All that a measurement needs is computed inside its branch, the key too: each operation
+    # outside would cost a microsecond of every step.
+    def run(inputs, transforms, driver, old, estimates):
+        del estimates
+        rows = design.plan.rows(inputs.grads, transforms, driver)
+        key = _step_key(inputs.key, inputs.step)
+        new = optax.tree.cast_like(probe.measure(inputs._replace(rows=rows, key=key), old), old)
+        return new, probe.read(new)
+
+    def wait(inputs, transforms, driver, old, estimates):
+        del inputs, transforms, driver
+        return old, estimates
+
+    return jax.lax.cond(
+        finite & probe.due(old, clock.total_step), run, wait,
+        inputs._replace(key=state.probe_key), state.transforms, clock.driver, old,
+        {name: state.signals[name] for name in probe.signals},
+    )  # fmt: skip
+
+
+def observed(
+    design: Design, state: FgoState, probe_state: Any, extras: dict[str, Any]
+) -> dict[str, Signal]:
+    """Every signal of this step: the probe's, and those that came with the call."""
+    signals = {}
+    if design.probe is not None:
+        fresh = probe_state.evaluations != state.probe_state.evaluations
+        for name, estimate in design.probe.read(probe_state).items():
+            signals[name] = Signal(*estimate, fresh)
+    for signal, name in EXTRA_SIGNALS.items():
+        if name in extras:
+            number = jnp.asarray(extras[name], jnp.float32)
+            unknown = jnp.full([], jnp.nan, jnp.float32)
+            signals[signal] = Signal(number, unknown, ~jnp.isnan(number))
+    return signals
+
+
+def latest(
+    state: FgoState, estimates: dict[str, Estimate], signals: dict[str, Signal], finite: jax.Array
+) -> dict[str, Estimate]:
+    """The newest estimate of each signal, for the state."""
+
+    def newest(name: str, old: Estimate) -> Estimate:
+        if name in estimates:
+            return estimates[name]
+        if name not in signals:
+            return old
+        value, _, fresh = signals[name]
+        return old._replace(value=jnp.where(finite & fresh, value, old.value))
+
+    return {name: newest(name, old) for name, old in state.signals.items()}
+
+
+def _step_key(data: jax.Array, step: jax.Array) -> jax.Array:
+    """A key of this step's own.
+
+    Threefry of different keys is independent, so counting in the key is as good as
+    `jax.random.fold_in`, which runs a hash. The count goes to the first word; the second one
+    holds the user's seed.
+    """
+    counted = data + jnp.stack([step.astype(jnp.uint32), jnp.zeros([], jnp.uint32)])
+    return jax.random.wrap_key_data(counted, impl="threefry2x32")

@@ -1,0 +1,71 @@
+"""The learning rate of a step, the exponent of an adaptive decay, and the scaled update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fgo_jax.controller.design import Design
+from fgo_jax.controller.state import Clock
+from fgo_jax.phases import rates
+from fgo_jax.smoothing.energy_exponent import energy_exponent
+
+
+def effective_rate(design: Design, clock: Clock) -> jax.Array:
+    """[], float32: the running phase's learning rate, or the glide towards it."""
+
+    def of_phase(index: int) -> jax.Array:
+        phase, progress = design.phases[index], progress_of(design, clock, index)
+        rate = phase.rate(progress)
+        return rate if phase.decay is None else rate * phase.decay.factor(progress)
+
+    wanted = jnp.stack([of_phase(index) for index in range(len(design.phases))])[clock.phase]
+    share = (clock.phase_step.astype(jnp.float32) + 1.0) / design.handover_steps
+    glide = rates.glide(clock.entry_rate, wanted, share)
+    return jnp.where(clock.entry_rate < 0, wanted, glide)
+
+
+def decay_exponent(design: Design, clock: Clock, energy: Any) -> jax.Array:
+    """[], float32: mean exponent of the running phase's adaptive decay after this step.
+
+    Zero in a phase without one.
+
+    Args:
+      energy: the measured energy of the slow momentum; read where a decay is adaptive.
+    """
+    if not design.has_adaptive_decay:
+        return clock.decay_exponent
+    measured = energy_exponent(energy)
+    exponents = [
+        jnp.zeros([], jnp.float32)
+        if phase.decay is None or phase.decay.exponent is None
+        else phase.decay.exponent(progress_of(design, clock, index), measured)
+        for index, phase in enumerate(design.phases)
+    ]
+    return jnp.stack(exponents)[clock.phase]
+
+
+def progress_of(design: Design, clock: Clock, index: int) -> rates.Progress:
+    """The progress of a phase, if it is the running one."""
+    return rates.Progress(
+        clock.phase_step,
+        clock.started[index],
+        design.total_steps,
+        clock.decay_exponent,
+        design.average_weights is not None,
+    )
+
+
+def scaled(direction: Any, grads: Any, params: Any, rate: jax.Array) -> Any:
+    """-rate * direction in f32 (or wider), cast to the parameters' dtype."""
+
+    def scale(leaf: Any, like: Any) -> Any:
+        if leaf is None:
+            return None
+        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        return (-rate * wide).astype(like.dtype)
+
+    likes = grads if params is None else params
+    return jax.tree.map(scale, direction, likes, is_leaf=lambda x: x is None)

@@ -1,0 +1,118 @@
+"""Steering a run by hand: when to stop, which phase comes next, beginning again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fgo_jax import _checks
+from fgo_jax.controller.state import FgoState, clock_init
+from fgo_jax.phases.builders import NAMES
+from fgo_jax.steering.find import mapped, states_in
+
+
+def should_stop(opt_state: Any) -> jax.Array:
+    """Whether the last phase's trigger has fired: validation stopped improving.
+
+    With several states in the tree: whether all of them say so.
+
+    Args:
+      opt_state: as in :func:`telemetry`.
+
+    Returns:
+      [], bool.
+
+    Raises:
+      ValueError: where there is no :class:`FgoState`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fgo_jax as fgo
+      >>> bool(fgo.should_stop(fgo.target_acquisition(3e-3).init({"w": jnp.ones(2)})))
+      False
+
+    Source: Prechelt (1998), "Early stopping, but when?".
+    """
+    return jnp.all(jnp.stack([state.clock.stop_flag for state in states_in(opt_state).values()]))
+
+
+def force_phase(opt_state: Any, phase: str | int) -> Any:
+    """Enters a phase by hand, as if its predecessor's trigger had fired.
+
+    The next update still belongs to the running phase. The one after it is the new phase's
+    first, with the usual hand-over.
+
+    Args:
+      opt_state: as in :func:`telemetry`; all states in it enter the phase.
+      phase: "acquisition", "reask" or "execution" for the three-phase protocol, or the
+        phase's index.
+
+    Returns:
+      The new state.
+
+    Raises:
+      ValueError: for a phase that is not there, or a name where there are not three phases.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fgo_jax as fgo
+      >>> state = fgo.target_acquisition(3e-3).init({"w": jnp.ones(2)})
+      >>> int(fgo.force_phase(state, "execution").clock.requested_phase)
+      2
+
+    Source: section 4 of the FGO paper.
+    """
+    named = isinstance(phase, str)
+    if isinstance(phase, str):
+        _checks.choice("phase", phase, NAMES)
+        phase = NAMES.index(phase)
+
+    def force(state: FgoState) -> FgoState:
+        count = state.clock.started.shape[-1]
+        if named and count != len(NAMES):
+            raise ValueError(
+                f"phases have names in the three-phase protocol alone, and here are {count}: pass "
+                f"an index from 0 to {count - 1}."
+            )
+        if not 0 <= phase < count:
+            raise ValueError(f"phase {phase} is not among the {count} phases 0 to {count - 1}.")
+        requested = jnp.full_like(state.clock.requested_phase, phase)
+        return state._replace(clock=state.clock._replace(requested_phase=requested))
+
+    return mapped(force, opt_state)
+
+
+def restart(opt_state: Any) -> Any:
+    """Begins again with the first phase and its warm-up, and keeps every learned statistic.
+
+    For fine-tuning or a changed data set. Step counts and triggers start over. The transforms'
+    moments, the probe's last numbers and the average of the weights stay.
+
+    Args:
+      opt_state: as in :func:`telemetry`.
+
+    Returns:
+      The new state.
+
+    Raises:
+      ValueError: where there is no :class:`FgoState`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fgo_jax as fgo
+      >>> state = fgo.target_acquisition(3e-3).init({"w": jnp.ones(2)})
+      >>> int(fgo.restart(state).clock.total_step)
+      0
+
+    Source: section 4 of the FGO paper.
+    """
+
+    def begin(state: FgoState) -> FgoState:
+        fresh = clock_init(state.clock.started.shape[-1])
+        # As the old one in shape and sharding: the state may be stacked, or lie on a mesh.
+        clock = jax.tree.map(lambda new, old: jnp.full_like(old, new), fresh, state.clock)
+        return state._replace(clock=clock)
+
+    return mapped(begin, opt_state)

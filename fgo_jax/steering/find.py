@@ -1,0 +1,35 @@
+"""Finding the state of an optimizer of phases inside any optax state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from fgo_jax.controller.state import FgoState
+
+
+def states_in(opt_state: Any) -> dict[str, FgoState]:
+    """Every FgoState in a tree, by its path."""
+    found, _ = jax.tree_util.tree_flatten_with_path(
+        opt_state, is_leaf=lambda node: isinstance(node, FgoState)
+    )
+    states = {
+        jax.tree_util.keystr(path): node for path, node in found if isinstance(node, FgoState)
+    }
+    if not states:
+        raise ValueError(
+            "the state holds no FgoState: pass the optimizer state of fgo.target_acquisition or "
+            "fgo.phased, wrapped as you like."
+        )
+    return states
+
+
+def mapped(function: Callable[[FgoState], FgoState], opt_state: Any) -> Any:
+    states_in(opt_state)
+    return jax.tree.map(
+        lambda node: function(node) if isinstance(node, FgoState) else node,
+        opt_state,
+        is_leaf=lambda node: isinstance(node, FgoState),
+    )

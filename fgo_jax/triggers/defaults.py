@@ -1,0 +1,39 @@
+"""The triggers of the three phases."""
+
+from __future__ import annotations
+
+from fgo_jax.triggers.thresholds import below, plateau
+from fgo_jax.triggers.trends import increasing, stopped_falling
+from fgo_jax.triggers.trigger import Trigger, if_given
+
+
+def defaults() -> dict[str, Trigger]:
+    """The triggers of :func:`fgo_jax.target_acquisition`, by the phase that each ends.
+
+    - ``acquisition``: the dimension of the gradient noise has stopped falling, successive
+      gradients agree in less than three quarters of their energy, and the loss does not rise
+      (where a loss is given).
+    - ``reask``: successive gradients agree in less than three quarters of their energy.
+    - ``execution``: ten reported validations in a row brought no improvement. This raises the
+      flag of :func:`fgo_jax.should_stop`. Without a ``validation_value`` it never holds.
+
+    Returns:
+      A dict from the phase's name to its trigger. Pass the ones that you change to
+      ``triggers=`` of :func:`fgo_jax.target_acquisition`.
+
+    Example:
+      >>> import fgo_jax as fgo
+      >>> rests = fgo.triggers.stall("intrinsic_dimension")
+      >>> later = fgo.triggers.defaults()["reask"] & rests
+      >>> tx = fgo.target_acquisition(3e-3, triggers={"reask": later})
+
+    Source: Friction-Guided Optimization (2026), section 4. The paper also asks that the loss
+    still fall. Here only a rise keeps acquisition going: a loss at rest is a reason to go on.
+    """
+    return {
+        "acquisition": stopped_falling("intrinsic_dimension")
+        & below("agreement", 0.75)
+        & if_given(~increasing("loss"), "loss", otherwise=1),
+        "reask": below("agreement", 0.75),
+        "execution": if_given(plateau("validation", patience=10), "validation", otherwise=0),
+    }
