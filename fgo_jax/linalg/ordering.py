@@ -13,8 +13,9 @@ def ordered_after(flag: jax.Array, counter: jax.Array) -> jax.Array:
     orders the read before the write and updates the state in place. Without the dependency it
     keeps the state for the reader and copies it at every step.
 
-    Measured in `tests/controller/test_ordering.py`, on a network of 2,500 parameters: a
-    compiled step of `target_acquisition` copies 292 bytes with it, 537,160 without.
+    On a network of 3,072 parameters a compiled step of :func:`fgo_jax.target_acquisition`
+    copies 292 bytes with the dependency and 549,448 without
+    (``tests/controller/test_ordering.py``).
 
     Args:
       flag: [], bool.

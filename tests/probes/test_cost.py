@@ -1,8 +1,6 @@
 """Between its measurements a probe runs nothing, and masked parameters are refused."""
 
-import math
 import os
-import re
 import subprocess
 import sys
 
@@ -12,6 +10,7 @@ import pytest
 
 import fgo_jax as fgo
 from fgo_jax.linalg import sketch
+from tests.hlo import computations, reached
 from tests.problems import mlp, mlp_batch, mlp_loss, mlp_params
 
 MARK = "the_probe_runs"
@@ -35,34 +34,6 @@ PROBES = {
         fgo.probes.example_gradients(example_loss), every=50, examples=8
     ),
 }
-
-
-def computations(text):
-    """Name to body of each computation of an HLO module; the entry's name."""
-    bodies, entry, name = {}, None, None
-    for line in text.splitlines():
-        head = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line)
-        if head and not line.startswith(" "):
-            name = head.group(2)
-            bodies[name] = []
-            entry = name if head.group(1) else entry
-        elif name is not None:
-            bodies[name].append(line)
-    return bodies, entry
-
-
-def reached(bodies, start):
-    """Computations that run whenever `start` does: not the branches of a conditional."""
-    seen, todo = set(), [start]
-    while todo:
-        name = todo.pop()
-        if name in seen:
-            continue
-        seen.add(name)
-        for line in bodies[name]:
-            if " conditional(" not in line:
-                todo += [word for word in re.findall(r"%([\w.\-]+)", line) if word in bodies]
-    return seen
 
 
 @pytest.mark.parametrize("kind", PROBES)
@@ -103,7 +74,6 @@ def test_a_probe_under_masked_asks_for_the_whole_tree(wrap):
 
 
 SHARDED = """
-import math
 import re
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
@@ -154,32 +124,3 @@ def test_krylov_bases_stay_sharded_like_the_parameters():
         [sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True
     )
     assert done.stdout.strip() == "same", done.stderr[-3000:]
-
-
-def copied_always(tx, loss_of, params, batch):
-    """Bytes of arrays that every step copies, apart from scalars; the state is donated."""
-
-    def step(carry, batch):
-        params, state = carry
-        value, grads = jax.value_and_grad(loss_of)(params, batch)
-        updates, state = tx.update(grads, state, params, value=value)
-        return optax.apply_updates(params, updates), state
-
-    compiled = jax.jit(step, donate_argnums=0).lower((params, tx.init(params)), batch).compile()
-    bodies, entry = computations(compiled.as_text())
-    copies = [
-        shape
-        for name in reached(bodies, entry)
-        for line in bodies[name]
-        for shape in re.findall(r"= f32\[([\d,]+)\]\S* copy\(", line)
-    ]
-    return 4 * sum(math.prod(map(int, shape.split(","))) for shape in copies)
-
-
-def test_no_step_copies_the_state_of_a_transform():
-    # Four moments as large as the parameters, besides factors and bases, pass through every
-    # step; XLA copied them all where one switch held them, or where a probe reads them. What
-    # it does copy is one row of the sketch, 8 kB.
-    params, batch = mlp_params(width=256), mlp_batch(0)
-    moment = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert copied_always(fgo.target_acquisition(1e-3), mlp_loss, params, batch) < moment

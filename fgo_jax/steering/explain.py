@@ -1,0 +1,127 @@
+"""A run in words: where it stands, what it waits for, when and why its phases began."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+from jax import core
+
+from fgo_jax.controller.state import BY_DEADLINE, BY_HAND, BY_TRIGGER, FgoState
+from fgo_jax.phases.builders import NAMES
+from fgo_jax.probes.probe import Estimate
+from fgo_jax.steering.find import states_in
+
+_WHY = {
+    BY_TRIGGER: "its trigger held",
+    BY_DEADLINE: "its deadline had come",
+    BY_HAND: "it was asked for by hand",
+}
+
+
+def explain(opt_state: Any) -> str:
+    """Says in a few sentences what a run does, what it waits for, and what happened so far.
+
+    Args:
+      opt_state: as in :func:`fgo_jax.telemetry`, with concrete numbers.
+
+    Returns:
+      Text of a few lines. Measured numbers come with one standard error. With several states
+      in the tree, one paragraph for each, headed by its path.
+
+    Raises:
+      ValueError: where there is no :class:`fgo_jax.FgoState`, inside `jax.jit`, or for states
+        that are stacked.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fgo_jax as fgo
+      >>> tx = fgo.target_acquisition(3e-3)
+      >>> print(fgo.explain(tx.init({"w": jnp.ones(2)})).splitlines()[0])
+      In acquisition since step 0; now at step 0, learning rate 0.
+
+    Source: the conditions are those of section 4 of the FGO paper, as
+    :func:`fgo_jax.triggers.defaults` lists them.
+    """
+    states = states_in(opt_state)
+    if len(states) == 1:
+        return _paragraph(next(iter(states.values())))
+    return "\n\n".join(f"{path}:\n{_paragraph(state)}" for path, state in states.items())
+
+
+def _paragraph(state: FgoState) -> str:
+    _check(state)
+    clock = state.clock
+    phase, count = int(clock.phase), clock.started.shape[0]
+    lines = [
+        f"In {_name(phase, count)} since step {int(clock.started[phase])}; now at step "
+        f"{int(clock.total_step)}, learning rate {float(state.hyperparams['fgo_learning_rate']):.3g}."
+    ]
+    if left := int(clock.handover_left):
+        lines.append(
+            f"Hand-over: for {left} more steps the transform of {_name(int(clock.driver), count)} "
+            "makes the updates while the next one's statistics fill."
+        )
+    elif phase < len(state.trigger_states):
+        lines += _conditions(state, phase)
+    if phase == count - 1:
+        stopped = bool(clock.stop_flag)
+        lines.append("Its trigger has fired: stop." if stopped else "No phase comes after it.")
+    lines += _history(state)
+    if skipped := int(state.skipped_steps):
+        lines.append(f"Skipped {skipped} steps whose gradients or loss were not finite.")
+    return "\n".join(lines)
+
+
+def _conditions(state: FgoState, phase: int) -> list[str]:
+    """What the running phase waits for, what holds, and what is not known yet."""
+    titles = {-1: "Waits for", 0: "Not known yet", 1: "Holds"}
+    found: dict[int, list[str]] = {verdict: [] for verdict in titles}
+    for name, condition in state.trigger_states[phase].items():
+        found[int(condition.verdict)].append(f"{_words(name)}{_now(state.signals, name)}")
+    return [f"{titles[v]}: {'; '.join(items)}." for v, items in found.items() if items]
+
+
+def _now(signals: dict[str, Estimate], name: str) -> str:
+    """The newest number of the signal that a condition is named after."""
+    bare = name.removeprefix("not_")
+    named = [signal for signal in signals if bare.startswith(f"{signal}_")]
+    if not named:
+        return ""
+    estimate = signals[max(named, key=len)]
+    value, error = float(estimate.value), float(estimate.error)
+    if math.isnan(value):
+        return " (not measured yet)"
+    if math.isinf(error):
+        return f" (now {value:.3g}, not to be trusted)"
+    return f" (now {value:.3g})" if math.isnan(error) else f" (now {value:.3g} +- {error:.1g})"
+
+
+def _history(state: FgoState) -> list[str]:
+    """When and why each phase but the first began, in the order of their beginnings."""
+    started, causes = state.clock.started, state.clock.causes
+    count = started.shape[0]
+    begun = sorted((int(started[i]), i) for i in range(count) if int(causes[i]) in _WHY)
+    return [
+        f"{_name(i, count).capitalize()} began at step {step}: {_WHY[int(causes[i])]}."
+        for step, i in begun
+        if step > 0
+    ]
+
+
+def _name(phase: int, count: int) -> str:
+    return NAMES[phase] if count == len(NAMES) else f"phase {phase}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _check(state: FgoState) -> None:
+    if any(isinstance(leaf, core.Tracer) for leaf in jax.tree.leaves(state.clock)):
+        raise ValueError("explain reads numbers: call it outside jax.jit, or use fgo.telemetry.")
+    if state.clock.phase.ndim:
+        raise ValueError(
+            "the state holds several runs: pass one, as in jax.tree.map(lambda x: x[0], state)."
+        )
