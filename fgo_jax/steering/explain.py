@@ -52,11 +52,11 @@ def explain(opt_state: Any) -> str:
 
 def _paragraph(state: FgoState) -> str:
     _check(state)
-    clock = state.clock
+    clock, rate = state.clock, float(state.hyperparams["fgo_learning_rate"])
     phase, count = int(clock.phase), clock.started.shape[0]
     lines = [
         f"In {_name(phase, count)} since step {int(clock.started[phase])}; now at step "
-        f"{int(clock.total_step)}, learning rate {float(state.hyperparams['fgo_learning_rate']):.3g}."
+        f"{int(clock.total_step)}, learning rate {rate:.3g}."
     ]
     if left := int(clock.handover_left):
         lines.append(
