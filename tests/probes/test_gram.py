@@ -207,7 +207,7 @@ def test_clipping_leaves_the_probes_gradients_raw():
 
     def run(clip_norm):
         tx = fgo.phased(
-            [fgo.acquisition(1e-3)], [], fgo.probes.gradient_stream(8, every=2),
+            [fgo.acquisition(1e-3)], [], fgo.probes.gradient_stream(pairs=8, every=2),
             clip_norm=clip_norm,
         )  # fmt: skip
 
