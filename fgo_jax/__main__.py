@@ -23,4 +23,4 @@ if __name__ == "__main__":
     for name, item in public_names(fgo_jax, "fgo"):
         documented = inspect.ismodule(item) or callable(item)
         line = (inspect.getdoc(item) or "").partition("\n")[0] if documented else ""
-        print(f"{name}  {line}")
+        print(f"{name}  {line}".rstrip())

@@ -54,7 +54,7 @@ def _chosen(params: Any, mask: Mask) -> list[bool]:
     def spread(flag: Any, below: Any) -> Any:
         if not isinstance(flag, (bool, np.bool_)):
             raise ValueError(
-                "mask must hold one bool per leaf of the parameters, because a leaf is chosen as "
+                "mask must hold a bool per leaf of the parameters, because a leaf is chosen as "
                 f"a whole, got {type(flag).__name__}: pass True or False for each leaf."
             )
         return jax.tree.map(lambda _: bool(flag), below)
