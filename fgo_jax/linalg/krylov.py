@@ -152,7 +152,9 @@ def krylov_space(matvec: Callable[[Any], Any], block: Any, num_steps: int) -> Kr
     zeros = jnp.zeros([rows], jnp.float32)
     empty = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape[1:]), jnp.float32), block)
 
-    def append(basis: Any, vector: Any, slot: jax.Array, largest: jax.Array) -> tuple:
+    def append(
+        basis: Any, vector: Any, slot: jax.Array, largest: jax.Array
+    ) -> tuple[Any, jax.Array, jax.Array]:
         """Adds the part of a vector outside the basis at a slot; unfilled slots are zero.
 
         Returns the basis, the vector's coefficients in it, and the largest length so far.
@@ -182,7 +184,7 @@ def krylov_space(matvec: Callable[[Any], Any], block: Any, num_steps: int) -> Kr
         vector = jax.tree.map(lambda leaf: leaf[slot], block)
         return append(basis, vector, slot, jnp.float32(0.0))[0]
 
-    def step(k: jax.Array, carry: tuple) -> tuple:
+    def step(k: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         basis, columns, largest = carry
         vector = jax.tree.map(lambda all_rows: all_rows[k], basis)
         product = optax.tree.cast(matvec(vector), jnp.float32)

@@ -83,7 +83,7 @@ def average_weights(window: float = 0.1) -> optax.GradientTransformationExtraArg
         return average_init(params, window)
 
     def update(
-        updates: Any, state: AverageWeightsState, params: Any = None, **extra: Any
+        updates: Any, state: Any, params: Any = None, **extra: Any
     ) -> tuple[Any, AverageWeightsState]:
         del extra
         if params is None:

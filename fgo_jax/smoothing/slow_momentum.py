@@ -117,9 +117,7 @@ def slow_momentum(
     _checks.positive("window", window)
     _checks.positive("ramp_steps", ramp_steps)
 
-    def update(
-        updates: Any, state: SlowMomentumState, params: Any = None
-    ) -> tuple[Any, SlowMomentumState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, SlowMomentumState]:
         del params
         return momentum_update(
             state,

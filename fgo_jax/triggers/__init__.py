@@ -24,16 +24,10 @@ Slopes are tested with their confidence intervals. A measurement with an infinit
 error is not trusted: it makes every condition on its signal unknown until the next one.
 """
 
+from fgo_jax.triggers.signal import Observation, Signal
 from fgo_jax.triggers.thresholds import above, after, below, never, plateau
 from fgo_jax.triggers.trends import decreasing, increasing, stall, stopped_falling
-from fgo_jax.triggers.trigger import (
-    ConditionState,
-    Observation,
-    Signal,
-    Trigger,
-    condition,
-    if_given,
-)
+from fgo_jax.triggers.trigger import ConditionState, Trigger, condition, if_given
 
 __all__ = [
     "ConditionState",

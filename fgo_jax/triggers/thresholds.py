@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax import _checks
-from fgo_jax.triggers.trigger import Judged, Observation, Trigger, condition
+from fgo_jax.triggers.signal import Observation
+from fgo_jax.triggers.trigger import Judged, Trigger, condition
 
 
 def _nothing() -> tuple[()]:
@@ -141,6 +142,8 @@ def below(signal: str, threshold: float, *, z: float = 1.645, patience: int = 2)
 
 
 class PlateauState(NamedTuple):
+    """The lowest value so far."""
+
     best: jax.Array  # [], float32
 
 

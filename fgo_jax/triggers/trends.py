@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from fgo_jax import _checks
 from fgo_jax.triggers import regression
-from fgo_jax.triggers.trigger import Judged, Observation, Trigger, condition
+from fgo_jax.triggers.signal import Observation
+from fgo_jax.triggers.trigger import Judged, Trigger, condition
 
 # (slope, margin) -> (holds, fails)
 Verdicts = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
