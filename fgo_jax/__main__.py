@@ -19,8 +19,12 @@ def public_names(module: ModuleType, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from public_names(item, f"{prefix}.{name}")
 
 
-if __name__ == "__main__":
+def main() -> None:
     for name, item in public_names(fgo_jax, "fgo"):
         documented = inspect.ismodule(item) or callable(item)
         line = (inspect.getdoc(item) or "").partition("\n")[0] if documented else ""
         print(f"{name}  {line}".rstrip())
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ import pytest
 
 import fgo_jax as fgo
 import fgo_jax.linalg
-from fgo_jax.__main__ import public_names
+from fgo_jax.__main__ import main, public_names
 
 # Modules whose names must be complete.
 CHECKED = (
@@ -71,3 +71,10 @@ def test_the_check_sees_a_part_that_is_not_there(part):
     assert not lacks(documented)
     documented.__doc__ = documented.__doc__.replace(part, "")
     assert lacks(documented) == [part]
+
+
+def test_the_command_lists_every_public_name(capsys):
+    main()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [name for name, _ in public_names(fgo, "fgo")]
+    assert "fgo.triggers.after  Holds from the ``steps``-th update of the phase on." in lines
