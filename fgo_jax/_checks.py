@@ -1,4 +1,4 @@
-"""Argument checks: strict where a value is concrete, silent where it is traced."""
+"""Argument checks. Concrete values are checked; traced ones pass, since they have no value yet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax import core
 
 
 def _number(value: Any) -> float | None:
-    """The value as a float; None where it is a tracer and cannot be read."""
+    """The value as a float, NaN for what is no number; None for a tracer, which has no value."""
     if isinstance(value, core.Tracer):
         return None
     if isinstance(value, (bool, np.bool_)) or not isinstance(
@@ -22,43 +22,47 @@ def _number(value: Any) -> float | None:
 
 
 def is_zero(value: Any) -> bool:
-    """Whether a number is known to be zero."""
+    """Whether a value is known, at trace time, to be zero."""
     return _number(value) == 0
 
 
 def non_negative(name: str, value: Any) -> None:
+    """Raises for what is not a finite number >= 0."""
     number = _number(value)
     if number is not None and not (0.0 <= number < math.inf):
         raise ValueError(f"{name} must be a finite number >= 0, got {value!r}.")
 
 
 def positive(name: str, value: Any) -> None:
+    """Raises for what is not a finite number > 0."""
     number = _number(value)
     if number is not None and not (0.0 < number < math.inf):
         raise ValueError(f"{name} must be a finite number > 0, got {value!r}.")
 
 
 def fraction(name: str, value: Any) -> None:
+    """Raises for what is not a number in [0, 1)."""
     number = _number(value)
     if number is not None and not (0.0 <= number < 1.0):
         raise ValueError(f"{name} must lie in [0, 1), got {value!r}.")
 
 
 def unit(name: str, value: Any) -> None:
+    """Raises for what is not a number in [0, 1]."""
     number = _number(value)
     if number is not None and not (0.0 <= number <= 1.0):
         raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
 
 
 def integer(name: str, value: Any, minimum: int = 1) -> None:
-    """An integer that may be traced (it shapes nothing)."""
+    """Raises for what is not an integer >= `minimum`. It may be traced: it shapes no array."""
     number = _number(value)
     if number is not None and not (number >= minimum and number == int(number)):
         raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}.")
 
 
 def static(name: str, value: Any) -> None:
-    """What shapes arrays or picks a formula, hence a Python value."""
+    """Raises for a tracer: the value shapes arrays or picks a formula."""
     if isinstance(value, core.Tracer):
         raise ValueError(
             f"{name} decides what is computed and cannot be traced: pass a Python value "
@@ -67,17 +71,18 @@ def static(name: str, value: Any) -> None:
 
 
 def positive_int(name: str, value: Any, minimum: int = 1) -> None:
-    """An integer that shapes arrays, hence a Python one."""
+    """Raises for what is not a Python integer >= `minimum`: it shapes arrays."""
     static(name, value)
     integer(name, value, minimum)
 
 
 def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Raises for what is not one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
 
 
 def learning_rate(value: Any, name: str = "learning_rate") -> None:
-    """A rate may be a number or an optax schedule."""
+    """Raises for what is neither a finite number >= 0 nor an optax schedule."""
     if not callable(value):
         non_negative(name, value)

@@ -137,7 +137,7 @@ def measure(model: Model, draws: int) -> dict[str, Any]:
     for samples, steps, starts in SETTINGS:
         probe = fgo.probes.hutchinson(operator, num_samples=samples, examples=examples)
         rows += _signals(model, f"hutchinson({samples} vectors)", probe, moments, draws)
-        probe = fgo.probes.lanczos(operator, steps, starts, examples=examples)
+        probe = fgo.probes.lanczos(operator, steps, num_starts=starts, examples=examples)
         rows += _signals(model, f"lanczos({steps} x {starts})", probe, spectrum, draws)
     return {
         "parameters": int(optax.tree.size(model.params)),

@@ -103,4 +103,4 @@ def saturated(
     def init() -> SaturatedState:
         return SaturatedState(jnp.full([], jnp.nan, jnp.float32))
 
-    return condition(f"saturated({signal})", init, judge, (signal,), patience)
+    return condition(f"saturated({signal})", init, judge, signals=(signal,), patience=patience)

@@ -66,4 +66,4 @@ def plateau_of_means(
         holds = bad >= patience
         return fresh & jnp.isfinite(value), holds, ~holds, state
 
-    return condition(f"plateau_of_means({signal})", init, judge, (signal,))
+    return condition(f"plateau_of_means({signal})", init, judge, signals=(signal,))

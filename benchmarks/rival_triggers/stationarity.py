@@ -143,7 +143,7 @@ def stationary(
         state = StationaryState(means, samples, verdict)
         return evaluated, verdict == 1, verdict == -1, state
 
-    return condition("stationary", init, judge, ("norm_drift", "step_square"))
+    return condition("stationary", init, judge, signals=("norm_drift", "step_square"))
 
 
 def _equivalent(found: batch_means.Interval, tolerance: float) -> tuple[jax.Array, jax.Array]:

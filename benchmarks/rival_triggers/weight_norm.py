@@ -83,7 +83,7 @@ def bounced(signal: str = "weight_norm_square") -> Trigger:
         state = BouncedState(value, change, turns)
         return fresh & jnp.isfinite(value), holds, ~holds, state
 
-    return condition(f"bounced({signal})", init, judge, (signal,))
+    return condition(f"bounced({signal})", init, judge, signals=(signal,))
 
 
 class InflectedState(NamedTuple):
@@ -138,4 +138,4 @@ def inflected(
         state = InflectedState(smooth, jnp.where(look, 0, pending), looks, curvature, passed)
         return fresh & jnp.isfinite(value), passed, ~passed, state
 
-    return condition(f"inflected({signal})", init, judge, (signal,))
+    return condition(f"inflected({signal})", init, judge, signals=(signal,))

@@ -1,4 +1,4 @@
-"""What a trained model's curvature looks like, measured once and outside the step."""
+"""The curvature of a trained model, measured once and outside the training step."""
 
 from fgo_jax.analysis.measure import spectrum
 from fgo_jax.analysis.report import Density, LayerReport, SpectrumReport

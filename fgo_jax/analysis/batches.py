@@ -1,4 +1,4 @@
-"""What an analysis averages over: one batch or several of equal shapes."""
+"""The data of an analysis: one batch, or several of equal shapes."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ Data = Any
 
 
 def stack_batches(batch: Any, batches: Sequence[Any] | None) -> Data:
+    """The batches along a new leading axis, once it is known that their shapes agree."""
     if (batch is None) == (batches is None):
         raise ValueError(
-            "pass one batch as batch=, or several of equal shapes as batches=, and not both or "
-            "neither: a batch may itself be a list, so the two are not told apart."
+            "pass one batch as batch= or several of equal shapes as batches=, but not both: a "
+            "batch may itself be a list, so the two cannot be told apart."
         )
     if not jax.tree.leaves(batch if batches is None else list(batches)):
         raise ValueError("the batch holds no arrays: pass what the operator reads.")
@@ -42,9 +43,9 @@ def stack_batches(batch: Any, batches: Sequence[Any] | None) -> Data:
 def mean_product(
     operator: Operator, params: Any, data: Data, key: jax.Array
 ) -> Callable[[Any], Any]:
-    """The matvec of the batches' mean operator, in float32.
+    """The matvec of the mean operator of the batches, in float32.
 
-    An operator that draws draws for each batch anew, and the same at every product.
+    An operator that draws does so once for each batch: all products see the same draws.
     """
     count = jax.tree.leaves(data)[0].shape[0]
     if count == 1:
@@ -72,14 +73,14 @@ def gradient_noise(
     examples: int,
     key: jax.Array,
 ) -> dict[str, Estimate]:
-    """Noise scales of the gradients, their terms averaged over the batches."""
+    """Noise scales of the gradients; numerator and denominator are averaged over batches."""
     shapes = [leaf.shape for leaf in jax.tree.leaves(data)]
     count, size = shapes[0][0], min([shape[1] for shape in shapes if len(shape) > 1], default=0)
 
     @functools.partial(jax.jit, static_argnums=0)
     def measure(read: int, index: jax.Array, params: Any, data: Data, state: Any) -> Any:
         batch = jax.tree.map(lambda leaf: leaf[index], data)
-        # Weights i / (i + 1) of the average so far make it the plain mean.
+        # A weight of i / (i + 1) on the average so far gives the plain mean.
         so_far: Any = index / (index + 1.0)
         probe = gram(rows_fn, examples=read, smoothing=so_far, groups=groups)
         drawn = jax.random.fold_in(key, index)

@@ -1,4 +1,4 @@
-"""Pictures of a spectrum; they need matplotlib, the extra `plot`."""
+"""Pictures of a spectrum. They need matplotlib: `pip install fgo_jax[plot]`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import numpy as np
 
 from fgo_jax.analysis.report import SpectrumReport
 
-# Two of the colours of Okabe and Ito, told apart by all common kinds of colour vision.
+__all__ = ["layers", "spectral_density"]
+
+# Two colours of Okabe and Ito, distinguishable with all common kinds of colour vision.
 _BULK, _OUTLIER = "#0072B2", "#D55E00"
-# Heights below this many eigenvalues per decade are the kernel's tail.
+# Below this many eigenvalues per decade there is only the tail of the kernel.
 _FLOOR = 0.03
 
 
@@ -23,26 +25,27 @@ def spectral_density(
 ) -> Any:
     """Draws the bulk of a spectrum as a density and its outliers one by one.
 
-    The horizontal axis is logarithmic to both sides of a short linear stretch around
-    zero, the vertical one counts eigenvalues per factor of ten; the band is two standard
-    errors wide to each side. The listed eigenvalues are marked at the height of a single
-    one under the kernel: filled where they have converged, hollow where their residual is
-    above a tenth of their size. A dotted line, on a scale of its own at the right, shows the
-    share of the energy to the right of each place.
+    - Horizontal axis: the eigenvalue, logarithmic on both sides of a short linear stretch
+      around zero. Vertical axis: eigenvalues per factor of ten.
+    - Band: two standard errors to each side.
+    - Marks: the listed eigenvalues, at the height of a single one under the kernel. They are
+      filled where converged, hollow where the residual is above a tenth of their size.
+    - Dotted line, with its own scale at the right: the share of the energy in larger
+      eigenvalues.
 
     Args:
       report: from :func:`fgo_jax.spectrum`.
       ax: matplotlib axes to draw in; None makes a figure.
       width: standard deviation of the kernel, in decades.
-      linear_width: half of the linear stretch, in the unit of the eigenvalues; None for
-        what the steps resolve (see :meth:`SpectrumReport.density`).
+      linear_width: half the width of the linear stretch, in the unit of the eigenvalues;
+        None for what the steps resolve (see :meth:`SpectrumReport.density`).
 
     Returns:
-      the axes.
+      The axes.
 
     Raises:
       ImportError: without matplotlib, saying how to install it.
-      ValueError: as :meth:`SpectrumReport.density`, and for what is no report.
+      ValueError: as :meth:`SpectrumReport.density`, and for anything but a report.
 
     Example:
       >>> import jax.numpy as jnp
@@ -101,22 +104,35 @@ def spectral_density(
 
 
 def layers(report: SpectrumReport, ax: Any = None) -> Any:
-    """Draws the top eigenvalue and the mean one of every group of parameters.
+    """Draws the top and the mean eigenvalue of every group of parameters.
 
-    The longer the bar, the stiffer the layer; the mean curvature is its trace over its
-    number of parameters, and the participation ratio is written beside. Error lines are
-    two standard errors, of the top eigenvalue its residual.
+    The mean eigenvalue is the trace over the number of parameters. The participation ratio
+    is written beside the bars. Error lines are two standard errors, and the residual for the
+    top eigenvalue.
 
     Args:
       report: from :func:`fgo_jax.spectrum` with ``groups=``.
       ax: matplotlib axes to draw in; None makes a figure.
 
     Returns:
-      the axes, with the stiffest layer on top.
+      The axes, with the largest top eigenvalue at the top.
 
     Raises:
       ImportError: without matplotlib, saying how to install it.
-      ValueError: for a report without groups, and for what is no report.
+      ValueError: for a report without groups, and for anything but a report.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fgo_jax as fgo
+      >>> params = {"a": jnp.zeros(3), "b": jnp.zeros(2)}
+      >>> def operator(params, batch):
+      ...     return lambda v: {"a": 2.0 * v["a"], "b": 5.0 * v["b"]}
+      >>> groups = fgo.probes.layer_groups(params)
+      >>> report = fgo.spectrum(operator, params, batch=0, groups=groups)
+      >>> fgo.plotting.layers(report).get_ylabel()  # doctest: +SKIP
+      'layer (parameters)'
+
+    Source: the definition above.
     """
     _check(report)
     if not report.layers:
@@ -136,7 +152,7 @@ def layers(report: SpectrumReport, ax: Any = None) -> Any:
         values = np.array([abs(float(read(part).value)) / divisor(part) for _, part in parts])
         factor = 1.0 if label.startswith("top") else 2.0
         errors = np.array([factor * float(read(part).error) / divisor(part) for _, part in parts])
-        left = np.minimum(errors, 0.9 * values)  # a logarithmic axis has no zero
+        left = np.minimum(errors, 0.9 * values)  # stays above zero, for the logarithmic axis
         ax.barh(
             place + offset,
             values,
@@ -162,7 +178,7 @@ def layers(report: SpectrumReport, ax: Any = None) -> Any:
 
 
 def _energy_held(report: SpectrumReport) -> tuple[np.ndarray, np.ndarray]:
-    """The nodes, and the share of the energy in those above each."""
+    """The nodes, and the share of the energy in the nodes above each."""
     order = np.argsort(report.rule.nodes)
     nodes = report.rule.nodes[order]
     held = (report.rule.weights * np.abs(report.rule.nodes))[order]
@@ -170,7 +186,7 @@ def _energy_held(report: SpectrumReport) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ticks(ax: Any, linear_width: float, low: float, high: float) -> None:
-    """Zero and whole decades, at most about eight of them."""
+    """Ticks at zero and at whole decades, about eight at most."""
     first, last = np.ceil(np.log10(linear_width)), np.floor(np.log10(max(high, -low)))
     decades = np.arange(first, last + 1.0)
     decades = decades[:: max(1, int(np.ceil(len(decades) / (4 if low < -(10**first) else 7))))]

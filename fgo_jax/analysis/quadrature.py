@@ -1,4 +1,4 @@
-"""From Krylov spaces to the numbers of a spectrum, in float64 on the host."""
+"""The numbers of a spectrum from Krylov spaces, in float64 on the host."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ _ROUNDING = 1e-6
 
 
 class Ritz(NamedTuple):
-    """Ritz values of one Krylov space, by falling size, and what belongs to each."""
+    """Ritz values of one Krylov space, the largest in size first."""
 
     values: np.ndarray  # [n], float64
-    weights: np.ndarray  # [n], float64; of the quadrature, in sum 1
+    weights: np.ndarray  # [n], float64; of the quadrature; they sum to 1
     residuals: np.ndarray  # [n], float64; |A v - value v|
     coefficients: np.ndarray  # [n, steps], float64; of v in the basis
 
 
 class Rule(NamedTuple):
-    """Nodes and weights that stand for all eigenvalues, whatever function is summed."""
+    """Nodes and weights that stand for all eigenvalues: sum_i f(l_i) is about sum w f(node)."""
 
-    nodes: np.ndarray  # [n], float64; eigenvalues taken exactly and Ritz values of the rest
-    weights: np.ndarray  # [n], float64; how many eigenvalues each stands for, in sum d
-    starts: np.ndarray  # [n], int; the start that a node comes from, -1 for an exact one
+    nodes: np.ndarray  # [n], float64; exact eigenvalues, then Ritz values of the rest
+    weights: np.ndarray  # [n], float64; how many eigenvalues each stands for; they sum to d
+    starts: np.ndarray  # [n], int; the start of a node, -1 for an exact one
     num_starts: int
 
     def of_start(self, start: int) -> tuple[np.ndarray, np.ndarray]:
-        """Nodes and weights as that start alone gives them."""
+        """Nodes and weights from one start alone."""
         mine = (self.starts == -1) | (self.starts == start)
         scale = np.where(self.starts == -1, 1.0, float(self.num_starts))
         return self.nodes[mine], (scale * self.weights)[mine]
@@ -65,7 +65,7 @@ def ritz_values(matrix: Any, coupling: Any, valid: Any) -> Ritz:
 
 
 def combine(exact: np.ndarray, bulks: list[Ritz], dimension: int) -> Rule:
-    """Exact eigenvalues, one each, and the quadratures of what they leave."""
+    """The rule of exact eigenvalues, of weight one each, and the quadratures of the rest."""
     rest = dimension - len(exact)
     nodes = [exact, *(bulk.values for bulk in bulks)]
     weights = [np.ones(len(exact)), *(rest / len(bulks) * bulk.weights for bulk in bulks)]
@@ -76,10 +76,10 @@ def combine(exact: np.ndarray, bulks: list[Ritz], dimension: int) -> Rule:
 def moments(rule: Rule, exact_residuals: np.ndarray) -> dict[str, Estimate]:
     r"""Trace, trace of the square, participation ratio and negative share.
 
-    The first two are unbiased over the starts, whatever vectors Q were taken exactly:
-    with P the projector off them, :math:`\mathrm{tr}\,A = \mathrm{tr}\,QAQ^T +
-    \mathrm{tr}\,PAP` and :math:`\mathrm{tr}\,A^2 = \mathrm{tr}\,(QAQ^T)^2 +
-    2 \|PAQ^T\|^2 + \mathrm{tr}\,(PAP)^2`, the middle term being the squared residuals.
+    The first two are unbiased over the starts for any vectors Q taken exactly. With P the
+    projector off them, :math:`\mathrm{tr}\,A = \mathrm{tr}\,QAQ^T + \mathrm{tr}\,PAP` and
+    :math:`\mathrm{tr}\,A^2 = \mathrm{tr}\,(QAQ^T)^2 + 2 \|PAQ^T\|^2 +
+    \mathrm{tr}\,(PAP)^2`. The middle term holds the squared residuals.
     """
     parts = np.array(
         [
@@ -99,7 +99,7 @@ def moments(rule: Rule, exact_residuals: np.ndarray) -> dict[str, Estimate]:
     if size <= 0.0 or square <= 0.0:
         nothing = _estimate(np.nan, np.nan)
         return {**result, "participation_ratio": nothing, "negative_share": nothing}
-    # Less its variance: the square of an unbiased mean is too large by it.
+    # Less its variance, by which the square of an unbiased mean is too large.
     ratio = (size**2 - np.var(parts[:, 1], ddof=1) / rule.num_starts) / square
     influence = 2.0 * parts[:, 1] / size - parts[:, 2] / square
     result["participation_ratio"] = _estimate(
@@ -113,8 +113,8 @@ def moments(rule: Rule, exact_residuals: np.ndarray) -> dict[str, Estimate]:
 def energy_rank(rule: Rule, energy: float) -> Estimate:
     """The fewest eigenvalues that hold a share of the sum of |eigenvalue|.
 
-    Its error is a jackknife over the starts of the count with its fraction, and holds the
-    next whole number where the count may cross one.
+    The error is a jackknife over the starts, of the count with its fraction. Where the count
+    may cross a whole number, the error reaches the next one.
     """
     fraction, exact = _count(rule, energy)
     if np.isnan(fraction):

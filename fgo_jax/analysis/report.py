@@ -1,4 +1,4 @@
-"""What :func:`fgo_jax.spectrum` returns."""
+"""The report that :func:`fgo_jax.spectrum` returns."""
 
 from __future__ import annotations
 
@@ -13,30 +13,62 @@ from fgo_jax.analysis.quadrature import Rule
 from fgo_jax.linalg.operator import student_width
 from fgo_jax.probes.probe import Estimate
 
-# Shares of the largest eigenvalue: below the first, float32 products are rounding; above
-# the second, a linear stretch would hide what a logarithmic axis is there to show.
+# Bounds of the linear stretch, as shares of the largest eigenvalue. Below the first, float32
+# products are rounding. Above the second, it would hide what a logarithmic axis shows.
 _LINEAR_SHARES = 1e-5, 1e-2
 
 
 class Density(NamedTuple):
-    """A smoothed spectral density on a grid, which is dense around zero."""
+    """A smoothed spectral density on a grid that is dense around zero.
 
-    eigenvalues: np.ndarray  # [n], ascending
-    values: np.ndarray  # [n]; eigenvalues per unit of eigenvalue; the integral is d
-    per_decade: np.ndarray  # [n]; eigenvalues per factor of ten, away from zero
-    per_decade_errors: np.ndarray  # [n]; standard errors over the starts
-    linear_width: float  # around zero, where the axis is linear and not logarithmic
+    Attributes:
+      eigenvalues: [n], ascending.
+      values: [n], eigenvalues per unit of eigenvalue. The integral is the dimension.
+      per_decade: [n], eigenvalues per factor of ten; not meaningful near zero.
+      per_decade_errors: [n], standard errors of these over the starts.
+      linear_width: within this distance of zero the grid is linear, beyond it logarithmic.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fgo_jax as fgo
+      >>> values = jnp.array([9.0, 1.0, 1.0, 0.1])
+      >>> report = fgo.spectrum(lambda params, batch: lambda v: values * v, jnp.zeros(4), 0)
+      >>> report.density(points=100).per_decade.shape
+      (100,)
+
+    Source: Ghorbani et al. (2019), section 2.
+    """
+
+    eigenvalues: np.ndarray
+    values: np.ndarray
+    per_decade: np.ndarray
+    per_decade_errors: np.ndarray
+    linear_width: float
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerReport:
-    """The diagonal block of one group of parameters.
+    """The spectrum of the diagonal block of one group of parameters.
 
     Attributes:
-      dimension: parameters of the group.
-      top_eigenvalue: the block's largest in size; the error is its residual.
+      dimension: number of parameters in the group.
+      top_eigenvalue: the eigenvalue of the block that is largest in size. Its error is its
+        residual.
       trace, participation_ratio: of the block, as in :class:`SpectrumReport`.
-      noise_scale: of the group's gradients; None where no rows were given.
+      noise_scale: of the group's gradients, in examples; None where no rows were given.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import fgo_jax as fgo
+      >>> params = {"a": jnp.zeros(3), "b": jnp.zeros(2)}
+      >>> def operator(params, batch):
+      ...     return lambda v: {"a": 2.0 * v["a"], "b": 5.0 * v["b"]}
+      >>> groups = fgo.probes.layer_groups(params)
+      >>> report = fgo.spectrum(operator, params, batch=0, groups=groups)
+      >>> {name: round(float(part.trace.value), 3) for name, part in report.layers.items()}
+      {'a': 6.0, 'b': 10.0}
+
+    Source: the definition above.
     """
 
     dimension: int
@@ -48,32 +80,47 @@ class LayerReport:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class SpectrumReport:
-    r"""The spectrum of a symmetric operator A. Printed, it is a table.
+    r"""The spectrum of a symmetric operator A. Printing it gives a table.
 
     Every `Estimate` is a value and its standard error over the random starts, widened to
-    Student's t. Only for eigenvalues it is the residual |A v - value v|: so near to the
-    value there is an eigenvalue for certain. Sums of energy are over :math:`|\lambda|`, which
-    for a positive semi-definite operator is :math:`\lambda`.
+    Student's t. The error of an eigenvalue is its residual |A v - value v| instead: within
+    it there is an eigenvalue for certain. Sums of energy are over :math:`|\lambda|`, which is
+    :math:`\lambda` for a positive semi-definite operator.
 
     Attributes:
-      eigenvalues: [k], the largest in size first; negative ones keep their sign.
+      eigenvalues: [k], the largest in size first. Negative ones keep their sign.
       residuals: [k], |A v - eigenvalue v|, measured by one more product.
-      eigenvectors: leaves [k, *leaf.shape], orthonormal, shaped like the parameters.
-      complete: False where another eigenvalue in the range of those listed was seen, such
+      eigenvectors: orthonormal, shaped like the parameters with leaves [k, *leaf.shape].
+      complete: False where another eigenvalue was seen in the range of those listed, such
         as a copy of a multiple one: take a larger ``block_size`` or more steps. True is no
-        proof, for each start sees what its steps resolve.
-      dimension: d, parameters of the leaves that the operator acts on.
-      top_eigenvalue, lowest_eigenvalue: algebraically.
+        proof, since the starts see only what their steps resolve.
+      dimension: d, number of parameters in the leaves that the operator acts on.
+      top_eigenvalue, lowest_eigenvalue: the largest and the smallest one, with their signs.
       trace, trace_square: of A and of A squared.
       participation_ratio: :math:`(\sum |\lambda|)^2 / \sum \lambda^2`.
-      energy_rank, energy_fraction: fewest eigenvalues that hold ``energy`` of
+      energy_rank, energy_fraction: the fewest eigenvalues that hold ``energy`` of
         :math:`\sum |\lambda|`, and their share of d.
       negative_share: :math:`\sum \max(-\lambda, 0) / \sum |\lambda|`.
-      noise_scale: examples per batch at which gradient noise and signal are equal; None
-        where no rows were given, and with an infinite error where the signal is not seen.
-      energy: the share asked for.
-      rule: nodes and weights of the quadrature, for any other sum over the spectrum.
-      layers: by the name of the group; empty where no groups were given.
+      noise_scale: the batch size, in examples, at which the noise of the mean gradient
+        equals its size. None where no rows were given. Its error is infinite where the mean
+        gradient is not distinguishable from zero.
+      energy: the share that was asked for.
+      rule: ``nodes`` and ``weights`` of the quadrature, for any other sum over the spectrum.
+      layers: :class:`LayerReport` by the name of the group; empty without groups.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fgo_jax as fgo
+      >>> values = jnp.array([4.0, 1.0])
+      >>> report = fgo.spectrum(lambda params, batch: lambda v: values * v, jnp.zeros(2), 0)
+      >>> float(report.trace.value.round(3)), report.complete
+      (5.0, True)
+      >>> root = (report.rule.weights * report.rule.nodes**0.5).sum()  # trace of A^(1/2)
+      >>> round(float(root), 3)
+      3.0
+
+    Source: Golub and Meurant (2010), "Matrices, moments and quadrature"; Ghorbani et al.
+    (2019).
     """
 
     eigenvalues: np.ndarray
@@ -95,26 +142,50 @@ class SpectrumReport:
     layers: dict[str, LayerReport]
 
     def eigenvector(self, index: int) -> Any:
-        """One eigenvector, shaped like the parameters."""
+        """One eigenvector.
+
+        Args:
+          index: its place in ``eigenvalues``.
+
+        Returns:
+          A pytree like the parameters, float32, of length 1.
+
+        Raises:
+          Nothing of its own; out of range JAX gives the last one.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> import fgo_jax as fgo
+          >>> values = jnp.array([4.0, 1.0])
+          >>> report = fgo.spectrum(lambda params, batch: lambda v: values * v, jnp.zeros(2), 0)
+          >>> abs(report.eigenvector(1)).round(3).tolist()
+          [0.0, 1.0]
+
+        Source: the definition above.
+        """
         return jax.tree.map(lambda leaf: leaf[index], self.eigenvectors)
 
     def density(
-        self, points: int = 500, width: float = 0.1, linear_width: float | None = None
+        self, points: int = 500, *, width: float = 0.1, linear_width: float | None = None
     ) -> Density:
         r"""The number of eigenvalues per unit and per decade, smoothed.
 
-        Spectra span decades and may change sign, so the kernel is a Gaussian in
-        :math:`y = \mathrm{asinh}(\lambda / w)`: logarithmic beyond w, linear within.
+        .. math:: \rho(y) = \sum_j w_j\, \mathcal N(y \mid y_j, s^2), \qquad
+                  y = \mathrm{asinh}(\lambda / w)
+
+        with the nodes and weights :math:`w_j` of the quadrature. Spectra span decades and may
+        change sign; y is logarithmic beyond w and linear within.
 
         Args:
           points: of the grid, at least 2.
-          width: standard deviation of the kernel, in decades.
-          linear_width: w, in the unit of the eigenvalues; None for what the steps resolve at
-            zero, twice the gap between Ritz values there, within 1e-5 to 1e-2 of the
-            largest. A smaller one draws the single Ritz values of an unresolved bulk.
+          width: standard deviation s of the kernel, in decades.
+          linear_width: w, in the unit of the eigenvalues. None takes what the steps resolve
+            at zero: twice the gap between Ritz values there, within 1e-5 to 1e-2 of the
+            largest eigenvalue. A smaller one shows the single Ritz values of an unresolved
+            bulk.
 
         Returns:
-          a :class:`Density`; its integral over the grid is ``dimension``.
+          A :class:`Density`; its integral over the grid is ``dimension``.
 
         Raises:
           ValueError: for numbers that are not positive, or an operator that is zero.
@@ -128,7 +199,7 @@ class SpectrumReport:
           >>> round(float(np.trapezoid(density.values, density.eigenvalues)), 2)
           4.0
 
-        Source: Ghorbani et al. (2019), section 2, with a kernel of even width in decades.
+        Source: Ghorbani et al. (2019), section 2, with a kernel of constant width in decades.
         """
         _checks.positive_int("points", points, 2)
         _checks.positive("width", width)
@@ -145,7 +216,7 @@ class SpectrumReport:
         decade = np.log(10.0)
         spread = decade * width
         ends = np.arcsinh(np.array([min(np.min(self.rule.nodes), 0.0), largest]) / linear_width)
-        if np.max(self.rule.nodes) < largest:  # the largest in size is negative
+        if np.max(self.rule.nodes) < largest:  # then the largest in size is negative
             ends[1] = max(np.arcsinh(np.max(self.rule.nodes) / linear_width), 0.0)
         y = np.linspace(ends[0] - 5 * spread, ends[1] + 5 * spread, points)
 
@@ -166,7 +237,7 @@ class SpectrumReport:
         )
 
     def _gap_at_zero(self) -> float:
-        """Between the Ritz value nearest zero and the next one, the median over the starts."""
+        """Gap between the Ritz value nearest zero and the next one; median over the starts."""
         gaps = []
         for start in range(self.rule.num_starts):
             nodes = np.sort(self.rule.nodes[self.rule.starts == start])

@@ -1,4 +1,15 @@
-"""Curvature as an operator: `(params, batch) -> (vector -> vector)`."""
+"""Curvature as an operator: `(params, batch) -> (vector -> vector)`.
+
+| operator | what it is | labels |
+|---|---|---|
+| `ggn` | generalised Gauss-Newton matrix; the Fisher for the named losses | none |
+| `sampled_fisher` | a random estimate of the same | drawn from the model |
+| `empirical_fisher` | second moment of the single-example gradients | the data's |
+| `hessian` | Hessian of the loss; may be indefinite | the data's |
+
+`example_losses` makes the losses that the last two take. `friction` is the quadratic form of
+an operator along a direction.
+"""
 
 from fgo_jax.curvature.empirical_fisher import empirical_fisher
 from fgo_jax.curvature.friction import friction

@@ -1,4 +1,4 @@
-"""Mean operators over a batch in chunks: memory for one chunk, its forward pass repeated."""
+"""Mean operators over a batch in chunks: memory for one chunk, repeated forward passes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Part(NamedTuple):
     examples: int = 1  # examples in the part; only read where `of` is more than one
 
     def rows(self, count: int) -> jax.Array:
-        """The numbers, in the whole batch, of a part's `count` rows of outputs."""
+        """The places in the whole batch of the `count` rows of outputs of a part."""
         per_example = max(count // self.examples, 1)
         local = jnp.arange(count, dtype=jnp.int32)
         if self.of == 1:
@@ -32,6 +32,7 @@ class Part(NamedTuple):
 
 
 def check_options(weights: Any, chunk_size: Any) -> None:
+    """Raises for options that no batch can satisfy."""
     if weights is not None:
         weighting.check_select("weights", weights)
     if chunk_size is not None:
@@ -45,24 +46,24 @@ def mean_over_chunks(
     weights: weighting.Select | None,
     chunk_size: int | None,
 ) -> Matvec:
-    """The matvec of the whole batch, from `build`, which makes the mean one of any part.
+    """The matvec of the whole batch, where `build` makes the mean matvec of any part.
 
-    Every product scans the chunks and linearises each anew; nothing of a chunk is kept.
+    Every product scans the chunks and linearises each again, so nothing of a chunk is kept.
     """
     count = 1 if chunk_size is None else _examples(batch, chunk_size) // chunk_size
     if chunk_size is None or count == 1:
         return build(params, batch, Part())
 
     def chunk(index: Any) -> Any:
-        # Every count-th example and not a block of them: a batch sharded over examples
-        # then gives every device its share of each chunk.
+        # Every count-th example, not a block: in a batch sharded over examples every device
+        # then holds its share of each chunk.
         def take(leaf: jax.Array) -> jax.Array:
             rows = jnp.reshape(leaf, (chunk_size, count, *leaf.shape[1:]))
             return jax.lax.dynamic_index_in_dim(rows, index, axis=1, keepdims=False)
 
         return jax.tree.map(take, jax.tree.map(jnp.asarray, batch))
 
-    # For the errors only: the labels are concrete here, and no longer so in the scan.
+    # Only for its errors: labels can be checked here, where they are still concrete.
     def run_checks(p: Any) -> None:
         build(p, batch, Part())
 
@@ -91,7 +92,7 @@ def mean_over_chunks(
 
 
 def _examples(batch: Any, chunk_size: int) -> int:
-    """The size of axis 0 of every leaf, once it is known that chunks divide it."""
+    """The size of axis 0 of every leaf; raises where chunks do not divide it."""
     sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
     if len(sizes) != 1 or sizes in ({()}, {(0,)}):
         shapes = jax.tree.map(jnp.shape, batch)

@@ -1,4 +1,4 @@
-"""The empirical Fisher: the uncentred second moment of the gradients of single examples."""
+"""The empirical Fisher: the uncentred second moment of single-example gradients."""
 
 from __future__ import annotations
 
@@ -20,43 +20,43 @@ def empirical_fisher(
     mask: Mask | None = None,
     chunk_size: int | None = None,
 ) -> Callable[[Any, Any], Matvec]:
-    r"""Products with the mean outer product of per-example gradients at the batch's labels.
+    r"""Products with the mean outer product of single-example gradients at the data's labels.
 
     .. math:: F v = \frac1n \sum_i g_i (g_i^T v) = \frac1n J^T (J v), \qquad
               J_{ij} = \partial \ell_i / \partial \theta_j
 
-    or :math:`J^T \mathrm{diag}(w) J v / \sum_i w_i` with weights. J is the Jacobian of
-    the vector of losses, and only its products are taken: one forward and one backward
-    linear pass each, and never a gradient per example. For the same reason the function
-    takes the whole batch rather than one example under a ``vmap``: layers are free to
-    work on batches, and a function that is ``vmap`` already serves as it is.
+    With weights it is :math:`J^T \mathrm{diag}(w) J v / \sum_i w_i`. J is the Jacobian of
+    the vector of losses. A product takes one forward and one backward linear pass, and no
+    single gradient is ever formed. So the function takes the whole batch and needs no
+    ``vmap``; one that uses ``vmap`` works too.
 
-    Every entry of the losses is an example of its own. Losses [batch, time] make every
-    position one; sum over time where a sequence is the example. Where the loss of one
-    entry depends on other examples (batch normalisation), so does its gradient.
+    Every entry of the losses is an example of its own. With losses [batch, time] every
+    position is one; sum over time where a sequence is the example. Where the loss of an entry
+    depends on other examples (batch normalisation), so does its gradient.
 
-    It is no Fisher: the labels are the data's, and near a good fit it falls with the
-    residuals while :func:`ggn` does not.
+    It is not the Fisher: the labels are the data's. Near a good fit it falls with the
+    residuals, while :func:`ggn` does not.
 
     Args:
-      example_loss_fn: ``(params, batch) -> losses`` [...], at least one axis, as
+      example_loss_fn: ``(params, batch) -> losses`` [...] with at least one axis, as
         :func:`example_losses` makes it from a model and labels.
       weights: where the batch holds one weight >= 0 per loss: a key or an index, or
         ``batch -> weights`` [...].
       mask, chunk_size: as in :func:`ggn`.
 
     Returns:
-      ``operator(params, batch) -> matvec`` with products as those of :func:`ggn`, in the
-      unit of the loss squared over parameters squared.
+      ``operator(params, batch) -> matvec`` as in :func:`ggn`; products are in the unit of the
+      loss squared over parameters squared.
 
     Raises:
-      ValueError: when the operator is called, for a scalar loss, and as :func:`ggn` for the
-        options.
+      ValueError: for wrong options, as :func:`ggn`; when the operator is called, for a scalar
+        loss.
       TypeError: from JAX, where the function holds a ``jax.custom_vjp``.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> operator = empirical_fisher(lambda params, batch: batch @ params)
+      >>> import fgo_jax as fgo
+      >>> operator = fgo.curvature.empirical_fisher(lambda params, batch: batch @ params)
       >>> matvec = operator(jnp.zeros(2), jnp.array([[1.0, 0.0], [0.0, 3.0]]))
       >>> matvec(jnp.ones(2)).tolist()
       [0.5, 4.5]

@@ -17,35 +17,35 @@ def friction(matvec: Callable[[Any], Any], directions: Any, *, stacked: bool = F
 
     .. math:: \varphi(\theta; u) = u^T F(\theta)\, u
 
-    The direction is taken at its own length: an update gives the friction of that step,
-    twice the quadratic part of its change of the loss; a unit vector gives the curvature.
-    Summed over an orthonormal basis it is the trace. One product per direction, several
-    directions one after the other.
+    The direction keeps its length. For an update it is twice the quadratic part of that
+    step's change of the loss; for a unit vector it is the curvature. Summed over an
+    orthonormal basis it is the trace. Each direction takes one product, one at a time.
 
     Args:
-      matvec: symmetric map of a pytree to one of the same shapes, such as
+      matvec: F, a symmetric map of a pytree to one of the same shapes, such as
         ``fgo.curvature.ggn(...)(params, batch)``.
-      directions: u, a pytree shaped like the parameters; with ``stacked``, of leaves
-        [k, *leaf.shape] that hold k of them.
-      stacked: whether the leaves have that leading axis. It is said and not guessed from
-        the shapes, which may fit both ways.
+      directions: u, a pytree shaped like the parameters; with ``stacked``, k of them in
+        leaves [k, *leaf.shape].
+      stacked: whether the leaves have that leading axis. Shapes alone cannot tell, because
+        they may fit both ways.
 
     Returns:
-      float32, [] or [k]; in the unit of the operator times that of the direction squared.
+      [] or [k], float32, in the unit of the operator times that of the direction squared.
 
     Raises:
       ValueError: for ``stacked`` directions whose leaves do not share their leading axis.
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import fgo_jax as fgo
       >>> matvec = lambda v: jnp.array([1.0, 3.0]) * v
-      >>> friction(matvec, jnp.ones(2)).tolist()
+      >>> fgo.curvature.friction(matvec, jnp.ones(2)).tolist()
       4.0
-      >>> friction(matvec, jnp.eye(2), stacked=True).tolist()
+      >>> fgo.curvature.friction(matvec, jnp.eye(2), stacked=True).tolist()
       [1.0, 3.0]
 
-    Source: the friction of the paper; Martens (2020), section 5, on it as the length of a
-    step in the Fisher metric.
+    Source: Friction-Guided Optimization (2026); Martens (2020), section 5, on it as the
+    squared length of a step in the Fisher metric.
     """
 
     def along(direction: Any) -> jax.Array:

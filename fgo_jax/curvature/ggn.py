@@ -1,4 +1,4 @@
-"""The generalised Gauss-Newton matrix, which for likelihoods is the Fisher."""
+"""The generalised Gauss-Newton matrix; for likelihoods it is the Fisher."""
 
 from __future__ import annotations
 
@@ -24,56 +24,56 @@ def ggn(
     .. math:: F v = J^T H J v, \qquad J = \partial f / \partial \theta, \quad
               H = \nabla^2_f\, \ell
 
-    with f the outputs on the batch and :math:`\ell` the mean loss. For the named losses,
-    which are negative log-likelihoods, F is the Fisher (its expectation over labels drawn
-    from the model), so ``v^T F v`` is the friction along v and no labels are read:
+    with f the outputs on the batch and :math:`\ell` the mean loss. The named losses are
+    negative log-likelihoods. For them F is the Fisher, its mean over labels drawn from the
+    model, and no labels are read:
 
     - ``"softmax_cross_entropy"``: outputs [..., C] are logits of one class;
     - ``"sigmoid_cross_entropy"``: outputs [..., C] are logits of C yes/no labels;
-    - ``"squared_error"``: :math:`\frac12 \|f - y\|^2`;
+    - ``"squared_error"``: :math:`\frac12 \|f - y\|^2`.
 
-    each summed over the last axis and averaged over all leading ones. With weights w the
-    mean is :math:`\sum_i w_i \ell_i / \sum_i w_i`, so a 0/1 mask of padding gives the mean
-    over what it keeps. That is a ratio: two parts of a batch whose weights differ in sum
-    do not average to the whole.
+    Each is summed over the last axis and averaged over all leading ones. With weights w the
+    mean is :math:`\sum_i w_i \ell_i / \sum_i w_i`: a 0/1 mask of padding gives the mean over
+    the examples it keeps. The mean is a ratio, so two parts of a batch with different sums of
+    weights do not average to the whole.
 
-    The model is linearised once per call of the operator, and its linear map transposed;
-    every product then costs one forward and one backward linear pass. For a named loss H
-    is applied by its formula: beside the outputs and one tangent of them, nothing of their
-    size is kept, as in a gradient.
-    There is no state and no randomness; a dropout key belongs in ``predict_fn``.
+    The model is linearised once per call of the operator. Every product then costs one
+    forward and one backward linear pass. For a named loss H is applied by its formula: like a
+    gradient, a product keeps nothing of the outputs' size but the outputs and one tangent.
+    There is no state and no randomness; a dropout key belongs into ``predict_fn``.
 
     Args:
       predict_fn: ``(params, batch) -> outputs``; picks its inputs out of the batch.
-      loss: a name from above, or ``(outputs, batch) -> losses``, twice differentiable and
-        convex in the outputs, called with float32 outputs (then a pytree of any shape);
-        it returns one loss per example, or their mean.
-      weights: where the batch holds one weight >= 0 per loss, an array [...] shaped like
-        the outputs without their last axis: a key or an index, or ``batch -> weights``.
-      mask: as in ``optax.masked``, a pytree of bools shaped like the parameters or a prefix
+      loss: a name from above. Or ``(outputs, batch) -> losses``, twice differentiable and
+        convex in the outputs, which are float32 and may be a pytree of any shapes; it
+        returns one loss per example, or their mean.
+      weights: where the batch holds one weight >= 0 per loss, an array shaped like the
+        outputs without their last axis: a key or an index, or ``batch -> weights``.
+      mask: as in ``optax.masked``: a pytree of bools shaped like the parameters or a prefix
         of it, or a function from the parameters to one. F is restricted to the leaves that
-        are True: the product is zero on the others, and the vector's part there unread.
-      chunk_size: examples per chunk, for memory; None for the whole batch at once. It must
-        divide the size of axis 0, which all arrays of the batch share. Each product then
-        repeats the model's forward pass, about a quarter of its cost again.
+        are True. On the others the product is zero and the vector is not read.
+      chunk_size: examples per chunk, to save memory; None for the whole batch at once. It
+        must divide the size of axis 0, which all arrays of the batch share. Each product then
+        repeats the forward pass of the model, which adds about a quarter to its cost.
 
     Returns:
-      ``operator(params, batch) -> matvec``, where ``matvec`` takes a pytree shaped like
-      the parameters and returns one, in float32 and in the unit of the loss over
-      parameters squared. With lower-precision parameters the model still runs in its
-      own precision: the vector is cast on entry and the product on exit.
+      ``operator(params, batch) -> matvec``. The ``matvec`` maps a pytree shaped like the
+      parameters to one in float32, in the unit of the loss over parameters squared. With
+      lower-precision parameters the model runs in its own precision: vectors are cast on
+      entry, products on exit.
 
     Raises:
-      ValueError: for an unknown name of a loss or a wrong option (here); when the operator
-        is called, for outputs that a named loss cannot take, weights of another shape, a
-        chunk size that does not divide the batch, or a mask that chooses nothing.
+      ValueError: for an unknown loss or a wrong option; when the operator is called, for
+        outputs that a named loss cannot take, weights of another shape, a chunk size that
+        does not divide the batch, or a mask that chooses nothing.
       TypeError: from JAX, where ``predict_fn`` holds a ``jax.custom_vjp``, which has no
-        forward mode; give it a ``jax.custom_jvp`` for the probe.
+        forward mode; use a ``jax.custom_jvp`` for the probe.
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import fgo_jax as fgo
       >>> linear = lambda params, batch: batch["x"] @ params["w"]
-      >>> operator = ggn(linear, loss="squared_error")
+      >>> operator = fgo.curvature.ggn(linear, loss="squared_error")
       >>> batch = {"x": jnp.array([[1.0, 0.0], [0.0, 3.0]])}
       >>> matvec = operator({"w": jnp.zeros((2, 1))}, batch)
       >>> matvec({"w": jnp.ones((2, 1))})["w"].ravel().tolist()  # x^T x / 2

@@ -1,4 +1,4 @@
-"""The Hessian of the loss, which unlike the Fisher may be indefinite."""
+"""The Hessian of the loss; unlike the Fisher it may be indefinite."""
 
 from __future__ import annotations
 
@@ -23,28 +23,29 @@ def hessian(
 
     .. math:: H v = \frac{d}{d\epsilon} \nabla \ell(\theta + \epsilon v) \big|_{\epsilon = 0}
 
-    forward over reverse: the gradient is linearised once per call of the operator, and
-    every product is one linear pass. H is symmetric and, away from a minimum, indefinite:
-    probes that take a positive semi-definite operator want :func:`ggn` instead.
+    The gradient is linearised once per call of the operator (forward over reverse), and every
+    product is one linear pass. H is symmetric and, away from a minimum, indefinite: probes of
+    positive semi-definite operators take :func:`ggn` instead.
 
     Args:
-      loss_fn: ``(params, batch) -> losses``, twice differentiable: one per example, of which
-        the (weighted) mean is taken, or a scalar that is such a mean.
-      weights: as in :func:`empirical_fisher`; needs one loss per example.
+      loss_fn: ``(params, batch) -> losses``, twice differentiable: one per example, whose
+        (weighted) mean is taken, or a scalar that is such a mean.
+      weights: as in :func:`empirical_fisher`; they need one loss per example.
       mask, chunk_size: as in :func:`ggn`. A scalar loss in chunks must be a mean with equal
         weights over axis 0 of the batch.
 
     Returns:
-      ``operator(params, batch) -> matvec`` with products as those of :func:`ggn`.
+      ``operator(params, batch) -> matvec`` as in :func:`ggn`.
 
     Raises:
-      ValueError: when the operator is called, for weights of a scalar loss, and as
-        :func:`ggn` for the options.
+      ValueError: for wrong options, as :func:`ggn`; when the operator is called, for weights
+        of a scalar loss.
       TypeError: from JAX, where the function holds a ``jax.custom_vjp``.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> operator = hessian(lambda params, batch: batch * jnp.prod(params))
+      >>> import fgo_jax as fgo
+      >>> operator = fgo.curvature.hessian(lambda params, batch: batch * jnp.prod(params))
       >>> matvec = operator(jnp.array([1.0, 2.0]), jnp.array([1.0, 3.0]))
       >>> matvec(jnp.array([1.0, 10.0])).tolist()  # 2 [[0, 1], [1, 0]] v
       [20.0, 2.0]
@@ -57,7 +58,7 @@ def hessian(
         del part
         selection = select(params, mask)
 
-        def mean(leaves: list) -> jax.Array:
+        def mean(leaves: list[Any]) -> jax.Array:
             return mean_and_weights(loss_fn(selection.merge(leaves), batch), weights, batch)[0]
 
         _, push = jax.linearize(jax.grad(mean), selection.leaves)

@@ -24,7 +24,7 @@ class _Likelihood(NamedTuple):
     hessian: Callable[[jax.Array, jax.Array], jax.Array]  # outputs, tangent -> H tangent
     draw: Callable[[jax.Array, jax.Array], jax.Array]  # key, z [C] -> one label of the model
     value: Callable[[jax.Array, jax.Array], jax.Array]  # outputs, labels -> losses [...]
-    limit: float | None  # dense labels lie in [0, limit]; None where any number will do
+    limit: float | None  # dense labels lie in [0, limit]; None for any number
 
 
 def _softmax_hessian(outputs: jax.Array, tangent: jax.Array) -> jax.Array:
@@ -33,8 +33,8 @@ def _softmax_hessian(outputs: jax.Array, tangent: jax.Array) -> jax.Array:
 
 
 def _softmax_draw(key: jax.Array, z: jax.Array) -> jax.Array:
-    # One random number against the distribution function: a Gumbel per class would take
-    # several arrays of random bits, each of the size of the outputs.
+    # One random number, compared with the distribution function. A Gumbel per class would
+    # need several arrays of random bits as large as the outputs.
     cumulative = jnp.cumsum(jax.nn.softmax(z))
     level = jax.random.uniform(key, dtype=jnp.float32) * cumulative[-1]
     return jnp.minimum(jnp.sum(cumulative <= level, dtype=jnp.int32), z.shape[-1] - 1)
@@ -47,7 +47,7 @@ def _softmax_value(outputs: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def _sigmoid_hessian(outputs: jax.Array, tangent: jax.Array) -> jax.Array:
-    # sigmoid(-x) and not 1 - sigmoid(x), which is zero from x = 17 on.
+    # sigmoid(-x) instead of 1 - sigmoid(x), which is zero from x = 17 on.
     return jax.nn.sigmoid(outputs) * jax.nn.sigmoid(-outputs) * tangent
 
 
@@ -74,6 +74,7 @@ _LIKELIHOODS = {
 
 
 def check_loss(loss: Loss) -> None:
+    """Raises for a name that is none of the losses."""
     if not callable(loss) and loss not in _LIKELIHOODS:
         raise ValueError(
             f"loss must be one of {', '.join(_LIKELIHOODS)}, or a function "
@@ -82,17 +83,17 @@ def check_loss(loss: Loss) -> None:
 
 
 def check_likelihood(loss: Any, reader: str, instead: str) -> None:
-    """Raises where labels are needed, and the loss is none that knows what they are."""
+    """Raises unless the loss is a named one, whose labels have a known distribution."""
     if callable(loss):
         raise ValueError(
             f"{reader} needs a loss with a known distribution of labels, one of "
-            f"{', '.join(_LIKELIHOODS)}, and not a function: {instead}"
+            f"{', '.join(_LIKELIHOODS)}, not a function: {instead}"
         )
     check_loss(loss)
 
 
 def named_outputs(loss: str, outputs: Any) -> jax.Array:
-    """The outputs in float32, once they are known to fit a named loss."""
+    """The outputs in float32; raises where they do not fit a named loss."""
     if not isinstance(outputs, jax.Array) or outputs.ndim < 2:
         shapes = jax.tree.map(jnp.shape, outputs)
         raise ValueError(
@@ -110,9 +111,9 @@ def named_outputs(loss: str, outputs: Any) -> jax.Array:
 
 
 def output_hessian(loss: Loss, outputs: Any, batch: Any, weights: Select | None = None) -> Product:
-    """The map from a tangent of the outputs to the mean loss's Hessian times it, in float32.
+    """The product of the mean loss's Hessian with a tangent of the outputs, in float32.
 
-    A named loss needs no labels: its Hessian does not depend on them.
+    The Hessian of a named loss does not depend on the labels.
     """
     if callable(loss):
         outputs = optax.tree.cast(outputs, jnp.float32)
@@ -120,15 +121,15 @@ def output_hessian(loss: Loss, outputs: Any, batch: Any, weights: Select | None 
         return jax.linearize(jax.grad(mean), outputs)[1]
     share = _shares(named_outputs(loss, outputs), weights, batch)
     product = _LIKELIHOODS[loss].hessian
-    # The outputs are held as the model made them and widened in every product: what a
-    # product keeps of a large vocabulary is then no copy of them.
+    # The outputs are kept in the model's own dtype and widened in every product. With a large
+    # vocabulary this saves a float32 copy of them.
     return lambda tangent: share * product(outputs.astype(jnp.float32), tangent)
 
 
 def drawn_outer_product(
     loss: str, outputs: Any, labels: jax.Array, batch: Any, weights: Select | None = None
 ) -> Product:
-    """As `output_hessian`, with r r^T per row for the Hessian; r is the gradient at the labels."""
+    """As `output_hessian`, but with r r^T per row, where r is the gradient at the labels."""
     share, residual = drawn_residuals(loss, outputs, labels, batch, weights)
     return lambda t: share * residual * jnp.sum(residual * t, axis=-1, keepdims=True)
 
@@ -136,7 +137,7 @@ def drawn_outer_product(
 def drawn_residuals(
     loss: str, outputs: Any, labels: jax.Array, batch: Any, weights: Select | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Each row's share in the mean [..., 1], and its gradient at the labels [..., C]."""
+    """The share of each row in the mean [..., 1], and its gradient at the labels [..., C]."""
     outputs = named_outputs(loss, outputs)
     value = _LIKELIHOODS[loss].value
     residual = jax.grad(lambda z: jnp.sum(value(z, labels)))(outputs)
@@ -146,16 +147,16 @@ def drawn_residuals(
 def drawn_cotangent(
     loss: str, outputs: Any, labels: jax.Array, batch: Any, weights: Select | None = None
 ) -> jax.Array:
-    """c with E[c c^T] = the mean loss's Hessian over the labels of the model, rows independent."""
+    """c, independent across rows, with E[c c^T] the mean loss's Hessian over drawn labels."""
     share, residual = drawn_residuals(loss, outputs, labels, batch, weights)
     return jnp.sqrt(share) * residual
 
 
 def draw_labels(loss: str, outputs: Any, key: jax.Array, rows: Callable[[int], Any]) -> jax.Array:
-    """One label of the model per row of the outputs; `rows(n)` numbers the n rows at hand.
+    """Draws one label per row of the outputs; `rows(n)` gives the numbers of the n rows.
 
-    A row's label is a function of the key and the row's number alone, so it does not
-    change with the chunk or the device that the row is computed in.
+    The label of a row depends only on the key and the row's number, so it is the same in any
+    chunk and on any device.
     """
     outputs = named_outputs(loss, outputs)
     leading = outputs.shape[:-1]
@@ -166,7 +167,7 @@ def draw_labels(loss: str, outputs: Any, key: jax.Array, rows: Callable[[int], A
 
     sharding = jax.typeof(outputs).sharding
     if sharding.mesh.explicit_axes:
-        # What vmap maps together must be sharded alike.
+        # vmap needs equal shardings of what it maps over.
         spec = jax.sharding.PartitionSpec(*sharding.spec[: len(leading)])
         numbers = jax.sharding.reshard(numbers, jax.sharding.NamedSharding(sharding.mesh, spec))
     # One vmap per axis: flattening the leading axes could gather a sharded one.
@@ -174,7 +175,7 @@ def draw_labels(loss: str, outputs: Any, key: jax.Array, rows: Callable[[int], A
 
 
 def _shares(outputs: jax.Array, weights: Select | None, batch: Any) -> jax.Array:
-    """Each row's weight in the mean, [..., 1]."""
+    """The weight of each row in the mean, [..., 1]."""
     rows = jnp.zeros(outputs.shape[:-1], jnp.float32)
     return mean_and_weights(rows, weights, batch)[1][..., None]
 
@@ -184,19 +185,19 @@ def example_losses(
     loss: str = "softmax_cross_entropy",
     labels: Select = "label",
 ) -> Callable[[Any, Any], jax.Array]:
-    r"""The losses of the examples one by one, from a model and a named loss.
+    r"""Makes the losses of single examples from a model and a named loss.
 
     .. math:: \ell_i = -\log p(y_i \mid f_i(\theta))
 
-    (up to a constant of the squared error), summed over the last axis of the outputs.
-    It is what :func:`empirical_fisher` and :func:`hessian` take. Labels are:
+    up to a constant for the squared error, summed over the last axis of the outputs. The
+    result is what :func:`empirical_fisher` and :func:`hessian` take. Labels are:
 
     - ``"softmax_cross_entropy"``: integers [...] in [0, C), or probabilities [..., C];
     - ``"sigmoid_cross_entropy"``: numbers [..., C] in [0, 1];
     - ``"squared_error"``: numbers [..., C].
 
     Args:
-      predict_fn: ``(params, batch) -> outputs`` of shape [..., C].
+      predict_fn: ``(params, batch) -> outputs`` [..., C].
       loss: a name from above.
       labels: where the batch holds them: a key or an index, or ``batch -> labels``.
 
@@ -204,15 +205,19 @@ def example_losses(
       ``example_loss_fn(params, batch) -> losses`` [...], float32.
 
     Raises:
-      ValueError: for an unknown name (here); when called, for outputs or labels whose
-        shapes do not fit, and for concrete labels out of their range. Labels traced by a
-        ``jit`` are not checked.
+      ValueError: for an unknown name; when called, for outputs or labels whose shapes do not
+        fit, and for concrete labels out of range. Labels traced by a ``jit`` are not checked.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> fn = example_losses(lambda params, batch: batch["x"] * params, "squared_error", "y")
+      >>> import fgo_jax as fgo
+      >>> fn = fgo.curvature.example_losses(
+      ...     lambda params, batch: batch["x"] * params, "squared_error", "y"
+      ... )
       >>> fn(jnp.array([2.0]), {"x": jnp.ones((3, 1)), "y": jnp.zeros((3, 1))}).tolist()
       [2.0, 2.0, 2.0]
+
+    Source: the likelihoods of the categorical, Bernoulli and normal distributions.
     """
     check_likelihood(loss, "example_losses", "write (params, batch) -> losses directly.")
     check_select("labels", labels)
@@ -240,13 +245,13 @@ def _check_labels(loss: str, outputs: tuple[int, ...], labels: Any) -> None:
             f"{shape}: reshape or cast the labels."
         )
     limit = outputs[-1] - 1 if integers else _LIKELIHOODS[loss].limit
-    # numpy, since inside a trace even a concrete array's jnp.min() is traced.
+    # numpy, because inside a trace jnp.min() of even a concrete array is traced.
     concrete = not isinstance(labels, core.Tracer) and getattr(labels, "is_fully_addressable", True)
     if limit is None or not concrete or not np.size(labels):
         return
     low, high = np.min(np.asarray(labels)), np.max(np.asarray(labels))
     if not (low >= 0 and high <= limit):
         raise ValueError(
-            f"{loss} takes labels from 0 to {limit:g}, got {low} to {high}: for examples to be "
-            "left out, put any valid label and a weight of zero."
+            f"{loss} takes labels from 0 to {limit:g}, got {low} to {high}: to leave an example "
+            "out, give it any valid label and a weight of zero."
         )

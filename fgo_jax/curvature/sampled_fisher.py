@@ -26,18 +26,17 @@ def sampled_fisher(
     .. math:: \hat F v = \sum_i w_i\, g_i (g_i^T v) / \sum_i w_i, \qquad
               g_i = \nabla_\theta\, \ell(f_i, \hat y_i), \quad \hat y_i \sim p(y \mid f_i)
 
-    over all rows i of the outputs [..., C], w = 1 where no weights are given. Over the
-    draws its mean is the Fisher, that is :func:`ggn`, whose rank it does not have: with n
-    rows its rank is at most n. The labels are classes of a softmax, yes or no for every
-    sigmoid, and outputs plus unit Gaussian noise for the squared error. A product costs
-    what one of :func:`ggn` does. Take :func:`ggn` where the mean is what is wanted: it is
-    exact.
+    over all rows i of the outputs [..., C], with w = 1 where no weights are given. Its mean
+    over the draws is the Fisher, that is :func:`ggn`. Its rank is at most the number of rows.
+    The labels are classes for a softmax, yes or no for every sigmoid, and outputs plus unit
+    Gaussian noise for the squared error. A product costs as much as one of :func:`ggn`. Where
+    only the mean is needed, take :func:`ggn`: it is exact.
 
-    The key is an argument of the operator, so that the caller decides what is fresh:
-    ``operator(params, batch, key=key)``. All products of one matvec share the labels, as a
-    Krylov process needs. For a fixed draw, bind it: ``functools.partial(operator, key=key)``
-    is an ``(params, batch) -> matvec`` like any other. The random number of a row depends
-    on the key and on the row's place in the batch, and not on chunks or devices.
+    The key is an argument of the operator, ``operator(params, batch, key=key)``, so the
+    caller decides when to draw anew. All products of one matvec share the labels, as a Krylov
+    process needs. For a fixed draw use ``functools.partial(operator, key=key)``, an
+    ``(params, batch) -> matvec`` like any other. The random number of a row depends on the
+    key and on its place in the batch, not on chunks or devices.
 
     Args:
       predict_fn: ``(params, batch) -> outputs`` [..., C], rows in the order of the examples.
@@ -45,19 +44,22 @@ def sampled_fisher(
       weights, mask, chunk_size: as in :func:`ggn`.
 
     Returns:
-      ``operator(params, batch, *, key) -> matvec`` with products as those of :func:`ggn`;
-      ``key`` is a JAX PRNG key, typed or raw.
+      ``operator(params, batch, *, key) -> matvec`` as in :func:`ggn`; ``key`` is a JAX PRNG
+      key, typed or raw.
 
     Raises:
-      ValueError: as :func:`ggn`, and for a loss given as a function, which has no labels to
+      ValueError: as :func:`ggn`; also for a loss given as a function, which has no labels to
         draw.
       TypeError: where the operator is called without a key.
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> operator = sampled_fisher(lambda params, batch: batch * params, "sigmoid_cross_entropy")
+      >>> import fgo_jax as fgo
+      >>> operator = fgo.curvature.sampled_fisher(
+      ...     lambda params, batch: batch * params, "sigmoid_cross_entropy"
+      ... )
       >>> matvec = operator(jnp.zeros(1), jnp.ones((8, 1)), key=jax.random.key(0))
-      >>> matvec(jnp.ones(1)).tolist()  # (p - y)^2 with p = 1/2, whatever y is drawn
+      >>> matvec(jnp.ones(1)).tolist()  # (p - y)^2 with p = 1/2, for any y
       [0.25]
 
     Source: Martens (2020), sections 5 and 11; Kunstner et al. (2019), "Limitations of the

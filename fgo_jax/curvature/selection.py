@@ -1,4 +1,4 @@
-"""Linear maps of a model over the chosen part of its parameters."""
+"""Linear maps of a model over a chosen part of its parameters."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ Mask = Any
 
 
 class Selection(NamedTuple):
-    """The leaves that a mask chooses, and the ways between them and the whole tree."""
+    """The leaves that a mask chooses, and maps between them and the whole tree."""
 
     leaves: list[jax.Array]  # the chosen ones
-    merge: Callable[[list], Any]  # chosen leaves -> parameters, the others as they are
-    pick: Callable[[Any], list]  # a vector's chosen leaves, in the parameters' dtypes
-    expand: Callable[[list], Any]  # chosen leaves -> vector in float32, zero outside
+    merge: Callable[[list[Any]], Any]  # chosen leaves -> parameters, the others unchanged
+    pick: Callable[[Any], list[Any]]  # vector -> its chosen leaves, in the parameters' dtypes
+    expand: Callable[[list[Any]], Any]  # chosen leaves -> vector in float32, zero elsewhere
 
 
 def select(params: Any, mask: Mask | None) -> Selection:
+    """The leaves that the mask chooses; all of them for None."""
     leaves, treedef = jax.tree.flatten(params)
     chosen = [True] * len(leaves) if mask is None else _chosen(params, mask)
 
-    def merge(part: list) -> Any:
+    def merge(part: list[Any]) -> Any:
         given = iter(part)
         return treedef.unflatten(
             [next(given) if c else leaf for c, leaf in zip(chosen, leaves, strict=True)]
         )
 
-    def pick(vector: Any) -> list:
+    def pick(vector: Any) -> list[Any]:
         pairs = zip(chosen, treedef.flatten_up_to(vector), leaves, strict=True)
         return [jnp.asarray(v).astype(leaf.dtype) for c, v, leaf in pairs if c]
 
-    def expand(part: list) -> Any:
+    def expand(part: list[Any]) -> Any:
         given = iter([leaf.astype(jnp.float32) for leaf in part])
         pairs = zip(chosen, leaves, strict=True)
         zeros = [next(given) if c else jnp.zeros(jnp.shape(leaf), jnp.float32) for c, leaf in pairs]
@@ -53,22 +54,22 @@ def _chosen(params: Any, mask: Mask) -> list[bool]:
     def spread(flag: Any, below: Any) -> Any:
         if not isinstance(flag, (bool, np.bool_)):
             raise ValueError(
-                f"mask must hold a bool per leaf of the parameters, got {type(flag).__name__}: a "
-                "leaf is chosen as a whole."
+                "mask must hold a bool per leaf of the parameters, because a leaf is chosen as "
+                f"a whole, got {type(flag).__name__}: pass True or False for each leaf."
             )
         return jax.tree.map(lambda _: bool(flag), below)
 
     chosen = jax.tree.leaves(jax.tree.map(spread, tree, params))
     if not any(chosen):
         raise ValueError(
-            "mask chooses no parameters, so there is no curvature to measure: let it be True for "
-            "at least one leaf, or pass mask=None for all."
+            "mask chooses no parameters, so there is no curvature to measure: make it True for at "
+            "least one leaf, or pass mask=None for all."
         )
     return chosen
 
 
 class Linearised(NamedTuple):
-    """A model at its parameters: its outputs and its Jacobian J."""
+    """A model at given parameters: its outputs, and products with its Jacobian J."""
 
     outputs: Any
     push: Callable[[Any], Any]  # a vector like the parameters -> J v, in float32
@@ -76,7 +77,7 @@ class Linearised(NamedTuple):
 
 
 def linearise(function: Callable[[Any], Any], params: Any, mask: Mask | None) -> Linearised:
-    """Runs the model once, for all products; vectors are cast to its precision and back."""
+    """Runs the model once for all products; vectors are cast to its precision and back."""
     selection = select(params, mask)
     outputs, forward = jax.linearize(lambda p: function(selection.merge(p)), selection.leaves)
     backward = jax.linear_transpose(forward, selection.leaves)

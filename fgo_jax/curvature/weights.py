@@ -1,4 +1,4 @@
-"""Weighted means over the examples of a batch, and how the weights are found in it."""
+"""Weighted means over the examples of a batch, and where the batch holds the weights."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ Select = str | int | Callable[[Any], Any]
 
 
 def check_select(name: str, select: Any) -> None:
+    """Raises for anything but a key, an index or a function."""
     if not (callable(select) or (isinstance(select, (str, int)) and not isinstance(select, bool))):
         raise ValueError(
             f"{name} must be a key or an index of the batch, or a function of it, got "
@@ -21,6 +22,7 @@ def check_select(name: str, select: Any) -> None:
 
 
 def pick(name: str, select: Select, batch: Any) -> Any:
+    """The array that `select` finds in the batch."""
     if callable(select):
         return select(batch)
     try:
@@ -36,10 +38,10 @@ def pick(name: str, select: Select, batch: Any) -> Any:
 def mean_and_weights(
     losses: jax.Array, weights: Select | None, batch: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """The mean of the losses, and each one's share in it; both float32.
+    """The mean of the losses, and the share of each in it; both float32.
 
-    With weights, sum w l / sum w: a 0/1 mask gives the mean over what it keeps. Weights
-    that are all zero give zero and not NaN: a batch of padding has no curvature.
+    With weights it is sum w l / sum w, so a 0/1 mask gives the mean over what it keeps. If all
+    weights are zero the mean is zero, not NaN: a batch of padding has no curvature.
     """
     losses = jnp.asarray(losses).astype(jnp.float32)
     if weights is None:
@@ -48,7 +50,7 @@ def mean_and_weights(
     if not losses.ndim:
         raise ValueError(
             "weights need one loss per example, got a scalar loss: return the losses before "
-            "their mean, or leave weights=None and weigh them in the function."
+            "their mean, or pass weights=None and weight them in the function."
         )
     if found.shape != losses.shape:
         raise ValueError(
@@ -60,4 +62,5 @@ def mean_and_weights(
 
 
 def safe_total(total: jax.Array) -> jax.Array:
+    """A sum of weights to divide by: 1 in place of 0."""
     return jnp.where(total > 0.0, total, 1.0)

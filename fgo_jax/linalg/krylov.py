@@ -11,29 +11,29 @@ import optax
 
 from fgo_jax.linalg.trees import vdot
 
-# A residual below this share of the largest product is rounding, not a direction.
+# A residual below this share of the largest product is rounding.
 _BREAKDOWN = 32 * float(jnp.finfo(jnp.float32).eps)
-# Residual bound, relative to the Ritz value, of one that counts as an eigenvalue. Loose
-# bounds would take a tight cluster for one eigenvalue.
+# A Ritz value counts as an eigenvalue if its residual is below this share of it. A looser
+# bound would take a tight cluster for one eigenvalue.
 _CONVERGED = 1e-3
 _EXACT = jax.lax.Precision.HIGHEST  # inner products that orthogonality rests on
 
 
 class Krylov(NamedTuple):
-    """A basis Q of a Krylov space and T = Q A Q^T; steps that are not valid are 0."""
+    """A basis Q of a Krylov space and T = Q A Q^T; both are 0 at steps that are not valid."""
 
     matrix: jax.Array  # [steps, steps], float32; T, banded and symmetric
-    coupling: jax.Array  # [block, steps], float32; of the residual to the space
+    coupling: jax.Array  # [block, steps], float32; B, from the residual to the space
     valid: jax.Array  # [steps], bool; False where the space was exhausted
     basis: Any  # leaves [steps, *leaf.shape], float32; rows q_1 ... q_steps
-    residual: Any  # leaves [block, *leaf.shape], float32; the next vectors
+    residual: Any  # leaves [block, *leaf.shape], float32; R, the next vectors
 
 
 class EigenvalueCounts(NamedTuple):
-    """Ritz values, descending along the steps, and what they stand for."""
+    """Ritz values, descending along the steps, and how many eigenvalues each stands for."""
 
-    ritz: jax.Array  # [starts, steps], float32; negative ones, which are rounding, set to 0
-    counts: jax.Array  # [starts, steps], float32; number of eigenvalues, in sum d
+    ritz: jax.Array  # [starts, steps], float32; negative ones are rounding and set to 0
+    counts: jax.Array  # [starts, steps], float32; number of eigenvalues; they sum to d
     single: jax.Array  # [starts, steps], bool; the same in every start
     converged: jax.Array  # [starts, steps], bool
 
@@ -41,24 +41,25 @@ class EigenvalueCounts(NamedTuple):
 def count_eigenvalues(
     matrices: jax.Array, couplings: jax.Array, dimension: float
 ) -> EigenvalueCounts:
-    r"""How many of an operator's eigenvalues each Ritz value stands for.
+    r"""How many eigenvalues of an operator each Ritz value stands for.
 
-    A Ritz value :math:`\theta_j` with eigenvector s of T has converged where the residual
-    :math:`\|B s\| \ll \theta_j`, B being the coupling, and has the quadrature weight
-    :math:`\tau_j = \frac1b \sum_{i \le b} s_i^2` in a block of b. The top ones that have
-    converged in every start, to the same values, count one each, unless they may stand for
-    more: a block shows at most b copies of a multiple eigenvalue, so fewer than b equal
-    ones are all there are, and b of them are if their weights, times the dimension, are
-    not beyond four sigma for single eigenvalues. The rest share what remains of the
-    dimension by their weights.
+    Let s be the eigenvector of T for the Ritz value :math:`\theta_j`, and B the coupling. The
+    Ritz value has converged where the residual :math:`\|B s\| \ll \theta_j`. In a block of b
+    vectors its quadrature weight is :math:`\tau_j = \frac1b \sum_{i \le b} s_i^2`.
+
+    The top Ritz values that have converged in every start, to the same values, count one
+    each, unless they may stand for more. A block shows at most b copies of a multiple
+    eigenvalue. So fewer than b equal Ritz values are all the copies. If there are b, they are
+    all if their weights, times the dimension, are within four sigma of single eigenvalues.
+    The other Ritz values share the remaining dimensions by their weights.
 
     Args:
       matrices: [starts, steps, steps], from :func:`krylov_space`.
       couplings: [starts, block, steps], from the same.
-      dimension: the number of all eigenvalues, d.
+      dimension: d, the number of all eigenvalues.
 
     Returns:
-      an :class:`EigenvalueCounts`.
+      An :class:`EigenvalueCounts`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -69,12 +70,12 @@ def count_eigenvalues(
     Source: Golub and Meurant (2010), chapters 3 and 4 (quadrature, error bound).
     """
     starts, block = couplings.shape[:2]
-    # One after the other: batched decompositions can wait for each other for ever on CPU.
+    # One at a time: batched decompositions can deadlock on CPU.
     values, vectors = jax.lax.map(lambda matrix: tuple(jnp.linalg.eigh(matrix)), matrices)
     ritz = jnp.maximum(jnp.flip(values, 1), 0.0)
     vectors = jnp.flip(vectors, 2)
     weights = jnp.sum(jnp.square(vectors[:, :block]), axis=1)
-    # In less than b dimensions some vectors of the block are zero and hold no weight.
+    # In fewer than b dimensions some vectors of the block are zero and have no weight.
     weights = weights / jnp.maximum(jnp.sum(weights, axis=1, keepdims=True), _BREAKDOWN)
     residuals = jnp.sqrt(jnp.sum(jnp.square(jnp.matmul(couplings, vectors)), axis=1))
     converged = (residuals <= _CONVERGED * ritz) & (ritz > 0.0)
@@ -88,7 +89,7 @@ def count_eigenvalues(
     shares = jnp.where(equal, jnp.mean(weights, axis=0)[None, :], 0.0)
     weight = dimension * jnp.sum(shares, axis=1) / copies
     single = top & ((copies < block) | (weight <= _single_limit(starts * block * copies)))
-    # All weight on single values, yet dimensions left over: some of them are multiple.
+    # If all weight is on single values and dimensions are left over, some are multiple.
     left = jnp.sum(jnp.where(single, 0.0, weights), axis=1)
     complete = jnp.sum(single.astype(jnp.float32)) >= dimension
     single = single & (jnp.all(left > _BREAKDOWN) | complete)
@@ -104,8 +105,8 @@ def count_eigenvalues(
 def _single_limit(draws: jax.Array) -> jax.Array:
     """Four-sigma bound on the mean of `draws` chi-square draws (Wilson and Hilferty).
 
-    At three, one of a handful of outliers would be taken for a multiple one, with seven
-    times its weight, a few times in a run of some hundred measurements.
+    At three sigma, in a run of some hundred measurements, one of a handful of outliers would
+    a few times be taken for a multiple eigenvalue of seven times its weight.
     """
     spread = 2 / (9 * draws)
     return (1 - spread + 4 * spread**0.5) ** 3
@@ -116,23 +117,28 @@ def krylov_space(matvec: Callable[[Any], Any], block: Any, num_steps: int) -> Kr
 
     .. math:: A Q^T = Q^T T + R^T B, \qquad Q Q^T = I
 
-    From a block of one it is the Lanczos process and T tridiagonal; a block of b gives a
-    band of b, and sees b copies of a multiple eigenvalue. Every new vector is
-    orthogonalised against the whole basis twice: once leaves a component that grows into
-    copies of eigenvalues already found. Where a residual is rounding (relative to the
-    largest product so far) that direction is exhausted: the vector is set to zero and the
-    band gets narrower, at one wasted product a step.
+    With a block of one vector T is tridiagonal. A block of b gives a band of width b, and
+    sees b copies of a multiple eigenvalue. Every new vector is orthogonalised against the
+    whole basis twice: once leaves a component that grows into copies of eigenvalues already
+    found. A residual below the rounding of the largest product so far ends its direction:
+    the vector is set to zero, the band gets narrower, and one product per step is wasted.
 
     Args:
-      matvec: symmetric map of a pytree to one of the same shapes.
-      block: start vectors, a pytree with a leading axis of b; their lengths do not matter.
-      num_steps: m, products taken, at least b.
+      matvec: A, a symmetric map of a pytree to one of the same shapes.
+      block: start vectors, a pytree with a leading axis of b. Their lengths do not matter.
+      num_steps: m, the number of products, at least b.
 
     Returns:
-      a :class:`Krylov`, in float32.
+      A named tuple in float32: ``matrix`` T [m, m]; ``coupling`` B [b, m]; ``valid`` [m],
+      False where the space was exhausted; ``basis`` Q, leaves [m, *leaf.shape]; ``residual``
+      R, leaves [b, *leaf.shape].
+
+    Raises:
+      Nothing of its own.
 
     Example:
       >>> import jax.numpy as jnp
+      >>> from fgo_jax.linalg import krylov_space
       >>> result = krylov_space(lambda v: 2.0 * v, jnp.ones((1, 3)), num_steps=2)
       >>> result.matrix.round(4).tolist(), result.valid.tolist()
       ([[2.0, 0.0], [0.0, 0.0]], [True, False])
@@ -146,10 +152,12 @@ def krylov_space(matvec: Callable[[Any], Any], block: Any, num_steps: int) -> Kr
     zeros = jnp.zeros([rows], jnp.float32)
     empty = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape[1:]), jnp.float32), block)
 
-    def append(basis: Any, vector: Any, slot: jax.Array, largest: jax.Array) -> tuple:
-        """Puts what is new in a vector into a slot; slots not yet filled are zero.
+    def append(
+        basis: Any, vector: Any, slot: jax.Array, largest: jax.Array
+    ) -> tuple[Any, jax.Array, jax.Array]:
+        """Adds the part of a vector outside the basis at a slot; unfilled slots are zero.
 
-        Returns the basis, the vector's coefficients in it, and the longest vector so far.
+        Returns the basis, the vector's coefficients in it, and the largest length so far.
         """
         first = coefficients(basis, vector, zeros)
         rest = optax.tree.sub(vector, combination(first, basis))
@@ -157,7 +165,7 @@ def krylov_space(matvec: Callable[[Any], Any], block: Any, num_steps: int) -> Kr
         rest = optax.tree.sub(rest, combination(second, basis))
         length = jnp.sqrt(vdot(rest, rest))
         column = (first + second).at[slot].set(length)
-        # The vector's own length, by Pythagoras: no other pass over it.
+        # The vector's own length, by Pythagoras, without another pass over it.
         largest = jnp.maximum(largest, jnp.sqrt(jnp.sum(jnp.square(column))))
         length = jnp.where(length > _BREAKDOWN * largest, length, 0.0)
         return put(basis, rest, slot, length), column.at[slot].set(length), largest
@@ -176,14 +184,14 @@ def krylov_space(matvec: Callable[[Any], Any], block: Any, num_steps: int) -> Kr
         vector = jax.tree.map(lambda leaf: leaf[slot], block)
         return append(basis, vector, slot, jnp.float32(0.0))[0]
 
-    def step(k: jax.Array, carry: tuple) -> tuple:
+    def step(k: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
         basis, columns, largest = carry
         vector = jax.tree.map(lambda all_rows: all_rows[k], basis)
         product = optax.tree.cast(matvec(vector), jnp.float32)
         basis, column, largest = append(basis, product, k + width, largest)
         return basis, columns.at[k].set(column), largest
 
-    start = jax.tree.map(lambda leaf: leaf[0], block)  # there is nothing to clear it of
+    start = jax.tree.map(lambda leaf: leaf[0], block)  # the basis is still empty
     basis = put(empty, start, 0, jnp.sqrt(vdot(start, start)))
     basis = jax.lax.fori_loop(1, width, begin, basis)
     columns = jnp.zeros([num_steps, rows], jnp.float32)
@@ -204,13 +212,33 @@ def krylov_space(matvec: Callable[[Any], Any], block: Any, num_steps: int) -> Kr
 
 
 def random_block(key: jax.Array, params: Any, size: int) -> Any:
-    """Gaussian vectors shaped like the parameters, with a leading axis of `size`."""
+    """Independent standard Gaussian vectors, to start :func:`krylov_space` from.
+
+    Args:
+      key: PRNG key.
+      params: a pytree of arrays, of which only the shapes are read.
+      size: b, the number of vectors.
+
+    Returns:
+      A pytree like ``params`` with leaves [b, *leaf.shape], float32.
+
+    Raises:
+      Nothing of its own.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from fgo_jax.linalg import random_block
+      >>> random_block(jax.random.key(0), {"w": jnp.ones((3, 4))}, 2)["w"].shape
+      (2, 3, 4)
+
+    Source: the definition above.
+    """
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct((size, *p.shape), jnp.float32), params)
     return optax.tree.random_like(key, shapes, jax.random.normal, jnp.float32)
 
 
 def coefficients(basis: Any, vector: Any, zeros: jax.Array) -> jax.Array:
-    """Q v, [steps], leaf by leaf: no leaf is flattened, so none is gathered."""
+    """Q v, [steps]. No leaf is flattened, so no sharded leaf is gathered."""
 
     def products(rows: jax.Array, leaf: jax.Array) -> jax.Array:
         axes = (tuple(range(1, rows.ndim)), tuple(range(leaf.ndim)))
@@ -220,7 +248,7 @@ def coefficients(basis: Any, vector: Any, zeros: jax.Array) -> jax.Array:
 
 
 def combination(coefficients: jax.Array, basis: Any) -> Any:
-    """Q^T c, shaped like one vector; or, of c [k, steps], like k of them."""
+    """Q^T c, shaped like one vector; for c [k, steps], like k vectors."""
     return jax.tree.map(
         lambda rows: jnp.tensordot(coefficients, rows, axes=(-1, 0), precision=_EXACT), basis
     )

@@ -1,4 +1,4 @@
-"""What every probe of a curvature operator shares."""
+"""Curvature operators, and what every probe of one needs: keys, signs, example counts, errors."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ import jax.numpy as jnp
 
 from fgo_jax import _checks
 
-# `(params, batch) -> matvec`, as fgo_jax.curvature makes them; some also take `key=`.
+# `(params, batch) -> matvec`, as fgo_jax.curvature makes them; some also require `key=`.
 Operator = Callable[..., Callable[[Any], Any]]
 
-# `split(key, n)` may give `fold_in(key, i)` for i < n: far from all that a probe splits off.
+# `split(key, n)` may give `fold_in(key, i)` for i < n. This number is far above any such i.
 _DRAWS = 0x6472_6177
 
 
 def bind(operator: Operator, params: Any, batch: Any, key: jax.Array, part: Any = 0) -> Any:
     """`operator(params, batch)`, with a key of its own where the operator requires `key=`.
 
-    That key is no other one that a probe splits off or folds out of `key`, and the numbers
-    of an operator without one are the same whatever `key` is. Parts of one measurement that
-    must not share their draws, such as the halves of a batch, are numbered by `part`.
+    That key differs from all others that a probe derives from `key`. An operator that
+    requires no key does not depend on it. Parts of one measurement that must draw
+    independently, such as the halves of a batch, have different numbers `part`.
     """
     if not _requires_key(operator):
         return operator(params, batch)
@@ -35,7 +35,7 @@ def bind(operator: Operator, params: Any, batch: Any, key: jax.Array, part: Any 
 def _requires_key(operator: Operator) -> bool:
     try:
         parameters = inspect.signature(operator).parameters
-    except (TypeError, ValueError):  # a builtin, say, which does not tell
+    except (TypeError, ValueError):  # some builtins have no signature
         return False
     # The first two are the parameters and the batch, whatever they are called.
     key = dict(list(parameters.items())[2:]).get("key")
@@ -45,9 +45,10 @@ def _requires_key(operator: Operator) -> bool:
 
 
 def random_signs(key: jax.Array, like: Any) -> Any:
-    """Independent signs shaped like a pytree, float32; 32 of them from each word of the generator.
+    """Independent random signs shaped like a pytree, float32; 32 from each random word.
 
-    Along the last axis, so that no other one, which may be sharded, is reshaped.
+    Words are unpacked along the last axis, so that no other axis, which may be sharded, is
+    reshaped.
     """
     leaves, treedef = jax.tree.flatten(like)
 
@@ -64,13 +65,14 @@ def random_signs(key: jax.Array, like: Any) -> Any:
 
 
 def is_due(step: jax.Array, every: Any) -> jax.Array:
+    """Whether a step is one of `every, 2 * every, ...`."""
     return (step > 0) & (step % jnp.asarray(every, step.dtype) == 0)
 
 
 def check_examples(
     examples: int | None, batch_size: int | None, minimum: int, multiple: int = 1
 ) -> None:
-    """Raises where the declared sizes cannot be met by any batch."""
+    """Raises where no batch can have the declared sizes."""
     if batch_size is not None:
         _checks.positive_int("batch_size", batch_size, minimum)
     if examples is None:
@@ -91,7 +93,7 @@ def check_examples(
 def example_count(
     batch: Any, *, examples: int | None, batch_size: int | None, minimum: int, multiple: int = 1
 ) -> int:
-    """How many leading examples of a batch to read; a static number."""
+    """How many leading examples of a batch to read, as a Python integer."""
     shapes = {
         jax.tree_util.keystr(path) or "batch": jnp.shape(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(batch)
@@ -123,10 +125,10 @@ def example_count(
 
 
 def student_width(freedom: int) -> float:
-    """How much wider than a normal's Student's 95 % interval is, at f degrees of freedom.
+    """Student's 95 % quantile over the normal one, at f degrees of freedom.
 
-    An error estimated from few draws is itself uncertain; times this, 1.96 of it cover
-    the truth as often as they should. The distribution function is a finite sum in
+    A standard error from few draws is itself uncertain. Multiplied by this number, 1.96 of it
+    cover the truth in 95 % of cases. The distribution function is a finite sum in
     t = sqrt(f) tan(angle) (Abramowitz and Stegun, 26.7.3 and 26.7.4).
     """
 

@@ -1,4 +1,4 @@
-"""The spectrum of a few rows, and when it says no more than that they are few."""
+"""The spectrum of a few rows, and when it only shows that the rows are few."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from fgo_jax.linalg import sums
 
-# A rank above this share of what white noise reads is not told from white noise.
+# A rank above this share of that of white noise is not distinguishable from it.
 _NEAR = 0.85
 
 
@@ -19,7 +19,7 @@ class RowSpectrum(NamedTuple):
 
     top_eigenvalue: jax.Array  # [], float32
     energy_rank: jax.Array  # [], float32; a whole number
-    top_influence: jax.Array  # [n], float32; of each row, minus the mean
+    top_influence: jax.Array  # [n], float32; influence of each row, minus the mean
     rank_influence: jax.Array  # [n], float32
 
 
@@ -27,14 +27,14 @@ def row_spectrum(gram: jax.Array, freedom: int, energy: Any) -> RowSpectrum:
     r"""Top eigenvalue and energy rank of :math:`G^T G / f` from the Gram matrix K of G.
 
     With :math:`K u_j = \kappa_j u_j` the eigenvalues are :math:`\kappa_j / f`, and row i
-    holds :math:`\kappa_j u_{ij}^2` of the j-th. To first order, adding weight to row i
-    moves the top eigenvalue by :math:`\kappa_1 u_{i1}^2`, and the number r of eigenvalues
-    that hold a share q of the trace (counted with its fraction) by
+    contributes :math:`\kappa_j u_{ij}^2` to the j-th. To first order, more weight on row i
+    changes the top eigenvalue by :math:`\kappa_1 u_{i1}^2`. It changes the number r of
+    eigenvalues that hold a share q of the trace (counted with its fraction) by
 
     .. math:: - \Bigl(\sum_{j \le r} \kappa_j u_{ij}^2 - q K_{ii}\Bigr) / \kappa_r.
 
-    Both readings are biased: few rows make the top eigenvalue too large and the rank too
-    small. :func:`white_noise_rank` says where the rank means nothing.
+    Few rows make the top eigenvalue too large and the rank too small.
+    :func:`white_noise_rank` tells where the rank means nothing.
 
     Args:
       gram: [n, n], inner products of rows (centred ones, for a covariance).
@@ -42,7 +42,8 @@ def row_spectrum(gram: jax.Array, freedom: int, energy: Any) -> RowSpectrum:
       energy: q, in (0, 1].
 
     Returns:
-      a :class:`RowSpectrum`; the influences' spread over root n is a standard error.
+      A :class:`RowSpectrum`. The standard deviation of the influences over root n is a
+      standard error.
 
     Example:
       >>> import jax.numpy as jnp
@@ -72,21 +73,21 @@ def row_spectrum(gram: jax.Array, freedom: int, energy: Any) -> RowSpectrum:
 
 
 def white_noise_rank(rows: int, dimension: float, energy: Any) -> jax.Array:
-    r"""The energy rank that white noise reads: the ceiling of one counted on few rows.
+    r"""The energy rank of white noise, which is the ceiling of a rank from few rows.
 
     The mean characteristic polynomial of the Gram matrix of n white rows of d entries is
-    the Laguerre polynomial :math:`L_n^{(d-n)}`, and its roots stand for the expected
-    sums. They are the eigenvalues of :math:`B B^T` with B lower bidiagonal,
+    the Laguerre polynomial :math:`L_n^{(d-n)}`. Its roots stand for the eigenvalues of such
+    a matrix. They are the eigenvalues of :math:`B B^T` with B lower bidiagonal,
     :math:`B_{ii}^2 = d - i + 1, B_{i+1,i}^2 = n - i`.
 
     Args:
-      rows: n, of independent rows; a Python integer.
+      rows: n, the number of independent rows; a Python integer.
       dimension: d, entries of a row.
       energy: share of the trace that the rank holds.
 
     Returns:
-      [], float32; inf where the rows are so many that white noise reads nearly its own
-      rank ``energy * d``, since then no reading is a ceiling.
+      [], float32; inf with so many rows that the rank of white noise is nearly its true one,
+      ``energy * d``: there is no ceiling then.
 
     Example:
       >>> float(white_noise_rank(25, 1e6, 0.9))  # as good as all eigenvalues equal
@@ -107,5 +108,5 @@ def white_noise_rank(rows: int, dimension: float, energy: Any) -> jax.Array:
 
 
 def trusted_error(rank: jax.Array, error: jax.Array, ceiling: jax.Array) -> jax.Array:
-    """The rank's standard error; infinite, hence refused by triggers, near the ceiling."""
+    """The standard error of a rank; infinite near the ceiling, so that no trigger acts on it."""
     return jnp.where(rank > _NEAR * ceiling, jnp.inf, error)

@@ -1,4 +1,4 @@
-"""Summaries of a spectrum, from its eigenvalues or from a Gram matrix of samples."""
+"""Numbers of a spectrum, from its eigenvalues or from the Gram matrix of samples."""
 
 from __future__ import annotations
 
@@ -9,26 +9,30 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-# Float32 sums of a few thousand terms are good to about this; a share of the trace
-# that is reached exactly must not need one more eigenvalue because of rounding.
+# Float32 sums of a few thousand terms are good to about this. A share of the trace that is
+# reached exactly must not need one more eigenvalue because of rounding.
 _ROUNDING = 1e-6
 
 
 def participation_ratio(eigenvalues: jax.Array) -> jax.Array:
-    r"""The number of eigenvalues that count, :math:`(\sum \lambda)^2 / \sum \lambda^2`.
+    r"""The effective number of eigenvalues, :math:`(\sum \lambda)^2 / \sum \lambda^2`.
 
-    Between 1 (one eigenvalue holds everything) and n (all are equal). Of the
-    eigenvalues of a *sample* covariance it is badly biased towards the number of
-    samples; there, take the ratio of :func:`uncentred_sums` or :func:`centred_sums`.
+    It is between 1 (one eigenvalue holds everything) and n (all are equal). For the
+    eigenvalues of a *sample* covariance it is strongly biased towards the number of samples:
+    there, take the ratio of :func:`uncentred_sums` or :func:`centred_sums`.
 
     Args:
-      eigenvalues: [..., n], real, in any order and any unit.
+      eigenvalues: [..., n], real, in any order and unit.
 
     Returns:
       [...], float32; NaN where all eigenvalues are zero.
 
+    Raises:
+      Nothing of its own.
+
     Example:
       >>> import jax.numpy as jnp
+      >>> from fgo_jax.linalg import participation_ratio
       >>> float(participation_ratio(jnp.array([2.0, 2.0, 2.0, 0.0])))
       3.0
 
@@ -45,11 +49,11 @@ def energy_rank(eigenvalues: jax.Array, q: Any = 0.9) -> jax.Array:
     .. math:: \min \{ r : \lambda_1 + \dots + \lambda_r \ge q \sum_i \lambda_i \},
               \qquad \lambda_1 \ge \lambda_2 \ge \dots
 
-    Negative eigenvalues, which a positive semi-definite matrix has by rounding only,
-    count as zero.
+    Negative eigenvalues count as zero: a positive semi-definite matrix has them by rounding
+    only.
 
     Args:
-      eigenvalues: [..., n], real, in any order and any unit.
+      eigenvalues: [..., n], real, in any order and unit.
       q: share of the trace, in (0, 1].
 
     Returns:
@@ -60,10 +64,11 @@ def energy_rank(eigenvalues: jax.Array, q: Any = 0.9) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp
+      >>> from fgo_jax.linalg import energy_rank
       >>> float(energy_rank(jnp.array([1.0, 6.0, 3.0, 0.0]), q=0.9))
       2.0
 
-    Source: section "effective rank" of the FGO paper.
+    Source: Friction-Guided Optimization (2026), on the effective rank.
     """
     if not isinstance(q, Tracer) and not 0.0 < float(q) <= 1.0:
         raise ValueError(f"q is a share of the trace and must lie in (0, 1], got {q!r}.")
@@ -82,13 +87,17 @@ def entropy_rank(eigenvalues: jax.Array) -> jax.Array:
     Negative eigenvalues count as zero.
 
     Args:
-      eigenvalues: [..., n], real, in any order and any unit.
+      eigenvalues: [..., n], real, in any order and unit.
 
     Returns:
       [...], float32, between 1 and n; NaN where no eigenvalue is positive.
 
+    Raises:
+      Nothing of its own.
+
     Example:
       >>> import jax.numpy as jnp
+      >>> from fgo_jax.linalg import entropy_rank
       >>> round(float(entropy_rank(jnp.array([5.0, 5.0, 0.0]))), 4)
       2.0
 
@@ -100,7 +109,7 @@ def entropy_rank(eigenvalues: jax.Array) -> jax.Array:
 
 
 def uncentred_sums(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
-    r"""Unbiased :math:`(\mathrm{tr}\,F)^2` and :math:`\mathrm{tr}\,F^2`, F = E gg^T.
+    r"""Unbiased :math:`(\mathrm{tr}\,F)^2` and :math:`\mathrm{tr}\,F^2`, where F = E gg^T.
 
     With :math:`K_{ij} = \langle g_i, g_j \rangle` of n independent rows and
     :math:`D = \mathrm{diag}\,K`,
@@ -108,22 +117,23 @@ def uncentred_sums(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
     .. math:: \frac{(\sum_i D_i)^2 - \sum_i D_i^2}{n (n - 1)}, \qquad
               \frac{\sum_{ij} K_{ij}^2 - \sum_i D_i^2}{n (n - 1)}.
 
-    Only products of two different rows are in them, hence no bias. The ratio is the
-    participation ratio of F, biased up by the denominator's variance: average each over
-    many draws and divide once. The second can be negative.
+    Both use only products of two different rows, hence no bias. Their ratio is the
+    participation ratio of F. It is biased upwards by the variance of the denominator:
+    average each sum over many draws and divide once. The second sum can be negative.
 
     Args:
       gram: [n, n], inner products of rows, n >= 2. For the empirical Fisher a row is the
-        gradient of one example; with ``rows = (g - g') / sqrt 2`` F is a covariance.
+        gradient of one example. With ``rows = (g - g') / sqrt 2``, F is a covariance.
 
     Returns:
-      two float32 scalars, in the fourth power of the rows' unit.
+      Two float32 scalars, in the fourth power of the rows' unit.
 
     Raises:
       ValueError: for a Gram matrix that is not square or has fewer than 2 rows.
 
     Example:
       >>> import jax.numpy as jnp
+      >>> from fgo_jax.linalg import uncentred_sums
       >>> [float(x) for x in uncentred_sums(jnp.array([[2.0, 1.0], [1.0, 3.0]]))]
       [6.0, 1.0]
 
@@ -132,7 +142,7 @@ def uncentred_sums(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
     n = _rows(gram, 2)
     gram = gram.astype(jnp.float32)
     diagonal = jnp.diagonal(gram)
-    # Zeroed, not subtracted: the diagonal can outweigh what is left by far.
+    # Zeroed, not subtracted: the diagonal can be far larger than the rest.
     off = gram * (1.0 - jnp.eye(n, dtype=jnp.float32))
     pairs = n * (n - 1)
     numerator = jnp.sum(diagonal * (jnp.sum(diagonal) - diagonal)) / pairs
@@ -140,11 +150,11 @@ def uncentred_sums(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def centred_sums(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
-    r"""Unbiased :math:`(\mathrm{tr}\,C)^2` and :math:`\mathrm{tr}\,C^2`, C = Cov g.
+    r"""Unbiased :math:`(\mathrm{tr}\,C)^2` and :math:`\mathrm{tr}\,C^2`, where C = Cov g.
 
-    The U-statistics of order four of n rows with any mean. Both see differences of
-    rows only, so the Gram matrix may be centred exactly,
-    :math:`\bar K = H K H, H = I - 11^T/n`, which leaves of their nine sums
+    They are the U-statistics of order four of n rows with any mean. Both depend on
+    differences of rows only, so the Gram matrix may be centred exactly,
+    :math:`\bar K = H K H, H = I - 11^T/n`. Of their nine sums that leaves
     :math:`t_1 = \sum \bar K_{ij}^2, t_2 = \sum \bar K_{ii}^2, t_6 = (\sum \bar K_{ii})^2`:
 
     .. math:: A = \frac{1}{n (n-3)} \Bigl[t_6 - \frac{n t_2}{n-2}
@@ -152,31 +162,32 @@ def centred_sums(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
               B = \frac{1}{n (n-3)} \Bigl[t_1 - \frac{n t_2}{n-2}
                   + \frac{t_6}{(n-1)(n-2)}\Bigr].
 
-    These are the sums of :func:`uncentred_sums` for the centred rows' population, not
-    that formula applied to :math:`\bar K`, which is biased. A / B is the participation
-    ratio of C: average each over many draws and divide once. B can be negative.
+    A and B estimate what :func:`uncentred_sums` does for rows minus their true mean. That
+    formula applied to :math:`\bar K` would be biased. A / B is the participation ratio of C:
+    average each over many draws and divide once. B can be negative.
 
     Args:
-      gram: [n, n], inner products of rows, n >= 4. A row may be a mean over any number
-        of examples: A and B shrink, their ratio stays.
+      gram: [n, n], inner products of rows, n >= 4. A row may be a mean over any number of
+        examples: A and B then shrink, and their ratio stays.
 
     Returns:
-      two float32 scalars, in the fourth power of the rows' unit.
+      Two float32 scalars, in the fourth power of the rows' unit.
 
     Raises:
       ValueError: for a Gram matrix that is not square or has fewer than 4 rows.
 
     Example:
       >>> import jax.numpy as jnp
+      >>> from fgo_jax.linalg import centred_sums
       >>> rows = jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]) + 7.0
       >>> [round(float(x), 4) for x in centred_sums(rows @ rows.T)]
       [2.0, 0.6667]
 
-    Source: Chen, Zhang and Zhong (2010), "Tests for high-dimensional covariance
-    matrices"; Chun et al. (ICLR 2026).
+    Source: Chen, Zhang and Zhong (2010), "Tests for high-dimensional covariance matrices";
+    Chun et al. (ICLR 2026).
     """
     n = _rows(gram, 4)
-    # A mean gradient far above the noise would cancel in its fourth power without this.
+    # Without this, a mean far above the noise would cancel in the fourth power.
     gram = centre(gram)
     diagonal = jnp.diagonal(gram)
     t1, t2 = jnp.sum(jnp.square(gram)), jnp.sum(jnp.square(diagonal))
@@ -191,7 +202,7 @@ def centred_sums(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def centre(gram: jax.Array) -> jax.Array:
-    """H K H in float32, H = I - 11^T / n: the Gram matrix of the rows less their mean."""
+    """H K H in float32, H = I - 11^T / n: the Gram matrix of the rows minus their mean."""
     gram = gram.astype(jnp.float32)
     gram = gram - jnp.mean(gram, axis=0, keepdims=True)
     return gram - jnp.mean(gram, axis=1, keepdims=True)
@@ -201,12 +212,12 @@ def jackknife_log_ratio(
     gram: jax.Array,
     sums: Callable[[jax.Array], tuple[jax.Array, jax.Array]] = centred_sums,
 ) -> jax.Array:
-    r"""Standard error of the log of a ratio of Gram sums, leaving one row out at a time.
+    r"""Standard error of the log of a ratio of Gram sums, leaving out one row at a time.
 
     .. math:: \sqrt{\tfrac{n-1}{n} \textstyle\sum_i (x_i - \bar x)^2}, \qquad
               x_i = \log (A_{-i} / B_{-i})
 
-    Relative to the ratio itself, since d log x = dx / x. It takes memory for n Gram
+    It is the relative error of the ratio, since d log x = dx / x. It takes memory for n Gram
     matrices.
 
     Args:
@@ -214,14 +225,15 @@ def jackknife_log_ratio(
       sums: :func:`centred_sums` (n >= 5) or :func:`uncentred_sums` (n >= 3).
 
     Returns:
-      [], float32; NaN where a sum without one of the rows is not positive: so few rows
-      say nothing about their own error.
+      [], float32; NaN where a sum without one of the rows is not positive: the rows are then
+      too few to estimate their error.
 
     Raises:
       ValueError: for a Gram matrix that is not square or has too few rows.
 
     Example:
       >>> import jax
+      >>> from fgo_jax.linalg import jackknife_log_ratio
       >>> rows = jax.random.normal(jax.random.key(0), (32, 8))
       >>> 0.0 < float(jackknife_log_ratio(rows @ rows.T)) < 0.5
       True
@@ -241,7 +253,7 @@ def jackknife_log_ratio(
 
 
 def _scaled(eigenvalues: jax.Array) -> jax.Array:
-    """Float32 and at most one in size: squares of tiny eigenvalues would underflow."""
+    """In float32, scaled to at most 1 in size: squares of tiny eigenvalues would underflow."""
     eigenvalues = jnp.asarray(eigenvalues).astype(jnp.float32)
     largest = jnp.max(jnp.abs(eigenvalues), axis=-1, keepdims=True)
     return eigenvalues / jnp.where(largest > 0.0, largest, 1.0)

@@ -1,4 +1,4 @@
-"""Arithmetic on pytrees that leaves sharded leaves where they lie."""
+"""Arithmetic on pytrees, leaf by leaf, so that sharded leaves stay in place."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 
 
 def laid_end_to_end(leaves: Sequence[jax.Array], most: int) -> list[jax.Array]:
-    """The leaves of more than `most` entries, and behind them all others as one vector.
+    """The leaves of more than `most` entries, then all others as one vector.
 
-    A model has many vectors; one by one each costs an operation, whatever its size.
+    A model has many small vectors, and each separate one costs an operation of its own.
     """
     large = [leaf for leaf in leaves if leaf.size > most]
     small = [leaf.reshape(-1) for leaf in leaves if leaf.size <= most]
@@ -20,11 +20,32 @@ def laid_end_to_end(leaves: Sequence[jax.Array], most: int) -> list[jax.Array]:
 
 
 def vdot(a: Any, b: Any) -> jax.Array:
-    """Inner product of two float32 pytrees, leaf by leaf.
+    r"""Inner product of two float32 pytrees, leaf by leaf.
 
-    Not `optax.tree.vdot`: as of 0.2.8 it takes JAX 0.10 for a version before 0.7.2 (it
-    compares strings) and flattens the leaves, which gathers the sharded ones.
+    .. math:: \langle a, b \rangle = \sum_{\text{leaves}} \sum_k a_k b_k
+
+    Args:
+      a: a pytree of real arrays.
+      b: a pytree of the same structure and shapes.
+
+    Returns:
+      [], float32, in the product of the two units.
+
+    Raises:
+      ValueError: from JAX, where structures differ.
+      TypeError: from JAX, where shapes differ.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fgo_jax.linalg import vdot
+      >>> tree = {"w": jnp.array([[1.0, 2.0]]), "b": jnp.array([3.0])}
+      >>> float(vdot(tree, tree))
+      14.0
+
+    Source: the definition above.
     """
+    # Not `optax.tree.vdot`: as of 0.2.8 it compares version strings, takes JAX 0.10 for older
+    # than 0.7.2 and flattens the leaves, which gathers sharded ones.
 
     def product(x: jax.Array, y: jax.Array) -> jax.Array:
         return jnp.tensordot(x, y, axes=x.ndim, precision=jax.lax.Precision.HIGHEST)
@@ -33,13 +54,33 @@ def vdot(a: Any, b: Any) -> jax.Array:
 
 
 def sum_squares(tree: Any) -> jax.Array:
-    """Of an array or of all arrays of a pytree, in float32 and leaf by leaf."""
+    r"""Sum of the squares of all entries of a pytree, in float32.
+
+    .. math:: \|x\|^2 = \sum_{\text{leaves}} \sum_k x_k^2
+
+    Args:
+      tree: an array or a pytree of real arrays of any dtype.
+
+    Returns:
+      [], float32, in the unit squared; 0 for a tree without leaves.
+
+    Raises:
+      Nothing of its own.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from fgo_jax.linalg import sum_squares
+      >>> float(sum_squares({"w": jnp.array([3, 4]), "b": jnp.array([12.0])}))
+      169.0
+
+    Source: the definition above.
+    """
     squares = [jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)]
     return sum(squares[1:], start=squares[0]) if squares else jnp.zeros([], jnp.float32)
 
 
 def log_norm_ratio(wanted: Any, given: Any) -> jax.Array:
-    """log(||wanted|| / ||given||), zero where either is zero."""
+    """log(||wanted|| / ||given||); 0 where either norm is 0."""
     numerator, denominator = sum_squares(wanted), sum_squares(given)
     known = (numerator > 0) & (denominator > 0)
     ratio = jnp.where(known, numerator, 1.0) / jnp.where(known, denominator, 1.0)

@@ -1,4 +1,15 @@
-"""Measurements of the friction field inside the compiled step."""
+"""What is measured during training, and how often, inside the compiled step.
+
+| probe | reads | measures |
+|---|---|---|
+| `gradient_stream()` | the gradients of training | covariance of the gradient noise |
+| `gram(rows_fn)` | single-example gradients of `batch=` | covariance, or empirical Fisher |
+| `hutchinson(operator)` | products with a curvature operator | its trace and dimension |
+| `lanczos(operator)` | products with a curvature operator | its spectrum |
+
+The first needs no extra pass and no extra argument. The others run the model on a part of
+`batch=` at their own cadence. :class:`Probe` shows how to write another one.
+"""
 
 from fgo_jax.probes.example_rows import example_gradients
 from fgo_jax.probes.gradient_stream import gradient_stream

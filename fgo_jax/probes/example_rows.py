@@ -1,4 +1,4 @@
-"""Rows of gradients at fixed parameters, and their inner products leaf by leaf."""
+"""Gradients of single examples at fixed parameters, and their inner products."""
 
 from __future__ import annotations
 
@@ -17,26 +17,32 @@ RowsFn = Callable[[Any, Any], Any]
 def example_gradients(
     example_loss_fn: Callable[[Any, Any], Any], chunk_size: int | None = None
 ) -> RowsFn:
-    """Rows for :func:`fgo_jax.probes.gram`: the gradient of every single example.
+    r"""Makes the rows of :func:`fgo_jax.probes.gram`: the gradient of every single example.
+
+    .. math:: g_i = \nabla_\theta\, \ell(\theta, x_i)
 
     Args:
-      example_loss_fn: ``(params, example) -> scalar``; the example is the batch without
-        its axis 0 (a model that wants one takes ``x[None]``).
-      chunk_size: examples differentiated at once, a divisor of their number; None for all.
-        It bounds the memory of activations; all gradients are kept either way.
+      example_loss_fn: ``(params, example) -> scalar``. The example is the batch without its
+        axis 0; a model that needs that axis takes ``x[None]``.
+      chunk_size: how many examples are differentiated at once, a divisor of their number;
+        None for all. It bounds the memory of activations. All gradients are kept either way.
 
     Returns:
-      ``rows_fn(params, batch)``.
+      ``rows_fn(params, batch)``, a pytree shaped like the parameters with a leading axis of
+      examples.
 
     Raises:
-      ValueError: for a chunk size that is no positive integer, and when traced for one
-        that does not divide the examples.
+      ValueError: for a chunk size that is not a positive integer; when traced, for one that
+        does not divide the examples.
 
     Example:
       >>> import jax.numpy as jnp
-      >>> rows_fn = example_gradients(lambda p, x: jnp.sum(p * x**2), chunk_size=2)
+      >>> import fgo_jax as fgo
+      >>> rows_fn = fgo.probes.example_gradients(lambda p, x: jnp.sum(p * x**2), chunk_size=2)
       >>> rows_fn(jnp.ones(1), jnp.array([[1.0], [2.0], [3.0], [4.0]])).ravel().tolist()
       [1.0, 4.0, 9.0, 16.0]
+
+    Source: the definition above.
     """
     if chunk_size is not None:
         _checks.positive_int("chunk_size", chunk_size)
@@ -60,7 +66,7 @@ def example_gradients(
 
 
 def row_count(rows: Any, minimum: int) -> int:
-    """The common leading axis of all leaves; a static number."""
+    """The common leading axis of all leaves, as a Python integer."""
     shapes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(rows)}
     if len(shapes) != 1 or () in shapes:
         raise ValueError(
@@ -77,7 +83,7 @@ def row_count(rows: Any, minimum: int) -> int:
 
 
 def leaf_gram(leaf: jax.Array) -> jax.Array:
-    """[n, n], float32; what a leaf [n, ...] adds to the inner products of rows."""
+    """[n, n], float32; the part of a leaf [n, ...] in the inner products of rows."""
     axes = tuple(range(1, leaf.ndim))
     return jnp.tensordot(
         leaf,

@@ -1,4 +1,4 @@
-"""The default probe: a sketch of the gradients that training computes anyway."""
+"""The default probe: sketches of the gradients that training computes anyway."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
-from fgo_jax.linalg.rows import row_spectrum, trusted_error, white_noise_rank
 from fgo_jax.linalg.sketch import sketch_parts
+from fgo_jax.probes.gradient_window import signal_names, window_estimates
 from fgo_jax.probes.groups import Groups, check_groups, slots
 from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
 
 
 class GradientStreamState(NamedTuple):
-    """Half-finished pair, rows of the running window, and the last window's numbers."""
+    """The pending gradient, the rows of the open window, and the last window's estimates."""
 
     evaluations: jax.Array  # [], int32; windows closed
     next_row: jax.Array  # [], int32; step at which the next gradient is read
@@ -32,18 +32,11 @@ class GradientStreamState(NamedTuple):
     estimates: jax.Array  # [signals, 2], float32; value and standard error
 
 
-SIGNALS = (
-    "intrinsic_dimension",
-    "energy_rank",
-    "energy_fraction",
-    "trace",
-    "top_eigenvalue",
-    "agreement",
-)
-GROUP_SIGNALS = ("trace", "intrinsic_dimension")
+_CHANGED_BY_CLOSING = ("evaluations", "filled", "held", "estimates")
 
 
 def gradient_stream(
+    *,
     pairs: int = 8,
     width: int = 1024,
     every: int | None = None,
@@ -51,61 +44,66 @@ def gradient_stream(
     energy: float = 0.9,
     groups: Groups | None = None,
 ) -> Probe:
-    r"""Measures the gradient covariance from pairs of successive training gradients.
+    r"""Measures the noise of the training gradients from pairs of successive ones.
 
-    At two successive steps the gradients :math:`g, g'` are sketched; the rows
-    :math:`d = (g' - g)/\sqrt 2` have, at equal parameters, the covariance C of the
-    gradient noise as their second moment, and :math:`\langle g, g' \rangle` is the
-    squared norm of the mean gradient. After ``pairs`` rows the window closes:
+    It costs no extra pass: the two gradients :math:`g, g'` of successive steps are sketched.
+    At equal parameters the row :math:`d = (g' - g)/\sqrt 2` has the covariance C of the
+    gradient noise as its second moment, and :math:`\langle g, g' \rangle` is the squared norm
+    of the mean gradient on average. After ``pairs`` rows the window closes, the signals
+    change, and the next window starts with new random sketches:
 
-    - ``intrinsic_dimension``: :math:`(\mathrm{tr}\,C)^2 / \mathrm{tr}\,C^2`, the
-      ratio of two unbiased sums (:func:`fgo_jax.linalg.sums.uncentred_sums`).
-      Two independent sketches make each product of two inner products unbiased over
-      the sketch as well.
-    - ``energy_rank``, ``energy_fraction``: eigenvalues of the rows' Gram matrix that
-      hold ``energy`` of its trace, out of ``pairs``, which is fewer than C has. Near
-      what white noise reads (:func:`fgo_jax.linalg.rows.white_noise_rank`) this says only
-      that there are too few rows: the error is then infinite and no trigger acts on it.
-    - ``trace`` of C, unbiased, and ``top_eigenvalue``, too large by up to the trace
-      divided by ``pairs``.
-    - ``agreement``: :math:`\sum \langle g, g' \rangle / \sum \frac12(|g|^2 + |g'|^2)`,
-      near 1 where there is no noise and near 0 where there is nothing else.
+    - ``intrinsic_dimension``: :math:`(\mathrm{tr}\,C)^2 / \mathrm{tr}\,C^2`, the ratio of two
+      unbiased sums (:func:`fgo_jax.linalg.uncentred_sums`). Two independent sketches make
+      products of two inner products unbiased too. A window whose sums are not positive
+      keeps the last dimension and is counted in ``held``.
+    - ``trace`` of C, unbiased, in the unit of the gradient squared.
+    - ``top_eigenvalue`` of C, in the same unit, too large by up to trace / ``pairs``.
+    - ``energy_rank``: how many eigenvalues of the rows' Gram matrix hold ``energy`` of its
+      trace; ``energy_fraction`` divides it by ``pairs``. C has more eigenvalues than there
+      are rows. A rank near what white noise would read says only that the rows are too few:
+      its error is then infinite, so no trigger acts on it.
+    - ``agreement``: :math:`\sum \langle g, g' \rangle / \sum \frac12(|g|^2 + |g'|^2)`. It is
+      near 1 without noise, and near 0 where gradients are only noise.
 
-    The parameters move between the two gradients, so a row also holds
-    :math:`H\,\Delta\theta / \sqrt 2`; at high learning rates the numbers are of that
-    mixture. On a small vision transformer the dimension of such rows was within 13 % of
-    that of rows at fixed parameters (two standard errors or less) from step 1000 on, at
-    rates from 1e-3 to 1e-2 of Adam, and 13 to 46 % above it at step 200
-    (``benchmarks/results/stream.json``). Rows are read where the phase's metric puts them
-    (see ``rows`` of :class:`fgo_jax.probes.ProbeInputs`). Each window draws new sketches
-    from the key.
-    With ``groups``, ``trace/NAME`` and ``intrinsic_dimension/NAME`` are those of the
-    group's own gradients; each group costs one more sketch, in memory and little time.
+    With ``groups``, ``trace/NAME`` and ``intrinsic_dimension/NAME`` are measured for each
+    group. Each costs another sketch: memory, and little time.
+
+    The rows are taken in the metric of the running phase (``rows`` of
+    :class:`fgo_jax.probes.ProbeInputs`). The parameters move between the two gradients, so a
+    row also holds :math:`H\,\Delta\theta / \sqrt 2`. At high learning rates this shows. On a
+    small vision transformer under Adam at rates from 1e-3 to 1e-2, the dimension was 13 to
+    46 % above that of rows at fixed parameters at step 200. From step 1000 on the two agreed
+    within 13 %, at most two standard errors (``benchmarks/results/stream.json``).
 
     Args:
-      pairs: rows of a window.
-      width: entries of each of the two sketches; memory is ``8 * width * (pairs + 1)``
-        bytes, whatever the number of parameters, and as much again for each group.
-      every: steps from one pair to the next, at least 2. None spaces pairs by
-        ``max(2, growth * step)``, so that the geometry, which changes on the scale of
-        the steps taken, is looked at equally often per factor of time and the probe's
-        share of the training time goes to zero.
+      pairs: rows of a window, at least 4.
+      width: entries of each of the two sketches. Memory is ``8 * width * (pairs + 1)`` bytes
+        for any number of parameters, and as much again for each group.
+      every: steps from one pair to the next, at least 2. None takes
+        ``max(2, growth * step)``: the geometry changes on the scale of the steps taken, so
+        it is measured equally often per factor of time, and the probe's share of the
+        training time falls to zero.
       growth: see ``every``.
-      energy: share of the trace that the energy rank holds.
-      groups: parts of the tree to measure apart, from
+      energy: share of the trace that the energy rank holds, in [0, 1).
+      groups: parts of the tree to measure separately, from
         :func:`fgo_jax.probes.layer_groups`.
 
+    Returns:
+      A :class:`fgo_jax.probes.Probe` that requires no argument of the update.
+
     Raises:
-      ValueError: for sizes that are no positive integers, ``every`` below 2, or, when
-        traced, groups of parameters that are not there.
+      ValueError: for numbers out of range; when traced, for groups of parameters that do
+        not exist.
 
     Example:
       >>> import fgo_jax as fgo
-      >>> fgo.probes.gradient_stream(pairs=16).signals[0]
+      >>> probe = fgo.probes.gradient_stream(pairs=16)
+      >>> tx = fgo.target_acquisition(3e-3, probe=probe)
+      >>> probe.signals[0]
       'intrinsic_dimension'
 
-    Sources: the ratio's bias, Chun et al. (ICLR 2026); CountSketch, Charikar et al.
-    (2002).
+    Source: Chun et al. (ICLR 2026), on the ratio's bias; Charikar et al. (2002), on the
+    sketch.
     """
     _checks.positive_int("pairs", pairs, 4)
     _checks.positive_int("width", width)
@@ -114,7 +112,7 @@ def gradient_stream(
     _checks.positive("growth", growth)
     _checks.fraction("energy", energy)
     names = check_groups(groups)
-    signals = _signals(names)
+    signals = signal_names(names)
     return Probe(
         signals=signals,
         init=functools.partial(_init, pairs=pairs, width=width, names=names, signals=signals),
@@ -129,10 +127,6 @@ def gradient_stream(
             half=jnp.zeros_like(state.half), filled=jnp.zeros_like(state.filled)
         ),
     )
-
-
-def _signals(names: tuple[str, ...]) -> tuple[str, ...]:
-    return SIGNALS + tuple(f"{signal}/{name}" for name in names for signal in GROUP_SIGNALS)
 
 
 def _init(
@@ -165,11 +159,11 @@ def _measure(
     energy: float,
     groups: Groups | None,
 ) -> GradientStreamState:
-    # Training that is restarted counts from 0 again: what had been gathered is of another time.
+    # A restarted training counts from 0 again: rows gathered before it are dropped.
     anew = inputs.step == 0
     half, slot = jnp.where(anew, 0, state.half), jnp.where(anew, 0, state.filled)
-    # All rows that meet in one Gram matrix share their signs; the next window's are
-    # new, so that the sketch's error averages out over a run.
+    # All rows of a window share their signs, since they meet in one Gram matrix. The next
+    # window draws new ones, so the error of the sketch averages out over a run.
     seed = jax.lax.cond(
         (slot == 0) & (half == 0),
         lambda key, old: jax.random.bits(key, dtype=jnp.uint32),
@@ -182,9 +176,9 @@ def _measure(
     parts = sketch_parts(inputs.rows, seed, width, [rest, *members])
     row = jnp.stack([sum(parts, jnp.zeros([2, width], jnp.float32)), *parts[1:]])
 
-    # Every array is written in place and read afterwards: else XLA would copy it at every step
-    # of the training, measured or not. What a pair's first gradient puts into the window, its
-    # second one writes over.
+    # Every array is written first and read afterwards. Otherwise XLA would copy it at every
+    # training step, measured or not. The first gradient of a pair thus writes a row that the
+    # second one overwrites.
     put = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
     pending = put(state.pending, row, half)
     first = pending[0]
@@ -202,18 +196,32 @@ def _measure(
     close = functools.partial(
         _close, energy=energy, size=optax.tree.size(inputs.rows), names=check_groups(groups)
     )
-    # Only what closing changes comes back: a row that a branch hands on is copied.
+    # The branches return only what closing changes: XLA copies whatever a branch hands on.
     changed = jax.lax.cond(
         state.filled == state.products.shape[0],
-        lambda window: _changed(close(window)),
-        _changed,
+        close,
+        lambda state: {name: getattr(state, name) for name in _CHANGED_BY_CLOSING},
         state,
     )
     return state._replace(**changed)
 
 
-def _changed(state: GradientStreamState) -> dict[str, Any]:
-    return {name: getattr(state, name) for name in ("evaluations", "filled", "held", "estimates")}
+def _close(
+    state: GradientStreamState, *, energy: float, size: int, names: tuple[str, ...]
+) -> dict[str, jax.Array]:
+    estimates = window_estimates(
+        state.differences, state.products, state.norms, energy=energy, size=size, groups=names
+    )
+    held = jnp.isnan(estimates["intrinsic_dimension"][0])
+    for name, last in zip(estimates, state.estimates, strict=True):
+        if name.startswith("intrinsic_dimension"):
+            estimates[name] = jnp.where(jnp.isnan(estimates[name][0]), last, estimates[name])
+    return {
+        "evaluations": state.evaluations + 1,
+        "filled": jnp.zeros_like(state.filled),
+        "held": state.held + jnp.where(held, 1, 0),
+        "estimates": jnp.stack(list(estimates.values())),
+    }
 
 
 def _gap(step: jax.Array, every: int | None, growth: float) -> jax.Array:
@@ -221,97 +229,3 @@ def _gap(step: jax.Array, every: int | None, growth: float) -> jax.Array:
     if every is not None:
         return jnp.asarray(every, jnp.int32) - 1
     return jnp.maximum(2, (growth * step.astype(jnp.float32)).astype(jnp.int32)) - 1
-
-
-def _ceiling(size: int, differences: jax.Array, energy: float) -> jax.Array:
-    """The energy rank of white noise with as many rows and parameters, so sketched."""
-    pairs, _, _, width = differences.shape
-    size = max(size, 1)
-    # Inner products of two rows have a share 1 / d of their norms' from d parameters, and
-    # 1 / k from a sketch of k entries.
-    return white_noise_rank(pairs, 1.0 / (1.0 / size + 0.5 / width), energy)
-
-
-def _close(
-    state: GradientStreamState, *, energy: float, size: int, names: tuple[str, ...]
-) -> GradientStreamState:
-    pairs, signals = state.products.shape[0], _signals(names)
-    ceiling = _ceiling(size, state.differences, energy)
-    grams = jnp.einsum(
-        "iask,jask->asij", state.differences, state.differences, precision=jax.lax.Precision.HIGHEST
-    )
-    dimensions = [_dimension(gram) for gram in grams]
-    traces = [jnp.diagonal(jnp.mean(gram, 0)) for gram in grams]
-    read = row_spectrum(jnp.mean(grams[0], 0), pairs, energy)
-    rank_error = trusted_error(
-        read.energy_rank, jnp.std(read.rank_influence, ddof=1) / pairs**0.5, ceiling
-    )
-    power = jnp.sum(state.norms)
-    known = power > 0  # where all gradients are zero, there is nothing to say
-    agreement = jnp.sum(state.products) / jnp.where(known, power, 1.0)
-    estimates = {
-        "energy_rank": jnp.stack([read.energy_rank, rank_error]),
-        "energy_fraction": jnp.stack([read.energy_rank, rank_error]) / pairs,
-        "top_eigenvalue": jnp.stack(
-            [read.top_eigenvalue, jnp.std(read.top_influence, ddof=1) / pairs**0.5]
-        ),
-        "agreement": jnp.where(
-            known,
-            jnp.stack([agreement, _jackknife_ratio(state.products, state.norms)]),
-            jnp.nan,
-        ),
-    }
-    for suffix, trace, dimension in zip(
-        ("", *(f"/{name}" for name in names)), traces, dimensions, strict=True
-    ):
-        name = f"intrinsic_dimension{suffix}"
-        held = state.estimates[signals.index(name)]
-        estimates[name] = jnp.where(jnp.isnan(dimension[0]), held, dimension)
-        error = jnp.std(trace, ddof=1) / pairs**0.5
-        estimates[f"trace{suffix}"] = jnp.stack([jnp.mean(trace), error])
-    return state._replace(
-        evaluations=state.evaluations + 1,
-        filled=jnp.zeros_like(state.filled),
-        held=state.held + jnp.where(jnp.isnan(dimensions[0][0]), 1, 0),
-        estimates=jnp.stack([estimates[name].astype(jnp.float32) for name in signals]),
-    )
-
-
-def _dimension(gram: jax.Array) -> jax.Array:
-    """[2]: participation ratio and its error from the Gram matrices [2, n, n]; NaN: none."""
-    pairs = gram.shape[-1]
-    # One sketch's K_ij times the other's is an unbiased K_ij^2; squaring one would
-    # add the sketch's own variance, which reads as a smaller dimension.
-    sums = functools.partial(_cross_sums, gram)
-    numerator, denominator = sums(jnp.ones(pairs, jnp.float32))
-    leave_one_out = jax.vmap(sums)(1.0 - jnp.eye(pairs, dtype=jnp.float32))
-    good = (denominator > 0) & (numerator > 0)
-    dimension = numerator / jnp.where(good, denominator, 1.0)
-    estimate = jnp.stack([dimension, dimension * _jackknife_log(leave_one_out)])
-    return jnp.where(good, estimate, jnp.nan)
-
-
-def _cross_sums(gram: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Off-diagonal sums of K1_ii K2_jj and K1_ij K2_ij over the rows with weight one."""
-    diagonals = jnp.diagonal(gram, axis1=1, axis2=2) * weights
-    off = (1.0 - jnp.eye(weights.shape[0], dtype=gram.dtype)) * jnp.outer(weights, weights)
-    numerator = jnp.sum(diagonals[0]) * jnp.sum(diagonals[1]) - jnp.sum(diagonals[0] * diagonals[1])
-    return numerator, jnp.sum(gram[0] * gram[1] * off)
-
-
-def _jackknife_log(sums: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Standard error of log(numerator / denominator); NaN if a sum is not positive."""
-    numerator, denominator = sums
-    rows = numerator.shape[0]
-    good = jnp.all((numerator > 0) & (denominator > 0))
-    logs = jnp.log(jnp.maximum(numerator, 1e-30)) - jnp.log(jnp.maximum(denominator, 1e-30))
-    return jnp.where(good, jnp.sqrt((rows - 1) * jnp.var(logs)), jnp.nan)
-
-
-def _jackknife_ratio(numerators: jax.Array, denominators: jax.Array) -> jax.Array:
-    """Standard error of sum(numerators) / sum(denominators) over independent pairs."""
-    rows = numerators.shape[0]
-    ratios = (jnp.sum(numerators) - numerators) / jnp.maximum(
-        jnp.sum(denominators) - denominators, 1e-30
-    )
-    return jnp.sqrt((rows - 1) * jnp.var(ratios))

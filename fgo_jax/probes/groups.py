@@ -1,4 +1,4 @@
-"""Parts of the parameter tree that are measured apart, such as layers."""
+"""Parts of the parameter tree that are measured separately, such as layers."""
 
 from __future__ import annotations
 
@@ -9,34 +9,39 @@ import jax
 
 from fgo_jax import _checks
 
-# Leaf's path to the name of its group, as `layer_groups` makes it; a leaf may be in none.
+# From the path of a leaf to the name of its group, as `layer_groups` makes it. A leaf may be
+# in no group.
 Groups = Mapping[str, str]
 
 
 def layer_groups(params: Any, by: int | Callable[[str], str | None] = 1) -> dict[str, str]:
-    """Names the group of every parameter, for a probe's ``groups=``.
+    """Names the group of every parameter, for the ``groups=`` of a probe.
 
-    The names must be known before training starts, because triggers read signals such as
-    ``"trace/Dense_0"`` by name; hence a table and not a function.
+    The result is a table, not a function, because the names of signals such as
+    ``"trace/Dense_0"`` must be known before training starts: triggers read signals by name.
 
     Args:
-      params: parameters, or their `jax.ShapeDtypeStruct`s.
-      by: the number of leading keys of a path that make a name, or a function of the path
-        (its keys joined by "/") to a name, None for a leaf that is in no group.
+      params: the parameters, or their `jax.ShapeDtypeStruct`s.
+      by: how many leading keys of a path make the name of its group. Or a function from the
+        path (its keys joined by "/") to a name, or to None for a leaf in no group.
 
     Returns:
-      a dict from paths to names.
+      A dict from paths to names.
 
     Raises:
-      ValueError: where ``by`` is no depth and no function, or no leaf is in a group.
+      ValueError: where ``by`` is neither a positive integer nor a function, or no leaf is in
+        a group.
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import fgo_jax as fgo
       >>> params = {"Dense_0": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
-      >>> layer_groups(params)
+      >>> fgo.probes.layer_groups(params)
       {'Dense_0/bias': 'Dense_0', 'Dense_0/kernel': 'Dense_0'}
-      >>> layer_groups(params, lambda path: "kernels" if "kernel" in path else None)
+      >>> fgo.probes.layer_groups(params, lambda path: "kernels" if "kernel" in path else None)
       {'Dense_0/kernel': 'kernels'}
+
+    Source: the definition above.
     """
     if not callable(by):
         _checks.positive_int("by", by)
@@ -66,7 +71,7 @@ def check_groups(groups: Groups | None) -> tuple[str, ...]:
 
 
 def slots(groups: Groups | None, tree: Any) -> list[tuple[int, ...]]:
-    """For the whole tree and then each group: the indices of its leaves."""
+    """The indices of the leaves of the whole tree, then of each group."""
     paths = _paths(tree)
     everything = [tuple(range(len(paths)))]
     if groups is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,100 +22,98 @@ from fgo_jax.linalg.operator import (
     student_width,
 )
 from fgo_jax.linalg.trees import vdot
+from fgo_jax.probes import hutchinson_averages as averages
 from fgo_jax.probes.groups import Groups, check_groups, slots
-from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
+from fgo_jax.probes.probe import Probe, ProbeInputs
 
 SIGNALS = ("trace", "trace_square", "intrinsic_dimension")
-
-
-class HutchinsonState(NamedTuple):
-    """Averages over the measurements so far, of the whole operator and then of each group.
-
-    The three moments are those of `_moments`.
-    """
-
-    evaluations: jax.Array  # [], int32; measurements that entered the averages
-    held: jax.Array  # [], int32; measurements that gave no new dimension
-    moments: jax.Array  # [1 + groups, 3], float32; weighted sums
-    covariance: jax.Array  # [1 + groups, 3, 3], float32; of these sums, over probe vectors
-    weight: jax.Array  # [], float32; sum of the weights
-    dimension: jax.Array  # [1 + groups, 2], float32; last good ratio and its standard error
 
 
 def hutchinson(
     operator: Operator,
     num_samples: int = 4,
     every: int = 200,
+    *,
     examples: int | None = None,
     batch_size: int | None = None,
     smoothing: float = 0.5,
     deflate: int = 0,
     groups: Groups | None = None,
 ) -> Probe:
-    r"""Measures the dimension of a curvature operator with Rademacher vectors.
+    r"""Measures the trace and the dimension of a curvature operator with random sign vectors.
 
-    The probe's examples are cut into two halves with operators :math:`F_1, F_2`, each
-    unbiased for the F of the whole distribution. With m random sign vectors z and
-    :math:`x_i = z_i^T F_1 z_i`, :math:`y_i = z_i^T F_2 z_i`, over vectors and examples:
+    The examples are split into two halves with operators :math:`F_1, F_2`. Each is unbiased
+    for F, the operator of the whole distribution. With m random sign vectors z and
+    :math:`x_i = z_i^T F_1 z_i`, :math:`y_i = z_i^T F_2 z_i`, unbiased over vectors and
+    examples:
 
     .. math:: \mathrm{tr}\,F &\approx \tfrac{1}{2m} \textstyle\sum_i (x_i + y_i) \\
               (\mathrm{tr}\,F)^2 &\approx \tfrac{1}{m(m-1)} \textstyle\sum_{i \ne j} x_i y_j \\
               \mathrm{tr}\,F^2 &\approx \tfrac{1}{m} \textstyle\sum_i
                 \langle F_1 z_i, F_2 z_i \rangle
 
-    All three are unbiased: the square of the trace takes products of different vectors
-    and different halves only, and one operator's own square, which adds its sampling
-    noise to the spectrum, is nowhere in them. Each is averaged over measurements
-    (exponentially, debiased), and the dimension is one ratio of averages. A ratio whose
-    terms are not both positive is not a dimension: the last one is held and counted in
-    ``held``, as is a measurement that is not finite, which changes nothing else.
+    The second uses only products of different vectors and different halves. The third never
+    squares one operator, because that would add its sampling noise to the spectrum. The
+    signals are:
 
-    A few outliers dominate the variance of all three. ``deflate`` = k takes the top k Ritz
-    vectors Q of :math:`(F_1 + F_2) / 2`, adds :math:`\mathrm{tr}\,Q F Q^T` and
-    :math:`\mathrm{tr}\,Q F_1 F_2 Q^T` exactly and projects z off them. Every Q leaves the
-    estimates unbiased; a good one leaves them the noise of the bulk only.
+    - ``trace``, in the unit of the loss over parameters squared;
+    - ``trace_square``, in that unit squared;
+    - ``intrinsic_dimension``: :math:`(\mathrm{tr}\,F)^2 / \mathrm{tr}\,F^2`, a number;
+    - with ``groups``, the same as ``trace/NAME`` etc., of the group's diagonal block.
 
-    Signals: ``trace`` (in the unit of the loss over parameters squared), ``trace_square``
-    (that squared), ``intrinsic_dimension`` (a number), each with a standard error over
-    the vectors (delta method for the ratio), widened to Student's t and, for the square,
-    to its log scale: 1.96 of it cover the truth in nine cases of ten with four vectors and
-    one outlier. It does not hold the noise of the choice of examples, which only the
-    spread of several measurements shows.
-    With ``groups``, the same signals as ``trace/NAME`` etc., of the group's diagonal block.
+    Each sum is averaged over measurements (exponentially, debiased), and the dimension is
+    one ratio of averages. If its sums are not both positive, the last dimension stays and
+    ``held`` counts the measurement. A measurement that is not finite changes nothing but
+    ``held``.
 
-    A measurement costs ``2 * num_samples`` products on half of the examples, one at a
-    time, and the memory of three pytrees shaped like the parameters; as many products
-    again for each group; and with ``deflate`` another ``6 * deflate + 8`` products and
+    Errors are standard errors over the vectors (delta method for the ratio), widened to
+    Student's t. That of the square is widened to its log scale: with four vectors and one
+    outlier, 1.96 of it cover the truth in nine cases of ten. Errors do not include the noise
+    of the choice of examples; only the spread of several measurements shows it.
+
+    A few outliers dominate the variance of all three sums. ``deflate`` = k takes the top k
+    Ritz vectors Q of :math:`(F_1 + F_2) / 2`, adds :math:`\mathrm{tr}\,Q F Q^T` and
+    :math:`\mathrm{tr}\,Q F_1 F_2 Q^T` exactly and projects z off them. The estimates stay
+    unbiased for any Q. With a good one, only the noise of the bulk remains.
+
+    A measurement costs ``2 * num_samples`` products on half of the examples, one at a time,
+    and the memory of three pytrees shaped like the parameters. Each group costs as many
+    products again. ``deflate`` costs another ``6 * deflate + 8`` products and
     ``12 * deflate + 20`` bytes per parameter.
 
     Args:
       operator: ``(params, batch) -> matvec``, as :func:`fgo_jax.curvature.ggn` returns;
-        symmetric, and an average over the examples of its batch. One that requires a
-        keyword ``key``, as :func:`fgo_jax.curvature.sampled_fisher`, gets a fresh one for
-        each half of each measurement.
-      num_samples: sign vectors m of a measurement, at least 2.
-      every: measured at the steps ``every, 2 * every, ...``.
-      examples: leading examples of ``batch`` that are read, an even number; None for an
+        symmetric, and a mean over the examples of its batch. If it requires a keyword
+        ``key``, as :func:`fgo_jax.curvature.sampled_fisher` does, each half of each
+        measurement passes a fresh one.
+      num_samples: m, sign vectors of a measurement, at least 2.
+      every: steps between measurements, which are at ``every, 2 * every, ...``.
+      examples: how many leading examples of ``batch`` to read, an even number; None for an
         eighth of the batch, at least 2.
-      batch_size: the size that ``batch`` is declared to have; None takes any.
+      batch_size: the declared size of ``batch``; None for any.
       smoothing: weight of the old average in the new one, in [0, 1).
-      deflate: Ritz vectors k that are taken exactly, fewer than there are parameters.
-      groups: parts of the tree to measure apart, from
+      deflate: k, Ritz vectors that are taken exactly; fewer than there are parameters.
+      groups: parts of the tree to measure separately, from
         :func:`fgo_jax.probes.layer_groups`; not together with ``deflate``.
 
+    Returns:
+      A :class:`fgo_jax.probes.Probe` that requires ``params`` and ``batch=`` of the update.
+
     Raises:
-      ValueError: for sizes that are no such integers, and when traced for a ``batch`` or
-        groups that do not fit.
+      ValueError: for numbers out of range; when traced, for a ``batch`` or groups that do
+        not fit.
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from fgo_jax.curvature import ggn
-      >>> from fgo_jax.probes.probe import ProbeInputs
+      >>> import fgo_jax as fgo
       >>> linear = lambda params, batch: batch["x"] @ params
-      >>> probe = hutchinson(ggn(linear, "squared_error"), num_samples=8, examples=64)
+      >>> fisher = fgo.curvature.ggn(linear, "squared_error")
+      >>> probe = fgo.probes.hutchinson(fisher, num_samples=8, examples=64)
       >>> params = jnp.zeros((5, 1))
       >>> batch = {"x": jax.random.normal(jax.random.key(0), (64, 5))}
-      >>> inputs = ProbeInputs(None, None, params, batch, jax.random.key(1), jnp.int32(200))
+      >>> inputs = fgo.probes.ProbeInputs(
+      ...     None, None, params, batch, jax.random.key(1), jnp.int32(200)
+      ... )
       >>> read = probe.read(probe.measure(inputs, probe.init(params)))
       >>> bool(abs(read["trace"].value - 5.0) < 1.0)  # the identity, from 64 examples
       True
@@ -131,7 +129,7 @@ def hutchinson(
     names = check_groups(groups)
     if deflate and names:
         raise ValueError(
-            "deflate= takes eigenvectors of the whole operator and cannot serve its blocks: "
+            "deflate= takes eigenvectors of the whole operator, not of its blocks: "
             "pass deflate=0 with groups=, or use two probes."
         )
     count = functools.partial(
@@ -144,7 +142,7 @@ def hutchinson(
 
     return Probe(
         signals=SIGNALS + tuple(f"{signal}/{name}" for name in names for signal in SIGNALS),
-        init=lambda params: _init(1 + len(names)),
+        init=lambda params: averages.init(1 + len(names)),
         due=lambda state, step: is_due(step, every),
         measure=functools.partial(
             _measure,
@@ -155,26 +153,15 @@ def hutchinson(
             deflate=deflate,
             groups=groups,
         ),
-        read=functools.partial(_read, names=names),
+        read=functools.partial(averages.read, names=names),
         requires=("params", "batch"),
         check=check,
     )
 
 
-def _init(slot_count: int) -> HutchinsonState:
-    return HutchinsonState(
-        evaluations=jnp.zeros([], jnp.int32),
-        held=jnp.zeros([], jnp.int32),
-        moments=jnp.zeros([slot_count, 3], jnp.float32),
-        covariance=jnp.zeros([slot_count, 3, 3], jnp.float32),
-        weight=jnp.zeros([], jnp.float32),
-        dimension=jnp.full([slot_count, 2], jnp.nan, jnp.float32),
-    )
-
-
 def _measure(
     inputs: ProbeInputs,
-    state: HutchinsonState,
+    state: averages.HutchinsonState,
     *,
     operator: Operator,
     count: Callable[[Any], int],
@@ -182,7 +169,7 @@ def _measure(
     smoothing: Any,
     deflate: int,
     groups: Groups | None,
-) -> HutchinsonState:
+) -> averages.HutchinsonState:
     params = inputs.params
     half = count(inputs.batch) // 2
     halves = (slice(0, half), slice(half, 2 * half))
@@ -191,8 +178,8 @@ def _measure(
         for part, i in enumerate(halves)
     )
     members = slots(groups, params)
-    # Not fold_in(key, 1) for the start: that is split(key)[1], the key of a sign vector,
-    # and a subspace that knows the signs it is projected off is biased.
+    # The start is not fold_in(key, 1): that is split(key)[1], the key of a sign vector. A
+    # subspace that depends on the signs projected off it would bias the estimates.
     *keys, start_key = jax.random.split(inputs.key, num_samples + 1)
     exact = jnp.zeros([3], jnp.float32)
     top = None
@@ -215,12 +202,12 @@ def _measure(
     leaf_count = len(jax.tree.leaves(params))
     masks = jnp.asarray([[float(i in those) for i in range(leaf_count)] for those in members])
     jobs = (jnp.tile(jnp.stack(keys), len(members)), jnp.repeat(masks, num_samples, axis=0))
-    # One vector after the other: m of them at once would be m times the memory.
+    # One vector at a time: m of them at once would take m times the memory.
     samples = [
         drawn.reshape(len(members), num_samples) + term
         for drawn, term in zip(jax.lax.map(sample, jobs), exact, strict=True)
     ]
-    return _accumulate(state, *jax.vmap(_moments)(*samples), smoothing)
+    return averages.accumulate(state, *jax.vmap(_moments)(*samples), smoothing)
 
 
 def _top_subspace(
@@ -240,7 +227,7 @@ def _top_subspace(
 def _forms(
     first: Callable[[Any], Any], second: Callable[[Any], Any], vector: Any, within: Any = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """z^T F_1 z, z^T F_2 z and <F_1 z, F_2 z>, of which the last is summed `within` leaves."""
+    """z^T F_1 z, z^T F_2 z and <F_1 z, F_2 z>; the last is summed over the leaves `within`."""
     a = optax.tree.cast(first(vector), jnp.float32)
     b = optax.tree.cast(second(vector), jnp.float32)
     c = a if within is None else jax.tree.map(lambda on, leaf: on * leaf, within, a)
@@ -252,7 +239,7 @@ def _moments(x: jax.Array, y: jax.Array, xy: jax.Array) -> tuple[jax.Array, jax.
     m = x.shape[0]
     trace = (x + y) / 2
     square = (jnp.sum(x) * jnp.sum(y) - jnp.sum(x * y)) / (m * (m - 1))
-    # First-order influence of one vector: that of the square is 2 tr F times the trace's.
+    # First-order influence of each vector; d (tr F)^2 = 2 tr F d tr F.
     influence = jnp.stack([trace, 2 * jnp.mean(trace) * trace, xy])
     influence = influence - jnp.mean(influence, axis=1, keepdims=True)
     covariance = jnp.tensordot(
@@ -260,57 +247,3 @@ def _moments(x: jax.Array, y: jax.Array, xy: jax.Array) -> tuple[jax.Array, jax.
     ) / (m * (m - 1))
     covariance = student_width(m - 1) ** 2 * covariance
     return jnp.stack([jnp.mean(trace), square, jnp.mean(xy)]), covariance
-
-
-def _accumulate(
-    state: HutchinsonState, moments: jax.Array, covariance: jax.Array, smoothing: Any
-) -> HutchinsonState:
-    keep = jnp.asarray(smoothing, jnp.float32)
-    add = 1.0 - keep
-    finite = jnp.all(jnp.isfinite(moments)) & jnp.all(jnp.isfinite(covariance))
-    new = state._replace(
-        evaluations=optax.safe_increment(state.evaluations),
-        moments=keep * state.moments + add * moments,
-        # Vectors of different measurements are independent: variances add, by squares.
-        covariance=jnp.square(keep) * state.covariance + jnp.square(add) * covariance,
-        weight=keep * state.weight + add,
-    )
-    dimension = jax.vmap(_dimension)(new.moments / new.weight, new.covariance / new.weight**2)
-    good = ~jnp.isnan(dimension[0, 0])
-    new = new._replace(dimension=jnp.where(jnp.isnan(dimension), state.dimension, dimension))
-    new = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), new, state)
-    return new._replace(held=jnp.where(finite & good, state.held, optax.safe_increment(state.held)))
-
-
-def _dimension(moments: jax.Array, covariance: jax.Array) -> jax.Array:
-    """[2]: the ratio of two moments and its error; NaN where they are not both positive."""
-    _, square, denominator = moments
-    good = (square > 0.0) & (denominator > 0.0)
-    square, denominator = jnp.where(good, square, 1.0), jnp.where(good, denominator, 1.0)
-    ratio = square / denominator
-    # Relative error of a ratio N / D: the variance of dN / N - dD / D.
-    slope = jnp.stack([jnp.float32(0.0), 1.0 / square, -1.0 / denominator])
-    variance = jnp.sum(slope[:, None] * covariance * slope[None, :])
-    error = ratio * jnp.sqrt(jnp.maximum(variance, 0.0))
-    return jnp.where(good, jnp.stack([ratio, error]), jnp.nan)
-
-
-def _skewed(mean: jax.Array, error: jax.Array) -> jax.Array:
-    """The upper, wider half of an interval on a log scale.
-
-    A mean of few squares is skewed, and where it comes out low its spread does too.
-    """
-    relative = jnp.minimum(1.96 * error / jnp.maximum(jnp.abs(mean), 1e-30), 20.0)
-    return error * jnp.where(relative > 1e-3, jnp.expm1(relative) / relative, 1.0)
-
-
-def _read(state: HutchinsonState, *, names: tuple[str, ...]) -> dict[str, Estimate]:
-    weight = jnp.where(state.weight > 0.0, state.weight, jnp.nan)
-    estimates = {}
-    for index, suffix in enumerate(("", *(f"/{name}" for name in names))):
-        means = state.moments[index] / weight
-        errors = jnp.sqrt(jnp.diagonal(state.covariance[index])) / weight
-        estimates[f"trace{suffix}"] = Estimate(means[0], errors[0])
-        estimates[f"trace_square{suffix}"] = Estimate(means[2], _skewed(means[2], errors[2]))
-        estimates[f"intrinsic_dimension{suffix}"] = Estimate(*state.dimension[index])
-    return estimates

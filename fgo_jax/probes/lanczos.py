@@ -26,10 +26,10 @@ SIGNALS = ("trace", "top_eigenvalue", "intrinsic_dimension", "energy_rank", "ene
 
 
 class LanczosState(NamedTuple):
-    """The last measurement, one number per signal in the order of `SIGNALS`."""
+    """The last measurement: one number for each signal, in the order of `SIGNALS`."""
 
-    evaluations: jax.Array  # [], int32; measurements taken over
-    held: jax.Array  # [], int32; measurements without a spectrum: not finite, or all zero
+    evaluations: jax.Array  # [], int32; measurements read
+    held: jax.Array  # [], int32; measurements that were not finite, or all zero
     readings: jax.Array  # [5], float32
     reading_errors: jax.Array  # [5], float32
 
@@ -37,8 +37,9 @@ class LanczosState(NamedTuple):
 def lanczos(
     operator: Operator,
     num_steps: int = 12,
-    num_starts: int = 2,
     every: int = 500,
+    *,
+    num_starts: int = 2,
     examples: int | None = None,
     batch_size: int | None = None,
     energy: float = 0.9,
@@ -46,66 +47,73 @@ def lanczos(
 ) -> Probe:
     r"""Measures the spectrum of a positive semi-definite operator by Lanczos quadrature.
 
-    From a random start the Lanczos process gives Ritz values :math:`\theta_j` and weights
-    :math:`\tau_j`; ``d tau_j`` of the d eigenvalues are like ``theta_j``. Signals:
+    From a random start the Lanczos process gives Ritz values :math:`\theta_j` with weights
+    :math:`\tau_j`: of the d eigenvalues, about :math:`d\,\tau_j` are close to
+    :math:`\theta_j`. With counts :math:`n_j` that sum to d, the signals are:
 
-    - ``trace``: :math:`\sum_j n_j \theta_j`;
-    - ``top_eigenvalue``: the largest Ritz value over the starts, never above the truth;
+    - ``trace``: :math:`\sum_j n_j \theta_j`, in the unit of the loss over parameters squared;
+    - ``top_eigenvalue``: the largest Ritz value over the starts, in the same unit; never
+      above the true one;
     - ``intrinsic_dimension``: :math:`(\sum_j n_j \theta_j)^2 / \sum_j n_j \theta_j^2`;
-    - ``energy_rank``: top eigenvalues that hold ``energy`` of the trace, interpolated
+    - ``energy_rank``: how many top eigenvalues hold ``energy`` of the trace, interpolated
       inside the count of a Ritz value that stands for many;
     - ``energy_fraction``: that rank divided by d.
 
-    The counts :math:`n_j` are one for the top Ritz values that have converged in every
-    start, because the quadrature weight of a single eigenvalue is a chi-square draw and
-    says nothing, and the weights, scaled to the remaining dimensions, for the rest. A
-    converged value whose weight, averaged over the starts, is too large for one
-    eigenvalue (four sigma) is a multiple one and keeps its weight.
+    The count is 1 for the top Ritz values that have converged in every start, because the
+    weight of a single eigenvalue is a chi-square draw and says nothing. All other Ritz
+    values share the remaining dimensions by their weights. A converged value keeps its
+    weight where its mean over the starts is too large for one eigenvalue (four sigma): it is
+    then a multiple eigenvalue.
 
-    Bias: one vector per start cannot see multiplicity, so at two starts a top eigenvalue
-    repeated *exactly* less than about 15 times can pass for one, and all signals but
-    ``top_eigenvalue`` are then wrong beyond their error. A block of start vectors sees as
-    many copies as it is wide, and counts those of a narrower multiple exactly. Otherwise
-    the trace is unbiased over the starts. The rank models the spread inside a bulk that
-    few Ritz values resolve, and is good to 20 % there.
+    Bias: one vector per start cannot see multiplicity. With two starts, a top eigenvalue
+    repeated exactly, less than about 15 times, can pass for a single one. All signals but
+    ``top_eigenvalue`` are then wrong by more than their errors. A block of start vectors
+    sees as many copies as it is wide, and counts fewer copies exactly. Otherwise the trace
+    is unbiased over the starts. The rank models the spread inside a bulk that few Ritz
+    values resolve, and is good to 20 % there.
 
-    All of it describes the mean curvature *of the examples read*. Few examples have a
-    spectrum of few eigenvalues: compare with :func:`fgo_jax.probes.hutchinson`, whose
-    halves remove this. Errors are standard errors over the starts (of the top eigenvalue,
-    the spread of its values), widened to Student's t, six-fold for two starts and by a
-    tenth for sixteen; NaN for one start. A measurement that is not finite or all zero is
-    held and counted in ``held``.
+    The signals describe the mean curvature of the examples read. Few examples have a
+    spectrum of few eigenvalues; :func:`fgo_jax.probes.hutchinson` removes this bias by its
+    two halves. Errors are standard errors over the starts (for the top eigenvalue, the
+    spread of its values). They are widened to Student's t, six-fold for two starts and by a
+    tenth for sixteen, and NaN for one start. A measurement that is all zero or not finite
+    changes nothing but ``held``, which counts it.
 
-    A measurement costs ``num_starts * num_steps`` products. While it runs it takes
-    ``4 * (num_steps + block_size)`` bytes per parameter for the basis, whatever the number
-    of starts; the state is ten numbers.
+    A measurement costs ``num_starts * num_steps`` products. While it runs, the basis takes
+    ``4 * (num_steps + block_size)`` bytes per parameter for any number of starts. The state
+    is twelve numbers.
 
     Args:
       operator: ``(params, batch) -> matvec``, as :func:`fgo_jax.curvature.ggn` returns;
-        symmetric and positive semi-definite (negative Ritz values count as zero). One that
-        requires a keyword ``key`` gets a fresh one for each measurement, for all starts.
+        symmetric and positive semi-definite (negative Ritz values count as zero). If it
+        requires a keyword ``key``, each measurement passes a fresh one, to all its starts.
       num_steps: products per start.
+      every: steps between measurements, which are at ``every, 2 * every, ...``.
       num_starts: random starts, run one after the other.
-      every: measured at the steps ``every, 2 * every, ...``.
-      examples: leading examples of ``batch`` that are read; None for an eighth of it.
-      batch_size: the size that ``batch`` is declared to have; None takes any.
+      examples: how many leading examples of ``batch`` to read; None for an eighth of it.
+      batch_size: the declared size of ``batch``; None for any.
       energy: share of the trace that the energy rank holds, in [0, 1).
-      block_size: start vectors of each start, at most ``num_steps``. Wider than the
-        multiplicity of the top eigenvalues, it counts them exactly; polynomials in the
-        operator then have a degree of ``num_steps / block_size`` only.
+      block_size: vectors of each start, at most ``num_steps``. A block wider than the
+        multiplicity of the top eigenvalues counts them exactly. The degree of the
+        polynomials in the operator falls to ``num_steps / block_size``.
+
+    Returns:
+      A :class:`fgo_jax.probes.Probe` that requires ``params`` and ``batch=`` of the update.
 
     Raises:
-      ValueError: for sizes that are no such integers or do not fit each other, and when traced
-        for a ``batch`` that does not fit them.
+      ValueError: for numbers out of range or that do not fit each other; when traced, for a
+        ``batch`` that does not fit them.
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from fgo_jax.probes.probe import ProbeInputs
+      >>> import fgo_jax as fgo
       >>> eigenvalues = jnp.array([9.0, 1.0, 0.5, 0.25])
-      >>> probe = lanczos(lambda params, batch: lambda v: eigenvalues * v, num_steps=4)
+      >>> probe = fgo.probes.lanczos(lambda params, batch: lambda v: eigenvalues * v, num_steps=4)
       >>> batch = jnp.zeros((8, 1))  # this operator reads nothing from it
       >>> params = jnp.zeros(4)
-      >>> inputs = ProbeInputs(None, None, params, batch, jax.random.key(0), jnp.int32(200))
+      >>> inputs = fgo.probes.ProbeInputs(
+      ...     None, None, params, batch, jax.random.key(0), jnp.int32(200)
+      ... )
       >>> read = probe.read(probe.measure(inputs, probe.init(params)))
       >>> round(float(read["top_eigenvalue"].value), 3), round(float(read["energy_rank"].value))
       (9.0, 2)
@@ -118,8 +126,9 @@ def lanczos(
     _checks.positive_int("block_size", block_size)
     if block_size > num_steps:
         raise ValueError(
-            f"num_steps={num_steps} products cannot take block_size={block_size} vectors once: "
-            f"pass num_steps= of at least {block_size}, better several times that."
+            f"num_steps={num_steps} is less than one product for each of the block_size="
+            f"{block_size} vectors: pass num_steps= of at least {block_size}, better several "
+            "times that."
         )
     _checks.integer("every", every)
     _checks.fraction("energy", energy)
@@ -180,7 +189,7 @@ def _measure(
         result = krylov_space(matvec, random_block(key, inputs.params, block_size), num_steps)
         return result.matrix, result.coupling
 
-    # One start after the other: the basis is the memory of this probe.
+    # One start at a time: the basis takes most of the memory of this probe.
     matrices, couplings = jax.lax.map(run, jax.random.split(inputs.key, num_starts))
     dimension = float(optax.tree.size(inputs.params))  # as an int, beyond int32 for large models
     readings, errors = _summarise(matrices, couplings, dimension, energy)
@@ -203,12 +212,12 @@ def _summarise(
     second = jnp.sum(counted.counts * jnp.square(counted.ritz), axis=1)
     rank = jax.vmap(functools.partial(_rank, energy=energy))(counted)
     top = counted.ritz[:, 0]
-    if starts > 1:  # products of different starts: a start's own square is biased up
+    if starts > 1:  # only products of different starts: a start's square is biased up
         numerator = jnp.square(jnp.sum(first)) - jnp.sum(jnp.square(first))
         numerator = numerator / (starts * (starts - 1))
     else:
         numerator = jnp.square(first[0])
-    # NaN for a zero operator, whose dimension is nothing: the measurement is then held.
+    # NaN for a zero operator, which has no dimension: the measurement is then held.
     ratio = numerator / jnp.mean(second)
     influence = 2.0 * first / jnp.mean(first) - second / jnp.mean(second)
     values = jnp.stack(
@@ -225,13 +234,13 @@ def _rank(counted: EigenvalueCounts, energy: Any) -> jax.Array:
     ritz, counts, single, converged = counted
     held = counts * ritz
     before = jnp.cumsum(held) - held
-    # Less the rounding: a share reached exactly must not take one more eigenvalue.
+    # Less the rounding: a share that is reached exactly must not need one more eigenvalue.
     wanted = jnp.asarray(energy, jnp.float32) * jnp.sum(held) * (1.0 - 1e-5)
     x = jnp.clip((wanted - before) / jnp.where(held > 0.0, held, 1.0), 0.0, 1.0)
-    # The n eigenvalues behind a Ritz value that has not converged spread evenly around it,
-    # (1 + w) theta ... (1 - w) theta, down to half-way (in logarithms) to the next one. The
-    # top u n of them hold x = (1 + w) u - w u^2 of its energy. Stacked on theta (w = 0),
-    # the bulk would need up to a third more eigenvalues than it does.
+    # A Ritz value theta that has not converged stands for n eigenvalues. They are modelled as
+    # spread evenly from (1 + w) theta to (1 - w) theta, which is half-way (in logarithms) to
+    # the next Ritz value. The top u n of them hold x = (1 + w) u - w u^2 of their energy. With
+    # all of them at theta (w = 0) the rank of the bulk would be up to a third too large.
     ratio = jnp.append(ritz[1:], 0.0) / jnp.where(ritz > 0.0, ritz, 1.0)
     w = jnp.where(converged, 0.0, 1.0 - jnp.sqrt(ratio))
     u = 2.0 * x / (1.0 + w + jnp.sqrt(jnp.maximum(jnp.square(1.0 + w) - 4.0 * w * x, 0.0)))

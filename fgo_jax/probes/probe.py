@@ -1,4 +1,4 @@
-"""What every probe is: a measurement of the friction field with a cadence of its own."""
+"""What a probe is: a measurement inside the training step, with a cadence of its own."""
 
 from __future__ import annotations
 
@@ -10,46 +10,116 @@ import jax
 
 
 class Estimate(NamedTuple):
-    """A measured number and how far it may be off.
+    """A measured number and its standard error.
 
-    An infinite error says that the number must not be trusted at all: whatever a trigger
-    asks of the signal is then unknown, so it neither ends a phase nor, negated, ends it.
+    Attributes:
+      value: [], float32, in the unit of its signal. NaN before the first measurement.
+      error: [], float32, standard error of the value. NaN where none is known. Infinite
+        where the value must not be trusted: every condition on the signal is then unknown,
+        so neither the condition nor its negation ends a phase.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fgo_jax as fgo
+      >>> estimate = fgo.probes.Estimate(jnp.float32(12.0), jnp.float32(1.5))
+      >>> float(estimate.value + 2 * estimate.error)
+      15.0
+
+    Source: the definition above.
     """
 
-    value: jax.Array  # [], float32; NaN until something was measured
-    error: jax.Array  # [], float32 standard error; NaN where none is known, inf: no trust
+    value: jax.Array
+    error: jax.Array
 
 
 class ProbeInputs(NamedTuple):
-    """What one training step offers to a probe."""
+    """What one training step offers to a probe.
 
-    grads: Any  # raw gradients, shaped like the parameters
-    rows: Any  # the same gradients in the metric of the running phase
-    params: Any  # the whole parameter tree, or None
-    batch: Any  # the user's `batch=`, or None
-    key: jax.Array  # typed PRNG key, fresh for this step
-    step: jax.Array  # [], int32
+    Attributes:
+      grads: the raw gradients, before any clipping; shaped like the parameters.
+      rows: the same gradients in the metric of the running phase's transform; shaped alike.
+        They equal ``grads`` for a transform without a metric.
+      params: the whole parameter tree, or None where the update was called without it.
+      batch: what was passed as ``batch=``, or None.
+      key: [], typed PRNG key, fresh at every step.
+      step: [], int32; updates before this one. 0 at the first update, and again at the first
+        one after `fgo_jax.restart`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import fgo_jax as fgo
+      >>> g = jnp.ones(3)
+      >>> inputs = fgo.probes.ProbeInputs(g, g, None, None, jax.random.key(0), jnp.int32(0))
+      >>> probe = fgo.probes.gradient_stream()
+      >>> int(probe.measure(inputs, probe.init(g)).half)  # a pair waits for its second gradient
+      1
+
+    Source: the definition above.
+    """
+
+    grads: Any
+    rows: Any
+    params: Any
+    batch: Any
+    key: jax.Array
+    step: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """A cadenced measurement: pure functions over a state that is a pytree.
+    """A measurement at some of the steps: pure functions over a state that is a pytree.
 
-    The state must have an int32 field `evaluations`, incremented whenever `read`
-    changes: this is how the controller knows that a number is new.
+    The state needs an int32 field ``evaluations`` that grows whenever the result of ``read``
+    changes. From it :func:`fgo_jax.phased` knows that a number is new. The functions run
+    inside the compiled update, so they must be pure JAX, and ``measure`` must keep the
+    structure, shapes and dtypes of the state.
 
     Attributes:
-      signals: names of the estimates that `read` returns.
-      init: `params -> state`; works on `jax.ShapeDtypeStruct` leaves.
-      due: `(state, step) -> bool []`; cheap, evaluated at every step. The step is 0 at the
-        first update, and again at the first one after `fgo_jax.restart`.
-      measure: `(inputs, state) -> state`; runs inside one `jax.lax.cond`.
-      read: `state -> {name: Estimate}`; cheap, evaluated at every step.
-      requires: the fields of `ProbeInputs` that must not be None, of "params"
-        and "batch".
-      renew: `state -> state`; drops what was gathered but not yet read, when the
-        metric of the rows changes.
-      check: `(inputs) -> None`; raises at trace time where the inputs do not fit.
+      signals: the names of the estimates that ``read`` returns.
+      init: `params -> state`; must work on `jax.ShapeDtypeStruct` leaves.
+      due: `(state, step) -> bool []`, whether to measure at this step. It runs at every
+        step, so it should be cheap.
+      measure: `(ProbeInputs, state) -> state`; runs inside one `jax.lax.cond`.
+      read: `state -> {name: Estimate}`. It runs at every step, so it should be cheap.
+      requires: fields of :class:`ProbeInputs` that must not be None: "params", "batch" or
+        both.
+      renew: `state -> state`, called when the metric of the rows changes. It drops what was
+        gathered but not yet read.
+      check: `(ProbeInputs) -> None`, raises at trace time where the inputs do not fit.
+
+    Example:
+      A probe for the norm of the gradient, and a trigger that reads it:
+
+      >>> from typing import NamedTuple
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import fgo_jax as fgo
+      >>> class NormState(NamedTuple):
+      ...     evaluations: jax.Array  # [], int32
+      ...     norm: jax.Array  # [], float32
+      >>> unknown = jnp.float32(jnp.nan)
+      >>> probe = fgo.probes.Probe(
+      ...     signals=("gradient_norm",),
+      ...     init=lambda params: NormState(jnp.int32(0), unknown),
+      ...     due=lambda state, step: step % 10 == 0,
+      ...     measure=lambda inputs, state: NormState(
+      ...         state.evaluations + 1, optax.tree.norm(inputs.grads)
+      ...     ),
+      ...     read=lambda state: {"gradient_norm": fgo.probes.Estimate(state.norm, unknown)},
+      ... )
+      >>> adam = optax.scale_by_adam()
+      >>> tx = fgo.phased(
+      ...     [fgo.acquisition(1e-3, transform=adam), fgo.execution(1e-3, transform=adam)],
+      ...     [fgo.triggers.below("gradient_norm", 0.1)],  # at two measurements in a row
+      ...     probe,
+      ... )
+      >>> params = jnp.ones(3)
+      >>> state = tx.init(params)
+      >>> for step in range(12):
+      ...     _, state = tx.update(0.01 * params, state, params)
+      >>> int(state.phase), round(float(state.signals["gradient_norm"]), 4)
+      (1, 0.0173)
+
+    Source: the definition above.
     """
 
     signals: tuple[str, ...]

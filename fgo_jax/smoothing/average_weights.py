@@ -13,7 +13,7 @@ from fgo_jax.smoothing import growing_mean
 
 
 class AverageWeightsState(NamedTuple):
-    """Average of the parameters that the updates so far were computed at."""
+    """Average of the parameters at which the updates so far were computed."""
 
     averaged_steps: jax.Array  # [], int32
     window: jax.Array  # [], float32; c
@@ -21,6 +21,7 @@ class AverageWeightsState(NamedTuple):
 
 
 def average_init(params: Any, window: Any) -> AverageWeightsState:
+    """An average of no parameters yet."""
     return AverageWeightsState(
         averaged_steps=jnp.zeros([], jnp.int32),
         window=jnp.asarray(window, jnp.float32),
@@ -31,8 +32,8 @@ def average_init(params: Any, window: Any) -> AverageWeightsState:
 def average_update(
     state: AverageWeightsState, params: Any, window: Any, taken: Any = True
 ) -> AverageWeightsState:
-    """Adds the parameters to the average, unless the step is not `taken`."""
-    # The state's copy is for eval_params alone: the constructor's is the one that counts.
+    """Adds the parameters to the average if the step is `taken`."""
+    # The constructor's window decides. The state keeps a copy only for eval_params.
     state = state._replace(window=jnp.asarray(window, jnp.float32))
     steps = state.averaged_steps
     return state._replace(
@@ -48,20 +49,21 @@ def _moved(state: AverageWeightsState, params: Any, taken: Any = True) -> Any:
 def average_weights(window: float = 0.1) -> optax.GradientTransformationExtraArgs:
     r"""Keeps a running average of the parameters; the updates pass unchanged.
 
-    With t parameters averaged so far, :math:`\bar\theta \leftarrow \bar\theta +
-    (\theta - \bar\theta)/(c\,t + 1)`. The weight of step s is proportional to
-    :math:`s^{1/c - 1}`: the window is a constant share, about c, of the steps taken, at
-    any moment and without a horizon.
+    .. math:: \bar\theta \leftarrow \bar\theta + \frac{\theta - \bar\theta}{c\,t + 1}
+
+    with t parameters averaged so far. The weight of step s is proportional to
+    :math:`s^{1/c - 1}`. So the average covers a constant share, about c, of the steps taken,
+    at any moment and without a horizon.
 
     Args:
-      window: c. 0 is a copy of the last parameters; 1 the mean over all of training.
+      window: c. 0 keeps a copy of the last parameters, 1 the mean over all of training.
 
     Returns:
-      A gradient transformation; read the average with :func:`eval_params`. State: four
-      bytes per parameter.
+      A gradient transformation; :func:`eval_params` reads the average. State: four bytes per
+      parameter.
 
     Raises:
-      ValueError: for a negative window, or an update without parameters.
+      ValueError: for a negative window; in ``update``, without parameters.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -73,14 +75,16 @@ def average_weights(window: float = 0.1) -> optax.GradientTransformationExtraArg
       >>> fgo.eval_params(state, params)["w"].shape
       (2,)
 
-    Source: polynomial-decay averaging, Shamir and Zhang (2013).
+    Source: Shamir and Zhang (2013), on polynomial-decay averaging.
     """
     _checks.non_negative("window", window)
 
     def init(params: Any) -> AverageWeightsState:
         return average_init(params, window)
 
-    def update(updates, state, params=None, **extra):
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[Any, AverageWeightsState]:
         del extra
         if params is None:
             raise ValueError(
@@ -92,19 +96,20 @@ def average_weights(window: float = 0.1) -> optax.GradientTransformationExtraArg
 
 
 def eval_params(opt_state: Any, params: Any) -> Any:
-    """The averaged weights, the present parameters included, in the parameters' dtype.
+    """The averaged weights, for validation and for the final model.
 
-    Use them for validation and for the final model; training goes on from ``params``.
+    The average includes the present parameters. Training goes on from ``params``, not from
+    the average.
 
     Args:
-      opt_state: any optax state that holds an average: of :func:`average_weights` or of
+      opt_state: an optax state that holds an average: of :func:`average_weights`, or of
         :func:`fgo_jax.target_acquisition` with ``average_weights=``. Under `optax.masked`
-        and `optax.partition` each average is of its own part of the parameters; the others
-        are returned as they are.
+        and `optax.partition` each average is of its own part of the parameters. Parameters
+        without an average are returned as they are.
       params: the parameters after the last update.
 
     Returns:
-      A pytree like ``params``.
+      A pytree like ``params``, in its dtypes.
 
     Raises:
       ValueError: where the state holds no average, or more than one of the same parameters.
@@ -116,6 +121,8 @@ def eval_params(opt_state: Any, params: Any) -> Any:
       >>> params = {"w": jnp.ones(2)}
       >>> fgo.eval_params(tx.init(params), params)["w"].shape
       (2,)
+
+    Source: as :func:`average_weights`.
     """
     found = [leaf for leaf in jax.tree.leaves(opt_state, is_leaf=_is_average) if _is_average(leaf)]
     advice = (

@@ -1,7 +1,7 @@
-"""A running mean whose memory is a constant share, about c, of what it has seen.
+"""A running mean whose memory is a constant share, about c, of the trees averaged so far.
 
-With t trees seen, m <- m + (x - m)/(c t + 1): the weight of tree s is proportional to
-s^(1/c - 1). The first one's step is 1, so what the mean starts from is forgotten.
+With t trees so far, m <- m + (x - m)/(c t + 1). The weight of tree s is proportional to
+s^(1/c - 1). The first step is 1, so the initial value of the mean has no effect.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 
 def zeros(params: Any) -> Any:
-    """Where a mean starts: f32 (or wider), shaped like the parameters."""
+    """The initial mean: zeros in float32 (or wider), shaped like the parameters."""
 
     def wide(leaf: Any) -> jax.Array:
         return jnp.zeros_like(leaf, jnp.promote_types(leaf.dtype, jnp.float32))
@@ -22,7 +22,7 @@ def zeros(params: Any) -> Any:
 
 
 def moved(mean: Any, tree: Any, window: Any, seen: jax.Array, taken: Any = True) -> Any:
-    """The mean with one more tree in it, unless that is not `taken`.
+    """The mean with one more tree in it if that is `taken`.
 
     Args:
       window: c.
@@ -31,7 +31,7 @@ def moved(mean: Any, tree: Any, window: Any, seen: jax.Array, taken: Any = True)
     step = 1.0 / (window * seen.astype(jnp.float32) + 1.0)
 
     def move(m: jax.Array, x: jax.Array) -> jax.Array:
-        # Chosen, not multiplied by zero: what is not taken may be infinite.
+        # A choice, not a product with zero: a tree that is not taken may be infinite.
         return jnp.where(taken, m + (step * (x.astype(m.dtype) - m)).astype(m.dtype), m)
 
     return jax.tree.map(move, mean, tree)

@@ -1,4 +1,4 @@
-"""A momentum whose memory grows with the steps taken, blended into the direction."""
+"""A momentum whose memory grows with the number of steps, blended into the direction."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RAMP_STEPS = 40
 
 
 class SlowMomentumState(NamedTuple):
-    """Mean of the directions since the momentum came into use."""
+    """Mean of the directions since the momentum was first used."""
 
     averaged_steps: jax.Array  # [], int32; directions in the mean
     share: jax.Array  # [], float32; of the mean in the last update
@@ -24,6 +24,7 @@ class SlowMomentumState(NamedTuple):
 
 
 def momentum_init(params: Any) -> SlowMomentumState:
+    """A mean of no directions yet."""
     return SlowMomentumState(
         averaged_steps=jnp.zeros([], jnp.int32),
         share=jnp.zeros([], jnp.float32),
@@ -43,14 +44,14 @@ def momentum_update(
     """The blended direction and the new state.
 
     Args:
-      share: [], float32; of the mean in the direction. While it is zero the mean keeps
-        nothing, so that it begins when it is first asked for.
+      share: [], float32; of the mean in the direction. While it is zero the mean stays
+        empty, and it starts at the first positive share.
       taken: [], bool; a step that is not taken changes nothing.
     """
     in_use = share > 0
     steps = jnp.where(in_use, state.averaged_steps, 0)
     count = steps.astype(jnp.float32)
-    # A mean of few directions is as noisy as they are, and says nothing of its own.
+    # A mean of few directions is as noisy as they are, so its share starts small.
     share = share * count / (count + ramp_steps)
 
     def blended(leaf: jax.Array, mean: jax.Array) -> jax.Array:
@@ -68,34 +69,35 @@ def momentum_update(
 
 
 def slow_momentum(
-    share: float = 0.5, window: float = WINDOW, ramp_steps: int = RAMP_STEPS
+    share: float = 0.5, *, window: float = WINDOW, ramp_steps: int = RAMP_STEPS
 ) -> optax.GradientTransformation:
-    r"""Blends each direction with a mean of those before it, over a memory that grows.
+    r"""Blends each direction with a long-memory mean of the directions before it.
 
     .. math:: m \leftarrow m + (u - m)/(c\,t + 1), \qquad
               d = (1 - \sigma_t)\,u + \sigma_t\,m, \qquad
               \sigma_t = \sigma\,t / (t + r)
 
-    The weight of direction s in m is proportional to :math:`s^{1/c - 1}`, so the memory is
-    a constant share, about c, of the steps taken. What successive directions agree on passes
-    at full length, their noise is damped by :math:`1 - \sigma` and, after a while, by little
-    more. Directions in which the loss is flat gain most: there a gradient is mostly noise,
-    and a high rate does no harm but through it.
+    with the direction u and t directions in the mean m. The weight of direction s in m is
+    proportional to :math:`s^{1/c - 1}`, so the memory is a constant share, about c, of the
+    steps taken. The part common to successive directions passes at full length. Their noise
+    is reduced to a share of :math:`1 - \sigma` and, after a while, little more. Directions
+    in which the loss is flat gain most: gradients there are mostly noise, and a high learning
+    rate does harm only through that noise.
 
-    Put it after what makes the direction and before the learning rate:
+    Put it after the transform that makes the direction and before the learning rate:
     ``optax.chain(optax.scale_by_adam(), fgo.slow_momentum(), optax.scale_by_learning_rate(lr))``.
-    Tune the rate anew: noise no longer bounds it as before.
+    Then tune the learning rate again, since noise limits it less.
 
     Args:
-      share: :math:`\sigma`, of the mean in the direction; 0 changes nothing.
+      share: :math:`\sigma`, of the mean in the direction, in [0, 1); 0 changes nothing.
       window: c.
-      ramp_steps: r, after which half of the share is reached.
+      ramp_steps: r, the number of steps after which half of the share is reached.
 
     Returns:
       A gradient transformation. State: four bytes per parameter.
 
     Raises:
-      ValueError: for a share outside [0, 1), a window or ramp that is not positive.
+      ValueError: for a share outside [0, 1), or a window or ramp that is not positive.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -106,17 +108,16 @@ def slow_momentum(
       >>> round(float(updates["w"][0]), 3)
       -0.1
 
-    Sources: a slow mean of gradients beside the newest one, Pagliardini et al. (2024),
-    AdEMAMix; a memory that grows with time, Ferbach et al. (2026), "Logarithmic-time
-    schedules for scaling language models with momentum"; why it helps under averaged
-    weights, Jain et al. (2018), "Accelerating stochastic gradient descent for least squares
-    regression".
+    Source: Pagliardini et al. (2024), AdEMAMix, on a slow mean beside the newest gradient;
+    Ferbach et al. (2026), "Logarithmic-time schedules for scaling language models with
+    momentum", on a memory that grows with time; Jain et al. (2018), "Accelerating stochastic
+    gradient descent for least squares regression", on why it helps under averaged weights.
     """
     _checks.fraction("share", share)
     _checks.positive("window", window)
     _checks.positive("ramp_steps", ramp_steps)
 
-    def update(updates, state, params=None):
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, SlowMomentumState]:
         del params
         return momentum_update(
             state,

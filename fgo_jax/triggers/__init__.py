@@ -1,9 +1,37 @@
-"""When a phase ends: conditions on named signals, composed with & | ~."""
+"""When a phase ends: conditions on named signals, joined with ``&``, ``|`` and ``~``.
+
+A condition has a verdict: 1 (it holds), -1 (it does not hold) or 0 (too little is known).
+The phase ends on 1.
+
+| condition | holds when |
+|---|---|
+| `after(steps)` | the phase has run for that many steps |
+| `never()` | never: only a deadline or `fgo_jax.force_phase` ends the phase |
+| `above(signal, threshold)` | the lower confidence bound of the signal is above the threshold |
+| `below(signal, threshold)` | the upper confidence bound of the signal is below the threshold |
+| `plateau(signal)` | the signal has set no new minimum in the last 10 measurements |
+| `decreasing(signal)` | the slope of the signal over log(step) is below zero |
+| `increasing(signal)` | the slope of the signal over log(step) is above zero |
+| `stall(signal)` | log(signal) changes slowly with log(step), in both directions |
+| `stopped_falling(signal)` | log(signal) falls slowly with log(step), or rises |
+| `if_given(trigger, signal, otherwise)` | the trigger, or a fixed verdict without the signal |
+| `condition(name, init_memory, judge)` | your own function says so |
+
+Its name says what it asks, with its numbers: ``agreement_below_0.75``. So does that of a
+negated one: ``not_loss_increasing``.
+
+``a & b`` has the smaller of the two verdicts, ``a | b`` the larger one and ``~a`` the
+negative: ``~a`` holds only if it is known that ``a`` does not.
+
+Slopes are tested with their confidence intervals. A measurement with an infinite standard
+error is not trusted: it makes every condition on its signal unknown until the next one.
+"""
 
 from fgo_jax.triggers.defaults import defaults
+from fgo_jax.triggers.signal import Observation, Signal
 from fgo_jax.triggers.thresholds import above, after, below, never, plateau
 from fgo_jax.triggers.trends import decreasing, increasing, stall, stopped_falling
-from fgo_jax.triggers.trigger import ConditionState, Observation, Signal, Trigger, if_given
+from fgo_jax.triggers.trigger import ConditionState, Trigger, condition, if_given
 
 __all__ = [
     "ConditionState",
@@ -13,6 +41,7 @@ __all__ = [
     "above",
     "after",
     "below",
+    "condition",
     "decreasing",
     "defaults",
     "if_given",

@@ -1,4 +1,4 @@
-"""A regression with O(1) state, on which the trends rest."""
+"""The regression behind the trends, with a state of eight numbers."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import jax.numpy as jnp
 class Regression(NamedTuple):
     """Exponentially weighted least squares of a series on a time axis.
 
-    Means and centred moments instead of raw sums: over a long run the time's variance
-    inside the window is far below its square, and f32 would lose it.
+    It keeps means and centred moments, not raw sums: late in a run the variance of the time
+    inside the window is far below its square, and float32 sums would lose it.
     """
 
     weight: jax.Array  # [], float32; sum of w
@@ -26,17 +26,20 @@ class Regression(NamedTuple):
 
 
 class Slope(NamedTuple):
+    """The slope of the series over the time axis."""
+
     slope: jax.Array  # [], float32
     error: jax.Array  # [], float32 standard error; inf below three effective points
     points: jax.Array  # [], float32; effective number of points (sum w)^2 / sum w^2
 
 
 def init() -> Regression:
+    """A regression of no points."""
     return Regression(*(jnp.zeros([], jnp.float32) for _ in Regression._fields))
 
 
 def update(state: Regression, time: jax.Array, series: jax.Array, memory: float) -> Regression:
-    """Adds a point; older ones fade as exp(-(elapsed time) / memory)."""
+    """Adds a point; the weights of older ones fade as exp(-(elapsed time) / memory)."""
     first = state.weight == 0.0
     elapsed = jnp.where(first, 0.0, jnp.maximum(time - state.last_time, 0.0))
     fade = jnp.exp(-elapsed / memory)
@@ -57,10 +60,10 @@ def update(state: Regression, time: jax.Array, series: jax.Array, memory: float)
 
 
 def slope(state: Regression) -> Slope:
-    """Slope with the standard error that the residuals imply.
+    """The slope, with a standard error from the residuals.
 
-    With weights w, n = (sum w)^2 / sum w^2 effective points and residual variance
-    s^2, the slope's variance is s^2 / ((n - 2) var_w(t)).
+    With weights w, n = (sum w)^2 / sum w^2 effective points and residual variance s^2, the
+    variance of the slope is s^2 / ((n - 2) var_w(t)).
     """
     points = state.weight**2 / jnp.maximum(state.weight_square, 1e-30)
     spread = state.time_time / jnp.maximum(state.weight, 1e-30)
@@ -80,20 +83,20 @@ def slope(state: Regression) -> Slope:
 def margin(slope: Slope, z: Any) -> jax.Array:
     r"""Half the width of the slope's confidence interval.
 
-    The standard error rests on n - 2 degrees of freedom itself, and with few points it is
-    small by chance too often. z is taken as a normal quantile and turned into Student's at
-    the same level: with :math:`\nu = n - 2`,
+    The standard error is itself estimated, with :math:`\nu = n - 2` degrees of freedom, and
+    from few points it is often too small. So z, a normal quantile, becomes Student's quantile
+    t of the same level, and the half-width is t times the error:
 
-    .. math:: t = \sqrt{\nu (e^{q^2 / \nu} - 1)}, \qquad q = z \, \frac{8 \nu + 3}{8 \nu + 1},
+    .. math:: t = \sqrt{\nu (e^{q^2 / \nu} - 1)}, \qquad q = z \, \frac{8 \nu + 3}{8 \nu + 1}
 
-    times the error. From two degrees on t is too large by 2 % at most for z up to 1.645, and
-    above that the tail is heavier still: too large by a fifth at z = 3.
+    From two degrees of freedom on, t is at most 2 % too large for z up to 1.645, and a fifth
+    too large at z = 3.
 
     Source: Wallace (1959), "Bounds on normal approximations to Student's and the chi-square
     distributions", inverted.
     """
     freedom = jnp.maximum(slope.points - 2.0, 1.0)
     normal = z * (8.0 * freedom + 3.0) / (8.0 * freedom + 1.0)
-    # The exponential stays in float32, so that a perfect fit has no margin rather than NaN.
+    # Bounded, so that it stays finite: a perfect fit (error 0) then has margin 0, not NaN.
     exponent = jnp.minimum(normal**2 / freedom, 80.0)
     return jnp.sqrt(freedom * jnp.expm1(exponent)) * slope.error

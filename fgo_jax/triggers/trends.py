@@ -9,13 +9,18 @@ import jax.numpy as jnp
 
 from fgo_jax import _checks
 from fgo_jax.triggers import regression
-from fgo_jax.triggers.trigger import Observation, Trigger, condition
+from fgo_jax.triggers.signal import Observation
+from fgo_jax.triggers.trigger import Judged, Trigger, condition
+
+# (slope, margin) -> (holds, fails)
+Verdicts = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def _trend(
     name: str,
     signal: str,
-    verdicts: Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]],
+    verdicts: Verdicts,
+    *,
     logarithm: bool,
     z: float,
     memory: float,
@@ -26,7 +31,7 @@ def _trend(
     _checks.positive("memory", memory)
     _checks.integer("min_points", min_points, 4)
 
-    def judge(observation: Observation, state: regression.Regression):
+    def judge(observation: Observation, state: regression.Regression) -> Judged:
         value, _, fresh = observation.signals[signal]
         usable = jnp.isfinite(value) & ((value > 0) if logarithm else True)
         evaluated = fresh & usable
@@ -38,110 +43,221 @@ def _trend(
         holds, fails = verdicts(slope.slope, regression.margin(slope, z))
         return evaluated, holds & known, fails & known, state
 
-    return condition(f"{name}({signal})", regression.init, judge, (signal,), patience)
+    name = f"{name}({signal})"
+    return condition(name, regression.init, judge, signals=(signal,), patience=patience)
 
 
 def stall(
     signal: str,
     tolerance: float = 1.0,
+    *,
     z: float = 1.282,
     memory: float = 0.7,
     patience: int = 2,
     min_points: int = 4,
 ) -> Trigger:
-    r"""Holds when a positive signal has stopped moving, in either direction.
+    r"""Holds when a positive signal has stopped changing, in either direction.
 
-    An equivalence test: the log of the signal is regressed on the log of the steps
-    taken, with weights that fade over ``memory`` factors of e of training, and the
-    confidence interval of the slope must lie inside :math:`\pm` ``tolerance``. A noisy
-    signal therefore does not stall by being noisy.
+    .. math:: \text{holds: } |s| + m < \tau, \qquad \text{does not hold: } |s| - m > \tau,
+              \qquad s = \frac{d \log x}{d \log t}
+
+    This is an equivalence test. The log of the signal is regressed on the log of the steps
+    t, counted from the start of training. Old measurements fade: a weight falls by a factor
+    of e each time that log t grows by ``memory``. The confidence interval :math:`s \pm m` of
+    the slope must lie inside :math:`\pm\tau`. Noise widens the interval, so a signal does
+    not stall by being noisy.
 
     Args:
-      signal: name of a positive signal.
-      tolerance: largest :math:`|d \log x / d \log t|` that counts as standing still: 1 is
-        the slope of an x proportional to the steps taken.
-      z: normal quantile of the interval, which is Student's with as many degrees of freedom
-        as there are effective points less two; 1.282 tests each side at 10 %.
-      memory: in units of log t.
+      signal: the name of a positive signal; other values are not evaluated.
+      tolerance: :math:`\tau`, the largest slope that counts as no change. A signal
+        proportional to the steps taken has slope 1.
+      z: normal quantile of the interval. The interval is Student's at the same level, with
+        as many degrees of freedom as effective points less two; 1.282 tests each side at
+        10 %.
+      memory: of the regression, in units of log t.
       patience: measurements in a row.
-      min_points: effective measurements before anything is said.
+      min_points: effective measurements below which the verdict is unknown.
+
+    Returns:
+      A :class:`Trigger` that reads ``signal``.
 
     Raises:
-      ValueError: for a tolerance or memory that is not positive, a negative z, or fewer than
-        four points.
+      ValueError: for a tolerance or memory that is not positive, a negative z, fewer than
+        four points, or a patience that is not a positive integer.
 
     Example:
       >>> import fgo_jax as fgo
       >>> trigger = fgo.triggers.stall("intrinsic_dimension", tolerance=0.5)
 
-    Source: two one-sided tests, Schuirmann (1987).
+    Source: Schuirmann (1987), on two one-sided tests.
     """
     _checks.positive("tolerance", tolerance)
 
-    def verdicts(slope: jax.Array, margin: jax.Array):
+    def verdicts(slope: jax.Array, margin: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jnp.abs(slope) + margin < tolerance, jnp.abs(slope) - margin > tolerance
 
-    return _trend("stall", signal, verdicts, True, z, memory, patience, min_points)
+    return _trend(
+        "stall",
+        signal,
+        verdicts,
+        logarithm=True,
+        z=z,
+        memory=memory,
+        patience=patience,
+        min_points=min_points,
+    )
 
 
 def stopped_falling(
     signal: str,
     tolerance: float = 1.0,
+    *,
     z: float = 1.282,
     memory: float = 0.7,
     patience: int = 2,
     min_points: int = 4,
 ) -> Trigger:
-    r"""Holds when a positive signal falls no faster than ``tolerance``; it may rise.
+    r"""Holds when a positive signal falls slowly or rises.
 
-    The lower half of :func:`stall`: the slope's lower confidence bound must exceed
-    ``-tolerance``. This is the end of a collapse, whatever follows it. Arguments and errors
-    as there.
+    .. math:: \text{holds: } s - m > -\tau, \qquad \text{does not hold: } s + m < -\tau,
+              \qquad s = \frac{d \log x}{d \log t}
+
+    It is the lower half of :func:`stall`, with the same regression. It marks the end of a
+    collapse, whatever follows.
+
+    Args:
+      signal: the name of a positive signal; other values are not evaluated.
+      tolerance: :math:`\tau`, the fastest fall that counts as slow.
+      z: normal quantile of the confidence interval; 1.282 tests at 10 %.
+      memory: of the regression, in units of log t.
+      patience: measurements in a row.
+      min_points: effective measurements below which the verdict is unknown.
+
+    Returns:
+      A :class:`Trigger` that reads ``signal``.
+
+    Raises:
+      ValueError: as :func:`stall`.
 
     Example:
       >>> import fgo_jax as fgo
       >>> trigger = fgo.triggers.stopped_falling("intrinsic_dimension")
+
+    Source: Schuirmann (1987); one of the two one-sided tests.
     """
     _checks.positive("tolerance", tolerance)
 
-    def verdicts(slope: jax.Array, margin: jax.Array):
+    def verdicts(slope: jax.Array, margin: jax.Array) -> tuple[jax.Array, jax.Array]:
         return slope - margin > -tolerance, slope + margin < -tolerance
 
-    return _trend("stopped_falling", signal, verdicts, True, z, memory, patience, min_points)
+    return _trend(
+        "stopped_falling",
+        signal,
+        verdicts,
+        logarithm=True,
+        z=z,
+        memory=memory,
+        patience=patience,
+        min_points=min_points,
+    )
 
 
 def decreasing(
-    signal: str, z: float = 1.645, memory: float = 0.5, patience: int = 2, min_points: int = 8
+    signal: str,
+    *,
+    z: float = 1.645,
+    memory: float = 0.5,
+    patience: int = 2,
+    min_points: int = 8,
 ) -> Trigger:
-    """Holds while the upper confidence bound of a signal's slope is negative.
+    r"""Holds while the upper confidence bound of a signal's slope is negative.
 
-    The signal itself (not its log: a loss may be negative) is regressed on the log of
-    the steps taken; arguments and errors as in :func:`stall`.
+    .. math:: \text{holds: } s + m < 0, \qquad \text{does not hold: } s + m \ge 0,
+              \qquad s = \frac{d x}{d \log t}
+
+    The regression is that of :func:`stall`, but of the signal itself: a loss may be
+    negative, so its log may not exist.
+
+    Args:
+      signal: the name of a signal of any sign.
+      z: normal quantile of the confidence bound; 1.645 is the one-sided 95 % bound.
+      memory: of the regression, in units of log t.
+      patience: measurements in a row.
+      min_points: effective measurements below which the verdict is unknown.
+
+    Returns:
+      A :class:`Trigger` that reads ``signal``.
+
+    Raises:
+      ValueError: as :func:`stall`.
 
     Example:
       >>> import fgo_jax as fgo
       >>> trigger = fgo.triggers.decreasing("loss") & fgo.triggers.after(1000)
+
+    Source: the one-sided t-test of a regression's slope.
     """
 
-    def verdicts(slope: jax.Array, margin: jax.Array):
+    def verdicts(slope: jax.Array, margin: jax.Array) -> tuple[jax.Array, jax.Array]:
         return slope + margin < 0, slope + margin >= 0
 
-    return _trend("decreasing", signal, verdicts, False, z, memory, patience, min_points)
+    return _trend(
+        "decreasing",
+        signal,
+        verdicts,
+        logarithm=False,
+        z=z,
+        memory=memory,
+        patience=patience,
+        min_points=min_points,
+    )
 
 
 def increasing(
-    signal: str, z: float = 1.645, memory: float = 0.5, patience: int = 2, min_points: int = 8
+    signal: str,
+    *,
+    z: float = 1.645,
+    memory: float = 0.5,
+    patience: int = 2,
+    min_points: int = 8,
 ) -> Trigger:
-    """Holds while the lower confidence bound of a signal's slope is positive.
+    r"""Holds while the lower confidence bound of a signal's slope is positive.
 
-    The mirror image of :func:`decreasing`.
+    .. math:: \text{holds: } s - m > 0, \qquad \text{does not hold: } s - m \le 0,
+              \qquad s = \frac{d x}{d \log t}
+
+    It is the mirror image of :func:`decreasing`.
+
+    Args:
+      signal: the name of a signal of any sign.
+      z: normal quantile of the confidence bound; 1.645 is the one-sided 95 % bound.
+      memory: of the regression, in units of log t.
+      patience: measurements in a row.
+      min_points: effective measurements below which the verdict is unknown.
+
+    Returns:
+      A :class:`Trigger` that reads ``signal``.
+
+    Raises:
+      ValueError: as :func:`stall`.
 
     Example:
       >>> import fgo_jax as fgo
       >>> trigger = ~fgo.triggers.increasing("loss")
+
+    Source: the one-sided t-test of a regression's slope.
     """
 
-    def verdicts(slope: jax.Array, margin: jax.Array):
+    def verdicts(slope: jax.Array, margin: jax.Array) -> tuple[jax.Array, jax.Array]:
         return slope - margin > 0, slope - margin <= 0
 
-    return _trend("increasing", signal, verdicts, False, z, memory, patience, min_points)
+    return _trend(
+        "increasing",
+        signal,
+        verdicts,
+        logarithm=False,
+        z=z,
+        memory=memory,
+        patience=patience,
+        min_points=min_points,
+    )

@@ -1,11 +1,9 @@
-"""What every trigger is: a pure (init, update) pair over named signals, composed with & | ~.
+"""What a trigger is: a pure (init, update) pair over named signals.
 
-A trigger's verdict is 1 (its condition holds), -1 (it does not) or 0 (too little is
-known), and the combinators are those of three-valued logic (Kleene): ``&`` is the
-minimum, ``|`` the maximum, ``~`` the negative. A phase ends on 1 only, so a signal that
-was never measured, or is NaN, neither ends a phase nor, negated, ends it by accident. A
-measurement that its probe does not trust (an infinite standard error) makes every
-condition on it unknown until the next one.
+Verdicts are 1 (the condition holds), -1 (it does not) and 0 (too little is known). The
+combinators are those of Kleene's three-valued logic: ``&`` is the minimum, ``|`` the maximum
+and ``~`` the negative. A phase ends on 1 only. A signal that was never measured, or is NaN,
+gives 0, so neither a condition on it nor the negation of one can end a phase by accident.
 """
 
 from __future__ import annotations
@@ -18,45 +16,58 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax import _checks
-
-
-class Signal(NamedTuple):
-    """One number of this step."""
-
-    value: jax.Array  # [], float32
-    error: jax.Array  # [], float32 standard error; NaN where none is known, inf: no trust
-    fresh: jax.Array  # [], bool; measured in this very step
-
-
-class Observation(NamedTuple):
-    """What triggers see: only replicated scalars, so all devices decide alike."""
-
-    signals: dict[str, Signal]
-    phase_step: jax.Array  # [], int32; updates since the phase began
-    total_step: jax.Array  # [], int32; updates since training began
+from fgo_jax.triggers.signal import Observation
 
 
 class ConditionState(NamedTuple):
-    """One named condition."""
+    """The state of one named condition.
 
-    verdict: jax.Array  # [], int32; 1 holds, -1 does not, 0 unknown
-    streak: jax.Array  # [], int32; consecutive evaluations at which it held
-    memory: Any  # the condition's own statistics
+    Attributes:
+      verdict: [], int32; 1 holds, -1 does not hold, 0 unknown.
+      streak: [], int32; the latest evaluations in a row at which the condition held.
+      memory: a pytree; the condition's own statistics.
+
+    Example:
+      >>> import fgo_jax as fgo
+      >>> state = fgo.triggers.below("agreement", 0.75).init()
+      >>> int(state["below(agreement)"].verdict)
+      0
+
+    Source: the definition above.
+    """
+
+    verdict: jax.Array
+    streak: jax.Array
+    memory: Any
 
 
 State = dict[str, ConditionState]
+# (evaluated, holds, fails, memory): what a judge says of one step.
+Judged = tuple[jax.Array, jax.Array, jax.Array, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Trigger:
-    """A condition on signals.
+    """A condition on signals, or several joined with ``&``, ``|`` and ``~``.
+
+    The verdict is 1 (holds), -1 (does not hold) or 0 (unknown). ``a & b`` is the smaller of
+    two verdicts, ``a | b`` the larger one, ``~a`` the negative. The functions of this package
+    make triggers; :func:`condition` makes one of your own.
 
     Attributes:
-      init: `() -> state`, a dict of one `ConditionState` per named condition, so that
-        telemetry can say which of them is missing.
-      update: `(observation, state) -> (verdict, state)`.
-      signals: the signals it reads.
+      init: `() -> state`, a dict with one `ConditionState` for each named condition, so that
+        telemetry can tell which condition is missing.
+      update: `(observation, state) -> (verdict, state)`; the verdict is [], int32.
+      signals: the names of the signals it reads.
       optional: those of them that it can do without.
+
+    Example:
+      >>> import fgo_jax as fgo
+      >>> trigger = fgo.triggers.below("agreement", 0.75) & ~fgo.triggers.increasing("loss")
+      >>> sorted(trigger.signals), sorted(trigger.init())
+      (['agreement', 'loss'], ['below(agreement)', 'increasing(loss)'])
+
+    Source: Kleene (1952), "Introduction to metamathematics", section 64, on the logic.
     """
 
     init: Callable[[], State]
@@ -78,8 +89,10 @@ class Trigger:
         return dataclasses.replace(self, update=update)
 
 
-def _combine(join: Callable, left: Trigger, right: Trigger) -> Trigger:
-    # Two conditions of one name are kept apart by a suffix, decided once, here.
+def _combine(
+    join: Callable[[jax.Array, jax.Array], jax.Array], left: Trigger, right: Trigger
+) -> Trigger:
+    # A suffix keeps two conditions of the same name apart. It is chosen once, here.
     names = list(left.init())
     renamed: dict[str, str] = {}
     for name in right.init():
@@ -110,15 +123,70 @@ def _combine(join: Callable, left: Trigger, right: Trigger) -> Trigger:
 def condition(
     name: str,
     init_memory: Callable[[], Any],
-    judge: Callable[[Observation, Any], tuple[jax.Array, jax.Array, jax.Array, Any]],
+    judge: Callable[[Observation, Any], Judged],
+    *,
     signals: tuple[str, ...] = (),
     patience: int = 1,
 ) -> Trigger:
-    """A leaf: `judge -> (evaluated, holds, fails, memory)`; it holds after `patience` in a row."""
+    """Makes a trigger from a function of your own.
+
+    ``judge`` runs at every step inside the compiled update, so it must be pure JAX. Its
+    memory and the verdict change only at a step that it calls evaluated.
+
+    | the judge says | verdict |
+    |---|---|
+    | ``holds``, for the ``patience``-th evaluation in a row | 1 |
+    | ``fails`` | -1 |
+    | neither, or ``holds`` for less long | 0 |
+    | not ``evaluated`` | unchanged |
+
+    A fresh measurement of one of ``signals`` with an infinite standard error sets the
+    verdict to 0 and starts the count of evaluations again.
+
+    Args:
+      name: of the condition, as telemetry shows it.
+      init_memory: `() -> memory`, a pytree of arrays; ``lambda: ()`` for none.
+      judge: `(observation, memory) -> (evaluated, holds, fails, memory)`, with an
+        :class:`Observation` and three bools of shape [].
+      signals: the names of the signals that ``judge`` reads. :func:`fgo_jax.phased` checks
+        that the probe or the training loop provides them.
+      patience: how many evaluations in a row must hold.
+
+    Returns:
+      A :class:`Trigger` with one named condition.
+
+    Raises:
+      ValueError: for a patience that is not a positive integer.
+
+    Example:
+      A threshold that ends acquisition once the loss is below 0.5 at two steps in a row:
+
+      >>> import jax.numpy as jnp, optax
+      >>> import fgo_jax as fgo
+      >>> def judge(observation, memory):
+      ...     loss, _, fresh = observation.signals["loss"]
+      ...     return fresh, loss < 0.5, loss >= 0.5, memory
+      >>> low_loss = fgo.triggers.condition(
+      ...     "low_loss", lambda: (), judge, signals=("loss",), patience=2
+      ... )
+      >>> adam = optax.scale_by_adam()
+      >>> tx = fgo.phased(
+      ...     [fgo.acquisition(1e-3, transform=adam), fgo.execution(1e-3, transform=adam)],
+      ...     [low_loss | fgo.triggers.after(10_000)],
+      ... )
+      >>> params = jnp.ones(3)
+      >>> state = tx.init(params)
+      >>> for loss in (0.9, 0.4, 0.3, 0.3):
+      ...     _, state = tx.update(params, state, params, value=jnp.float32(loss))
+      >>> int(state.phase)
+      1
+
+    Source: the definition above.
+    """
     _checks.integer("patience", patience)
 
     def init() -> State:
-        # Two arrays: one buffer in two places could not be donated to a jitted step.
+        # Two arrays: a buffer that is there twice cannot be donated to a jitted step.
         verdict, streak = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)
         return {name: ConditionState(verdict, streak, init_memory())}
 
@@ -128,7 +196,7 @@ def condition(
         streak = jnp.where(holds, old.streak + 1, 0)
         verdict = jnp.where(streak >= patience, 1, jnp.where(fails, -1, 0))
         new = ConditionState(verdict.astype(jnp.int32), streak.astype(jnp.int32), memory)
-        # Here, for all kinds alike: a trend reads no error, so none of them could tell.
+        # Checked here for every kind of condition, because trends do not read the error.
         distrusted = jnp.asarray(False)
         for signal in signals:
             _, error, fresh = observation.signals[signal]
@@ -146,15 +214,35 @@ def condition(
 
 
 def if_given(trigger: Trigger, signal: str, otherwise: int) -> Trigger:
-    """A trigger with a fixed verdict in a training loop that never passes ``signal``.
+    """Replaces a trigger by a fixed verdict in a training loop that never passes ``signal``.
 
-    Whether ``value=`` is passed is known when the step is traced, not before.
+    The choice is made when the step is traced, because only then is it known whether
+    ``value=`` or ``validation_value=`` is passed.
 
     Args:
-      trigger: used where the signal is there.
+      trigger: used where the signal is passed.
       signal: "loss" or "validation".
-      otherwise: 1 counts as holding, 0 as unknown, -1 as not holding.
+      otherwise: the verdict without it: 1 holds, 0 unknown, -1 does not hold.
+
+    Returns:
+      A :class:`Trigger` that does not require ``signal``.
+
+    Raises:
+      ValueError: for an ``otherwise`` that is none of these.
+
+    Example:
+      >>> import fgo_jax as fgo
+      >>> rising = fgo.triggers.increasing("loss")
+      >>> trigger = fgo.triggers.if_given(~rising, "loss", otherwise=1)
+      >>> sorted(trigger.optional)
+      ['loss']
+
+    Source: the definition above.
     """
+    if otherwise not in (-1, 0, 1):
+        raise ValueError(
+            f"otherwise is a verdict: pass 1 (holds), 0 (unknown) or -1, got {otherwise!r}."
+        )
 
     def update(observation: Observation, state: State) -> tuple[jax.Array, State]:
         if signal in observation.signals:

@@ -174,7 +174,7 @@ def test_clip_norm_equals_clipping_before_and_the_probe_sees_raw_gradients():
 
 
 def test_force_phase_and_restart():
-    tx = fgo.target_acquisition(1e-2, 5, acquisition=optax.scale_by_adam())
+    tx = fgo.target_acquisition(1e-2, 5, transform={"acquisition": optax.scale_by_adam()})
     params = mlp_params()
     state = tx.init(params)
     grads = jax.grad(mlp_loss)(params, mlp_batch(0))

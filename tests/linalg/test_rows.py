@@ -160,10 +160,12 @@ def test_the_gradient_stream_of_a_group_is_that_of_its_gradients_alone():
         return probe.read(state)
 
     groups = fgo.probes.layer_groups(grads(0))
-    grouped = fgo.probes.gradient_stream(pairs, 2048, every=2, groups=groups)
+    grouped = fgo.probes.gradient_stream(pairs=pairs, width=2048, every=2, groups=groups)
     read = run(grouped, lambda tree: tree)
     assert set(read) == set(grouped.signals)
-    alone = run(fgo.probes.gradient_stream(pairs, 2048, every=2), lambda tree: tree["hidden"])
+    alone = run(
+        fgo.probes.gradient_stream(pairs=pairs, width=2048, every=2), lambda tree: tree["hidden"]
+    )
     # Sketches of a vector shorter than they are exact, whatever its signs.
     for name in ("trace", "intrinsic_dimension"):
         np.testing.assert_allclose(read[f"{name}/hidden"], alone[name], rtol=1e-4)

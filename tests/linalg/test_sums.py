@@ -1,4 +1,4 @@
-"""Spectrum summaries against NumPy, and Gram sums against sums over distinct rows."""
+"""Numbers of a spectrum against NumPy, and Gram sums against sums over distinct rows."""
 
 import functools
 import itertools
@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fgo_jax.linalg import sums
+from fgo_jax import linalg
 
 # Compiled: quicker than op by op, and what the probes do.
-participation_ratio = jax.jit(sums.participation_ratio)
-energy_rank = jax.jit(sums.energy_rank, static_argnums=1)
-entropy_rank = jax.jit(sums.entropy_rank)
-uncentred_sums = jax.jit(sums.uncentred_sums)
-centred_sums = jax.jit(sums.centred_sums)
+participation_ratio = jax.jit(linalg.participation_ratio)
+energy_rank = jax.jit(linalg.energy_rank, static_argnums=1)
+entropy_rank = jax.jit(linalg.entropy_rank)
+uncentred_sums = jax.jit(linalg.uncentred_sums)
+centred_sums = jax.jit(linalg.centred_sums)
 
 DECAY = 25.3 / 27.3  # a geometric spectrum with participation ratio (1 + r) / (1 - r) = 26.3
 EIGENVALUES = DECAY ** jnp.arange(150)
@@ -119,17 +119,16 @@ def test_ratios_of_averages_are_unbiased_where_the_naive_ratio_is_not():
 
 
 def test_jackknife_error_is_the_spread_over_draws():
-    sums = uncentred_sums
     grams = gram_matrices(24, 200, 0.0)
-    numerator, denominator = jax.jit(jax.vmap(sums))(grams)
+    numerator, denominator = jax.jit(jax.vmap(uncentred_sums))(grams)
     spread = float(jnp.std(jnp.log(numerator / denominator)))
-    errors = jax.jit(jax.vmap(lambda k: sums.jackknife_log_ratio(k, sums)))(grams[:50])
+    errors = jax.jit(jax.vmap(lambda k: linalg.jackknife_log_ratio(k, uncentred_sums)))(grams[:50])
     # The jackknife errs upwards (Efron and Stein); 200 draws know the spread to 5 %.
     assert 0.9 * spread < float(jnp.sqrt(jnp.mean(errors**2))) < 1.4 * spread
 
 
 def test_jackknife_says_when_it_knows_nothing():
-    assert np.isnan(jax.jit(sums.jackknife_log_ratio)(jnp.eye(6)))
+    assert np.isnan(jax.jit(linalg.jackknife_log_ratio)(jnp.eye(6)))
 
 
 def test_errors():
@@ -146,6 +145,6 @@ def test_jits_under_strict_promotion():
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         assert centred_sums(gram)[0].dtype == jnp.float32
         assert uncentred_sums(gram)[1].dtype == jnp.float32
-        assert jax.eval_shape(sums.jackknife_log_ratio, gram).dtype == jnp.float32
+        assert jax.eval_shape(linalg.jackknife_log_ratio, gram).dtype == jnp.float32
         for summary in (energy_rank, participation_ratio, entropy_rank):
             assert summary(gram).dtype == jnp.float32

@@ -56,7 +56,7 @@ def draw_many(eigenvalues, n, draws=DRAWS):
 def test_dimension_against_the_truth_and_the_naive_ratio(truth, n):
     eigenvalues = geometric(truth, 6 * truth)
     sums, read, naive = draw_many(eigenvalues, n)
-    truth = float(fgo.probes.spectrum.participation_ratio(eigenvalues))
+    truth = float(fgo.linalg.participation_ratio(eigenvalues))
     numerator, denominator = sums.mean(0)
     assert float(numerator / denominator) == pytest.approx(truth, rel=0.05)
     # Chun et al.: 1 / n + 1 / Q + 1 / PR, of which 1 / Q is for entries of a row that are
@@ -207,7 +207,7 @@ def test_clipping_leaves_the_probes_gradients_raw():
 
     def run(clip_norm):
         tx = fgo.phased(
-            [fgo.acquisition(1e-3)], [], fgo.probes.gradient_stream(8, every=2),
+            [fgo.acquisition(1e-3)], [], fgo.probes.gradient_stream(pairs=8, every=2),
             clip_norm=clip_norm,
         )  # fmt: skip
 

@@ -162,7 +162,7 @@ def test_bfloat16_parameters_give_float32_statistics(kind):
 
 def test_bfloat16_gradients_give_a_float32_stream():
     keys = jax.random.split(jax.random.key(0), 32)
-    probe = fgo.probes.gradient_stream(16, every=2)
+    probe = fgo.probes.gradient_stream(pairs=16, every=2)
     reads = []
     for dtype in (jnp.bfloat16, jnp.float32):
 

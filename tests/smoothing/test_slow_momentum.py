@@ -44,7 +44,7 @@ def reference(rows, share, window, ramp):
 @pytest.mark.parametrize(("share", "window"), [(0.5, 0.25), (0.9, 1.0), (0.0, 0.1)])
 def test_against_float64(share, window):
     rows = directions(60)
-    got, state = run(fgo.slow_momentum(share, window, RAMP), rows)
+    got, state = run(fgo.slow_momentum(share, window=window, ramp_steps=RAMP), rows)
     np.testing.assert_allclose(got, reference(rows, share, window, RAMP), rtol=1e-5, atol=1e-6)
     assert int(state.averaged_steps) == (60 if share else 0)
 
@@ -52,7 +52,7 @@ def test_against_float64(share, window):
 def test_weights_grow_as_a_power_of_the_step():
     count, window = 400, 0.25
     rows = np.eye(count, dtype=np.float32)
-    _, state = run(fgo.slow_momentum(0.5, window), rows)
+    _, state = run(fgo.slow_momentum(0.5, window=window), rows)
     weights = np.asarray(state.mean["w"])
     later = np.arange(100, count)
     slope = np.polyfit(np.log(later), np.log(weights[later]), 1)[0]

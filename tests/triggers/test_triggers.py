@@ -183,6 +183,7 @@ def test_regression_error_covers_the_true_slope():
         (lambda: t.stall("x", patience=0), "patience must be an integer >= 1"),
         (lambda: t.after(-1), "steps must be an integer >= 0"),
         (lambda: t.plateau("x", rtol=-1.0), "rtol must be a finite number >= 0"),
+        (lambda: t.if_given(t.never(), "loss", otherwise=2), "otherwise is a verdict"),
     ],
 )
 def test_wrong_arguments(make, message):

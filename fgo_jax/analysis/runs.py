@@ -1,0 +1,126 @@
+"""The Lanczos runs of an analysis: one for the eigenpairs, random ones for the rest."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fgo_jax.analysis import quadrature
+from fgo_jax.analysis.batches import Data, mean_product
+from fgo_jax.linalg.krylov import Krylov, combination, krylov_space, random_block
+from fgo_jax.linalg.operator import Operator
+from fgo_jax.linalg.trees import vdot
+from fgo_jax.probes.probe import Estimate
+
+# A Ritz pair whose residual is below this share of its value is taken exactly from then on. By
+# Weyl's inequality the other eigenvalues move by no more than that.
+CONVERGED = 1e-3
+
+
+class Setting(NamedTuple):
+    """What all Lanczos runs of one analysis share."""
+
+    operator: Operator
+    params: Any
+    data: Data
+    key: jax.Array  # for an operator that draws
+    num_steps: int
+    num_starts: int
+    block_size: int
+    top: int
+    energy: float
+
+
+class Analysis(NamedTuple):
+    """The spectrum of the whole operator, or of the diagonal block of some leaves."""
+
+    dimension: int
+    main: quadrature.Ritz  # of the run that gives the eigenpairs
+    vectors: Any  # leaves [keep, *leaf.shape]; its first Ritz vectors
+    bulks: list[quadrature.Ritz]  # of the random runs
+    rule: quadrature.Rule
+    estimates: dict[str, Estimate]
+
+
+def analyse(run: Setting, key: jax.Array, acting: set[int]) -> Analysis:
+    """One run for the top eigenpairs, then random runs on what is left of the leaves `acting`."""
+    leaves, treedef = jax.tree.flatten(run.params)
+    within = treedef.unflatten([jnp.float32(i in acting) for i in range(len(leaves))])
+    dimension = sum(leaves[i].size for i in acting)
+    keep = max(run.top, run.num_steps // 2)
+    keys = jax.random.split(key, 1 + run.num_starts)
+
+    def krylov(start_key: jax.Array, off: Any) -> Krylov:
+        return _space(
+            run.operator,
+            run.num_steps,
+            run.block_size,
+            run.params,
+            run.data,
+            run.key,
+            within,
+            off,
+            start_key,
+        )
+
+    nothing = jax.tree.map(lambda p: jnp.zeros((keep, *p.shape), jnp.float32), run.params)
+    space = krylov(keys[0], nothing)
+    main = quadrature.ritz_values(space.matrix, space.coupling, space.valid)
+    converged = main.residuals <= CONVERGED * np.abs(main.values)
+    converged[keep:] = False
+    rows = np.zeros([keep, run.num_steps])
+    rows[: len(main.values)] = main.coefficients[:keep]
+    vectors = combination(jnp.asarray(rows, jnp.float32), space.basis)
+    del space  # frees its basis: the next run needs the room for its own
+    rows_off = jnp.asarray(np.append(converged, np.zeros(keep))[:keep], jnp.float32)
+    off = jax.tree.map(lambda leaf: jnp.einsum("k,k...->k...", rows_off, leaf), vectors)
+    bulks = []
+    for start_key in keys[1:]:
+        part = krylov(start_key, off)
+        bulks.append(quadrature.ritz_values(part.matrix, part.coupling, part.valid))
+    rule = quadrature.combine(main.values[converged], bulks, dimension)
+    estimates = quadrature.moments(rule, main.residuals[converged])
+    estimates["energy_rank"] = quadrature.energy_rank(rule, run.energy)
+    return Analysis(dimension, main, vectors, bulks, rule, estimates)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _space(
+    operator: Operator,
+    num_steps: int,
+    block_size: int,
+    params: Any,
+    data: Data,
+    draws: jax.Array,
+    within: Any,
+    off: Any,
+    key: jax.Array,
+) -> Krylov:
+    """A Krylov space of P A P, where P keeps the leaves `within` and removes the vectors `off`."""
+    act = mean_product(operator, params, data, draws)
+
+    def project(vector: Any) -> Any:
+        vector = jax.tree.map(lambda on, leaf: on * leaf, within, vector)
+        heights = jax.lax.map(lambda row: vdot(row, vector), off)
+        return optax.tree.sub(vector, combination(heights, off))
+
+    def matvec(vector: Any) -> Any:
+        return project(act(project(vector)))
+
+    block = jax.lax.map(project, random_block(key, params, block_size))
+    return krylov_space(matvec, block, num_steps)
+
+
+def product(run: Setting, vector: Any) -> Any:
+    """The product of the mean operator with one vector, in float32."""
+    return _product(run.operator, run.params, run.data, run.key, vector)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _product(operator: Operator, params: Any, data: Data, draws: jax.Array, vector: Any) -> Any:
+    return mean_product(operator, params, data, draws)(vector)
