@@ -21,6 +21,7 @@ from fgo_jax.protocol import STATIC_ARGS, target_acquisition
 from fgo_jax.smoothing.average_weights import average_weights, eval_params
 from fgo_jax.smoothing.slow_momentum import slow_momentum
 from fgo_jax.steering.by_hand import force_phase, restart, should_stop
+from fgo_jax.steering.explain import explain
 from fgo_jax.steering.telemetry import telemetry
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "decays",
     "eval_params",
     "execution",
+    "explain",
     "force_phase",
     "graft",
     "linalg",

@@ -63,7 +63,7 @@ def test_value_and_batch_are_used_when_given():
     assert jnp.isfinite(with_loss.signals["loss"].value)
     assert jnp.isnan(without.signals["loss"].value)
     conditions = with_loss.trigger_states[0]
-    assert "increasing(loss)" in conditions
+    assert "not_loss_increasing" in conditions
 
 
 def test_batch_feeds_a_probe_that_runs_the_model():

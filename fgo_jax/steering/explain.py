@@ -79,7 +79,9 @@ def _conditions(state: FgoState, phase: int) -> list[str]:
     titles = {-1: "Waits for", 0: "Not known yet", 1: "Holds"}
     found: dict[int, list[str]] = {verdict: [] for verdict in titles}
     for name, condition in state.trigger_states[phase].items():
-        found[int(condition.verdict)].append(f"{_words(name)}{_now(state.signals, name)}")
+        bound = float(condition.bound)
+        words = name.replace("_", " ") + ("" if math.isnan(bound) else f" {bound:g}")
+        found[int(condition.verdict)].append(words + _now(state.signals, name))
     return [f"{titles[v]}: {'; '.join(items)}." for v, items in found.items() if items]
 
 
@@ -112,10 +114,6 @@ def _history(state: FgoState) -> list[str]:
 
 def _name(phase: int, count: int) -> str:
     return NAMES[phase] if count == len(NAMES) else f"phase {phase}"
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
 
 
 def _check(state: FgoState) -> None:

@@ -17,8 +17,8 @@ The phase ends on 1.
 | `if_given(trigger, signal, otherwise)` | the trigger, or a fixed verdict without the signal |
 | `condition(name, init_memory, judge)` | your own function says so |
 
-Its name says what it asks, with its numbers: ``agreement_below_0.75``. So does that of a
-negated one: ``not_loss_increasing``.
+Its name is the signal's and the condition's, such as ``agreement_below``; a negated one is
+called ``not_loss_increasing``.
 
 ``a & b`` has the smaller of the two verdicts, ``a | b`` the larger one and ``~a`` the
 negative: ``~a`` holds only if it is known that ``a`` does not.

@@ -41,7 +41,7 @@ def after(steps: int) -> Trigger:
         holds = observation.phase_step >= steps
         return jnp.asarray(True), holds, ~holds, memory
 
-    return condition("after", _nothing, judge)
+    return condition("after", _nothing, judge, bound=steps)
 
 
 def never() -> Trigger:
@@ -76,8 +76,14 @@ def _threshold(
         evaluated = fresh & jnp.isfinite(value)
         return evaluated, excess - margin > 0, excess + margin <= 0, memory
 
-    name = f"{name}({signal})"
-    return condition(name, _nothing, judge, signals=(signal,), patience=patience)
+    return condition(
+        f"{signal}_{name}",
+        _nothing,
+        judge,
+        signals=(signal,),
+        patience=patience,
+        bound=threshold,
+    )
 
 
 def above(signal: str, threshold: float, *, z: float = 1.645, patience: int = 2) -> Trigger:
@@ -183,7 +189,7 @@ def plateau(signal: str, *, patience: int = 10, rtol: float = 1e-3) -> Trigger:
 
     unbeaten = functools.partial(jnp.full, [], jnp.inf, jnp.float32)
     return condition(
-        f"plateau({signal})",
+        f"{signal}_plateau",
         lambda: PlateauState(best=unbeaten()),
         judge,
         signals=(signal,),

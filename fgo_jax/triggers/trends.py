@@ -43,7 +43,7 @@ def _trend(
         holds, fails = verdicts(slope.slope, regression.margin(slope, z))
         return evaluated, holds & known, fails & known, state
 
-    name = f"{name}({signal})"
+    name = f"{signal}_{name}"
     return condition(name, regression.init, judge, signals=(signal,), patience=patience)
 
 

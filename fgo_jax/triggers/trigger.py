@@ -9,6 +9,7 @@ gives 0, so neither a condition on it nor the negation of one can end a phase by
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,12 +26,14 @@ class ConditionState(NamedTuple):
     Attributes:
       verdict: [], int32; 1 holds, -1 does not hold, 0 unknown.
       streak: [], int32; the latest evaluations in a row at which the condition held.
+      bound: [], float32; the number that the condition compares with, NaN where it has none.
+        It is here for :func:`fgo_jax.explain` only; the trigger's own number decides.
       memory: a pytree; the condition's own statistics.
 
     Example:
       >>> import fgo_jax as fgo
       >>> state = fgo.triggers.below("agreement", 0.75).init()
-      >>> int(state["below(agreement)"].verdict)
+      >>> int(state["agreement_below"].verdict)
       0
 
     Source: the definition above.
@@ -38,6 +41,7 @@ class ConditionState(NamedTuple):
 
     verdict: jax.Array
     streak: jax.Array
+    bound: jax.Array
     memory: Any
 
 
@@ -65,7 +69,7 @@ class Trigger:
       >>> import fgo_jax as fgo
       >>> trigger = fgo.triggers.below("agreement", 0.75) & ~fgo.triggers.increasing("loss")
       >>> sorted(trigger.signals), sorted(trigger.init())
-      (['agreement', 'loss'], ['below(agreement)', 'increasing(loss)'])
+      (['agreement', 'loss'], ['agreement_below', 'not_loss_increasing'])
 
     Source: Kleene (1952), "Introduction to metamathematics", section 64, on the logic.
     """
@@ -82,11 +86,28 @@ class Trigger:
         return _combine(jnp.maximum, self, other)
 
     def __invert__(self) -> Trigger:
-        def update(observation: Observation, state: State) -> tuple[jax.Array, State]:
-            verdict, state = self.update(observation, state)
-            return -verdict, state
+        # A negated condition has a name and a verdict of its own, so that in telemetry 1 always
+        # says that what the name says holds.
+        names = {_negated(name): name for name in self.init()}
 
-        return dataclasses.replace(self, update=update)
+        def init() -> State:
+            plain = self.init()
+            return {new: _opposite(plain[old]) for new, old in names.items()}
+
+        def update(observation: Observation, state: State) -> tuple[jax.Array, State]:
+            plain = {old: _opposite(state[new]) for new, old in names.items()}
+            verdict, plain = self.update(observation, plain)
+            return -verdict, {new: _opposite(plain[old]) for new, old in names.items()}
+
+        return dataclasses.replace(self, init=init, update=update)
+
+
+def _negated(name: str) -> str:
+    return name.removeprefix("not_") if name.startswith("not_") else f"not_{name}"
+
+
+def _opposite(state: ConditionState) -> ConditionState:
+    return state._replace(verdict=-state.verdict)
 
 
 def _combine(
@@ -98,7 +119,7 @@ def _combine(
     for name in right.init():
         new, copy = name, 2
         while new in names:
-            new, copy = f"{name}#{copy}", copy + 1
+            new, copy = f"{name}_{copy}", copy + 1
         names.append(new)
         renamed[name] = new
 
@@ -127,6 +148,7 @@ def condition(
     *,
     signals: tuple[str, ...] = (),
     patience: int = 1,
+    bound: Any = math.nan,
 ) -> Trigger:
     """Makes a trigger from a function of your own.
 
@@ -144,13 +166,15 @@ def condition(
     verdict to 0 and starts the count of evaluations again.
 
     Args:
-      name: of the condition, as telemetry shows it.
+      name: of the condition, as telemetry shows it: letters, digits, ``_`` and ``/``. One that
+        begins with a signal's name lets :func:`fgo_jax.explain` show the signal.
       init_memory: `() -> memory`, a pytree of arrays; ``lambda: ()`` for none.
       judge: `(observation, memory) -> (evaluated, holds, fails, memory)`, with an
         :class:`Observation` and three bools of shape [].
       signals: the names of the signals that ``judge`` reads. :func:`fgo_jax.phased` checks
         that the probe or the training loop provides them.
       patience: how many evaluations in a row must hold.
+      bound: a number for :func:`fgo_jax.explain` to show behind the name; NaN for none.
 
     Returns:
       A :class:`Trigger` with one named condition.
@@ -178,24 +202,27 @@ def condition(
       >>> state = tx.init(params)
       >>> for loss in (0.9, 0.4, 0.3, 0.3):
       ...     _, state = tx.update(params, state, params, value=jnp.float32(loss))
-      >>> int(state.phase)
+      >>> int(state.clock.phase)
       1
 
     Source: the definition above.
     """
     _checks.integer("patience", patience)
 
+    def shown() -> jax.Array:
+        return jnp.asarray(bound, jnp.float32)
+
     def init() -> State:
         # Two arrays: a buffer that is there twice cannot be donated to a jitted step.
         verdict, streak = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)
-        return {name: ConditionState(verdict, streak, init_memory())}
+        return {name: ConditionState(verdict, streak, shown(), init_memory())}
 
     def update(observation: Observation, state: State) -> tuple[jax.Array, State]:
         old = state[name]
         evaluated, holds, fails, memory = judge(observation, old.memory)
         streak = jnp.where(holds, old.streak + 1, 0)
         verdict = jnp.where(streak >= patience, 1, jnp.where(fails, -1, 0))
-        new = ConditionState(verdict.astype(jnp.int32), streak.astype(jnp.int32), memory)
+        new = ConditionState(verdict.astype(jnp.int32), streak.astype(jnp.int32), shown(), memory)
         # Checked here for every kind of condition, because trends do not read the error.
         distrusted = jnp.asarray(False)
         for signal in signals:

@@ -26,7 +26,10 @@ def test_a_running_phase_says_what_it_waits_for_with_numbers():
 
 def test_what_was_never_measured_is_said():
     said = lines(fgo.target_acquisition(1e-2, 10), 3, extras=lambda *args: {})
-    assert said[1].startswith("Not known yet: intrinsic dimension stopped falling (not measured")
+    assert said[1] == (
+        "Not known yet: agreement below 0.75 (not measured yet); intrinsic dimension stopped "
+        "falling (not measured yet)."
+    )
     assert said[2] == "Holds: not loss increasing (not measured yet)."
 
 

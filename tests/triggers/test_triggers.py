@@ -48,11 +48,22 @@ def test_combinators_are_three_valued_logic(left, right):
 
 def test_conditions_of_one_name_keep_their_own_state():
     both = t.above("x", 1.0, patience=1) & t.above("x", 3.0, patience=1)
-    assert list(both.init()) == ["above(x)", "above(x)#2"]
+    assert list(both.init()) == ["x_above", "x_above_2"]
     np.testing.assert_array_equal(verdicts(both, [0.0, 2.0, 4.0]), [-1, -1, 1])
     four = both & both
     assert len(four.init()) == 4
     np.testing.assert_array_equal(verdicts(four, [0.0, 2.0, 4.0]), [-1, -1, 1])
+
+
+def test_a_negated_condition_has_a_name_and_a_verdict_of_its_own():
+    quiet = ~t.above("x", 1.0, patience=1)
+    for trigger, name in ((quiet, "not_x_above"), (~quiet, "x_above")):
+        observation = Observation(
+            {"x": Signal(jnp.float32(0.0), jnp.float32(jnp.nan), jnp.asarray(True))}, 0, 0
+        )
+        verdict, state = trigger.update(observation, trigger.init())
+        assert list(state) == [name]
+        assert int(state[name].verdict) == int(verdict) == (1 if name.startswith("not_") else -1)
 
 
 def test_thresholds_test_the_confidence_bound_and_wait():
