@@ -1,1 +1,1 @@
-"""What the families of preconditioners share: modes of a leaf, meshes, checks."""
+"""What the transforms of this package share: modes of a leaf, meshes, models, checks."""
