@@ -119,7 +119,7 @@ def scale_by_low_rank_fisher(
     >>> round(float(updates[0]), 2)  # 100 * rho / (100 + rho), rho = 1
     0.99
 
-    Sources: Erdogdu and Montanari, NewSamp, 2015 (arXiv 1508.02810), where the rest has one
+    Sources: Erdogdu and Montanari, NewSamp, 2015 (arXiv 1508.02810), where all others get one
     eigenvalue, the first one left out; Martens, 2020 (arXiv 1412.1193), section 6, on damping; Song
     et al., 2024 (arXiv 2405.16002), on training confined to the top eigenvectors, which stalls.
     """
