@@ -16,6 +16,7 @@ from fgo_jax.precondition import (
     scale_by_kronecker_fisher,
     scale_by_low_rank_fisher,
 )
+from fgo_jax.precondition.aliases import fismo, kfac, kronecker_fisher
 from fgo_jax.protocol import STATIC_ARGS, target_acquisition
 from fgo_jax.smoothing.average_weights import average_weights, eval_params
 from fgo_jax.smoothing.slow_momentum import slow_momentum
@@ -33,8 +34,11 @@ __all__ = [
     "curvature",
     "eval_params",
     "execution",
+    "fismo",
     "force_phase",
     "graft",
+    "kfac",
+    "kronecker_fisher",
     "phased",
     "plotting",
     "precondition",

@@ -149,7 +149,8 @@ def scale_by_diagonal_fisher(
         losses.check_likelihood(loss, _BARTLETT, f"pass estimator={_HUTCHINSON!r}.")
         estimate = _bartlett(predict_fn, loss, weights, axis_name)
     else:
-        fisher = ggn(predict_fn, loss, weights=weights) if operator is None else operator
+        predict: Any = predict_fn
+        fisher = ggn(predict, loss, weights=weights) if operator is None else operator
         estimate = _hutchinson(fisher, axis_name)
     _checks.integer("every", every)
     _checks.fraction("b1", b1)

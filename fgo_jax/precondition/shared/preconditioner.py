@@ -60,7 +60,7 @@ class Preconditioner(optax.GradientTransformationExtraArgs):
     >>> optimizer = optax.chain(scale_by_diagonal(), optax.scale_by_learning_rate(0.1))
     >>> params = jnp.array([1.0, 2.0])
     >>> updates, state = optimizer.update(params, optimizer.init(params), params)
-    >>> updates.round(3).tolist()
+    >>> [round(float(u), 3) for u in updates]
     [-0.1, -0.197]
 
     In phases, whose probe measures in its metric:
@@ -75,8 +75,7 @@ class Preconditioner(optax.GradientTransformationExtraArgs):
     >>> updates, state = jax.jit(optimizer.update)(params, state, params)
     >>> params = optax.apply_updates(params, updates)
 
-    Source: Friction-Guided Optimization (2026), section 4, for measurements in the metric of the
-    running phase.
+    Source: this library.
     """
 
     metric: Callable[[Any, Any], Any]
@@ -84,7 +83,7 @@ class Preconditioner(optax.GradientTransformationExtraArgs):
 
     def __new__(
         cls,
-        init: Callable[[Any], Any],
+        init: Callable[..., Any],
         update: Callable[..., tuple[Any, Any]],
         metric: Callable[[Any, Any], Any],
         keeps_scale: bool = True,
