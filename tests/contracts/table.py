@@ -1,7 +1,7 @@
 """Every public gradient transformation, once, with what its checks need to know.
 
-But `scale_by_kfac`, which runs a Flax model on a batch: its contracts stand beside its other tests,
-in tests/precondition/test_kfac_contracts.py.
+K-FAC is missing, because it runs a Flax model on a batch. Its contracts are in
+tests/precondition/kfac/test_kfac_contracts.py and tests/precondition/test_aliases.py.
 """
 
 from __future__ import annotations
@@ -145,6 +145,20 @@ TABLE = (
         static_args=(*PHASE_STATIC, "decay"),
         cut=0.0,
         decay_steps=1000,
+    ),
+    _alias(
+        "kronecker_fisher",
+        fgo.kronecker_fisher,
+        static_args=("mask", "max_dim", "power", "momentum_dtype", "weight_dimension_numbers"),
+        weight_decay=1e-6,
+    ),
+    _alias(
+        "fismo",
+        fgo.fismo,
+        static_args=("mask", "ns_coeffs", "ns_steps", "max_dim", "weight_dimension_numbers"),
+        weight_decay=1e-6,
+        beta=0.8,
+        consistent_rms=0.15,
     ),
     _alias("slow_momentum", _slow),
     _alias("average_weights", _averaging),

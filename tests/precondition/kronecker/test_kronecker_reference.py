@@ -75,7 +75,14 @@ def test_equals_the_dense_reference_over_three_refresh_periods(power, damping, c
     steps = 3 * EVERY + 3
     grads = {k: list(gradients(s, steps, seed=7)) for k, s in SHAPES.items()}
     tx = scale_by_kronecker_fisher(
-        B1, B2, DECAY, eps=EPS, refresh_every=EVERY, power=power, vector_factors=True, centred=centred
+        B1,
+        B2,
+        DECAY,
+        eps=EPS,
+        refresh_every=EVERY,
+        power=power,
+        vector_factors=True,
+        centred=centred,
     )
     trees = [{k: jnp.asarray(g[t], jnp.float32) for k, g in grads.items()} for t in range(steps)]
     updates, state = run(tx, trees)
