@@ -28,7 +28,7 @@ class ScaleByDiagonalFisherState(NamedTuple):
 
     fisher_step: jax.Array  # shape=(), dtype=jnp.int32.
     first_moment: Any  # like params, dtype=jnp.float32.
-    # What follows changes at a refresh.
+    # The following fields change at a refresh.
     refreshes: jax.Array  # shape=(), dtype=jnp.int32.
     diagonal: Any  # like params, dtype=jnp.float32; averaged over refreshes, debiased.
     fisher_key: jax.Array  # shape=(2,), dtype=jnp.uint32; never changes.

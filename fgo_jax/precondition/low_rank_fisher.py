@@ -26,7 +26,7 @@ class ScaleByLowRankFisherState(NamedTuple):
 
     fisher_step: jax.Array  # shape=(), dtype=jnp.int32.
     first_moment: Any  # like params, dtype=jnp.float32; () if b1 is None.
-    # What follows changes at a refresh.
+    # The following fields change at a refresh.
     refreshes: jax.Array  # shape=(), dtype=jnp.int32; those not discarded. At zero, P is I.
     eigenvalues: jax.Array  # shape=(rank,), dtype=jnp.float32; falling, zero where there is none.
     rho: jax.Array  # shape=(), dtype=jnp.float32; the eigenvalue of all other directions.

@@ -1,1 +1,1 @@
-"""What the transforms of this package share: modes of a leaf, meshes, models, checks."""
+"""Shared by the transforms: modes of a leaf, meshes, models, decompositions, checks."""

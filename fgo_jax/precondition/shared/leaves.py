@@ -29,7 +29,7 @@ def check_floating(name: str, leaves: list[Any]) -> None:
 
 
 def finite_leaves(leaves: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Leaves in float32, with zeros for those that are not finite; and which are, bool []."""
+    """Leaves in float32, zero where not finite as a whole; and whether each is finite, bool []."""
     wide = [jnp.asarray(leaf, jnp.float32) for leaf in leaves]
     finite = [jnp.all(jnp.isfinite(leaf)) for leaf in wide]
     return [jnp.where(ok, leaf, 0.0) for ok, leaf in zip(finite, wide, strict=True)], finite
@@ -41,7 +41,7 @@ def bias_correction(decay: Any, step: jax.Array) -> Any:
 
 
 def empty_field() -> jax.Array:
-    """What a field that goes leaf by leaf holds for a tree without leaves.
+    """The value of a field that goes leaf by leaf, for a tree without leaves.
 
     `optax.tree.map_params` calls `init` on such a tree to find the fields that are shaped like the
     parameters. In all other fields it takes a single array, and no empty tuple.

@@ -1,4 +1,4 @@
-"""A gradient transformation that can say what its metric does to a gradient."""
+"""A gradient transformation with a metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What scale_by_kfac cannot do raises an error that says what to do instead."""
+"""Wrong uses of scale_by_kfac raise errors that say what to do instead."""
 
 import subprocess
 import sys
@@ -129,7 +129,7 @@ def test_required_extras_are_named():
         part.update(params, state, params, batch=x)
     updates, _ = jax.jit(part.update)(params, state, params, batch=x, probe_params=params)
     alone, _ = jax.jit(make(norm_constraint=None).update)(params, tx.init(params), params, batch=x)
-    # The layers' factors are the same; what they are shortened by is not.
+    # The layers' factors are equal; the norm constraint's factor differs.
     flat = [np.ravel(u["Dense_1"]["kernel"]) for u in (updates, alone)]
     cosine = flat[0] @ flat[1] / np.linalg.norm(flat[0]) / np.linalg.norm(flat[1])
     assert cosine > 1 - 1e-5
