@@ -17,6 +17,7 @@ from fgo_jax.precondition import (
     scale_by_kronecker_fisher,
     scale_by_low_rank_fisher,
 )
+from fgo_jax.precondition.aliases import fismo, kfac, kronecker_fisher
 from fgo_jax.protocol import STATIC_ARGS, target_acquisition
 from fgo_jax.smoothing.average_weights import average_weights, eval_params
 from fgo_jax.smoothing.slow_momentum import slow_momentum
@@ -40,8 +41,11 @@ __all__ = [
     "eval_params",
     "execution",
     "explain",
+    "fismo",
     "force_phase",
     "graft",
+    "kfac",
+    "kronecker_fisher",
     "linalg",
     "phased",
     "plotting",

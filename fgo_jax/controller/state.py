@@ -34,7 +34,21 @@ class Clock(NamedTuple):
 
 
 class FgoState(NamedTuple):
-    """Everything that :func:`phased` remembers; a pytree of arrays.
+    """Everything that :func:`fgo_jax.phased` remembers; a pytree of arrays.
+
+    Attributes:
+      clock: the scalars that a skipped step keeps: steps, phase, hand-over, causes.
+      skipped_steps: [], int32; steps with non-finite gradients or loss.
+      hyperparams: ``{"fgo_learning_rate": [], float32}``, the effective rate of the last step.
+      signals: the newest value of each signal with its standard error; NaN until measured.
+      probe_key: [2], uint32.
+      probe_state: the probe's own, or ().
+      trigger_states: one for each trigger.
+      transforms: the states of the distinct gradient transformations.
+      grafts: a float32 scalar for each leaf of the parameters, or ().
+      slow: `SlowMomentumState`, or ().
+      energy_fall: `EnergyFallState`, or ().
+      average: `AverageWeightsState`, or ().
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -44,21 +58,21 @@ class FgoState(NamedTuple):
       >>> int(state.clock.phase)
       0
 
-    Source: the state of Friction-Guided Optimization (2026), section 4.
+    Source: section 4 of the FGO paper, for what a run has to remember.
     """
 
     clock: Clock
-    skipped_steps: jax.Array  # [], int32; steps with non-finite gradients or loss
-    hyperparams: dict[str, jax.Array]  # {"fgo_learning_rate": [], float32}
-    signals: dict[str, Estimate]  # latest value of each signal and its standard error
-    probe_key: jax.Array  # [2], uint32
+    skipped_steps: jax.Array
+    hyperparams: dict[str, jax.Array]
+    signals: dict[str, Estimate]
+    probe_key: jax.Array
     probe_state: Any
-    trigger_states: tuple[Any, ...]  # one for each trigger
-    transforms: tuple[Any, ...]  # one for each distinct gradient transformation
-    grafts: Any  # float32 scalar for each leaf of the parameters, or ()
-    slow: Any  # SlowMomentumState, or ()
-    energy_fall: Any  # EnergyFallState, or ()
-    average: Any  # AverageWeightsState, or ()
+    trigger_states: tuple[Any, ...]
+    transforms: tuple[Any, ...]
+    grafts: Any
+    slow: Any
+    energy_fall: Any
+    average: Any
 
 
 def clock_init(phases: int) -> Clock:

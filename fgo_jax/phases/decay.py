@@ -17,7 +17,7 @@ from fgo_jax.phases.rates import Law, Progress
 class Decay:
     """A factor on the learning rate that falls from one over a phase.
 
-    Args:
+    Attributes:
       factor: `Progress -> [], float32`.
       exponent: for a decay that follows the slow momentum. `(Progress, q) -> [], float32`
         gives ``Progress.decay_exponent`` after this step, where q is the measured exponent

@@ -19,7 +19,7 @@ class Phase:
     :func:`fgo_jax.acquisition`, :func:`fgo_jax.reask` and :func:`fgo_jax.execution` make the
     three of the protocol. A phase alone is ``fgo.phased([phase], [])``.
 
-    Args:
+    Attributes:
       name: of the phase, for messages.
       rate: the learning rate before `decay`, `fgo.decays.Progress -> [], float32`.
       transform: gradients to a direction: a ``scale_by_*`` or a chain of them, with no

@@ -14,14 +14,27 @@ class Progress(NamedTuple):
 
     All counts are of updates made before the present one.
 
-    Source: field by field, section 4 of the FGO paper, which lets phases have no fixed length.
+    Attributes:
+      phase_step: [], int32; updates since the phase began.
+      phase_start: [], int32; updates before the phase began.
+      total_steps: int or [] int32: the horizon; None where it is unknown.
+      decay_exponent: [], float32; mean exponent of an adaptive decay so far.
+      averaged: whether the weights are averaged.
+
+    Example:
+      >>> import fgo_jax as fgo
+      >>> start = fgo.decays.Progress(jnp.int32(50), jnp.int32(100), None, jnp.float32(0), False)
+      >>> round(float(fgo.decays.hyperbolic().factor(start)), 3)
+      0.667
+
+    Source: section 4 of the FGO paper, whose phases have no fixed length.
     """
 
-    phase_step: jax.Array  # [], int32; updates since the phase began
-    phase_start: jax.Array  # [], int32; updates before the phase began
-    total_steps: Any  # int or [] int32: the horizon; None where it is unknown
-    decay_exponent: jax.Array  # [], float32; mean exponent of an adaptive decay so far
-    averaged: bool  # whether the weights are averaged
+    phase_step: jax.Array
+    phase_start: jax.Array
+    total_steps: Any
+    decay_exponent: jax.Array
+    averaged: bool
 
 
 Law = Callable[[Progress], jax.Array]

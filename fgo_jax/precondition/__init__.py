@@ -1,4 +1,9 @@
-"""Natural-gradient transformations."""
+"""Natural-gradient transformations.
+
+Each `scale_by_*` is a direction: no learning rate, no minus sign. :func:`fgo_jax.kronecker_fisher`,
+:func:`fgo_jax.kfac` and :func:`fgo_jax.fismo` apply both. (They are exported there alone: here the
+names `kfac` and `fismo` are those of sub-packages.)
+"""
 
 from fgo_jax.precondition.diagonal_fisher import scale_by_diagonal_fisher
 from fgo_jax.precondition.fismo.transform import scale_by_fismo

@@ -15,8 +15,8 @@ from fgo_jax.curvature.chunks import Part
 from fgo_jax.curvature.ggn import ggn
 from fgo_jax.curvature.weights import Select, check_select
 from fgo_jax.linalg.operator import Operator, bind
-from fgo_jax.precondition.shared import leaves as leaf_checks
 from fgo_jax.precondition.shared import model as models
+from fgo_jax.precondition.shared.leaves import bias_correction, check_floating, finite_leaves
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
 
 _NAME = "scale_by_diagonal_fisher"
@@ -24,11 +24,11 @@ _BARTLETT, _HUTCHINSON = "gauss_newton_bartlett", "hutchinson"
 
 
 class ScaleByDiagonalFisherState(NamedTuple):
-    """State of `scale_by_diagonal_fisher`, grouped by how often it changes."""
+    """State of :func:`scale_by_diagonal_fisher`, grouped by how often it changes."""
 
     fisher_step: jax.Array  # shape=(), dtype=jnp.int32.
     first_moment: Any  # like params, dtype=jnp.float32.
-    # What follows changes at a refresh.
+    # The following fields change at a refresh.
     refreshes: jax.Array  # shape=(), dtype=jnp.int32.
     diagonal: Any  # like params, dtype=jnp.float32; averaged over refreshes, debiased.
     fisher_key: jax.Array  # shape=(2,), dtype=jnp.uint32; never changes.
@@ -49,64 +49,70 @@ def scale_by_diagonal_fisher(
     axis_name: str | None = None,
     seed: int = 0,
 ) -> Preconditioner:
-    r"""Sophia: momentum over the diagonal of the Fisher, clipped, without any factor of it.
+    r"""Sophia: momentum over the diagonal of the Fisher, clipped.
 
-    With M the average of the gradients and h that of an estimate h^ of the diagonal, taken every
-    ``every`` steps, the first one included,
+    It is a direction: no learning rate, no minus sign.
+
+    M is the average of the gradients, h that of estimates h^ of the diagonal. An estimate is made
+    at the first step and then every ``every`` steps.
 
         M <- b1 M + (1 - b1) G,        M' = M / (1 - b1^t),
         h <- h + (1 - b2) / (1 - b2^n) (h^ - h)                              at the n-th refresh,
         update = clip(M' / max(gamma h, eps), -1, 1) = M' / max(gamma h, eps, |M'|).
 
-    Where curvature is small, unknown or negative the update is the sign of M', elsewhere a Newton
-    step of the coordinate, 1/gamma times as long. No entry exceeds one, from the first step on,
-    hence a learning rate is one of Adam's or a little less. Both averages are debiased. Choose
-    ``gamma`` such that a tenth to half of the entries are not clipped; it has the unit of a
+    Where curvature is small, unknown or negative, the update is the sign of M'. Elsewhere it is the
+    coordinate's Newton step, 1/gamma times as long. No entry exceeds one, from the first step on,
+    so good learning rates are those of Adam or a little lower. Both averages are debiased. Choose
+    ``gamma`` such that a tenth to half of the entries are not clipped. It has the unit of a
     gradient over a curvature, so scaling the loss changes nothing.
 
     Two estimators of the diagonal of F, both unbiased at any batch:
 
-    - ``"gauss_newton_bartlett"``: with labels y^_i drawn from the model at each row of its outputs,
-      h^ = (grad sum_i sqrt(s_i) l(f_i, y^_i))^2, s_i the rows' shares in the mean loss, 1/B each
-      without weights: B times the square of the mean loss's gradient. By Bartlett's identities the
-      rows' gradients have mean zero over the labels, so their products vanish and the squares'
-      mean is the diagonal of :func:`fgo_jax.curvature.ggn`. It costs one gradient. h^ >= 0.
-    - ``"hutchinson"``: h^ = z * F z with random signs z, F the operator at hand. One product, about
-      two gradients. It is exact for a diagonal F and may be negative.
+    - ``"gauss_newton_bartlett"``: with labels y^_i drawn from the model for each row of its outputs
+      and s_i the rows' shares in the mean loss (1/B each without weights),
 
-    An entry's h^ is as noisy as a square of one Gaussian at worst; h averages 1 / (1 - b2) of them,
-    and before that the clipping bounds what a small draw does. A leaf with a gradient that is not
-    finite gets a zero update and keeps its M; one whose estimate is not finite keeps its h.
+          h^ = (grad sum_i sqrt(s_i) l(f_i, y^_i))^2.
 
-    Memory: 8 bytes per parameter, all sharded as their leaf. Meshes need automatic axes.
+      Without weights this is B times the square of the mean loss's gradient. By Bartlett's
+      identities the rows' gradients have mean zero over the labels. So their products vanish in the
+      mean, and the mean of the squares is the diagonal of :func:`fgo_jax.curvature.ggn`. It costs
+      one gradient, and h^ >= 0.
+    - ``"hutchinson"``: h^ = z * F z with random signs z. It costs one product with F, about two
+      gradients. It is exact for a diagonal F, and h^ may be negative.
+
+    An entry of h^ is at worst as noisy as the square of one Gaussian, and h averages 1 / (1 - b2)
+    of them. Until then the clipping bounds the effect of a small draw. A leaf with a non-finite
+    gradient gets a zero update and keeps its M; a leaf with a non-finite estimate keeps its h.
+
+    Everything is sharded like its leaf. Meshes need automatic axes.
 
     Args:
       predict_fn: ``(params, batch) -> outputs`` as for :func:`fgo_jax.curvature.ggn`.
-      loss: as there; a function only with ``"hutchinson"``.
-      estimator: see above. None is ``"gauss_newton_bartlett"`` for a model, ``"hutchinson"`` for an
-        operator.
-      operator: instead of a model, any ``(params, batch) -> matvec``, as
-        :mod:`fgo_jax.curvature` makes them. One that requires a keyword ``key`` gets a fresh one
-        at every refresh.
+      loss: as there. A function is allowed with ``"hutchinson"`` alone.
+      estimator: one of the two above. None is ``"gauss_newton_bartlett"`` for a model and
+        ``"hutchinson"`` for an operator.
+      operator: instead of a model, any ``(params, batch) -> matvec`` such as those of
+        :mod:`fgo_jax.curvature`. One that requires a keyword ``key`` gets a new key at every
+        refresh.
       weights: of the rows of a model, as for :func:`fgo_jax.curvature.ggn`.
       every: steps from one refresh to the next.
-      b1: decay rate of the first moment.
-      b2: decay rate of the diagonal, per refresh.
-      gamma: length of the curvature's unit; the larger, the shorter the steps that are not clipped.
-      eps: least denominator, > 0.
+      b1: decay rate of the first moment, in [0, 1).
+      b2: decay rate of the diagonal, per refresh, in [0, 1).
+      gamma: factor of the curvature, > 0; larger values shorten the steps that are not clipped.
+      eps: least denominator, > 0, in the unit of a gradient.
       axis_name: inside `jax.pmap` or `jax.shard_map`: the axis over which the batch is split and
         curvature is averaged. Gradients are expected to be averaged already.
-      seed: of the key for labels, signs and draws.
+      seed: of the key for labels, signs and the operator's draws.
 
     Returns:
-      A `Preconditioner`, whose update requires ``params`` and the keyword ``batch``, and under
-      `optax.masked` or `optax.partition` also ``probe_params``, the whole tree. Its `metric`
-      divides by sqrt(max(gamma h, eps, |M'|)), in float32; before the first update it is the
-      identity.
+      A :class:`fgo_jax.precondition.Preconditioner`. Its update requires ``params`` and the keyword
+      ``batch``, and under `optax.masked` or `optax.partition` also ``probe_params``, the whole
+      tree. Its `metric` divides by sqrt(max(gamma h, eps, |M'|)), in float32; before the first
+      update it is the identity. The state takes 8 bytes per parameter.
 
     Raises:
-      ValueError: an argument out of its range, both a model and an operator or none, an estimator
-        that does not fit them; a leaf that is complex or not floating-point.
+      ValueError: for an argument out of its range, for both a model and an operator or neither, for
+        an estimator that does not fit them, and for a leaf that is complex or not floating-point.
       TypeError: in ``update``, without ``batch`` or without the parameters.
 
     >>> import jax.numpy as jnp
@@ -139,14 +145,13 @@ def scale_by_diagonal_fisher(
         raise ValueError("weights= are those of a model: let the operator weigh its examples.")
     if weights is not None:
         check_select("weights", weights)
-    # The one that the estimator reads.
-    predict: Any = predict_fn
-    named: Any = loss
-    fisher: Any = operator
     if estimator == _BARTLETT:
         losses.check_likelihood(loss, _BARTLETT, f"pass estimator={_HUTCHINSON!r}.")
-    elif operator is None:
-        fisher = ggn(predict, loss, weights=weights)
+        estimate = _bartlett(predict_fn, loss, weights, axis_name)
+    else:
+        predict: Any = predict_fn
+        fisher = ggn(predict, loss, weights=weights) if operator is None else operator
+        estimate = _hutchinson(fisher, axis_name)
     _checks.integer("every", every)
     _checks.fraction("b1", b1)
     _checks.fraction("b2", b2)
@@ -154,32 +159,12 @@ def scale_by_diagonal_fisher(
     _checks.positive("eps", eps)
     _checks.static("seed", seed)
 
-    def bartlett(model, batch, key, updates):
-        def outputs_of(part):
-            return predict(models.merge(part, model), batch)
-
-        outputs, pull = jax.vjp(outputs_of, models.restrict(model, updates))
-        key = jax.random.fold_in(key, models.device_number(axis_name))
-        labels = losses.draw_labels(named, outputs, key, Part().rows)
-        shares, residuals = losses.drawn_residuals(named, outputs, labels, batch, weights)
-        (gradient,) = pull((jnp.sqrt(shares) * residuals).astype(outputs.dtype))
-        return jax.tree.map(lambda g: jnp.square(g.astype(jnp.float32)), gradient)
-
-    def hutchinson(model, batch, key, updates):
-        inner = models.restrict(model, updates)
-        signs = optax.tree.random_like(key, inner, jax.random.rademacher, jnp.float32)
-        matvec = bind(fisher, model, batch, key, models.device_number(axis_name))
-        product = models.restrict(matvec(models.lift(signs, model)), updates)
-        return jax.tree.map(jnp.multiply, signs, optax.tree.cast(product, jnp.float32))
-
-    estimate = bartlett if estimator == _BARTLETT else hutchinson
-
-    def refreshed(old, model, batch, key, updates):
+    def refreshed(old: Any, model: Any, batch: Any, key: jax.Array, updates: Any) -> Any:
         count = optax.safe_increment(old.refreshes)
         decay = jnp.asarray(b2, jnp.float32)
         share = (1 - decay) / (1 - decay ** jnp.asarray(count, jnp.float32))
 
-        def average(h, new):
+        def average(h: jax.Array, new: jax.Array) -> jax.Array:
             ok = jnp.all(jnp.isfinite(new))
             return jnp.where(ok, h + share * (new - h), h)
 
@@ -187,8 +172,8 @@ def scale_by_diagonal_fisher(
         diagonal = jax.tree.map(average, old.diagonal, new)
         return old._replace(refreshes=count, diagonal=diagonal)
 
-    def denominators(diagonal, moment):
-        """The entries of P, from M'."""
+    def denominators(diagonal: list[jax.Array], moment: list[jax.Array]) -> list[jax.Array]:
+        """max(gamma h, eps, |M'|)."""
         floor = jnp.asarray(eps, jnp.float32)
         scale = jnp.asarray(gamma, jnp.float32)
         return [
@@ -196,12 +181,12 @@ def scale_by_diagonal_fisher(
             for h, m in zip(diagonal, moment, strict=True)
         ]
 
-    def debiased(moment, step):
-        correction = 1 - jnp.asarray(b1, jnp.float32) ** step.astype(jnp.float32)
+    def debiased(moment: list[jax.Array], step: jax.Array) -> list[jax.Array]:
+        correction = bias_correction(jnp.asarray(b1, jnp.float32), step)
         return [m / correction for m in moment]
 
-    def init(params):
-        leaf_checks.check_floating(_NAME, jax.tree.leaves(params))
+    def init(params: Any) -> ScaleByDiagonalFisherState:
+        check_floating(_NAME, jax.tree.leaves(params))
         return ScaleByDiagonalFisherState(
             fisher_step=jnp.zeros([], jnp.int32),
             first_moment=optax.tree.zeros_like(params, dtype=jnp.float32),
@@ -210,10 +195,10 @@ def scale_by_diagonal_fisher(
             fisher_key=models.key_data(seed),
         )
 
-    def update(updates, state, params=None, **extra_args):
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         model, batch = models.model_and_batch(_NAME, params, extra_args)
         leaves, treedef = jax.tree.flatten(updates)
-        leaf_checks.check_floating(_NAME, leaves)
+        check_floating(_NAME, leaves)
         step = jnp.asarray(optax.safe_increment(state.fisher_step))
         if not leaves:
             return updates, state._replace(fisher_step=step)
@@ -228,7 +213,7 @@ def scale_by_diagonal_fisher(
             models.key_of_step(state.fisher_key, state.fisher_step),
             updates,
         )
-        grads, finite = leaf_checks.finite_leaves(leaves)
+        grads, finite = finite_leaves(leaves)
         decay = jnp.asarray(b1, jnp.float32)
         moment = [
             jnp.where(ok, decay * m + (1 - decay) * g, m)
@@ -245,9 +230,9 @@ def scale_by_diagonal_fisher(
         new = moving._replace(fisher_step=step, first_moment=treedef.unflatten(moment))
         return treedef.unflatten(out), optax.tree.cast_like(new, state)
 
-    def metric(grads, state):
+    def metric(grads: Any, state: Any) -> Any:
         leaves, treedef = jax.tree.flatten(grads)
-        leaf_checks.check_floating(_NAME, leaves)
+        check_floating(_NAME, leaves)
         fresh = state.fisher_step == 0
         moment = treedef.flatten_up_to(state.first_moment)
         moment = debiased(moment, jnp.maximum(state.fisher_step, 1))
@@ -260,3 +245,33 @@ def scale_by_diagonal_fisher(
         )
 
     return Preconditioner(init, update, metric)
+
+
+# (model, batch, key, updates) -> an estimate of the diagonal, like the updates.
+Estimate = Callable[[Any, Any, jax.Array, Any], Any]
+
+
+def _bartlett(predict_fn: Any, loss: Any, weights: Any, axis_name: str | None) -> Estimate:
+    def estimate(model: Any, batch: Any, key: jax.Array, updates: Any) -> Any:
+        def outputs_of(part: Any) -> Any:
+            return predict_fn(models.merge(part, model), batch)
+
+        outputs, pull = jax.vjp(outputs_of, models.restrict(model, updates))
+        key = jax.random.fold_in(key, models.device_number(axis_name))
+        labels = losses.draw_labels(loss, outputs, key, Part().rows)
+        shares, residuals = losses.drawn_residuals(loss, outputs, labels, batch, weights)
+        (gradient,) = pull((jnp.sqrt(shares) * residuals).astype(outputs.dtype))
+        return jax.tree.map(lambda g: jnp.square(g.astype(jnp.float32)), gradient)
+
+    return estimate
+
+
+def _hutchinson(fisher: Operator, axis_name: str | None) -> Estimate:
+    def estimate(model: Any, batch: Any, key: jax.Array, updates: Any) -> Any:
+        inner = models.restrict(model, updates)
+        signs = optax.tree.random_like(key, inner, jax.random.rademacher, jnp.float32)
+        matvec = bind(fisher, model, batch, key, models.device_number(axis_name))
+        product = models.restrict(matvec(models.lift(signs, model)), updates)
+        return jax.tree.map(jnp.multiply, signs, optax.tree.cast(product, jnp.float32))
+
+    return estimate

@@ -1,4 +1,4 @@
-"""The length of one transformation's updates, the direction of another's."""
+"""Updates with the length of one transformation and the direction of another."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from fgo_jax.precondition.shared.preconditioner import Preconditioner
 
 
 class GraftState(NamedTuple):
-    """State of `graft`."""
+    """State of :func:`graft`."""
 
     graft_step: jax.Array  # shape=(), dtype=jnp.int32.
-    magnitude_state: Any
-    direction_state: Any
+    magnitude_state: Any  # that of `magnitude`.
+    direction_state: Any  # that of `direction`.
 
 
 def graft(
@@ -28,37 +28,40 @@ def graft(
     *,
     global_norm: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Each tensor's update in one transformation's direction, as long as another's.
+    r"""Each tensor's update in one transformation's direction, with the length of another's.
+
+    It is a direction if both are: no learning rate, no minus sign.
 
     With M and D the updates of `magnitude` and `direction` for the same gradient, per tensor
 
         update = D (||M|| / ||D||)^w,   of norm ||M||^w ||D||^(1 - w),
 
-    w the weight: 1 takes the whole length from M, 0 gives D bit for bit, and a schedule from 1 to
-    0 fades the graft out, log-linearly between the two norms:
+    where w is the weight: 1 takes the whole length from M, 0 gives D bit for bit. A schedule from 1
+    to 0 fades the graft out, log-linearly between the two norms:
 
         graft(adam, fisher, optax.linear_schedule(1.0, 0.0, 200))
 
-    A learning rate tuned for `magnitude` then serves `direction`, tensor by tensor; where a
-    preconditioner learns its own scale, the graft need not stay. Both see raw gradients, all extra
-    arguments and the parameters; both states are held, and both go on at any weight.
+    A learning rate tuned for `magnitude` then serves `direction`, tensor by tensor. Once a
+    preconditioner has its own scale, the graft can go. Both transformations see raw gradients, all
+    extra arguments and the parameters. Both states are held, and both move at any weight.
 
-    A tensor whose M is zero gets a zero update while w > 0, and one whose D is zero always. Where
-    the norm of M or an entry of D is not finite, the update is zero there; what a non-finite
-    gradient does to the statistics is up to the two transformations.
+    A tensor whose M is zero gets a zero update while w > 0; one whose D is zero always does. If the
+    norm of M is not finite, the tensor's update is zero; if an entry of D is not finite, that entry
+    is. What a non-finite gradient does to the statistics is up to the two transformations.
 
     Args:
-      magnitude: gives the norms; without a learning rate, or both with one.
+      magnitude: gives the norms. It has no learning rate, or both transformations have one.
       direction: gives the directions.
       weight: a number in [0, 1], or a schedule of the steps to such numbers.
       global_norm: whether one ratio, of the norms of the whole trees, scales all tensors.
 
     Returns:
-      A gradient transformation in the dtypes of the gradients; where `direction` is a
-      `Preconditioner`, so is it, with the same metric.
+      A gradient transformation in the dtypes of the gradients. If `direction` is a
+      :class:`fgo_jax.precondition.Preconditioner`, so is the result, with the same metric. The
+      state takes as many bytes per parameter as both states together.
 
     Raises:
-      ValueError: a weight outside of [0, 1].
+      ValueError: for a weight outside of [0, 1].
 
     >>> import jax.numpy as jnp, optax
     >>> transform = graft(optax.identity(), optax.scale_by_sign())
@@ -67,7 +70,7 @@ def graft(
     >>> [round(float(u), 4) for u in updates["w"]]  # of norm 5, along (1, 1)
     [3.5355, 3.5355]
 
-    Source: Agarwal et al., "Disentangling adaptive gradient methods from learning rates", 2020
+    Sources: Agarwal et al., "Disentangling adaptive gradient methods from learning rates", 2020
     (arXiv 2002.11803); Eschenhagen et al., 2025 (arXiv 2506.03595), on when to leave it.
     """
     if not callable(weight):
@@ -76,14 +79,14 @@ def graft(
     length = optax.with_extra_args_support(magnitude)
     course = optax.with_extra_args_support(direction)
 
-    def init(params):
+    def init(params: Any) -> GraftState:
         return GraftState(
             graft_step=jnp.zeros([], jnp.int32),
             magnitude_state=length.init(params),
             direction_state=course.init(params),
         )
 
-    def update(updates, state, params=None, **extra_args):
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         wanted, magnitude_state = length.update(
             updates, state.magnitude_state, params, **extra_args
         )
@@ -91,21 +94,13 @@ def graft(
         w = weight(state.graft_step) if callable(weight) else weight
         w = jnp.asarray(w, jnp.float32)
 
-        def factor(wanted, given):
-            ratio = log_norm_ratio(wanted, given)
-            known = jnp.isfinite(ratio)
-            scale = jnp.exp(w * jnp.where(known, ratio, 0.0))
-            return jnp.where(w > 0, jnp.where(known & (sum_squares(wanted) > 0), scale, 0.0), 1.0)
-
-        def apply(scale, d, g):
-            d = jnp.where(jnp.isfinite(d), d, jnp.zeros_like(d))
-            return (d.astype(jnp.float32) * scale).astype(g.dtype)
-
         if global_norm:
-            scale = factor(wanted, given)
-            new = jax.tree.map(lambda d, g: apply(scale, d, g), given, updates)
+            scale = grafted_scale(wanted, given, w)
+            new = jax.tree.map(lambda d, g: _scaled(scale, d, g), given, updates)
         else:
-            new = jax.tree.map(lambda m, d, g: apply(factor(m, d), d, g), wanted, given, updates)
+            new = jax.tree.map(
+                lambda m, d, g: _scaled(grafted_scale(m, d, w), d, g), wanted, given, updates
+            )
         state = GraftState(
             graft_step=jnp.asarray(optax.safe_increment(state.graft_step)),
             magnitude_state=optax.tree.cast_like(magnitude_state, state.magnitude_state),
@@ -117,3 +112,20 @@ def graft(
     if metric is None:
         return optax.GradientTransformationExtraArgs(init, update)
     return Preconditioner(init, update, lambda grads, state: metric(grads, state.direction_state))
+
+
+def grafted_scale(wanted: Any, given: Any, weight: jax.Array) -> jax.Array:
+    """(||wanted|| / ||given||)^weight.
+
+    It is zero where ||wanted|| is zero or not finite, and always 1 at weight 0.
+    """
+    ratio = log_norm_ratio(wanted, given)
+    known = jnp.isfinite(ratio)
+    scale = jnp.exp(weight * jnp.where(known, ratio, 0.0))
+    scale = jnp.where(known & (sum_squares(wanted) > 0), scale, 0.0)
+    return jnp.where(weight > 0, scale, 1.0)
+
+
+def _scaled(scale: jax.Array, direction: jax.Array, like: jax.Array) -> jax.Array:
+    direction = jnp.where(jnp.isfinite(direction), direction, jnp.zeros_like(direction))
+    return (direction.astype(jnp.float32) * scale).astype(like.dtype)

@@ -12,24 +12,24 @@ from jax import core
 from fgo_jax import _checks
 from fgo_jax.linalg.krylov import coefficients, combination, krylov_space, random_block
 from fgo_jax.linalg.operator import Operator, bind
-from fgo_jax.precondition.shared import leaves as leaf_checks
 from fgo_jax.precondition.shared import model as models
+from fgo_jax.precondition.shared.leaves import bias_correction, check_floating, finite_leaves
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
 
 _NAME = "scale_by_low_rank_fisher"
-# Ritz values below this share of the largest one are rounding of float32 products.
+# Ritz values below this share of the largest one are rounding errors of float32 products.
 _ROUNDING = 32 * float(jnp.finfo(jnp.float32).eps)
 
 
 class ScaleByLowRankFisherState(NamedTuple):
-    """State of `scale_by_low_rank_fisher`, grouped by how often it changes."""
+    """State of :func:`scale_by_low_rank_fisher`, grouped by how often it changes."""
 
     fisher_step: jax.Array  # shape=(), dtype=jnp.int32.
     first_moment: Any  # like params, dtype=jnp.float32; () if b1 is None.
-    # What follows changes at a refresh.
-    refreshes: jax.Array  # shape=(), dtype=jnp.int32; those taken over. None yet: P is I.
+    # The following fields change at a refresh.
+    refreshes: jax.Array  # shape=(), dtype=jnp.int32; those not discarded. At zero, P is I.
     eigenvalues: jax.Array  # shape=(rank,), dtype=jnp.float32; falling, zero where there is none.
-    rho: jax.Array  # shape=(), dtype=jnp.float32; the eigenvalue of all the rest.
+    rho: jax.Array  # shape=(), dtype=jnp.float32; the eigenvalue of all other directions.
     # Leaf by leaf; `optax.tree.map_params` treats it as one value that is not parameter-shaped.
     eigenvectors: Any  # tuple, shape=(rank, *leaf.shape), dtype=jnp.float32; orthonormal rows.
     fisher_key: jax.Array  # shape=(2,), dtype=jnp.uint32; never changes.
@@ -39,6 +39,7 @@ def scale_by_low_rank_fisher(
     operator: Operator,
     rank: int = 8,
     num_steps: int = 16,
+    *,
     every: jax.typing.ArrayLike = 100,
     damping: jax.typing.ArrayLike = 1.0,
     b1: jax.typing.ArrayLike | None = 0.9,
@@ -49,59 +50,63 @@ def scale_by_low_rank_fisher(
 ) -> Preconditioner:
     r"""Damps gradients along the top eigenvectors of any curvature operator.
 
-    Every ``every`` steps, the first included, ``num_steps`` of a Lanczos process at the current
-    parameters and batch give the ``rank`` largest Ritz pairs l_i, u_i of the operator. The
-    rest of its spectrum is taken for one eigenvalue rho, set by the smallest one kept:
+    It is a direction: no learning rate, no minus sign.
+
+    At the first step and then every ``every`` steps, ``num_steps`` steps of a Lanczos process at
+    the current parameters and batch give the ``rank`` largest Ritz pairs l_i, u_i of the operator.
+    The rest of its spectrum is replaced by one eigenvalue rho, set by the smallest one kept:
 
         P = sum_i l_i u_i u_i^T + rho I,        rho = damping * min {l_i > 0},
         M <- b1 M + (1 - b1) G,                 update = rho P^-1 M / (1 - b1^t)
                                                        = M' - sum_i l_i / (l_i + rho) u_i u_i^T M'
 
-    with M' = M / (1 - b1^t). No direction is projected out: along u_i the gradient keeps the share
-    rho / (l_i + rho), and the curvature there, times that share, is below rho; no eigenvalue left
-    out should exceed min l_i either. So the largest one that a learning rate has to respect falls
-    from l_1 to about min l_i, and the rate may rise by that ratio. With `unit_gain` the rest of the
-    gradient passes as it is: a rate has the unit and the meaning of SGD's. Without it the update is
-    P^-1 M', a damped natural-gradient step, for rates up to about one.
+    with M' = M / (1 - b1^t). No direction is projected out. Along u_i the gradient keeps the share
+    rho / (l_i + rho), and the curvature there times that share is below rho. The eigenvalues that
+    are left out should not exceed min l_i either. So the largest curvature that limits the learning
+    rate falls from l_1 to about min l_i, and the rate may rise by that ratio. With `unit_gain` the
+    rest of the gradient passes unchanged, and a learning rate has the unit and the meaning of
+    SGD's. Without it the update is P^-1 M', a damped natural-gradient step, for rates up to about
+    one.
 
-    A refresh of which an eigenvalue is not finite, or that finds no positive one, is not taken
-    over: the last one stays, and before the first one, P = I, it is tried again at every step. An
-    operator of lower rank has the rest of its eigenvalues zero and the smallest positive one in
-    rho. Negative eigenvalues (of a Hessian) count as zero. A leaf with a gradient that is not
-    finite gets a zero update and enters nothing, until it is finite again.
+    A refresh with a non-finite eigenvalue, or without a positive one, is discarded: the last pairs
+    stay. Before the first refresh P = I, and it is tried again at every step. If the operator has a
+    lower rank, the remaining eigenvalues are zero and rho follows the smallest positive one.
+    Negative eigenvalues (of a Hessian) count as zero. A leaf with a non-finite gradient gets a zero
+    update and enters nothing, until it is finite again.
 
-    The Lanczos process reorthogonalises fully. From a block of one it sees one copy of an
-    eigenvalue that is repeated exactly; a block of b sees b of them.
+    The Lanczos process reorthogonalises fully. With a block of one it finds one copy of an
+    eigenvalue that is repeated exactly; a block of b finds b of them.
 
-    Memory: 4 * rank bytes per parameter for the eigenvectors, sharded as their leaf, and 4 for M;
-    during a refresh another 4 * (num_steps + block_size + rank). A step reads the eigenvectors
-    twice; a refresh costs num_steps + block_size products, each about two gradients of the batch.
-    To refresh on a part of it, let the operator take that:
+    Cost: a step reads the eigenvectors twice. A refresh takes num_steps + block_size products, each
+    about two gradients of the batch, and needs another 4 * (num_steps + block_size + rank) bytes
+    per parameter. To refresh on a part of the batch, let the operator take that part:
     ``lambda params, batch: fisher(params, batch[:64])``. Meshes need automatic axes.
 
     Args:
-      operator: ``(params, batch) -> matvec``, as :mod:`fgo_jax.curvature` makes them; symmetric.
-        One that requires a keyword ``key`` gets a fresh one at every refresh.
-      rank: eigenpairs to damp.
-      num_steps: of the Lanczos process, at least ``rank``; twice that resolves them well.
+      operator: ``(params, batch) -> matvec`` such as those of :mod:`fgo_jax.curvature`; symmetric.
+        One that requires a keyword ``key`` gets a new key at every refresh.
+      rank: number of eigenpairs to damp.
+      num_steps: steps of the Lanczos process, at least ``rank``; twice that resolves them well.
       every: steps from one refresh to the next.
       damping: rho relative to the smallest eigenvalue kept, > 0.
-      b1: decay rate of the first moment; None keeps no moment.
-      unit_gain: whether rho P^-1, or P^-1 itself.
+      b1: decay rate of the first moment, in [0, 1); None keeps no moment.
+      unit_gain: whether the update uses rho P^-1, or P^-1 itself.
       block_size: start vectors of the Lanczos process, at most ``num_steps``.
       axis_name: inside `jax.pmap` or `jax.shard_map`: the axis over which the batch is split and
         curvature is averaged. Gradients are expected to be averaged already.
-      seed: of the key for start vectors and draws.
+      seed: of the key for start vectors and the operator's draws.
 
     Returns:
-      A `Preconditioner`, whose update requires ``params`` and the keyword ``batch``, and under
-      `optax.masked` or `optax.partition` also ``probe_params``, the whole tree; the operator is
-      then restricted to the leaves at hand. Its `metric` multiplies by (rho P^-1)^(1/2), or
-      P^(-1/2), and gives float32; before the first refresh it is the identity.
+      A :class:`fgo_jax.precondition.Preconditioner`. Its update requires ``params`` and the keyword
+      ``batch``, and under `optax.masked` or `optax.partition` also ``probe_params``, the whole
+      tree; the operator is then restricted to the leaves at hand. Its `metric` multiplies by
+      (rho P^-1)^(1/2), or by P^(-1/2) without `unit_gain`, and gives float32; before the first
+      refresh it is the identity. The state takes 4 * rank bytes per parameter for the eigenvectors,
+      sharded like their leaf, and 4 for M.
 
     Raises:
-      ValueError: an argument out of its range; a traced one that shapes the state; a leaf that is
-        complex or not floating-point.
+      ValueError: for an argument out of its range, for a traced one that shapes the state, and for
+        a leaf that is complex or not floating-point.
       TypeError: in ``update``, without ``batch`` or without the parameters.
 
     >>> import jax.numpy as jnp
@@ -114,7 +119,7 @@ def scale_by_low_rank_fisher(
     >>> round(float(updates[0]), 2)  # 100 * rho / (100 + rho), rho = 1
     0.99
 
-    Sources: Erdogdu and Montanari, NewSamp, 2015 (arXiv 1508.02810), who give all of the rest one
+    Sources: Erdogdu and Montanari, NewSamp, 2015 (arXiv 1508.02810), where all others get one
     eigenvalue, the first one left out; Martens, 2020 (arXiv 1412.1193), section 6, on damping; Song
     et al., 2024 (arXiv 2405.16002), on training confined to the top eigenvectors, which stalls.
     """
@@ -133,40 +138,27 @@ def scale_by_low_rank_fisher(
     for name, value in (("unit_gain", unit_gain), ("seed", seed)):
         _checks.static(name, value)
 
-    def gains(state):
-        """l / (l + rho): zero before the first refresh, and for pairs that there are not."""
-        values = state.eigenvalues
-        return jnp.where(values > 0, values / (values + state.rho), 0.0)
-
-    def along(state, leaves, shares):
-        """Takes the shares of its components along the eigenvectors off a vector."""
-        heights = coefficients(state.eigenvectors, tuple(leaves), jnp.zeros([rank], jnp.float32))
-        taken = combination(shares * heights, state.eigenvectors)
-        return [x - y for x, y in zip(leaves, taken, strict=True)]
-
-    def refreshed(old, model, batch, key, updates):
+    def refreshed(old: Any, model: Any, batch: Any, key: jax.Array, updates: Any) -> Any:
         inner = models.restrict(model, updates)
         matvec = bind(operator, model, batch, key, models.device_number(axis_name))
 
-        def product(vector):
+        def product(vector: Any) -> Any:
             whole = matvec(models.lift(vector, model))
             return models.mean_over(axis_name, models.restrict(whole, updates))
 
-        # From the range of the operator, one power step nearer to its top: with no part in the
-        # null space, where a Ritz vector that has not converged would damp what has no curvature.
+        # One power step: random start vectors move into the range of the operator and nearer to its
+        # top. A start with a part in the null space would leave Ritz vectors that have not
+        # converged there, which would damp directions without curvature.
         block = jax.lax.map(product, random_block(key, inner, block_size))
         space = krylov_space(product, block, num_steps)
-        values, vectors = jnp.linalg.eigh(space.matrix)
-        top = jnp.flip(values)[:rank]
-        kept = top > _ROUNDING * jnp.max(top)
+        top, kept, rows = top_ritz_pairs(space.matrix, rank)
         smallest = jnp.min(jnp.where(kept, top, jnp.inf))
-        rows = jnp.where(kept[:, None], jnp.flip(vectors, 1)[:, :rank].T, 0.0)
         new = old._replace(
             refreshes=old.refreshes + 1,
             eigenvalues=jnp.where(kept, top, 0.0),
             rho=jnp.asarray(damping, jnp.float32) * smallest,
             eigenvectors=tuple(
-                # True of every number. What is elementwise in a leaf is sharded like it.
+                # Always true. An elementwise function of the leaf is sharded like it.
                 jnp.where((p == p)[None], rows, 0.0)
                 for p, rows in zip(
                     jax.tree.leaves(inner),
@@ -175,29 +167,29 @@ def scale_by_low_rank_fisher(
                 )
             ),
         )
-        # The largest of numbers that are not finite is none either.
+        # The maximum is finite only if no eigenvalue is NaN or positive infinity.
         good = jnp.isfinite(jnp.max(top)) & (jnp.max(top) > 0) & jnp.isfinite(new.rho)
         return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
 
-    def init(params):
+    def init(params: Any) -> ScaleByLowRankFisherState:
         leaves = jax.tree.leaves(params)
-        leaf_checks.check_floating(_NAME, leaves)
+        check_floating(_NAME, leaves)
         return ScaleByLowRankFisherState(
             fisher_step=jnp.zeros([], jnp.int32),
             first_moment=() if b1 is None else optax.tree.zeros_like(params, dtype=jnp.float32),
             refreshes=jnp.zeros([], jnp.int32),
             eigenvalues=jnp.zeros([rank], jnp.float32),
             rho=jnp.ones([], jnp.float32),
-            # As in scale_by_kronecker_fisher: `map_params` wants one array and no empty tuple.
+            # For a tree without leaves: see `empty_field`.
             eigenvectors=tuple(_rows_like(p, rank) for p in leaves)
             or jnp.zeros([rank, 0], jnp.float32),
             fisher_key=models.key_data(seed),
         )
 
-    def update(updates, state, params=None, **extra_args):
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         model, batch = models.model_and_batch(_NAME, params, extra_args)
         leaves, treedef = jax.tree.flatten(updates)
-        leaf_checks.check_floating(_NAME, leaves)
+        check_floating(_NAME, leaves)
         step = jnp.asarray(optax.safe_increment(state.fisher_step))
         if not leaves:
             return updates, state._replace(fisher_step=step)
@@ -214,7 +206,7 @@ def scale_by_low_rank_fisher(
             models.key_of_step(state.fisher_key, state.fisher_step),
             updates,
         )
-        moment, finite = leaf_checks.finite_leaves(leaves)
+        moment, finite = finite_leaves(leaves)
         if b1 is not None:
             decay = jnp.asarray(b1, jnp.float32)
             before = treedef.flatten_up_to(resting)
@@ -223,9 +215,9 @@ def scale_by_low_rank_fisher(
                 for ok, m, g in zip(finite, before, moment, strict=True)
             ]
             resting = treedef.unflatten(moment)
-            correction = 1 - decay ** step.astype(jnp.float32)
+            correction = bias_correction(decay, step)
             moment = [m / correction for m in moment]
-        out = along(moving, moment, gains(moving))
+        out = reduced(moving, moment, gains(moving))
         if not unit_gain:
             out = [u / moving.rho for u in out]
         out = [
@@ -235,20 +227,44 @@ def scale_by_low_rank_fisher(
         new = moving._replace(fisher_step=step, first_moment=resting)
         return treedef.unflatten(out), optax.tree.cast_like(new, state)
 
-    def metric(grads, state):
+    def metric(grads: Any, state: Any) -> Any:
         leaves, treedef = jax.tree.flatten(grads)
-        leaf_checks.check_floating(_NAME, leaves)
+        check_floating(_NAME, leaves)
         rows = [jnp.asarray(g, jnp.float32) for g in leaves]
         if not rows:
             return grads
-        # 1 - sqrt(rho / (l + rho)), without the cancellation for a small l.
+        # 1 - sqrt(rho / (l + rho)), without cancellation for a small l.
         left = jnp.sqrt(state.rho / (state.eigenvalues + state.rho))
-        rows = along(state, rows, gains(state) / (1 + left))
+        rows = reduced(state, rows, gains(state) / (1 + left))
         if not unit_gain:
             rows = [row * jax.lax.rsqrt(state.rho) for row in rows]
         return treedef.unflatten(rows)
 
     return Preconditioner(init, update, metric, keeps_scale=False)
+
+
+def gains(state: ScaleByLowRankFisherState) -> jax.Array:
+    """l / (l + rho), [rank]; zero before the first refresh and where there is no eigenpair."""
+    values = state.eigenvalues
+    return jnp.where(values > 0, values / (values + state.rho), 0.0)
+
+
+def reduced(
+    state: ScaleByLowRankFisherState, leaves: list[jax.Array], shares: jax.Array
+) -> list[jax.Array]:
+    """A vector minus the given shares of its components along the eigenvectors."""
+    zeros = jnp.zeros([len(shares)], jnp.float32)
+    heights = coefficients(state.eigenvectors, tuple(leaves), zeros)
+    taken = combination(shares * heights, state.eigenvectors)
+    return [x - y for x, y in zip(leaves, taken, strict=True)]
+
+
+def top_ritz_pairs(matrix: jax.Array, rank: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(largest eigenvalues, whether each is kept, eigenvectors as rows) of a projected operator."""
+    values, vectors = jnp.linalg.eigh(matrix)
+    top = jnp.flip(values)[:rank]
+    kept = top > _ROUNDING * jnp.max(top)
+    return top, kept, jnp.where(kept[:, None], jnp.flip(vectors, 1)[:, :rank].T, 0.0)
 
 
 def _rows_like(leaf: Any, count: int) -> jax.Array:

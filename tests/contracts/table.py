@@ -1,13 +1,14 @@
 """Every public gradient transformation, once, with what its checks need to know.
 
-But `scale_by_kfac`, which runs a Flax model on a batch: its contracts stand beside its other tests,
-in tests/precondition/test_kfac_contracts.py.
+K-FAC is missing, because it runs a Flax model on a batch. Its contracts are in
+tests/precondition/kfac/test_kfac_contracts.py and tests/precondition/test_aliases.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -126,6 +127,14 @@ def _residuals(params, batch):
     return batch * 2.0**0.5 * residuals
 
 
+def _options(factory):
+    """All options but the learning rate.
+
+    A traced decay rate is rounded to float32, and eigenvectors amplify the difference.
+    """
+    return tuple(name for name in inspect.signature(factory).parameters if name != "learning_rate")
+
+
 PHASE_STATIC = ("transform", "mask")
 
 TABLE = (
@@ -157,6 +166,14 @@ TABLE = (
         cut=0.0,
         decay=fgo.decays.hyperbolic(1000),
     ),
+    _alias(
+        "kronecker_fisher",
+        fgo.kronecker_fisher,
+        static_args=_options(fgo.kronecker_fisher),
+        weight_decay=1e-6,
+    ),
+    # The same oscillation around the minimum as that of scale_by_fismo below.
+    _alias("fismo", fgo.fismo, static_args=_options(fgo.fismo), beta=0.8, consistent_rms=0.15),
     _alias("slow_momentum", _slow),
     _alias("average_weights", _averaging),
     _direction("scale_by_kronecker_fisher", fgo.scale_by_kronecker_fisher),

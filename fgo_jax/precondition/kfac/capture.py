@@ -1,10 +1,10 @@
-"""Interception of Flax layers: their statistics ride on the cotangents of probes.
+"""Interception of Flax layers: the gradient of a probe is a layer's statistic.
 
-A probe is an array of zeros that is put among the parameters of a layer's module, where it goes
-wherever Flax takes them: through nn.scan, nn.remat, nn.vmap and nn.jit. An interceptor ties it to
-the layer's output by an identity whose derivative with respect to the probe is *declared* to be
-the layer's statistic, a function of its input and of the gradient of its output. The gradient of
-a loss with respect to all probes is then every statistic, summed over the uses of a layer.
+A probe is an array of zeros among the parameters of a layer's module. It goes wherever Flax takes
+them: through nn.scan, nn.remat, nn.vmap and nn.jit. An interceptor ties the probe to the layer's
+output by an identity. The derivative of that identity with respect to the probe is *declared* to be
+the layer's statistic, a function of its input and of the gradient of its output. So the gradient of
+a loss with respect to all probes holds every statistic, summed over the uses of a layer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _numbers = itertools.count()
 
 
 class Seen(NamedTuple):
-    """What is known of a module's class and of the shape of its kernel inside the model."""
+    """A module's class, and how its kernel's axes split inside the model."""
 
     module: str
     axes: Axes | None  # None for a class that cannot be captured
@@ -34,13 +34,13 @@ class Seen(NamedTuple):
 class Recorder:
     """Marks modules with keys of its own, and remembers which modules it saw.
 
-    A record is filled while a model is traced. A model that is jitted on its own is traced once
-    for each structure of its parameters, which the recorder's keys make unique: so no recorder
-    is left without a record, and a record is kept.
+    The record is filled while a model is traced. A model that is jitted on its own is traced once
+    for each structure of its parameters. The recorder's keys make that structure unique, so every
+    recorder gets its record. The record is never cleared: later calls may not trace again.
     """
 
     def __init__(self) -> None:
-        self.prefix = f"kfac{next(_numbers)}:"
+        self.prefix: str = f"kfac{next(_numbers)}:"
         self.seen: dict[str, list[Seen]] = {}
 
     def put(self, model: Any, probes: Mapping[str, Any], leaves: Mapping[str, Any]) -> Any:
@@ -76,7 +76,7 @@ class Recorder:
         return model
 
     def run(self, predict_fn: Callable, model: Any, batch: Any, handle: Callable) -> Any:
-        """predict_fn under interception; handle(next_fun, args, kwargs, seen, path, probe)."""
+        """Calls predict_fn, with `handle` in place of the call of every marked module."""
         import flax.linen as nn
 
         def intercept(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
@@ -96,6 +96,7 @@ class Recorder:
             return predict_fn(model, batch)
 
     def captured(self, path: str) -> Seen | None:
+        """The first module with parameters at this path that can be captured."""
         return next((seen for seen in self.seen.get(path, ()) if seen.axes is not None), None)
 
 
@@ -104,7 +105,7 @@ def _identify(nn: Any, module: Any, method: str, held: Mapping[str, Any]) -> See
     name = cls.__name__
 
     def is_a(*classes: Any) -> bool:
-        # A subclass with a call of its own may do anything.
+        # A subclass that overrides the call may compute anything.
         return any(isinstance(module, c) and cls.__call__ is c.__call__ for c in classes)
 
     def seen(kind: str, inputs: int, stack: int = 0) -> Seen:
@@ -134,8 +135,12 @@ def _identify(nn: Any, module: Any, method: str, held: Mapping[str, Any]) -> See
 def kfac_layers(predict_fn: Callable[[Any, Any], Any], params: Any, batch: Any) -> dict[str, Axes]:
     """Finds the layers of a Flax model that K-FAC can capture, from shapes alone.
 
-    `scale_by_kfac` needs them as ``layers=`` where shapes do not tell the inputs of a kernel from
-    its outputs: a kernel of three or more axes without a bias. Nothing is computed.
+    :func:`fgo_jax.scale_by_kfac` needs them as ``layers=`` where the shapes of kernel and bias do
+    not tell inputs from outputs: for a kernel of three or more axes without a bias. The model is
+    traced and nothing is computed.
+
+    A kernel of shape stack + inputs + outputs is a matrix [prod(inputs), prod(outputs)], once for
+    each of the prod(stack) copies of the layer.
 
     Args:
       predict_fn: ``(params, batch) -> outputs``, which calls Flax linen modules.
@@ -143,7 +148,8 @@ def kfac_layers(predict_fn: Callable[[Any, Any], Any], params: Any, batch: Any) 
       batch: a batch, or its shapes.
 
     Returns:
-      a dict from the path of a module to the split of its kernel's axes.
+      A dict from the path of a module ("encoder/Dense_0") to the split of its kernel's axes: the
+      kind of layer, and the numbers of stack axes and of input axes. It is no state.
 
     Raises:
       ValueError: for parameters that are not in nested dictionaries.
@@ -154,6 +160,8 @@ def kfac_layers(predict_fn: Callable[[Any, Any], Any], params: Any, batch: Any) 
     >>> x = jnp.ones((2, 8, 8, 1))
     >>> kfac_layers(predict_fn, model.init(jax.random.key(0), x)["params"], x)
     {'': Axes(kind='linear', stack=0, inputs=3)}
+
+    Source: this library; `flax.linen.intercept_methods` finds the modules.
     """
     recorder, table = Recorder(), {}
     ranks: dict[str, int] = {}
@@ -188,7 +196,7 @@ def run_tapped(
     leaves: Mapping[str, Any],
     reduce: bool,
 ) -> Any:
-    """The outputs of the model, its layers tied to their probes."""
+    """The outputs of the model, with every layer tied to its probe."""
     by_path = {layer.path: layer for layer in layout.layers}
 
     def handle(next_fun, args, kwargs, module, method, seen, path, probe):
@@ -233,7 +241,7 @@ def _check_axes(layer: Layer, seen: Seen, module: Any) -> None:
 def _check_seen(
     recorder: Recorder, layout: Layout, predict_fn: Callable, model: Any, batch: Any
 ) -> None:
-    """Every parameter must be used by a module that was captured, or not at all."""
+    """Raises unless every parameter belongs to a captured module or is not used at all."""
     needed = {layer.path: layer.path for layer in layout.layers}
     needed |= {d.norm: d.norm for d in layout.diagonals if d.norm is not None}
     lost = [path for path in needed if recorder.captured(path) is None]

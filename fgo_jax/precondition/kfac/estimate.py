@@ -15,7 +15,7 @@ from fgo_jax.precondition.kfac import statistics
 from fgo_jax.precondition.kfac.capture import Recorder, run_tapped
 from fgo_jax.precondition.kfac.layers import Layout, leaf_paths
 
-# Estimates by layer, then by diagonal leaf; with each, whether there is one.
+# Estimates by layer, then by diagonal leaf; each with whether it may be used, bool [].
 Found = list[tuple[Any, jax.Array]]
 
 
@@ -57,8 +57,8 @@ def estimator(
             if d.norm is not None:
                 found.append(moments[d.norm][_name(d.path)])
             else:
-                # The labels of different rows are independent: the square of the sum of their
-                # scores has the mean of the sum of their squares.
+                # The labels of different rows are independent. So the squared sum of their scores
+                # and the sum of the squared scores have the same mean.
                 found.append(jnp.square(gradients[d.path].astype(jnp.float32)))
             used.append(jnp.asarray(True))
         if axis_name is not None:
@@ -71,11 +71,11 @@ def estimator(
 def averaged(
     found: Found, counts: Any, before: Any, decay: Any
 ) -> tuple[tuple[jax.Array, ...], tuple[Any, ...]]:
-    """Bias-corrected moving averages, kept in corrected form: the first estimate is taken whole."""
+    """Moving averages, kept in bias-corrected form: the first one is the first estimate itself."""
     new_counts, after = [], []
     for (item, good), count, old in zip(found, counts, before, strict=True):
         count = count + good.astype(jnp.int32)
-        # With good = False the count may be zero, and the share unused.
+        # Without a good estimate the count may be zero; the share is then not used.
         share = (1 - decay) / (1 - decay ** jnp.maximum(count, 1).astype(jnp.float32))
 
         def mix(a: jax.Array, b: jax.Array, share: Any = share, good: Any = good) -> jax.Array:

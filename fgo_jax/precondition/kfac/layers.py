@@ -1,4 +1,4 @@
-"""Which parameters form a layer, and which way each axis of a kernel points."""
+"""Which parameters form a layer, and which axes of a kernel are inputs or outputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Paths of leaves ("encoder/Dense_0/kernel"): globs, or a function that picks.
+# Globs of paths of leaves ("encoder/Dense_0/kernel"), or a function path -> bool.
 Paths = str | Sequence[str] | Callable[[str], bool]
 
 WAY_OUT = (
@@ -20,20 +20,20 @@ WAY_OUT = (
 
 
 class Axes(NamedTuple):
-    """How a kernel's axes split into (stack, inputs, outputs)."""
+    """How a kernel's axes split into (stack, inputs, outputs); made by `kfac_layers`."""
 
     kind: str  # "linear" or "embed"
-    stack: int  # leading axes over the copies of a layer under nn.scan or nn.vmap
-    inputs: int  # axes that are contracted with the layer's input
+    stack: int  # number of leading axes over the copies of a layer under nn.scan or nn.vmap
+    inputs: int  # number of axes that are contracted with the layer's input
 
 
 class Layer(NamedTuple):
-    """A kernel and its bias, one matrix: [inputs (+ 1), outputs], once for each of the stack."""
+    """A kernel and its bias as one matrix [inputs (+ 1), outputs], for each copy in the stack."""
 
     path: str  # of the module
     kind: str  # "linear" or "embed"
-    kernel: int  # number of its leaf
-    bias: int | None
+    kernel: int  # index of its leaf
+    bias: int | None  # index of its leaf
     stack: tuple[int, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
@@ -55,17 +55,19 @@ class Diagonal(NamedTuple):
     """A leaf whose Fisher is taken as diagonal."""
 
     path: str  # of the leaf
-    leaf: int
-    norm: str | None  # the path of the normalisation that it must belong to, if not asked for
+    leaf: int  # its index
+    norm: str | None  # path of the normalisation that it belongs to; None if diagonal= names it
 
 
 class Layout(NamedTuple):
+    """All leaves of a tree, sorted."""
+
     layers: tuple[Layer, ...]
     diagonals: tuple[Diagonal, ...]
 
 
 def leaf_paths(tree: Any) -> list[str]:
-    """Paths of the leaves; a box around a leaf, as nn.Partitioned is, does not show."""
+    """Paths of the leaves, without the boxes around them (such as nn.Partitioned)."""
     names = []
     for path, _ in jax.tree_util.tree_leaves_with_path(tree):
         if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
@@ -87,7 +89,7 @@ def check_diagonal(diagonal: Paths) -> Callable[[str], bool]:
 
 
 def layout(tree: Any, table: Mapping[str, Axes] | None, diagonal: Callable[[str], bool]) -> Layout:
-    """Sorts all leaves into layers and diagonals; a function of paths and shapes alone."""
+    """Sorts all leaves into layers and diagonals, by their paths and shapes alone."""
     _check_linen(tree)
     paths = leaf_paths(tree)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
@@ -159,7 +161,7 @@ def _layer(
 
 
 def _guess(module: str, kernel: tuple[int, ...], bias: tuple[int, ...] | None) -> Axes:
-    """The axes of a kernel from its shape and that of its bias, which has those of the output."""
+    """The axes of a kernel, from its shape and the shape of its bias (the output axes)."""
     possible = []
     if bias is None and len(kernel) == 2:
         possible.append(Axes("linear", 0, 1))

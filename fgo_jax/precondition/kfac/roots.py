@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fgo_jax.precondition.kfac.layers import Diagonal, Layer, Layout
 from fgo_jax.precondition.shared import mesh
+from fgo_jax.precondition.shared.decompositions import over_matrices
 
 Terms = tuple[tuple[jax.Array, jax.Array], ...]
 
@@ -19,19 +20,19 @@ def _is_full(layer: Layer, factor: jax.Array) -> bool:
 
 
 def trace(layer: Layer, factor: jax.Array) -> jax.Array:
-    """One number for each of the stack."""
+    """The trace of a factor, one number for each copy in the stack."""
     if _is_full(layer, factor):
         return jnp.trace(factor, axis1=-2, axis2=-1)
     return jnp.sum(factor, axis=-1)
 
 
 def _over(scale: jax.Array, x: jax.Array) -> jax.Array:
-    """A number per element of the stack, to be multiplied with what has more axes."""
+    """A number per copy in the stack, in a shape that broadcasts against x."""
     return jnp.expand_dims(scale, tuple(range(scale.ndim, x.ndim)))
 
 
 def merged(layer: Layer, terms: Terms) -> tuple[jax.Array, jax.Array]:
-    """One pair for a sum of Kronecker products: that with the same partial traces."""
+    """One Kronecker product with the same partial traces as the sum of the given ones."""
     if len(terms) == 1:
         return terms[0]
     traces = [(trace(layer, x), trace(layer, y)) for x, y in terms]
@@ -43,37 +44,19 @@ def merged(layer: Layer, terms: Terms) -> tuple[jax.Array, jax.Array]:
 
 
 def spectra(factors: Sequence[tuple[Layer, jax.Array]]) -> list[tuple[jax.Array, Any]]:
-    """Eigenvalues >= 0 and eigenvectors, None for those of a diagonal.
-
-    Factors of equal size share one compiled loop. They are not batched: on CPU a batched
-    decomposition waits for workers of the pool that it runs on itself, and a few of them at once
-    wait for ever (jaxlib 0.10).
-    """
-    out: list[Any] = [None] * len(factors)
-    sizes: dict[int, list[int]] = {}
-    for index, (layer, factor) in enumerate(factors):
-        if _is_full(layer, factor):
-            sizes.setdefault(factor.shape[-1], []).append(index)
-        else:
-            out[index] = (factor, None)
-    for n, same in sizes.items():
-        rows = [factors[index][1].reshape(-1, n, n) for index in same]
-        values, vectors = jax.lax.map(jnp.linalg.eigh, jnp.concatenate(rows))
-        start = 0
-        for index, row in zip(same, rows, strict=True):
-            layer, stop = factors[index][0], start + len(row)
-            out[index] = (
-                jnp.maximum(values[start:stop], 0.0).reshape(*layer.stack, n),
-                vectors[start:stop].reshape(*layer.stack, n, n),
-            )
-            start = stop
+    """Eigenvalues >= 0 and eigenvectors; None for the eigenvectors of a diagonal factor."""
+    out: list[Any] = [(factor, None) for _, factor in factors]
+    full = [i for i, (layer, factor) in enumerate(factors) if _is_full(layer, factor)]
+    found = over_matrices(jnp.linalg.eigh, [factors[i][1] for i in full])
+    for i, (values, vectors) in zip(full, found, strict=True):
+        out[i] = (jnp.maximum(values, 0.0), vectors)
     return out
 
 
 def inverse_root(values: jax.Array, vectors: Any, damping: jax.Array) -> jax.Array:
-    """(X + damping I)^-1/2, where X has the eigenvalues; zero where that is infinite."""
+    """(X + damping I)^-1/2 from the eigenvalues of X; zero where it would be infinite."""
     damping = _over(damping, values)
-    # An eigenvalue of float32 is known to its rounding, relative to the largest.
+    # Smaller eigenvalues are rounding errors.
     floor = jnp.finfo(jnp.float32).eps * jnp.max(values, axis=-1, keepdims=True)
     roots = _root(jnp.maximum(values + damping, floor))
     if vectors is None:
@@ -83,7 +66,7 @@ def inverse_root(values: jax.Array, vectors: Any, damping: jax.Array) -> jax.Arr
 
 
 def invert(plan: Layout, factors: Any, counts: Any, damping: Any) -> tuple[Any, ...]:
-    """The roots of all layers, then of all diagonal leaves; zero for those without an estimate."""
+    """The roots of all layers, then of all diagonal leaves; zero before the first estimate."""
     split, damping = len(plan.layers), jnp.asarray(damping, jnp.float32)
     return (
         *_layer_roots(plan.layers, factors[:split], counts[:split], damping),
@@ -109,9 +92,9 @@ def _layer_roots(
 ) -> tuple[tuple[jax.Array, jax.Array], ...]:
     """A damped pair for each layer.
 
-    With lambda = damping * mean(A) * mean(G) (means over the eigenvalues) and
-    pi = sqrt(mean(A) / mean(G)), the factored Tikhonov terms pi sqrt(lambda) and sqrt(lambda) / pi
-    are sqrt(damping) times the mean of their own side.
+    The factored Tikhonov terms are pi sqrt(lambda) and sqrt(lambda) / pi, with
+    lambda = damping * mean(A) * mean(G) (means over the eigenvalues) and
+    pi = sqrt(mean(A) / mean(G)). So each is sqrt(damping) times the mean of its own side.
     """
     pairs = [merged(x, terms) for x, terms in zip(layers, factors, strict=True)]
     sides = [(x, f) for x, pair in zip(layers, pairs, strict=True) for f in pair]
@@ -145,7 +128,7 @@ def _diagonal_roots(
 
 
 def _root(values: jax.Array) -> jax.Array:
-    """values^(-1/2), zero where that is infinite."""
+    """values^(-1/2), zero where it would be infinite."""
     positive = values > 0
     return jnp.where(positive, jax.lax.rsqrt(jnp.where(positive, values, 1.0)), 0.0)
 
@@ -153,7 +136,7 @@ def _root(values: jax.Array) -> jax.Array:
 def apply(
     layer: Layer, roots: tuple[jax.Array, jax.Array], kernel: jax.Array, bias: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Left root times [kernel; bias] times right root. No axis of the kernel is reshaped."""
+    """Left root times [kernel; bias] times right root; no axis of the kernel is reshaped."""
     if layer.stack:
         below = layer._replace(stack=layer.stack[1:])
         return jax.vmap(lambda r, k, b: apply(below, r, k, b))(roots, kernel, bias)

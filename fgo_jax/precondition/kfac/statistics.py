@@ -11,13 +11,15 @@ import jax.numpy as jnp
 from fgo_jax.precondition.kfac.layers import Layer
 from fgo_jax.precondition.shared import mesh
 
-# A term is a pair (X, Y): a moment on the side of the kernel's input axes, one on that of its
-# output axes. Square matrices are full factors, vectors diagonal ones.
+# A term is a pair (X, Y) of moments: X on the kernel's input axes, Y on its output axes. Square
+# matrices are full factors, vectors diagonal ones.
 #   linear layers: ((A, G),)
 #   embeddings:    ((counts of tokens, G of the look-up), (g^2 of .attend, A of .attend))
 
 
 def zero_terms(layer: Layer, max_dim: int) -> tuple[tuple[jax.Array, jax.Array], ...]:
+    """The terms of a layer before any estimate."""
+
     def side(n: int, full: bool) -> jax.Array:
         return jnp.zeros(layer.stack + ((n, n) if full else (n,)), jnp.float32)
 
@@ -28,12 +30,13 @@ def zero_terms(layer: Layer, max_dim: int) -> tuple[tuple[jax.Array, jax.Array],
 
 
 def zero_probe(layer: Layer, max_dim: int) -> Any:
+    """The zeros whose cotangent is the layer's statistic."""
     terms = zero_terms(layer, max_dim)
     return {"terms": terms, "uses": tuple(jnp.zeros(layer.stack, jnp.float32) for _ in terms)}
 
 
 def normalised(layer: Layer, probe: Any) -> tuple[tuple[jax.Array, jax.Array], ...]:
-    """The terms with the moment of the activations as a mean over the uses of the layer."""
+    """The terms, their activations averaged over the uses of the layer; gradients stay sums."""
     out = []
     for index, ((x, y), uses) in enumerate(zip(probe["terms"], probe["uses"], strict=True)):
         share = 1.0 / jnp.maximum(uses, 1.0)
@@ -49,9 +52,9 @@ def normalised(layer: Layer, probe: Any) -> tuple[tuple[jax.Array, jax.Array], .
 def tap(
     layer: Layer, module: Any, method: str, x: jax.Array, y: jax.Array, probe: Any, reduce: bool
 ) -> jax.Array:
-    """y, with the layer's statistics as the cotangent of the probe."""
+    """y unchanged; the cotangent of the probe is the layer's statistics."""
 
-    # Shapes alone: a backward pass must not hold values of the forward one's trace.
+    # Shapes only: a backward pass must not hold values from the trace of the forward pass.
     like = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), probe)
 
     @jax.custom_vjp
@@ -68,7 +71,7 @@ def tap(
             found = _embed(layer, method, x, g, like)
         else:
             found = _linear(layer, module, x, g, like, reduce)
-        # A model may have cast its parameters to a lower precision, and the probe with them.
+        # A model may cast its parameters to a lower precision, and the probe with them.
         return g, None, jax.tree.map(lambda new, old: new.astype(old.dtype), found, like)
 
     identity.defvjp(forward, backward)
@@ -76,7 +79,7 @@ def tap(
 
 
 def tap_norm(standardised: jax.Array, y: jax.Array, probe: Any) -> jax.Array:
-    """y, with the squared gradients of scale and bias, example by example, as cotangents."""
+    """y unchanged; cotangents are the squared gradients of scale and bias, example by example."""
     for leaf in probe.values():
         if leaf.shape != y.shape[y.ndim - leaf.ndim :]:
             raise ValueError(
@@ -111,14 +114,14 @@ def tap_norm(standardised: jax.Array, y: jax.Array, probe: Any) -> jax.Array:
 
 
 def _moment(x: jax.Array, axes: int, like: Any, constant: bool) -> jax.Array:
-    """Sum of x x^T over all leading axes; x has `axes` trailing ones, and a 1 after them."""
+    """Sum of x x^T over all but the last `axes` axes of x; `constant` appends a 1 to x."""
     lead = tuple(range(x.ndim - axes))
     n = math.prod(x.shape[len(lead) :])
     uses = jnp.full((1,), math.prod(x.shape[: len(lead)]), jnp.float32)
     if like.ndim == 1:
         square = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=lead).reshape(n)
         return jnp.concatenate([square, uses]) if constant else square
-    # Contracted in place: the leading axes, which may be sharded, are not reshaped.
+    # No reshape before the contraction: the leading axes may be sharded.
     product = jnp.tensordot(
         x,
         x,
@@ -134,8 +137,9 @@ def _moment(x: jax.Array, axes: int, like: Any, constant: bool) -> jax.Array:
 
 
 def _count(lead: tuple[int, ...], g: jax.Array) -> jax.Array:
-    """The number of uses. It must look like a function of g, for vmap to sum it over examples."""
+    """The number of uses of the layer: the size of the leading axes."""
     uses = jnp.full((), math.prod(lead), jnp.float32)
+    # Always `uses`. This data dependency makes vmap sum the count over examples.
     return jnp.where(jnp.isnan(jnp.sum(g)), uses, uses)
 
 

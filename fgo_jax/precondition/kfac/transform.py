@@ -13,26 +13,32 @@ from fgo_jax import _checks
 from fgo_jax.curvature import losses
 from fgo_jax.curvature.weights import Select, check_select
 from fgo_jax.precondition.kfac import roots, statistics
-from fgo_jax.precondition.kfac.estimate import all_finite, averaged, estimator
+from fgo_jax.precondition.kfac.cadence import Cadence, brought_up_to_date
+from fgo_jax.precondition.kfac.estimate import all_finite, estimator
 from fgo_jax.precondition.kfac.layers import Axes, Layout, Paths, check_diagonal, layout
 from fgo_jax.precondition.shared import mesh
-from fgo_jax.precondition.shared.model import model_and_batch
+from fgo_jax.precondition.shared.leaves import bias_correction, empty_field, f32
+from fgo_jax.precondition.shared.model import key_data, key_of_step, model_and_batch
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
+
+_NAME = "scale_by_kfac"
 
 
 class ScaleByKfacState(NamedTuple):
-    """State of `scale_by_kfac`, grouped by how often it changes."""
+    """State of :func:`scale_by_kfac`, grouped by how often it changes."""
 
-    kfac_key: jax.Array  # shape=(2,), dtype=jnp.uint32; never.
+    kfac_key: jax.Array  # shape=(2,), dtype=jnp.uint32; never changes.
     kfac_step: jax.Array  # shape=(), dtype=jnp.int32.
     direction: Any  # like params, dtype=jnp.float32; moving average of updates, () without b1.
-    # The rest goes by layer, then by diagonal leaf. `optax.tree.map_params` treats each field as
-    # one value that is not parameter-shaped. These change when factors are estimated,
-    estimates: Any  # tuple, shape=(), dtype=jnp.int32; how many made it into the average.
-    factors: Any  # tuple of tuples of pairs (A, G) [*stack, d, d] or [*stack, d], jnp.float32;
-    # diagonals of the Fisher like their leaf after them.
-    # and these when they are inverted.
-    roots: Any  # tuple of damped inverse square roots, one pair per layer, as factors.
+    # Each of the following fields is a tuple by layer, then by diagonal leaf.
+    # `optax.tree.map_params` treats it as one value that is not parameter-shaped.
+    # Two fields change when factors are estimated.
+    estimates: Any  # shape=(), dtype=jnp.int32; the number of estimates in the average.
+    # Per layer a tuple of pairs (A, G), shape=(*stack, d, d) or (*stack, d); per diagonal leaf its
+    # Fisher, shaped like the leaf; dtype=jnp.float32.
+    factors: Any
+    # One field changes when factors are inverted.
+    roots: Any  # damped inverse square roots, shaped like the factors; one pair per layer.
 
 
 def scale_by_kfac(
@@ -56,91 +62,93 @@ def scale_by_kfac(
 ) -> Preconditioner:
     r"""Natural gradient of a Flax model by Kronecker factors of activations and output gradients.
 
+    It is a direction: no learning rate, no minus sign. :func:`fgo_jax.kfac` adds both.
+
     For a layer whose kernel and bias form one matrix W, with inputs a (a 1 appended for the bias)
     and gradients g of the log-likelihood with respect to its outputs,
 
         A = E[a a^T],   G = E[g g^T],   F ~ A kron G,
         U = (A + sqrt(damping) mean(A) I)^-1 grad W (G + sqrt(damping) mean(G) I)^-1,
 
-    with mean(X) = tr X / dim X, which is Martens and Grosse's factored damping
+    where mean(X) = tr X / dim X. This is Martens and Grosse's factored damping
     (pi = sqrt(mean(A) / mean(G))) of size damping * mean(A) mean(G). F is the Fisher of the mean
-    loss over all rows of the outputs, as in `fgo_jax.curvature.ggn`, and its labels are drawn from
-    the model, one per row, as in `fgo_jax.curvature.sampled_fisher`: none is read from the batch.
-    All updates U together are shortened to U^T F U = <U, grad> <= norm_constraint, then averaged
-    if asked for (b1, bias-corrected). They shrink with the gradient: at a learning rate of 1 they
-    are Newton's steps, at 0.03 to 0.3 they stand the noise of a batch of hundreds.
+    loss over all rows of the outputs, as in :func:`fgo_jax.curvature.ggn`. Its labels are drawn
+    from the model, one per row, as in :func:`fgo_jax.curvature.sampled_fisher`; the labels of the
+    batch are not read. All updates U together are shortened until U^T F U = <U, grad> is at most
+    norm_constraint. With b1 they are then averaged (and bias-corrected). They shrink with the
+    gradient: a learning rate of 1 makes Newton's steps; rates of 0.03 to 0.3 withstand the noise
+    of a batch of hundreds.
 
-    The model runs through `flax.linen.intercept_methods` once per estimate: a forward and a
-    backward pass without weight gradients, and the products that make the factors. It may use
-    nn.scan, nn.remat, nn.vmap, nn.jit, `jax.jit` and `jax.vmap` in any way. Captured are
+    Each estimate runs the model once through `flax.linen.intercept_methods`: a forward pass, a
+    backward pass without weight gradients, and the products that make the factors. The model may
+    use nn.scan, nn.remat, nn.vmap, nn.jit, `jax.jit` and `jax.vmap` in any way. Captured are
 
     - nn.Dense, nn.DenseGeneral (any axes, so nn.MultiHeadDotProductAttention too), nn.Conv, and
       cells and models made of them;
-    - nn.Embed: the input factor is diagonal, the frequencies of the tokens. For .attend the output
-      factor is: the squared gradients of the logits. Where both are used, F is a sum of two
-      Kronecker products, replaced by the one with the same partial traces;
+    - nn.Embed: its input factor is diagonal and holds the frequencies of the tokens. For .attend
+      its output factor is diagonal: the squared gradients of the logits. Where both are used, F is
+      a sum of two Kronecker products; the one with the same partial traces replaces it;
     - nn.LayerNorm, RMSNorm, GroupNorm, BatchNorm, InstanceNorm over trailing axes: a diagonal
-      Fisher of squared gradients, example (axis 0) by example;
-    - parameters named by ``diagonal``: squared gradients of the whole batch at the drawn labels
-      (Gauss-Newton-Bartlett), an unbiased diagonal of more noise. Empty leaves as well.
+      Fisher of squared gradients, taken example (axis 0) by example;
+    - parameters named by ``diagonal``, and empty leaves: squared gradients of the whole batch at
+      the drawn labels (Gauss-Newton-Bartlett), an unbiased diagonal with more noise.
 
-    Anything else raises an error with its name. A parameter that is read past its module (such as
-    ``embed.embedding.T``) escapes notice: use .attend, or ``diagonal``. So does the batch
-    dimension of a masked input: padding is part of A.
+    A parameter of any other layer raises an error that names it. Two things go unnoticed. One is a
+    parameter that is read past its module (such as ``embed.embedding.T``): use .attend, or
+    ``diagonal``. The other is a mask: padded positions count in A.
 
-    Several uses of a layer for one example (a time axis, a convolution's patches, a module called
-    twice, a recurrence) are taken as independent: A is the mean and G the sum over uses ("expand",
-    exact where each use has a loss term of its own). "reduce" takes a as the mean and g as the sum
-    over all axes between the first and the features, before the outer product (exact for a linear
-    layer under mean pooling); uses in separate calls are still expanded, and so are embeddings.
+    A layer may be used several times for one example: along a time axis, for a convolution's
+    patches, when a module is called twice, in a recurrence. "expand" takes the uses as independent:
+    A is the mean and G the sum over uses, which is exact where each use has a loss term of its own.
+    "reduce" takes a as the mean and g as the sum over all axes between the first and the features,
+    before the outer product, which is exact for a linear layer under mean pooling. It still expands
+    uses in separate calls, and embeddings.
 
-    A step's sums are over the whole batch under `jax.jit`, sharded or not. Kernels and their
-    updates keep their sharding; factors are small, and replicated unless the partitioner splits
-    them. A batch on which a layer's statistics are not finite leaves them as they were; a layer
-    whose gradient is not finite (kernel or bias) gets a zero update and keeps its average. A layer
-    that has never been seen does not move.
-
-    Memory: 4 bytes per parameter for the average, none without b1, and for an m x n layer
-    8 (m^2 + n^2) bytes for factors and roots. On a busy CPU set OPENBLAS_NUM_THREADS=1.
+    Sums go over the whole batch under `jax.jit`, sharded or not. Kernels and their updates keep
+    their sharding; factors are small, and replicated unless the partitioner splits them. If a
+    layer's statistics of a batch are not finite, they stay as they were. If a layer's gradient
+    (kernel or bias) is not finite, the layer gets a zero update and keeps its average. A layer that
+    has never been seen does not move. On a busy CPU set OPENBLAS_NUM_THREADS=1.
 
     Args:
-      predict_fn: ``(params, batch) -> outputs`` [..., C], which calls Flax linen modules on the
-        very parameters it is given. (flax.nnx has no interception of methods.)
+      predict_fn: ``(params, batch) -> outputs`` [..., C]. It calls Flax linen modules on the very
+        parameters that it is given. (flax.nnx has no interception of methods.)
       loss: ``"softmax_cross_entropy"``, ``"sigmoid_cross_entropy"`` or ``"squared_error"``.
-      damping: relative to mean(A) mean(G) of each layer; for a diagonal, to its mean. Far less
-        than the default stopped a small language model from training, where a batch says little
-        about most directions; a deep autoencoder trained alike from 3e-4 to 0.03.
+      damping: relative to mean(A) mean(G) of each layer, or to the mean of a diagonal. Much less
+        than the default stopped a small language model from training, where a batch determines few
+        directions; a deep autoencoder trained alike from 3e-4 to 0.03.
       factor_decay: decay rate of the factors, per estimate.
       norm_constraint: bound on <U, grad>, in units of the loss, before the learning rate (which
         multiplies it by its square); None for none.
-      b1: decay rate of a moving average of updates; None for none, which was better at every
+      b1: decay rate of a moving average of updates. None keeps none, which was better at every
         learning rate tried on a deep autoencoder.
       factors_every: steps from one estimate to the next.
       refresh_every: steps from one inversion to the next.
-      burn_in: number of first steps at which factors are estimated and inverted at every step.
-        The first step does both in any case.
+      burn_in: number of first steps, each of which estimates and inverts the factors. The very
+        first step does so in any case.
       approximation: ``"expand"`` or ``"reduce"``.
-      diagonal: parameters to be given a diagonal Fisher: a glob or globs of paths such as
+      diagonal: parameters with a diagonal Fisher: a glob or globs of paths such as
         ``"Embed_0/*"``, or ``path -> bool``.
-      layers: the result of `kfac_layers`; needed where a kernel of three or more axes has no bias
-        to tell its outputs from its inputs.
-      weights: as in `fgo_jax.curvature.ggn`: where the batch holds one weight per row.
+      layers: the result of :func:`fgo_jax.precondition.kfac_layers`. It is needed where a kernel
+        of three or more axes has no bias to tell its outputs from its inputs.
+      weights: where the batch holds one weight per row, as in :func:`fgo_jax.curvature.ggn`.
       max_dim: longest side with a full factor; longer ones have a diagonal one.
       axis_name: inside `jax.pmap` or `jax.shard_map`: the axis over which factors are averaged.
         Gradients are expected to be averaged already.
       seed: of the key that draws the labels.
 
     Returns:
-      A `Preconditioner` whose update takes ``batch=`` and, under `optax.masked` or
-      `optax.partition`, ``probe_params=`` (all parameters). Its `metric` is P^(-1/2) at the last
-      inversion, the identity before the first. Under `optax.inject_hyperparams` name in
-      ``static_args`` all arguments but damping, factor_decay, b1, norm_constraint and the three
-      counts of steps.
+      A :class:`fgo_jax.precondition.Preconditioner` whose update takes ``batch=`` and, under
+      `optax.masked` or `optax.partition`, ``probe_params=`` (all parameters). Its `metric` is
+      P^(-1/2) at the last inversion, the identity before the first. The state takes 4 bytes per
+      parameter for the average (none without b1) and 8 (m^2 + n^2) bytes for the factors and roots
+      of an m x n layer. Under `optax.inject_hyperparams` name in ``static_args`` all arguments but
+      damping, factor_decay, b1, norm_constraint and the three counts of steps.
 
     Raises:
-      ValueError: an argument out of its range; in ``init``, a parameter of no known layer; in
-        ``update``, a module that cannot be captured.
-      TypeError: in ``update``, without ``batch=``, or without parameters.
+      ValueError: for an argument out of its range; in ``init``, for a parameter of no known layer;
+        in ``update``, for a module that cannot be captured.
+      TypeError: in ``update``, without ``batch=`` or without parameters.
 
     >>> import flax.linen as nn, jax, jax.numpy as jnp, optax
     >>> model = nn.Dense(3)
@@ -158,7 +166,7 @@ def scale_by_kfac(
     Eschenhagen et al., 2023 (arXiv 2311.00636), shared weights.
     """
     losses.check_likelihood(
-        loss, "scale_by_kfac", "use scale_by_kronecker_fisher, which reads gradients alone."
+        loss, _NAME, "use scale_by_kronecker_fisher, which reads gradients alone."
     )
     _checks.non_negative("damping", damping)
     _checks.fraction("factor_decay", factor_decay)
@@ -174,7 +182,8 @@ def scale_by_kfac(
     if weights is not None:
         check_select("weights", weights)
     is_diagonal = check_diagonal(diagonal)
-    factor_decay, b1, norm_constraint = map(_f32, (factor_decay, b1, norm_constraint))
+    factor_decay, b1, norm_constraint = map(f32, (factor_decay, b1, norm_constraint))
+    cadence = Cadence(factors_every, refresh_every, burn_in)
     estimate = estimator(predict_fn, loss, weights, approximation == "reduce", max_dim, axis_name)
 
     def layout_of(tree: Any) -> Layout:
@@ -188,70 +197,46 @@ def scale_by_kfac(
         for d in plan.diagonals:
             factors.append(jnp.zeros(jnp.shape(leaves[d.leaf]), jnp.float32))
             inverse.append(jnp.zeros(jnp.shape(leaves[d.leaf]), jnp.float32))
-        # `optax.tree.map_params` finds what is parameter-shaped by an init without leaves. It takes
-        # one array there, and not an empty tuple, for whatever a field may hold otherwise.
-        nothing = [jnp.zeros((0,), jnp.float32) for _ in range(3)]
         counts = tuple(jnp.zeros((), jnp.int32) for _ in factors)
-        parts = (counts, tuple(factors), tuple(inverse)) if leaves else nothing
         return ScaleByKfacState(
-            jax.random.key_data(jax.random.key(seed, impl="threefry2x32")),
-            jnp.zeros((), jnp.int32),
-            () if b1 is None else optax.tree.zeros_like(params, dtype=jnp.float32),
-            *parts,
+            kfac_key=key_data(seed),
+            kfac_step=jnp.zeros((), jnp.int32),
+            direction=() if b1 is None else optax.tree.zeros_like(params, dtype=jnp.float32),
+            estimates=counts if leaves else empty_field(),
+            factors=tuple(factors) if leaves else empty_field(),
+            roots=tuple(inverse) if leaves else empty_field(),
         )
 
-    def statistics_after(plan: Layout, state: Any, model: Any, batch: Any) -> tuple[Any, Any, Any]:
-        """(counts, factors, roots), each brought up to date where this step is one to do it."""
-        key = jax.random.wrap_key_data(state.kfac_key, impl="threefry2x32")
-        key = jax.random.fold_in(key, state.kfac_step)
-        if axis_name is not None:
-            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-        early = state.kfac_step < jnp.asarray(burn_in, jnp.int32)
-
-        def due(every: Any) -> jax.Array:
-            return early | (state.kfac_step % jnp.asarray(every, jnp.int32) == 0)
-
-        def observe(model: Any, batch: Any, key: jax.Array, old: Any) -> Any:
-            counts, factors = old
-            return averaged(estimate(plan, model, batch, key), counts, factors, factor_decay)
-
-        counts, factors = jax.lax.cond(
-            due(factors_every), observe, lambda model, batch, key, old: old,
-            model, batch, key, (state.estimates, state.factors),
-        )  # fmt: skip
-        inverse = jax.lax.cond(
-            due(refresh_every),
-            lambda factors, counts, old: roots.invert(plan, factors, counts, damping),
-            lambda factors, counts, old: old,
-            factors, counts, state.roots,
-        )  # fmt: skip
-        return counts, factors, inverse
-
-    def update(
-        updates: Any,
-        state: Any,
-        params: Any = None,
-        **extra_args: Any,
-    ) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         leaves, treedef = jax.tree.flatten(updates)
         step = jnp.asarray(optax.safe_increment(state.kfac_step))
         if not leaves:
             return updates, optax.tree.cast_like(state._replace(kfac_step=step), state)
         given = {name: extra for name, extra in extra_args.items() if extra is not None}
-        model, batch = model_and_batch("scale_by_kfac", params, given)
+        model, batch = model_and_batch(_NAME, params, given)
         plan = layout_of(updates)
-        counts, factors, inverse = statistics_after(plan, state, model, batch)
+        key = key_of_step(state.kfac_key, state.kfac_step)
+        if axis_name is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+        counts, factors, inverse = brought_up_to_date(
+            plan,
+            (state.estimates, state.factors, state.roots),
+            state.kfac_step,
+            model,
+            batch,
+            key,
+            cadence=cadence,
+            estimate=estimate,
+            decay=factor_decay,
+            damping=damping,
+        )
 
         grads = [jnp.asarray(g, jnp.float32) for g in leaves]
-        good = [jnp.asarray(True)] * len(grads)
-        for members in [*(x.leaves for x in plan.layers), *((d.leaf,) for d in plan.diagonals)]:
-            together = all_finite([grads[i] for i in members])
-            for i in members:
-                good[i] = together
+        good = finite_layers(plan, grads)
         grads = [jnp.where(ok, g, 0.0) for ok, g in zip(good, grads, strict=True)]
         out = roots.apply_all(plan, inverse, roots.apply_all(plan, inverse, grads))
         if norm_constraint is not None:
-            out = _shortened(out, grads, norm_constraint)
+            out = shortened(out, grads, norm_constraint)
         direction: Any = ()
         if b1 is not None:
             old = treedef.flatten_up_to(state.direction)
@@ -260,7 +245,7 @@ def scale_by_kfac(
                 for ok, m, u in zip(good, old, out, strict=True)
             ]
             direction = treedef.unflatten(moved)
-            out = [m / (1 - b1 ** step.astype(jnp.float32)) for m in moved]
+            out = [m / bias_correction(b1, step) for m in moved]
         out = [
             jnp.where(ok, u, 0.0).astype(jnp.result_type(g))
             for ok, u, g in zip(good, out, leaves, strict=True)
@@ -274,7 +259,6 @@ def scale_by_kfac(
             return grads
         leaves = [jnp.asarray(g, jnp.float32) for g in leaves]
         rows = roots.apply_all(layout_of(grads), state.roots, leaves)
-        # Before the first update there are no statistics: the identity.
         fresh = state.kfac_step == 0
         return treedef.unflatten(
             [jnp.where(fresh, g, r) for g, r in zip(leaves, rows, strict=True)]
@@ -283,13 +267,18 @@ def scale_by_kfac(
     return Preconditioner(init, update, metric, keeps_scale=False)
 
 
-def _f32(x: Any) -> Any:
-    """None or a Python number as it is; an injected hyperparameter of any dtype in float32."""
-    return x if x is None or isinstance(x, (int, float)) else jnp.asarray(x, jnp.float32)
+def finite_layers(plan: Layout, grads: list[jax.Array]) -> list[jax.Array]:
+    """Whether each gradient is finite, with all others of its layer."""
+    good = [jnp.asarray(True)] * len(grads)
+    for members in [*(x.leaves for x in plan.layers), *((d.leaf,) for d in plan.diagonals)]:
+        together = all_finite([grads[i] for i in members])
+        for i in members:
+            good[i] = together
+    return good
 
 
-def _shortened(updates: list[Any], grads: list[Any], limit: Any) -> list[Any]:
-    """The updates u scaled to u^T P u <= limit, where P u = g."""
+def shortened(updates: list[Any], grads: list[Any], limit: Any) -> list[Any]:
+    """The updates u, shortened until u^T P u <= limit, where P u = g."""
     square = sum(
         (
             jnp.tensordot(g, u, axes=g.ndim, out_sharding=mesh.replicated(g, 0))

@@ -1,1 +1,1 @@
-"""What the families of preconditioners share: modes of a leaf, meshes, checks."""
+"""Shared by the transforms: modes of a leaf, meshes, models, decompositions, checks."""

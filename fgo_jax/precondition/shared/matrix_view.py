@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,13 @@ from optax.contrib import MuonDimensionNumbers
 from fgo_jax import _checks
 from fgo_jax.precondition.shared.modes import Modes
 
-# As in optax.contrib.muon: one for all, a tree (or a prefix of one) with None where a leaf is no
-# matrix, or a function from the parameters to either.
-DimensionNumbers = MuonDimensionNumbers | Any | Callable[[Any], Any] | None
+# As in optax.contrib.muon: MuonDimensionNumbers for all leaves; a tree of them, or a prefix of one,
+# with None for each leaf that is no matrix; a function from the parameters to either; or None.
+DimensionNumbers: TypeAlias = Any
 
 
 def views(numbers: DimensionNumbers, tree: Any) -> list[Modes | None]:
-    """A view for each leaf of the tree; None for leaves that are no matrices."""
+    """A view of each leaf as a matrix; None for leaves that are no matrices."""
     shapes = [jnp.shape(x) for x in jax.tree.leaves(tree)]
     if not shapes or numbers is None:
         return [_default(shape) for shape in shapes]
@@ -49,7 +49,7 @@ def views(numbers: DimensionNumbers, tree: Any) -> list[Modes | None]:
 
 
 def _default(shape: tuple[int, ...]) -> Modes | None:
-    """The last axis of a convolution against the rest; the squarest cut of a rank-3 kernel."""
+    """The last axis against the rest; at rank 3, the cut that is closest to a square."""
     rank = len(shape)
     if rank < 2 or not math.prod(shape):
         return None
@@ -83,7 +83,7 @@ def _asked(numbers: MuonDimensionNumbers | None, shape: tuple[int, ...]) -> Mode
 
 
 def newton_schulz_coefficients(ns_coeffs: Any, ns_steps: int) -> list[list[float]]:
-    """One (a, b, c) per step of the iteration."""
+    """One triple (a, b, c) per step of the iteration."""
     _checks.positive_int("ns_steps", ns_steps)
     _checks.static("ns_coeffs", ns_coeffs)
     table = np.asarray(ns_coeffs, np.float64)
@@ -100,7 +100,7 @@ def newton_schulz_coefficients(ns_coeffs: Any, ns_steps: int) -> list[list[float
 def newton_schulz(
     x: jax.Array, view: Modes, coefficients: Sequence[Sequence[Any]], eps: Any
 ) -> jax.Array:
-    """Roughly U V^T of every matrix X = U S V^T, by X <- a X + (b A + c A^2) X, A = X X^T."""
+    """About U V^T of every matrix X = U S V^T, by X <- a X + (b A + c A^2) X, A = X X^T."""
     x = x / (jnp.sqrt(view.reduce(jnp.sum, jnp.square(x))) + eps)
     side = 0 if view.dims[0] <= view.dims[1] else 1
     for a, b, c in coefficients:

@@ -1,6 +1,7 @@
-"""What a mesh with explicit axes, the default of `jax.make_mesh`, wants to be told.
+"""Shardings that a mesh with explicit axes, the default of `jax.make_mesh`, has to be told.
 
-Elsewhere the first three are None or the identity: the partitioner decides.
+On other meshes the partitioner decides: the first two functions return None there, and `replicate`
+returns its tree unchanged.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ def _is_masked(node: Any) -> bool:
 
 
 def model_and_batch(name: str, params: Any, extra_args: dict[str, Any]) -> tuple[Any, Any]:
-    """The whole parameter tree and the batch, out of what `update` was called with."""
+    """The whole parameter tree and the batch, from the arguments of `update`."""
     if "batch" not in extra_args:
         raise TypeError(f"{name} runs the model: call update(grads, state, params, batch=batch).")
     model = extra_args.get("probe_params")
@@ -30,26 +30,26 @@ def model_and_batch(name: str, params: Any, extra_args: dict[str, Any]) -> tuple
 
 
 def restrict(whole: Any, part: Any) -> Any:
-    """What a tree like the model holds where `part`, as masked, has leaves."""
+    """The leaves of `whole` where `part` has leaves; `optax.MaskedNode` elsewhere, as in `part`."""
     return jax.tree.map(
         lambda node, below: node if _is_masked(node) else below, part, whole, is_leaf=_is_masked
     )
 
 
 def merge(part: Any, whole: Any) -> Any:
-    """`whole` with the leaves of `part` in their places."""
+    """`whole`, with the leaves of `part` in the places that are not masked in it."""
     return jax.tree.map(
         lambda node, below: below if _is_masked(node) else node, part, whole, is_leaf=_is_masked
     )
 
 
 def lift(part: Any, whole: Any) -> Any:
-    """A vector like `whole`: that of the part, and zeros in float32 beyond it."""
+    """A vector like `whole`: `part` where it has leaves, zeros in float32 elsewhere."""
     return merge(part, jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.float32), whole))
 
 
 def key_data(seed: int) -> jax.Array:
-    """Raw, since `optax.tree.cast_like` does not take typed keys."""
+    """A raw key: `optax.tree.cast_like` does not take typed ones."""
     return jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
 
 
@@ -58,11 +58,11 @@ def key_of_step(data: jax.Array, step: jax.Array) -> jax.Array:
 
 
 def device_number(axis_name: str | None) -> Any:
-    """What tells the draws of a device from those of another that has its own examples."""
+    """A number that makes the draws of devices with different examples differ."""
     return 0 if axis_name is None else jax.lax.axis_index(axis_name)
 
 
 def mean_over(axis_name: str | None, tree: Any) -> Any:
-    """In float32, averaged over devices where each has a part of the batch."""
+    """In float32; averaged over the devices of `axis_name`, each of which has part of the batch."""
     tree = optax.tree.cast(tree, jnp.float32)
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)

@@ -15,10 +15,10 @@ from fgo_jax.precondition.shared import mesh
 
 
 class Modes(NamedTuple):
-    """Which axes of a leaf make up each mode, and which number a batch; axes may be in neither.
+    """Which axes of a leaf form each mode, and which are a batch; an axis may be in neither.
 
-    Every axis has a letter, for einsum. What is contracted are the axes themselves, so that a
-    sharded one stays as it is. Only factors are reshaped: [*batch, d, d] is small, and replicated.
+    Every axis has a letter for einsum. Contractions go over the axes themselves, so a sharded axis
+    is never reshaped. Only factors are: [*batch, d, d] is small and replicated.
     """
 
     shape: tuple[int, ...]
@@ -45,7 +45,7 @@ class Modes(NamedTuple):
         return tuple(a for a in range(len(self.shape)) if a not in self.batch)
 
     def only(self, wanted: Callable[[int], bool]) -> Modes:
-        """Without the modes of other lengths."""
+        """The modes whose length is wanted."""
         groups = zip(self.groups, self.dims, strict=True)
         return self._replace(groups=tuple(axes for axes, d in groups if wanted(d)))
 
@@ -53,15 +53,15 @@ class Modes(NamedTuple):
         return (*self._sizes(self.batch), self.dims[k], self.dims[k])
 
     def reduce(self, function: Callable, x: jax.Array) -> jax.Array:
-        """A reduction over each member of the batch, kept in the rank of the leaf."""
+        """A reduction over each member of the batch; the result keeps the rank of the leaf."""
         return function(x, axis=self.unbatched, keepdims=True)
 
     def per_factor(self, x: jax.Array) -> jax.Array:
-        """What `reduce` gives, [*batch, 1, 1]: it broadcasts against a factor."""
+        """A result of `reduce` as [*batch, 1, 1], which broadcasts against a factor."""
         return jnp.squeeze(x, self.unbatched)[..., None, None]
 
     def gram(self, x: jax.Array, k: int, precision: Any = None) -> jax.Array:
-        """X_(k) X_(k)^T of the unfolding along mode k, [*batch, d, d]."""
+        """X_(k) X_(k)^T, where X_(k) unfolds X along mode k: [*batch, d, d]."""
         kept, batch = self._letters(self.groups[k]), self._letters(self.batch)
         product = jnp.einsum(
             f"{self.leaf},{_raised(self.leaf, kept)}->{batch}{kept}{kept.upper()}",
@@ -80,7 +80,7 @@ class Modes(NamedTuple):
         transpose: bool = False,
         precision: Any = None,
     ) -> jax.Array:
-        """A X_(k), or A^T X_(k), folded back; sharded as X."""
+        """A X_(k), or A^T X_(k), folded back to the shape of X; sharded as X."""
         kept, batch = self._letters(self.groups[k]), self._letters(self.batch)
         sizes = self._sizes(self.groups[k])
         matrix = matrix.reshape(self._sizes(self.batch) + sizes + sizes)
@@ -94,7 +94,7 @@ class Modes(NamedTuple):
         )
 
     def along(self, vectors: jax.Array, k: int) -> jax.Array:
-        """[*batch, d] along mode k, in a shape that broadcasts against the leaf."""
+        """Vectors [*batch, d] along mode k, in a shape that broadcasts against the leaf."""
         axes = (*self.batch, *self.groups[k])
         x = jnp.transpose(vectors.reshape(self._sizes(axes)), np.argsort(axes).tolist())
         return x.reshape([n if a in axes else 1 for a, n in enumerate(self.shape)])

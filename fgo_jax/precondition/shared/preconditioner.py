@@ -1,32 +1,93 @@
-"""A gradient transformation that can say what its metric does to a gradient."""
+"""A gradient transformation with a metric."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import optax
 
 
 class Preconditioner(optax.GradientTransformationExtraArgs):
-    """A gradient transformation with `metric(grads, state) -> grads`.
+    r"""A gradient transformation with a metric; use it to write a preconditioner of your own.
 
-    `metric` applies P^-1/2, where P^-1 is what the transformation multiplies a
-    gradient with, at the statistics held in `state`; it changes no state. A probe
-    that reads these rows measures the gradient covariance in the metric of the
-    running phase, P^-1/2 C P^-1/2.
+    It is a direction: no learning rate, no minus sign.
+
+    Let P^-1 be the matrix with which the transformation multiplies a gradient g. `metric` applies
+    half of it, at the statistics held in the state, and changes no state:
+
+        update ~ P^-1 g,        metric(g, state) = P^(-1/2) g.
+
+    A probe that reads rows P^(-1/2) g measures the gradient covariance C in the metric of the
+    running phase, P^(-1/2) C P^(-1/2). :func:`fgo_jax.phased` passes them to its probe. A
+    transformation without a metric works there too: its probe then reads raw gradients.
+    `optax.chain` and other wrappers return plain transformations, without a metric.
 
     Attributes:
-      metric: see above.
-      keeps_scale: whether a learning rate means what it means for Adam, because the
-        updates do not shrink with the gradients. Where it does not, a hand-over's graft
-        stays instead of fading.
+      init: ``params -> state``.
+      update: ``(grads, state, params=None, **extra_args) -> (updates, state)``. Updates have the
+        shapes and dtypes of the gradients. The state keeps the structure, shapes and dtypes that
+        `init` gave it.
+      metric: ``(grads, state) -> rows``, a tree like the gradients, in float32. Before the first
+        update it should be the identity.
+      keeps_scale: whether a learning rate means what it means for Adam, because the updates do not
+        shrink with the gradients. If it is False, the transformation takes over from another one
+        with the size of the other's updates and keeps that size; otherwise its own size returns as
+        the graft of :func:`fgo_jax.phased` fades.
+
+    Returns:
+      A `GradientTransformationExtraArgs` with the attributes `metric` and `keeps_scale`. Its state
+      takes the bytes that `init` allocates; the example takes 4 per parameter.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> import fgo_jax as fgo
+    >>> def scale_by_diagonal(decay=0.99):
+    ...     '''v <- decay v + (1 - decay) g^2, update = g / sqrt(v).'''
+    ...     def init(params):
+    ...         return optax.tree.ones_like(params, dtype=jnp.float32)
+    ...     def moved(v, g):
+    ...         return decay * v + (1 - decay) * jnp.square(g.astype(jnp.float32))
+    ...     def update(grads, state, params=None, **extra_args):
+    ...         state = jax.tree.map(moved, state, grads)
+    ...         updates = jax.tree.map(lambda g, v: (g / jnp.sqrt(v)).astype(g.dtype), grads, state)
+    ...         return updates, state
+    ...     def metric(grads, state):
+    ...         return jax.tree.map(lambda g, v: g.astype(jnp.float32) / v**0.25, grads, state)
+    ...     return fgo.precondition.Preconditioner(init, update, metric)
+
+    Alone, behind a learning rate:
+
+    >>> optimizer = optax.chain(scale_by_diagonal(), optax.scale_by_learning_rate(0.1))
+    >>> params = jnp.array([1.0, 2.0])
+    >>> updates, state = optimizer.update(params, optimizer.init(params), params)
+    >>> [round(float(u), 3) for u in updates]
+    [-0.1, -0.197]
+
+    In phases, whose probe measures in its metric:
+
+    >>> diagonal = scale_by_diagonal()
+    >>> optimizer = fgo.phased(
+    ...     [fgo.acquisition(0.1, transform=diagonal), fgo.execution(0.1, transform=diagonal)],
+    ...     [fgo.triggers.below("agreement", 0.75)],
+    ...     fgo.probes.gradient_stream(),
+    ... )
+    >>> state = optimizer.init(params)
+    >>> updates, state = jax.jit(optimizer.update)(params, state, params)
+    >>> params = optax.apply_updates(params, updates)
+
+    Source: this library.
     """
 
     metric: Callable[[Any, Any], Any]
     keeps_scale: bool
 
-    def __new__(cls, init, update, metric, keeps_scale=True):
+    def __new__(
+        cls,
+        init: Callable[..., Any],
+        update: Callable[..., tuple[Any, Any]],
+        metric: Callable[[Any, Any], Any],
+        keeps_scale: bool = True,
+    ) -> Self:
         self = super().__new__(cls, init, update)
         self.metric = metric
         self.keeps_scale = keeps_scale

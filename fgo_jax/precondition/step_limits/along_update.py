@@ -1,4 +1,4 @@
-"""What a model's outputs do along a proposed update, measured on a cadence: one jvp for all."""
+"""Shortens updates by what the model's outputs do along them; one jvp measures all limits."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from fgo_jax import _checks
 from fgo_jax.linalg.operator import check_examples, example_count
 from fgo_jax.linalg.trees import laid_end_to_end, sum_squares, vdot
 
-_SMALL = 4096  # entries of a leaf whose squares are summed together with others'
+_SMALL = 4096  # Leaves of up to so many entries share one sum of squares.
 
 
 class StepLimitState(NamedTuple):
-    """State of `clip_by_softmax_radius` and `scale_by_friction_limit`."""
+    """State of :func:`clip_by_softmax_radius` and :func:`scale_by_friction_limit`."""
 
     limit_step: jax.Array  # shape=(), dtype=jnp.int32.
-    measurements: jax.Array  # shape=(), dtype=jnp.int32; those that gave finite numbers.
+    measurements: jax.Array  # shape=(), dtype=jnp.int32; how many gave finite numbers.
     along_unit_step: jax.Array  # shape=(limits,), dtype=jnp.float32; the last measurement.
-    shrinkage: jax.Array  # shape=(), dtype=jnp.float32; what the last update was multiplied by.
+    shrinkage: jax.Array  # shape=(), dtype=jnp.float32; the factor of the last update.
 
 
 class Step(NamedTuple):
@@ -36,9 +36,9 @@ class Limit(NamedTuple):
     """How far to go along an update.
 
     Attributes:
-      measure: (outputs, their tangent along the unit vector, batch) -> f32 [].
-      scale: (that number, `Step`) -> the factor that the limit allows; what is above 1
-        does not bind.
+      measure: (outputs, their tangent along the unit vector, batch) -> float32 [].
+      scale: (that number, `Step`) -> the factor that the limit allows, float32 []. Above 1 the
+        limit does not bind.
     """
 
     measure: Callable[[Any, Any, Any], jax.Array]
@@ -83,7 +83,7 @@ def limit_updates(
         if not jax.tree.leaves(updates):
             return updates, state
         leaves, treedef = jax.tree.flatten(updates)
-        # In float32 at least, where a tiny factor is not yet zero.
+        # At least float32: a tiny factor would be zero in a narrower type.
         proposed = [u.astype(jnp.promote_types(u.dtype, jnp.float32)) for u in leaves]
         good, norm = _finite_norm(proposed)
         moves = jnp.isfinite(norm) & (norm > 0)
@@ -91,8 +91,8 @@ def limit_updates(
 
         due = state.limit_step % jnp.asarray(every, jnp.int32) == 0
         due = moves & (due | (state.measurements == 0))
-        # What the measurement alone needs is made inside: a step without one pays for one norm
-        # and one product.
+        # Everything that only a measurement needs is computed inside. A step without one costs one
+        # norm and one product.
         found = jax.lax.cond(
             due,
             lambda params, batch, direction, old: measure(params, batch, *direction),
@@ -141,14 +141,14 @@ def _finite_norm(leaves: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
     def whole(leaves: Sequence[jax.Array], total: jax.Array) -> tuple[jax.Array, jax.Array]:
         return jnp.ones([len(leaves)], jnp.bool_), total
 
-    # Leaf by leaf only where one is bad: on a small model so many sums are a few percent of a step.
+    # Leaf by leaf only if one is bad: on a small model that many sums cost a few percent of a step.
     total = sum_squares(laid_end_to_end(leaves, _SMALL))
     good, square = jax.lax.cond(jnp.isfinite(total), whole, by_leaf, leaves, total)
     return good, jnp.sqrt(square)
 
 
 def _slope(grads: Sequence[jax.Array], proposed: Sequence[jax.Array]) -> jax.Array:
-    """g^T p over the leaves in which both are finite."""
+    """g^T p over the leaves where the product is finite."""
     products = jnp.stack(
         [
             vdot(g.astype(jnp.float32), p.astype(jnp.float32))

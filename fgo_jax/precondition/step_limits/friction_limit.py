@@ -27,52 +27,56 @@ def scale_by_friction_limit(
     every: jax.typing.ArrayLike = 10,
     examples: int | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Goes along an update no further than to where friction has used up its descent.
+    r"""Shortens an update to the minimum of the local quadratic model along it.
 
-    For a proposed update p, the gradient g and the Gauss-Newton matrix (or Fisher) F = J^T H J,
+    It is no direction. It goes last in a chain, behind the learning rate and the minus sign: the
+    proposed update p is what is added to the parameters. Before them, where updates still point
+    uphill, it would stop every step.
+
+    For p, the gradient g and the Gauss-Newton matrix (or Fisher) F = J^T H J,
 
         loss(s p) - loss(0)  ~  s g^T p + s^2 (phi(p) + damping ||p||^2) / 2,   phi(p) = p^T F p,
         update = s p,   s = min(1, -g^T p / (phi(p) + damping ||p||^2)), and 0 where g^T p > 0.
 
-    So a step is shortened where the model says that it overshoots, never lengthened, and not taken
-    where it leads uphill, as a momentum sometimes does.
-
-    It goes last in a chain, behind the learning rate: p is what is added to the parameters. Before
-    it, where updates still point uphill, nothing would move. The raw gradient comes as `grad=`, as
-    for `optax.scale_by_backtracking_linesearch`:
+    A step is shortened if the quadratic model says that it overshoots. It is never lengthened. It
+    is not taken at all if it leads uphill, as a step of momentum sometimes does. The raw gradient
+    comes as `grad=`, as for `optax.scale_by_backtracking_linesearch`:
 
         tx = optax.chain(optax.adam(learning_rate), fgo.scale_by_friction_limit(predict_fn))
         updates, state = tx.update(grads, state, params, batch=batch, grad=grads)
 
-    The curvature along p, phi(p) / ||p||^2, is measured at every `every`-th step, from the first
-    one on, by one jvp of the model on the first examples of the batch, inside one conditional. In
-    between the last one is taken with the g^T p and the ||p|| of the step, so a step that is
-    suddenly too long is shortened at once; the curvature of a new *direction* is seen `every`
-    steps late at most. A measurement that is not finite, or of a zero update, does not count, and
-    until one succeeds nothing is shortened.
+    The curvature along p, phi(p) / ||p||^2, is measured at the first step and then every `every`
+    steps, by one jvp of the model on the first examples of the batch, inside one conditional.
+    Between measurements the last value is combined with the g^T p and ||p|| of the step. So a step
+    that is suddenly too long is shortened at once; the curvature of a new *direction* is seen at
+    most `every` steps late. A measurement that is not finite, or of a zero update, does not count.
+    Until one succeeds nothing is shortened.
 
-    With `radius`, the same jvp serves `clip_by_softmax_radius` too, and the shorter step is taken.
+    With `radius`, the same jvp also serves :func:`fgo_jax.clip_by_softmax_radius`, and the shorter
+    step is taken.
 
     A leaf of the update with a non-finite entry, or whose squares overflow float32, gets a zero
-    update and takes no part; nor does such a leaf of g.
+    update and does not count; nor does such a leaf of g.
 
     Args:
-      predict_fn: ``(params, batch) -> outputs``; picks its inputs out of the batch.
+      predict_fn: ``(params, batch) -> outputs``; it picks its inputs from the batch.
       loss: as in :func:`fgo_jax.curvature.ggn`: the name of a loss, which reads no labels, or a
         function ``(outputs, batch) -> losses``, convex in the outputs.
-      damping: added to the curvature along p, in its unit: of the loss over parameters squared.
-      radius: of `clip_by_softmax_radius`, for logits [..., C]; None for no such limit.
+      damping: added to the curvature along p; in the unit of the loss over parameters squared.
+      radius: of :func:`fgo_jax.clip_by_softmax_radius`, for logits [..., C]; None for no such
+        limit.
       weights: as in :func:`fgo_jax.curvature.ggn`.
       every: steps from one measurement to the next.
       examples: how many leading examples of the batch are measured; None for an eighth of it.
 
     Returns:
-      A gradient transformation whose `update` needs `params` and the extra arguments `batch`,
-      arrays with the examples along axis 0, and `grad`. `shrinkage` in its state is the last s.
+      A gradient transformation whose `update` needs `params` and the extra arguments `batch`
+      (arrays with the examples along axis 0) and `grad`. `shrinkage` in its state is the last s.
+      The state holds a few numbers: 0 bytes per parameter.
 
     Raises:
-      ValueError: an argument out of its range; at the call, outputs that the loss cannot take and
-        a batch that is too small.
+      ValueError: for an argument out of its range; at the call, for outputs that the loss cannot
+        take and for a batch that is too small.
       TypeError: at the call, without `batch=`, `grad=` or all of the parameters.
 
     >>> import jax.numpy as jnp, optax
@@ -86,8 +90,9 @@ def scale_by_friction_limit(
     >>> [round(float(u), 4) for u in updates]
     [-3.0, -4.0]
 
-    Source: Martens (2020), "New insights and perspectives on the natural gradient method", section
-    6.4, for the step that minimises the model; the friction is that of the paper.
+    Sources: Martens (2020), "New insights and perspectives on the natural gradient method", section
+    6.4, for the step that minimises the quadratic model; Friction-Guided Optimization (2026) for
+    the friction phi.
     """
     check_predict(predict_fn)
     losses.check_loss(loss)

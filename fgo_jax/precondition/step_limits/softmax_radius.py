@@ -23,44 +23,46 @@ def clip_by_softmax_radius(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shortens an update that would move the logits of some example too far apart.
 
-    For a proposed update p, with z the logits [..., C] and J their Jacobian in the parameters,
+    It is no direction. It goes last in a chain, behind the learning rate and the minus sign: the
+    proposed update p is what is added to the parameters.
+
+        optax.chain(optax.adam(learning_rate), fgo.clip_by_softmax_radius(predict_fn))
+
+    With z the logits [..., C] and J their Jacobian in the parameters,
 
         a = J p / ||p||,   Delta = max over examples of (max_k a_k - min_k a_k),
         update = p min(1, radius pi / (Delta ||p||)).
 
-    Along the step the logits of an example move apart by at most Delta ||p|| (to first order); the
-    logarithm of the partition function, continued to complex steps, has its nearest singularity no
-    closer than pi / Delta, so within it the loss is its own Taylor series, and beyond it no
-    gradient says what it does. The radius is a share of that distance.
+    To first order, the logits of an example move apart by at most Delta ||p|| along the step. The
+    logarithm of the partition function, continued to complex steps, has no singularity closer than
+    pi / Delta. Within that distance the loss equals its own Taylor series; beyond it derivatives at
+    the current point need not predict the loss. The radius is a share of that distance.
 
-    It goes last in a chain, behind the learning rate, since p is what is added to the parameters:
+    Delta is measured at the first step and then every `every` steps, by one jvp of the model on the
+    first examples of the batch, inside one conditional. Between measurements the last Delta is
+    combined with the ||p|| of the step. So a step that is suddenly a thousand times longer, because
+    the learning rate jumped, is clipped at that very step. A change of *direction* is seen at most
+    `every` steps late; `every=1` sees all. A measurement that is not finite, or of a zero update,
+    does not count: the last one holds. If there is none yet, nothing is clipped, and the next step
+    measures again.
 
-        optax.chain(optax.adam(learning_rate), fgo.clip_by_softmax_radius(predict_fn))
-
-    Delta is measured at every `every`-th step, from the first one on, by one jvp of the model on
-    the first examples of the batch, inside one conditional; in between, the last Delta is taken
-    with the ||p|| of the step. So a step that is suddenly a thousand times longer, by a jump of
-    the learning rate, is clipped at that very step, whether one measures there or not. A change of
-    *direction* is seen `every` steps late at most; `every=1` sees all. A measurement that is
-    not finite, or of a zero update, does not count: the last one holds, and is made up for at
-    the next step if it was the first. Until one succeeds nothing is clipped.
-
-    A leaf with a non-finite entry, or whose squares overflow float32, gets a zero update and takes
-    no part.
+    A leaf with a non-finite entry, or whose squares overflow float32, gets a zero update and does
+    not count.
 
     Args:
-      predict_fn: ``(params, batch) -> logits`` [..., C]; picks its inputs out of the batch.
-      radius: share of the radius of convergence; 1 is the bound itself, 0.5 cautious.
+      predict_fn: ``(params, batch) -> logits`` [..., C]; it picks its inputs from the batch.
+      radius: share of the radius of convergence; 1 is the bound itself, 0.5 is cautious.
       every: steps from one measurement to the next.
       examples: how many leading examples of the batch are measured; None for an eighth of it.
 
     Returns:
-      A gradient transformation whose `update` needs `params` and the extra argument `batch`,
-      arrays with the examples along axis 0. `shrinkage` in its state is the last factor.
+      A gradient transformation whose `update` needs `params` and the extra argument `batch`
+      (arrays with the examples along axis 0). `shrinkage` in its state is the last factor. The
+      state holds a few numbers: 0 bytes per parameter.
 
     Raises:
-      ValueError: an argument out of its range; at the call, outputs that are no logits and a batch
-        that is too small.
+      ValueError: for an argument out of its range; at the call, for outputs that are no logits and
+        for a batch that is too small.
       TypeError: at the call, without `batch=` or all of the parameters.
 
     >>> import jax.numpy as jnp, optax
@@ -72,7 +74,7 @@ def clip_by_softmax_radius(
     >>> round(float(updates.max() - updates.min()), 4)  # pi / 2
     1.5708
 
-    Source: arXiv 2603.13552, 2026; there with every step measured.
+    Source: arXiv 2603.13552, 2026; every step is measured there.
     """
     check_predict(predict_fn)
     _checks.positive("radius", radius)
@@ -87,6 +89,8 @@ def clip_by_softmax_radius(
 
 
 def softmax_radius(radius: Any) -> Limit:
+    """The limit radius pi / (Delta ||p||)."""
+
     def spread(outputs: Any, tangent: Any, batch: Any) -> jax.Array:
         del batch
         if not isinstance(outputs, jax.Array) or outputs.ndim < 2 or outputs.shape[-1] < 2:

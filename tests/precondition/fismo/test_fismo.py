@@ -66,7 +66,7 @@ LEAVES = {
 def test_equals_the_dense_reference_over_three_refresh_periods(unit):
     steps = 3 * EVERY + 3
     grads = {k: list(gradients(shape, steps, seed=7)) for k, (shape, _) in LEAVES.items()}
-    tx = scale_by_fismo(BETA, DECAY, DAMPING, EVERY, unit_gradients=unit)
+    tx = scale_by_fismo(BETA, DECAY, DAMPING, refresh_every=EVERY, unit_gradients=unit)
     trees = [{k: jnp.asarray(g[t], jnp.float32) for k, g in grads.items()} for t in range(steps)]
     updates, _ = run(tx, trees)
     for key, (shape, flatten) in LEAVES.items():

@@ -13,45 +13,7 @@ from fgo_jax.curvature import losses
 from fgo_jax.precondition.kfac import statistics
 from fgo_jax.precondition.kfac.estimate import estimator
 from fgo_jax.precondition.kfac.layers import layout
-
-ROWS = functools.partial(jnp.arange, dtype=jnp.int32)
-
-
-def first_factors(model, batch, loss="squared_error", approximation="expand"):
-    """Parameters, the estimates of one batch, and the gradients c of the outputs behind them.
-
-    The sum of c_i c_j over rows i, j is what the factors are an approximation of. The first
-    estimate is what the transformation's state holds after its first step.
-    """
-    params = model.init(jax.random.key(1), batch)["params"]
-
-    def fn(p, x):
-        return model.apply({"params": p}, x)
-
-    table = fgo.precondition.kfac_layers(fn, params, batch)
-    plan = layout(params, table, lambda path: False)
-    estimate = estimator(fn, loss, None, approximation == "reduce", 4096, None)
-    key = jax.random.key(5)
-    found = jax.jit(functools.partial(estimate, plan))(params, batch, key)
-    assert all(good for _, good in found)
-    outputs = fn(params, batch)
-    drawn = losses.drawn_cotangent(
-        loss, outputs, losses.draw_labels(loss, outputs, key, ROWS), batch
-    )
-    names = [*(x.path for x in plan.layers), *(d.path for d in plan.diagonals)]
-    return params, {n: item for n, (item, _) in zip(names, found, strict=True)}, drawn
-
-
-def moment(x, axes=1, constant=False):
-    """Sum over positions of the outer product, one position after the other, in float64."""
-    rows = np.asarray(x, np.float64).reshape(-1, int(np.prod(x.shape[x.ndim - axes :])))
-    if constant:
-        rows = np.hstack([rows, np.ones((len(rows), 1))])
-    return sum(np.outer(row, row) for row in rows)
-
-
-def close(got, expected):
-    np.testing.assert_allclose(got, expected, atol=2e-5 * np.abs(expected).max())
+from tests.precondition.kfac.first_factors import ROWS, close, first_factors, moment
 
 
 def test_dense_with_a_time_axis_expands_and_reduces():
@@ -172,102 +134,6 @@ def test_an_embedding_that_is_also_the_output():
     close(g, moment((drawn @ table) * (1 - hidden**2)))
     close(squares, np.diag(moment(drawn)))
     close(a, moment(hidden) / 20)
-
-
-class Shared(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        layer = nn.Dense(4)
-        return layer(jnp.tanh(layer(x)))
-
-
-def test_a_module_that_is_called_twice():
-    """The activations' moment is a mean over both uses, the gradients' a sum."""
-    x = jax.random.normal(jax.random.key(0), (6, 4))
-    params, factors, drawn = first_factors(Shared(), x)
-    ((a, g),) = factors["Dense_0"]
-    p = params["Dense_0"]
-    hidden = jnp.tanh(x @ p["kernel"] + p["bias"])
-    close(a, (moment(x, constant=True) + moment(hidden, constant=True)) / 12)
-    close(g, moment(drawn) + moment((drawn @ p["kernel"].T) * (1 - hidden**2)))
-
-
-class Block(nn.Module):
-    @nn.compact
-    def __call__(self, x, _):
-        return nn.LayerNorm()(x + jnp.tanh(nn.Dense(4)(x))), None
-
-
-class Stack(nn.Module):
-    scan: bool
-
-    @nn.compact
-    def __call__(self, x):
-        if self.scan:
-            scanned = nn.scan(
-                nn.remat(Block), variable_axes={"params": 0}, split_rngs={"params": True}, length=3
-            )
-            return scanned(name="block")(x, None)[0]
-        for i in range(3):
-            x, _ = Block(name=f"block{i}")(x, None)
-        return x
-
-
-def test_scanned_and_rematerialised_layers_are_the_layers_one_by_one():
-    x = jax.random.normal(jax.random.key(0), (6, 5, 4))
-    params = Stack(True).init(jax.random.key(1), x)["params"]
-    loose = {
-        f"block{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["block"]) for i in range(3)
-    }
-
-    def step(scan, p):
-        # The shapes of a kernel and its bias tell whether they are stacked.
-        tx = fgo.scale_by_kfac(
-            lambda p, x: Stack(scan).apply({"params": p}, x), "squared_error", norm_constraint=None
-        )
-        return jax.jit(tx.update)(p, tx.init(p), p, batch=x)
-
-    (together, stacked), (apart, alone) = step(True, params), step(False, loose)
-    for i in range(3):
-        close(stacked.factors[0][0][0][i], alone.factors[i][0][0])
-        close(stacked.factors[0][0][1][i], alone.factors[i][0][1])
-        for kind in range(2):
-            close(stacked.factors[1 + kind][i], alone.factors[3 + 2 * i + kind])
-        jax.tree.map(
-            lambda a, b, i=i: np.testing.assert_allclose(a[i], b, atol=1e-3 * np.abs(b).max()),
-            together["block"], apart[f"block{i}"],
-        )  # fmt: skip
-
-
-class Recurrent(nn.Module):
-    @nn.compact
-    def __call__(self, x):
-        return nn.RNN(nn.SimpleCell(4))(x)
-
-
-def test_layers_inside_a_recurrence_sum_over_time():
-    x = jax.random.normal(jax.random.key(0), (3, 5, 2))
-    _, factors, _ = first_factors(Recurrent(), x)
-    close(factors["SimpleCell_0/i"][0][0], moment(x, constant=True) / 15)
-
-
-def test_a_model_that_is_vmapped_over_examples_and_jitted():
-    x = jax.random.normal(jax.random.key(0), (6, 4))
-    model = Shared()
-    params = model.init(jax.random.key(1), x)["params"]
-    whole = jax.jit(lambda p, x: model.apply({"params": p}, x))
-    rows = jax.jit(lambda p, x: jax.vmap(lambda row: model.apply({"params": p}, row))(x))
-    for jitted in (whole, rows):
-        jitted(params, x)  # its trace without interception must not be found again
-    one, two = (
-        jax.jit(tx.update)(params, tx.init(params), params, batch=x)[1]
-        for tx in (fgo.scale_by_kfac(fn, "squared_error") for fn in (whole, rows))
-    )
-    jax.tree.map(close, one.factors, two.factors)
-    again = fgo.scale_by_kfac(rows, "squared_error")
-    for _ in range(2):  # two traces of one transformation
-        update = jax.jit(lambda *a: again.update(*a, batch=x))
-        update(params, again.init(params), params)
 
 
 NORMS = {

@@ -10,6 +10,7 @@ from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 from tests.precondition.sequences import gradients, run
 
 B1, B2, DECAY, EPS, EVERY = 0.9, 0.99, 0.95, 1e-8, 4
+OPTIONS = {"eps": EPS, "refresh_every": EVERY}
 
 
 def unfold(x, axis):
@@ -75,7 +76,7 @@ def test_equals_the_dense_reference_over_three_refresh_periods(power, damping, c
     steps = 3 * EVERY + 3
     grads = {k: list(gradients(s, steps, seed=7)) for k, s in SHAPES.items()}
     tx = scale_by_kronecker_fisher(
-        B1, B2, DECAY, EPS, EVERY, power=power, vector_factors=True, centred=centred
+        B1, B2, DECAY, **OPTIONS, power=power, vector_factors=True, centred=centred
     )
     trees = [{k: jnp.asarray(g[t], jnp.float32) for k, g in grads.items()} for t in range(steps)]
     updates, state = run(tx, trees)
@@ -136,7 +137,7 @@ def test_uncorrected_eigenvalues_of_two_modes_equal_the_dense_reference(power):
     ]
     axes = optax.contrib.MuonDimensionNumbers
     tx = scale_by_kronecker_fisher(
-        B1, B2, DECAY, EPS, EVERY, power=power, damping=1e-3, corrected=False,
+        B1, B2, DECAY, **OPTIONS, power=power, damping=1e-3, corrected=False,
         weight_dimension_numbers={
             "kernel": axes((0, 1), 2), "matrix": axes(0, 1), "stack": axes(0, 2), "table": None,
         },

@@ -1,0 +1,55 @@
+"""One leaf's momentum and direction: orthogonalised for matrices, Adam's for other leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fgo_jax.precondition.fismo.whitening import Pair, multiply
+from fgo_jax.precondition.shared.leaves import bias_correction
+from fgo_jax.precondition.shared.matrix_view import newton_schulz
+from fgo_jax.precondition.shared.modes import Modes
+
+
+def finite(leaf: Any, view: Modes | None) -> tuple[jax.Array, jax.Array]:
+    """The gradient in float32, zero where it is not finite, and whether it is, by matrix."""
+    g = jnp.asarray(leaf, jnp.float32)
+    good = jnp.isfinite(g)
+    good = jnp.all(good) if view is None else view.reduce(jnp.all, good)
+    return jnp.where(good, g, 0.0), good
+
+
+def between(view: Modes, x: jax.Array, roots: Pair) -> jax.Array:
+    """P^-1/2 X Q^-1/2."""
+    for side, root in enumerate(roots):
+        x = multiply(view, x, root, side)
+    return x
+
+
+def adam(
+    g: jax.Array, first: Any, second: Any, step: jax.Array, b1: Any, b2: Any, eps: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(first moment, second moment, direction) of `optax.scale_by_adam`."""
+    m = b1 * first + (1 - b1) * g
+    v = b2 * second + (1 - b2) * jnp.square(g)
+    size = jnp.sqrt(v / bias_correction(b2, step)) + eps
+    return m, v, m / bias_correction(b1, step) / size
+
+
+def orthogonalised(
+    g: jax.Array,
+    first: jax.Array,
+    roots: Pair,
+    view: Modes,
+    step: jax.Array,
+    beta: Any,
+    coefficients: Sequence[Sequence[Any]],
+    eps: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """(whitened momentum M, P^-1/2 polar(M) Q^-1/2)."""
+    m = beta * first + (1 - beta) * between(view, g, roots)
+    u = newton_schulz(m / bias_correction(beta, step), view, coefficients, eps)
+    return m, between(view, u, roots)
