@@ -37,7 +37,7 @@ def _plateau(task: Task):
     from benchmarks import rival_triggers as rivals
 
     del task
-    return _both(lambda: rivals.plateau_of_means("loss", window=WINDOW))
+    return _both(lambda: rivals.plateau_of_means(window=WINDOW))
 
 
 def _weight_norm(task: Task):

@@ -2,7 +2,14 @@
 
 from fgo_jax.triggers.thresholds import above, after, below, never, plateau
 from fgo_jax.triggers.trends import decreasing, increasing, stall, stopped_falling
-from fgo_jax.triggers.trigger import ConditionState, Observation, Signal, Trigger, if_given
+from fgo_jax.triggers.trigger import (
+    ConditionState,
+    Observation,
+    Signal,
+    Trigger,
+    condition,
+    if_given,
+)
 
 __all__ = [
     "ConditionState",
@@ -12,6 +19,7 @@ __all__ = [
     "above",
     "after",
     "below",
+    "condition",
     "decreasing",
     "if_given",
     "increasing",

@@ -36,7 +36,7 @@ RIVALS = [name for name in METHODS if METHODS[name].by_request and METHODS[name]
 def cheap_refinement(monkeypatch):
     """Adam in the refinement's place: what is tested here does not depend on it."""
     monkeypatch.setattr(phases, "kronecker_fisher", lambda task: optax.scale_by_adam())
-    monkeypatch.setattr("benchmarks.training._programs", {})
+    monkeypatch.setattr("benchmarks.runs.training._programs", {})
 
 
 def test_rivals_race_only_where_they_are_asked_for():
