@@ -1,8 +1,10 @@
-"""The console, the progress bars and the lists of names that all commands share."""
+"""What all commands share: the console, a progress bar, tables and lists of names."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterable, Sequence
 
 import click
 from rich.console import Console
@@ -14,12 +16,15 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 
 # In a log file the tables keep the width that a terminal would give them.
 console = Console(width=None if sys.stdout.isatty() else 150)
 
 
-def bars() -> Progress:
+@contextlib.contextmanager
+def progress_bar(name: str, total: int):
+    """Yields the keyword arguments by which a long computation reports to a bar."""
     columns = (
         SpinnerColumn(),
         TextColumn("[bold]{task.description}"),
@@ -27,20 +32,30 @@ def bars() -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    return Progress(*columns, console=console, transient=True)
+    with Progress(*columns, console=console, transient=True) as shown:
+        bar = shown.add_task(name, total=total)
+        yield {
+            "announce": lambda text: shown.update(bar, description=text),
+            "progress": lambda steps: shown.advance(bar, steps),
+        }
 
 
-def reporters(progress: Progress, bar):
-    """The keyword arguments by which a long computation reports to a bar."""
-    return {
-        "announce": lambda text: progress.update(bar, description=text),
-        "progress": lambda steps: progress.advance(bar, steps),
-    }
+def table(
+    title: str, headings: Sequence[str], rows: Iterable[Sequence[str]] = (), left: int = 1
+) -> Table:
+    """A table whose first `left` columns hold words and the others figures."""
+    shown = Table(title=title, title_justify="left", header_style="bold")
+    for index, heading in enumerate(headings):
+        shown.add_column(heading, justify="left" if index < left else "right", no_wrap=True)
+    for row in rows:
+        shown.add_row(*row)
+    return shown
 
 
-def names_in(given: str | None, known: list[str], what: str) -> list[str]:
+def names_in(given: str | None, known: Sequence[str], what: str) -> list[str]:
+    """The names of a comma-separated list, all that are known by default."""
     if given is None:
-        return known
+        return list(known)
     asked = [name.strip() for name in given.split(",") if name.strip()]
     for name in asked:
         if name not in known:

@@ -87,8 +87,6 @@ def _changed(
     return Method(
         f"fgo_{name}",
         build,
-        uses=("**/*.py",),
-        shares=("methods/phases.py",),
         phased=True,
         cadence=10,
         needs_batch=needs_batch,

@@ -89,8 +89,7 @@ def _rival(name: str, parts: Callable[[Task], dict[str, Any]], note: str = ""):
         return lambda task, hp: protocol(task, hp, **parts(task))
 
     fields = {
-        "uses": ("**/*.py",),
-        "shares": ("methods/phases.py", "rivals/*.py"),
+        "natural": True,
         "phased": True,
         "cadence": 10,
         "note": note,

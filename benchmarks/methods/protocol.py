@@ -28,7 +28,7 @@ def raw(task, hp, **parts):
     return target_acquisition(task, hp, **parts)
 
 
-_FIELDS = {"uses": ("**/*.py",), "phased": True, "cadence": 10}
+_FIELDS = {"natural": True, "phased": True, "cadence": 10}
 METHODS = (
     Method("fgo", raw, **_FIELDS),
     Method("fgo_averaged", target_acquisition, weights="averaged", **_FIELDS),

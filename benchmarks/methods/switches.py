@@ -18,8 +18,6 @@ METHODS = (
     Method(
         "fgo_at_steps",
         _at_steps,
-        uses=("**/*.py",),
-        shares=("methods/phases.py", "rivals/*.py"),
         phased=True,
         cadence=10,
         note="is told when to switch",

@@ -55,11 +55,6 @@ _SHIFTED = {
 }
 
 
-def _geometric(first: float, factor: float, count: int) -> list[float]:
-    # Rounded, because the value is part of a file's name and of a table.
-    return [float(f"{first * factor**k:.3g}") for k in range(count)]
-
-
 def num_trials(task: Task) -> int:
     """The same for every method on a task."""
     return next(count for name, count in _TRIALS.items() if task.name.startswith(name))
@@ -79,50 +74,58 @@ def race_seeds(task: Task, method: Method) -> tuple[int, ...]:
 def grid(task: Task, method: Method) -> list[dict[str, float]]:
     """The trials of a method's trajectory, `num_trials` of them."""
     bowl, count = task.name.startswith("quadratic_bowl"), num_trials(task)
-    wide = task.name in TRANSFORM_TASKS
-    # On the bowl a natural gradient's step has the length of Newton's, not Adam's.
-    lowest = 0.1 if method.uses else 0.004
     if method.trajectory.endswith("two_step"):
         # (fraction of T at which the rate is cut, what it is multiplied by)
         switches = ((0.1, 0.1), (0.25, 0.1)) if bowl else ((0.25, 0.2), (0.5, 0.1))
         trials = [
             {"learning_rate": rate, "switch_fraction": fraction, "cut": cut}
-            for rate, (fraction, cut) in itertools.product(_higher(task, method, lowest), switches)
+            for rate, (fraction, cut) in itertools.product(_high_rates(task, method), switches)
         ]
     elif method.trajectory.endswith("1_over_t"):
         # It falls fast, so it may begin far higher; its length is in warm-ups, not in T.
-        higher = 1.0 if bowl else 2.0
+        rates = [_rounded(rate * (1 if bowl else 2)) for rate in _high_rates(task, method)]
         trials = [
-            {"learning_rate": float(f"{higher * rate:.3g}"), "t0": t0 * task.warmup_steps}
-            for rate, t0 in itertools.product(_higher(task, method, lowest), (2.5, 10.0))
+            {"learning_rate": rate, "t0": t0 * task.warmup_steps}
+            for rate, t0 in itertools.product(rates, (2.5, 10.0))
         ]
     else:
-        if bowl:
-            rates = _geometric(lowest, 1.5, count)
-        elif wide:
-            rates = _geometric(_LOWEST[method.update_size] * _scale(task, method), 2.0, count)
-        else:
-            rates = _geometric(*_RATES.get(task.name, (7.81e-4, 1.6)), count)
-        trials = [{"learning_rate": rate} for rate in rates]
+        first, factor = _start(task, method)
+        trials = [{"learning_rate": rate} for rate in _geometric(first, factor, count)]
     if len(trials) != count:
         raise ValueError(f"{method.name} has {len(trials)} trials; every method gets {count}.")
     return trials
 
 
-def _higher(task: Task, method: Method, lowest: float) -> list[float]:
-    """Half as many rates, further apart, for laws that begin high and have a second setting."""
-    count = num_trials(task) // 2
+def _high_rates(task: Task, method: Method) -> list[float]:
+    """Half as many rates, higher and further apart, for laws with a second setting."""
+    first, factor = _start(task, method)
     if task.name.startswith("quadratic_bowl"):
-        return _geometric(3 * lowest, 2.0, count)
+        times, factor = 3, 2.0
+    elif task.name in TRANSFORM_TASKS:
+        times, factor = 2, 2.5
+    else:
+        first, times, factor = _RATES.get(task.name, (7e-4,))[0], 2, 2.0
+    return _geometric(times * first, factor, num_trials(task) // 2)
+
+
+def _start(task: Task, method: Method) -> tuple[float, float]:
+    """The lowest rate and the factor from rate to rate."""
+    if task.name.startswith("quadratic_bowl"):
+        # A natural gradient's step there has the length of Newton's, not Adam's.
+        return 0.1 if method.natural else 0.004, 1.5
     if task.name in TRANSFORM_TASKS:
-        return _geometric(2 * _LOWEST[method.update_size] * _scale(task, method), 2.5, count)
-    first, _ = _RATES.get(task.name, (7e-4, 2.0))
-    return _geometric(2 * first, 2.0, count)
+        scales = {**_SCALES, **_SHIFTED.get(task.name, {})}
+        return _LOWEST[method.update_size] * scales.get(method.trajectory, 1.0), 2.0
+    return _RATES.get(task.name, (7.81e-4, 1.6))
 
 
-def _scale(task: Task, method: Method) -> float:
-    shifted = {**_SCALES, **_SHIFTED.get(task.name, {})}
-    return shifted.get(method.trajectory, 1.0)
+def _geometric(first: float, factor: float, count: int) -> list[float]:
+    return [_rounded(first * factor**k) for k in range(count)]
+
+
+def _rounded(rate: float) -> float:
+    # The value is part of a run's key and of a table.
+    return float(f"{rate:.3g}")
 
 
 def at_edge(trials: list[dict[str, float]], chosen: dict[str, float]) -> bool:

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from benchmarks import statistics as evidence
+from benchmarks import statistics
 from benchmarks.methods import METHODS, Method
 from benchmarks.runs.training import Curves
 from benchmarks.tasks.task import Task
@@ -77,9 +77,9 @@ class _Source(NamedTuple):
 
 def _sources(task: Task) -> list[_Source]:
     # Where a hit must last to the very end, so must the target: a mean would be left again.
-    tail = evidence.final_level if task.hold is not None else evidence.kept_level
+    tail = statistics.final_level if task.hold is not None else statistics.kept_level
     adam = _Measured(("constant",), lambda c: tail(c.raw))
-    cosine = _Measured(("cosine",), lambda c: evidence.end_value(c.raw, task.smoothing))
+    cosine = _Measured(("cosine",), lambda c: statistics.end_value(c.raw, task.smoothing))
     alone = _Measured(("natural_gradient",), lambda c: tail(c.raw))
     late = _Measured(("natural_gradient",), lambda c: tail(c.averaged))
     horizon = _Measured(HORIZON, cosine.end)
@@ -137,12 +137,12 @@ def make_levels(
     @functools.cache
     def measured(target: _Measured) -> tuple[float, str]:
         ends = [
-            (evidence.middle([target.end(c) for c in runs]), index, name)
+            (statistics.middle([target.end(c) for c in runs]), index, name)
             for name in target.trajectories
             for index, runs in enumerate(trials[name])
         ]
         _, index, name = min(ends)
-        return evidence.middle([target.end(c) for c in repeat(name, index)]), name
+        return statistics.middle([target.end(c) for c in repeat(name, index)]), name
 
     levels = []
     for source in _entering(task, trials):
@@ -156,12 +156,12 @@ def make_levels(
 
 
 def hit_of(task: Task, method: Method, curves: Curves, target: float) -> float:
-    values = evidence.smooth(getattr(curves, method.weights), task.smoothing)
-    return evidence.hit(curves.steps, values, target, hold=task.hold, num_steps=task.num_steps)
+    values = statistics.smooth(getattr(curves, method.weights), task.smoothing)
+    return statistics.hit(curves.steps, values, target, hold=task.hold, num_steps=task.num_steps)
 
 
 def final_of(task: Task, method: Method, curves: Curves) -> float:
-    return evidence.end_value(getattr(curves, method.weights), task.smoothing)
+    return statistics.end_value(getattr(curves, method.weights), task.smoothing)
 
 
 def level_from(stored: Mapping) -> Level:

@@ -121,5 +121,4 @@ def digits_autoencoder() -> Task:
         evaluate=_evaluate,
         test=_test,
         metric="validation cross-entropy",
-        uses=("canvas.py",),
     )
