@@ -12,12 +12,13 @@ from benchmarks.runs.store import RESULTS
 from benchmarks.terminal import console
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
+_THERE = click.Path(path_type=Path, exists=True)
 
 
 @click.command("report")
-@click.option("--results", type=click.Path(path_type=Path, exists=True), default=RESULTS)
+@click.option("--results", type=_THERE, default=RESULTS)
 @click.option("--output", type=_FILE, default=Path("runs") / "report.html", show_default=True)
-@click.option("--readme", "readme_path", type=_FILE, help="Rewrite the table of the claim here.")
+@click.option("--readme", "readme_path", type=_THERE, help="Rewrite the table of the claim here.")
 def report_all(results, output, readme_path) -> None:
     """All results on one page, and on request the README's table of the claim."""
     found = read(results)

@@ -8,6 +8,7 @@ from types import ModuleType
 import click
 
 from benchmarks.methods import METHODS
+from benchmarks.methods.method import TRANSFORM_TASKS
 from benchmarks.race import grids, quick, tuning
 from benchmarks.race.commands import OUTPUT, STEPS, TUNE, held_at_settings
 from benchmarks.race.evidence import is_evidence
@@ -99,7 +100,7 @@ def compare_transforms(tasks, methods, seeds, tune, steps, output) -> None:
     are in transforms.json already stay there.
     """
     races = []
-    for name in names_in(tasks, transforms.TASKS, "task"):
+    for name in names_in(tasks, TRANSFORM_TASKS, "task"):
         task = get_task(name)
         known = {method.name: method for method in transforms.contestants(task)}
         asked = {"constant", *names_in(methods, list(known), "method")}

@@ -50,9 +50,7 @@ def table_of(race: Race) -> dict[str, Any]:
         rows[name] = {
             "transform": entry.method.transform,
             **figures,
-            "seconds_ratio": statistics.summary(
-                np.asarray(figures["ratio"]["values"]) * time.ratio
-            ),
+            "seconds_ratio": statistics.summary(seconds),
             "step_seconds": time.seconds,
             "step_time_ratio": time.ratio,
             "state_bytes_per_parameter": bytes_per_parameter(

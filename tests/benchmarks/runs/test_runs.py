@@ -1,50 +1,26 @@
-"""Runs, their cache and the command line, at a tiny scale."""
+"""Runs, and what tells one from another."""
 
+import dataclasses
 import json
+import os
+import runpy
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from click.testing import CliRunner
 from jax.scipy.special import gammaln
 
-from benchmarks.__main__ import main
-from benchmarks.methods import METHODS, get_method
-from benchmarks.race import grids, tuning
-from benchmarks.race.levels import ADAM, ALONE, HORIZON, SQRT
-from benchmarks.report.claims import CLAIMS
-from benchmarks.runs import store as runner
-from benchmarks.runs.training import AVERAGING, running_average, train
-from benchmarks.tasks import TASKS, get_task
+from benchmarks.methods import METHODS
+from benchmarks.methods.method import Method, alone
+from benchmarks.runs import store
+from benchmarks.runs.training import AVERAGING, make_program, running_average, train
+from benchmarks.tasks import get_task
 
 BOWL = get_task("quadratic_bowl").shortened(20)
-
-
-def test_every_method_has_the_same_number_of_trials():
-    for name in TASKS:
-        task = get_task(name)
-        for method in METHODS.values():
-            if method.enters(task):
-                trials = grids.grid(task, method)
-                assert len({tuple(t.items()) for t in trials}) == grids.num_trials(task)
-
-
-def test_the_race_is_not_run_on_the_tuning_seeds():
-    seeds = [*grids.TUNING_SEEDS, *grids.TARGET_SEEDS, *grids.RACE_SEEDS]
-    assert len(set(seeds)) == len(seeds)
-
-
-def test_what_the_claim_compares_is_raced_on_all_seeds():
-    def seeds(method, task="digits_vit"):
-        return grids.race_seeds(get_task(task), METHODS[method])
-
-    references = {name for names in (ADAM, ALONE, SQRT) for name in names.values()}
-    for name in {*references, *HORIZON, *(c.ours for c in CLAIMS), *(c.rival for c in CLAIMS)}:
-        assert name is None or seeds(name) == grids.RACE_SEEDS
-    for few in (seeds("muon"), seeds("fgo_by_sasa"), seeds("fgo", "char_gpt")):
-        assert few == grids.FEW_RACE_SEEDS
 
 
 def test_a_run_is_the_plain_training_loop():
@@ -84,112 +60,105 @@ def test_the_average_weighs_late_steps_by_a_power_of_time():
     np.testing.assert_allclose(weights, expected / expected.sum(), rtol=1e-3)
 
 
+def _sgd(rate):
+    return Method("sgd", lambda task, hp: optax.sgd(rate), trajectory=f"sgd_{rate}")
+
+
 def test_any_transformation_can_be_trained():
-    curves = train(BOWL, optax.sgd(0.1), seed=0)
+    curves = train(BOWL, _sgd(0.1), {}, seed=0)
     assert curves.raw[-1] < curves.raw[0]
 
 
 def test_a_run_comes_back_from_the_cache_as_it_was(tmp_path, monkeypatch):
     setting = {"learning_rate": 0.01}
-    first = runner.run(BOWL, "constant", setting, seed=1, directory=tmp_path)
-    monkeypatch.setattr(runner, "train", lambda *args, **kwargs: pytest.fail("trained again"))
+    first = store.run(BOWL, METHODS["constant"], setting, seed=1, directory=tmp_path)
+    monkeypatch.setattr(store, "train", lambda *args, **kwargs: pytest.fail("trained again"))
     # Siblings share runs.
-    again = runner.run(BOWL, "constant_averaged", setting, seed=1, directory=tmp_path)
+    again = store.run(BOWL, METHODS["constant_averaged"], setting, seed=1, directory=tmp_path)
     np.testing.assert_array_equal(first.raw, again.raw)
     np.testing.assert_array_equal(first.averaged, again.averaged)
     assert first.test == again.test
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-@pytest.mark.parametrize("change", ["seed", "setting", "horizon", "code"])
-def test_a_run_that_differs_in_anything_is_another_run(change):
-    def identity(task=BOWL, rate=0.1, seed=0):
-        return runner.run_identity(task, get_method("constant"), {"learning_rate": rate}, seed)
-
-    other = {
-        "seed": lambda: identity(seed=1),
-        "setting": lambda: identity(rate=0.2),
-        "horizon": lambda: identity(task=BOWL.shortened(10)),
-        "code": lambda: {**identity(), "code": runner._fingerprint((__file__,), ())},
-    }[change]()
-    assert other != identity()
+def _identity(task=BOWL, method="constant", rate=0.1, seed=0):
+    return store.run_identity(task, METHODS[method], {"learning_rate": rate}, seed)
 
 
-def test_a_run_depends_on_the_sources_that_its_method_uses():
-    names = ("constant", "natural_gradient", "fgo")
-    digests = {runner.code_fingerprint(BOWL, METHODS[name]) for name in names}
-    assert len(digests) == len(names)
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ({"seed": 1}, {"seed", "data"}),
+        ({"rate": 0.2}, {"hyperparameters"}),
+        ({"task": BOWL.shortened(10)}, {"num_steps"}),
+        ({"method": "natural_gradient"}, {"trajectory", "program"}),
+        ({"task": dataclasses.replace(BOWL, batch_size=7)}, set()),  # it says so, no more
+        ({"task": dataclasses.replace(BOWL, weight_decay=0.1)}, {"program"}),
+    ],
+)
+def test_a_run_that_differs_in_anything_is_another_run(change, differs):
+    one, other = _identity(), _identity(**change)
+    assert {name for name in one if one[name] != other[name]} == differs
 
 
-@pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
-def test_a_method_names_sources_that_exist(method):
-    for pattern in method.uses:
-        assert list((runner.ROOT / "fgo_jax").glob(pattern))
+def test_a_run_has_one_key_in_all_processes():
+    here = _identity(method="natural_gradient")
+    code = (
+        "from benchmarks.runs.store import run_identity\n"
+        "from benchmarks.methods import METHODS\n"
+        "from benchmarks.tasks import get_task\n"
+        "task, method = get_task('quadratic_bowl').shortened(20), METHODS['natural_gradient']\n"
+        "import json; print(json.dumps(run_identity(task, method, {'learning_rate': 0.1}, 0)))"
+    )
+    there = subprocess.run(
+        [sys.executable, "-c", code], cwd=store.ROOT, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+    )  # fmt: skip
+    assert json.loads(there.stdout) == here
+
+
+HELPER = """
+import numpy as np
+
+TABLE = np.linspace(0.0, 1.0, 100_000, dtype=np.float32)
+
+def factor():
+    # A comment.
+    return 2.0 * TABLE[70_000:]
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "is_same"),
+    [
+        ("# A comment.", "# Another one,\n    # of two lines.", True),
+        ("2.0", "2.5", False),
+        ("1.0", "1.0001", False),  # a constant too long to be printed
+    ],
+)
+def test_a_helper_in_another_file_changes_the_key_where_it_changes_the_arithmetic(
+    old, new, is_same, tmp_path
+):
+    def digest(text):
+        path = tmp_path / "helper.py"
+        path.write_text(text)
+        helper = runpy.run_path(str(path))
+
+        def scale(task):
+            factor = jnp.asarray(helper["factor"]())
+            return optax.stateless_with_tree_map(lambda update, _: update * factor.sum())
+
+        program = make_program(BOWL, Method("stand_in", alone(scale)))
+        return store.program_digest(BOWL, program, ("learning_rate",))
+
+    assert (digest(HELPER) == digest(HELPER.replace(old, new))) == is_same
 
 
 def test_a_failed_run_is_stored_as_null_and_read_as_nan(tmp_path):
-    curves = train(BOWL, optax.sgd(1e30), seed=0)
+    curves = train(BOWL, _sgd(1e30), {}, seed=0)
     assert np.isnan(curves.raw[-1])
-    runner.write_json(tmp_path / "run.json", curves)
+    store.write_json(tmp_path / "run.json", curves)
     text = (tmp_path / "run.json").read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
-    assert np.isnan(runner.curves_from(json.loads(text)).raw[-1])
-
-
-def test_the_command_line_lists_what_there_is():
-    result = CliRunner().invoke(main, ["list"])
-    assert result.exit_code == 0, result.output
-    for name in [*TASKS, "natural_gradient_two_step", "fgo_averaged"]:
-        assert name in result.output
-
-
-def test_the_command_line_names_an_unknown_method():
-    result = CliRunner().invoke(main, ["race", "quadratic_bowl", "--methods", "adamw9"])
-    assert result.exit_code == 2
-    assert "no method 'adamw9'" in result.output
-
-
-def test_a_race_without_settings_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning, "RESULTS", tmp_path)
-    result = CliRunner().invoke(main, ["race", "digits_vit", "--methods", "constant"])
-    assert result.exit_code == 1
-    assert "--tune" in result.output
-
-
-def test_a_micro_race_from_tuning_to_picture(tmp_path, monkeypatch):
-    monkeypatch.setattr(tuning, "RESULTS", tmp_path / "tuned")
-    monkeypatch.setattr(grids, "RACE_SEEDS", (0, 1, 2))
-    monkeypatch.setattr(grids, "FEW_RACE_SEEDS", (0, 1))
-    monkeypatch.setitem(TASKS, "quadratic_bowl", lambda: BOWL)
-    get_task.cache_clear()
-    try:
-        command = ["race", "quadratic_bowl", "--methods", "constant_averaged,sgd_momentum"]
-        options = ["--output", str(tmp_path)]
-        result = CliRunner().invoke(main, [*command, "--tune", *options])
-        fewer = CliRunner().invoke(main, [*command, "--seeds", "2", "--output", str(tmp_path)])
-    finally:
-        get_task.cache_clear()
-    assert result.exit_code == 0, result.output
-    assert fewer.exit_code == 0, fewer.output
-    assert not json.loads((tmp_path / "quadratic_bowl-quick.json").read_text())["evidence"]
-    assert "steps to target" in result.output
-    assert (tmp_path / "quadratic_bowl.png").stat().st_size > 10_000
-    stored = json.loads((tmp_path / "quadratic_bowl.json").read_text())
-    assert stored["evidence"]
-    rows = stored["levels"]["fixed"]["methods"]
-    assert set(rows) == {"constant", "constant_averaged", "sgd_momentum"}
-    # The first is in the claim's tables, so it has more seeds; ratios are of those both have.
-    assert [len(rows[name]["own_hits"]) for name in rows] == [3, 2, 2]
-    assert [rows[name]["seeds"] for name in rows] == [[0, 1, 2], [0, 1], [0, 1]]
-    # Twenty steps reach no 1e-6: a miss is null, and beyond T in words.
-    assert rows["constant"]["steps"]["median"] is None
-    assert rows["constant"]["reached"] == 0
-    assert rows["constant_averaged"]["seconds_ratios"]["constant"]["median"] is None
-    assert stored["at_edge"].keys() == rows.keys()
-    assert "> 20" in result.output
-    assert stored["environment"]["jax"]
-    tuned = json.loads((tmp_path / "tuned" / "quadratic_bowl.json").read_text())
-    assert all(
-        len(entry["trials"]) == grids.num_trials(BOWL) for entry in tuned["methods"].values()
-    )
+    assert np.isnan(store.curves_from(json.loads(text)).raw[-1])
