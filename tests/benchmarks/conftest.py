@@ -1,9 +1,11 @@
 """Fixtures of several tests of the benchmarks."""
 
 import numpy as np
+import optax
 import pytest
 
 from benchmarks.measurements.calibration import probe_noise
+from benchmarks.methods import protocol
 
 
 @pytest.fixture(scope="module")
@@ -16,3 +18,10 @@ def toy_bank():
         agreement_residuals=np.zeros(1000),
         agreement_errors=np.full(1000, 0.05),
     )
+
+
+@pytest.fixture
+def cheap_refinement(monkeypatch):
+    """Adam in the refinement's place: what is tested with it does not depend on it."""
+    monkeypatch.setattr(protocol, "kronecker_fisher", lambda task: optax.scale_by_adam())
+    monkeypatch.setattr("benchmarks.runs.training._programs", {})

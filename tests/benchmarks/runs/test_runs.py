@@ -92,7 +92,6 @@ def _identity(task=BOWL, method="constant", rate=0.1, seed=0):
         ({"rate": 0.2}, {"hyperparameters"}),
         ({"task": BOWL.shortened(10)}, {"num_steps"}),
         ({"method": "natural_gradient"}, {"trajectory", "program"}),
-        ({"task": dataclasses.replace(BOWL, batch_size=7)}, set()),  # it says so, no more
         ({"task": dataclasses.replace(BOWL, weight_decay=0.1)}, {"program"}),
     ],
 )
