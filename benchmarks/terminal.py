@@ -8,14 +8,7 @@ from collections.abc import Iterable, Sequence
 
 import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 from rich.table import Table
 
 # In a log file the tables keep the width that a terminal would give them.
@@ -24,20 +17,13 @@ console = Console(width=None if sys.stdout.isatty() else 150)
 
 @contextlib.contextmanager
 def progress_bar(name: str, total: int):
-    """Yields the keyword arguments by which a long computation reports to a bar."""
-    columns = (
-        SpinnerColumn(),
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as shown:
+    """Yields two functions: one announces what begins, the other counts finished steps."""
+    with Progress(console=console, transient=True) as shown:
         bar = shown.add_task(name, total=total)
-        yield {
-            "announce": lambda text: shown.update(bar, description=text),
-            "progress": lambda steps: shown.advance(bar, steps),
-        }
+        yield (
+            lambda text: shown.update(bar, description=text),
+            lambda steps: shown.advance(bar, steps),
+        )
 
 
 def table(

@@ -21,44 +21,25 @@ TRANSFORM_TASKS = ("char_gpt", "digits_autoencoder")
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A contestant.
+    """A contestant."""
 
-    Attributes:
-      name: in tables; siblings that share runs differ in it.
-      trajectory: the name under which its runs are stored.
-      build: `(task, hyperparameters) -> GradientTransformation`.
-      weights: which of the two curves judges the method.
-      natural: follows a natural gradient, whose step on the bowl has the length of Newton's.
-      phased: its state answers `fgo.telemetry`, and `fgo.eval_params` gives its average.
-      note: what a reader of the table must know.
-      only: the prefix of the tasks that it takes part in, or several.
-      never: the prefix of tasks that it has no place in.
-      transform: the transformation that it is about, by its public name; such methods make
-        the table of `python -m benchmarks transforms`.
-      needs_batch: its update takes `batch=`.
-      cadence: one step in so many does extra work, a refresh of factors for instance.
-      update_size: of an update at rate one: about one per entry, as Adam's, or as long as
-        Newton's step, however long that is. It decides where the grid lies.
-      eval_params: `(state, params) -> params`, for a method whose own weights for evaluation
-        are not those it trains; they are its raw weights then.
-      by_request: it races only where it is asked for by name.
-    """
-
-    name: str
+    name: str  # in tables; siblings that share runs differ in it
     build: Builder
-    trajectory: str = ""
-    weights: Literal["raw", "averaged"] = "raw"
-    natural: bool = False
-    phased: bool = False
-    note: str = ""
-    only: str | tuple[str, ...] = ""
-    never: str = ""
-    transform: str = ""
-    needs_batch: bool = False
-    cadence: int = 1
+    trajectory: str = ""  # the name under which its runs are stored; its own by default
+    weights: Literal["raw", "averaged"] = "raw"  # which of the two curves judges it
+    natural: bool = False  # on the bowl its step has the length of Newton's
+    phased: bool = False  # `fgo.telemetry` reads its state, and `fgo.eval_params` its average
+    note: str = ""  # what a reader of the table must know
+    only: str | tuple[str, ...] = ""  # prefix of the tasks that it takes part in, or several
+    never: str = ""  # prefix of the tasks that it has no place in
+    transform: str = ""  # public name; these make the table of `python -m benchmarks transforms`
+    needs_batch: bool = False  # its update takes `batch=`
+    cadence: int = 1  # one step in so many does extra work, such as a refresh of factors
+    # Of an update at rate one: about one per entry, as Adam's, or as long as Newton's step.
     update_size: Literal["adam", "newton"] = "adam"
+    # (state, params) -> params: its raw weights, where they are not those that it trains.
     eval_params: Callable[[Any, Any], Any] | None = None
-    by_request: bool = False
+    by_request: bool = False  # it races only where it is asked for by name
 
     def __post_init__(self):
         if not self.trajectory:

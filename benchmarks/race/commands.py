@@ -9,12 +9,11 @@ import click
 
 from benchmarks.methods import METHODS, Method, contestants
 from benchmarks.race import grids, hold, picture, quick, tuning
-from benchmarks.race.evidence import is_evidence
 from benchmarks.race.results import results
 from benchmarks.report.race_tables import print_race
 from benchmarks.runs.store import write_json
 from benchmarks.tasks import IN_A_FOLDER, TASKS, DataError, Task, get_task
-from benchmarks.terminal import console, names_in, progress_bar
+from benchmarks.terminal import console, names_in
 
 OUTPUT = click.option(
     "--output",
@@ -104,19 +103,15 @@ def held_at_settings(
     if not is_whole:
         tuned = quick.settings(task, methods)
     elif tune:
-        total = tuning.num_runs(task, methods) * task.num_steps
-        with progress_bar("tuning", total) as reports:
-            tuned = tuning.tune(task, methods, output, **reports)
+        tuned = tuning.tune(task, methods, output)
         tuning.save(task, tuned)
     else:
         try:
             tuned = tuning.load(task)
         except FileNotFoundError as error:
             raise click.ClickException(str(error)) from error
-    counts = is_evidence(task, tuned, is_whole=is_whole, all_seeds=all_seeds)
-    runs = hold.num_runs(hold.plan(tuned, methods), seeds_of)
-    with progress_bar(f"race {task.name}", runs * task.num_steps) as reports:
-        return hold.hold_race(
-            task, tuned, methods, seeds_of, output, is_evidence=counts,
-            rounds=rounds if is_whole else 3, **reports,
-        )  # fmt: skip
+    counts = tuning.is_evidence(task, tuned, is_whole=is_whole, all_seeds=all_seeds)
+    return hold.hold_race(
+        task, tuned, methods, seeds_of, output,
+        is_evidence=counts, rounds=rounds if is_whole else 3,
+    )  # fmt: skip

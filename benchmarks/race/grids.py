@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 from benchmarks.methods import Method
 from benchmarks.methods.method import TRANSFORM_TASKS
@@ -18,23 +19,24 @@ RACE_SEEDS = tuple(range(15))
 # The first of them: for studies, for long runs, and for rivals outside the claim's tables.
 FEW_RACE_SEEDS = RACE_SEEDS[:5]
 
-# Where runs are long, every method has fewer trials.
-_TRIALS = {
-    "quadratic_bowl": 12,
-    "digits_vit": 8,
-    "mnist5k_vit": 8,
-    "char_gpt": 6,
-    "digits_autoencoder": 6,
-    "modular_addition": 6,
-    "cifar10_vit": 4,
-}
-_FEWER_TUNING_SEEDS = {"char_gpt": 1, "cifar10_vit": 1}
-_FEW_RACE_SEEDS_ON = ("char_gpt", "cifar10_vit")
-# (lowest rate, factor from rate to rate)
-_RATES = {
-    "mnist5k_vit": (3.9e-4, 1.6),
-    "modular_addition": (3.5e-4, 2.0),
-    "cifar10_vit": (1.25e-4, 2.0),
+
+class _Budget(NamedTuple):
+    """The same for every method on a task."""
+
+    trials: int
+    rates: tuple[float, float] = (0.0, 0.0)  # lowest, factor from rate to rate
+    high: float = 0.0  # the lowest rate of laws with a second setting
+    is_long: bool = False  # runs take long: one tuning seed, few race seeds
+
+
+_BUDGETS = {
+    "quadratic_bowl": _Budget(12),
+    "digits_vit": _Budget(8, (7.81e-4, 1.6), 1.4e-3),
+    "mnist5k_vit": _Budget(8, (3.9e-4, 1.6), 7.8e-4),
+    "char_gpt": _Budget(6, is_long=True),
+    "digits_autoencoder": _Budget(6),
+    "modular_addition": _Budget(6, (3.5e-4, 2.0), 7e-4),
+    "cifar10_vit": _Budget(4, (1.25e-4, 2.0), 2.5e-4, is_long=True),
 }
 # Of six rates over a decade and a half.
 _LOWEST = {"adam": 2e-3, "newton": 2e-2}
@@ -42,33 +44,32 @@ _LOWEST = {"adam": 2e-3, "newton": 2e-2}
 _SCALES = {"diagonal_fisher": 1 / 8, "low_rank_fisher": 4.0}
 _SHIFTED = {
     "digits_autoencoder": {
-        "two_step": 2.0,
-        "schedule_free": 2.0,
+        **dict.fromkeys(("two_step", "schedule_free", "fgo", "fgo_averaged"), 2.0),
         "natural_gradient_1_over_sqrt_t": 2.0,
         "natural_gradient_1_over_t": 5.0,
         "natural_gradient_two_step": 5.0,
         "natural_gradient_cosine": 2.0,
         "natural_gradient_slow_momentum": 2.0,
-        "fgo": 2.0,
-        "fgo_averaged": 2.0,
     },
 }
 
 
+def _budget(task: Task) -> _Budget:
+    return next(b for name, b in _BUDGETS.items() if task.name.startswith(name))
+
+
 def num_trials(task: Task) -> int:
-    """The same for every method on a task."""
-    return next(count for name, count in _TRIALS.items() if task.name.startswith(name))
+    return _budget(task).trials
 
 
 def tuning_seeds(task: Task) -> tuple[int, ...]:
-    """The same for every method on a task."""
-    return TUNING_SEEDS[: _FEWER_TUNING_SEEDS.get(task.name)]
+    return TUNING_SEEDS[:1] if _budget(task).is_long else TUNING_SEEDS
 
 
 def race_seeds(task: Task, method: Method) -> tuple[int, ...]:
     """All for the methods in the claim's tables, whose medians decide; else the first few."""
     decides = method.name in CLAIM_ROWS and not method.by_request
-    return RACE_SEEDS if decides and task.name not in _FEW_RACE_SEEDS_ON else FEW_RACE_SEEDS
+    return RACE_SEEDS if decides and not _budget(task).is_long else FEW_RACE_SEEDS
 
 
 def grid(task: Task, method: Method) -> list[dict[str, float]]:
@@ -98,14 +99,14 @@ def grid(task: Task, method: Method) -> list[dict[str, float]]:
 
 def _high_rates(task: Task, method: Method) -> list[float]:
     """Half as many rates, higher and further apart, for laws with a second setting."""
-    first, factor = _start(task, method)
+    lowest, _ = _start(task, method)
     if task.name.startswith("quadratic_bowl"):
-        times, factor = 3, 2.0
+        first, factor = 3 * lowest, 2.0
     elif task.name in TRANSFORM_TASKS:
-        times, factor = 2, 2.5
+        first, factor = 2 * lowest, 2.5
     else:
-        first, times, factor = _RATES.get(task.name, (7e-4,))[0], 2, 2.0
-    return _geometric(times * first, factor, num_trials(task) // 2)
+        first, factor = _budget(task).high, 2.0
+    return _geometric(first, factor, num_trials(task) // 2)
 
 
 def _start(task: Task, method: Method) -> tuple[float, float]:
@@ -116,7 +117,7 @@ def _start(task: Task, method: Method) -> tuple[float, float]:
     if task.name in TRANSFORM_TASKS:
         scales = {**_SCALES, **_SHIFTED.get(task.name, {})}
         return _LOWEST[method.update_size] * scales.get(method.trajectory, 1.0), 2.0
-    return _RATES.get(task.name, (7.81e-4, 1.6))
+    return _budget(task).rates
 
 
 def _geometric(first: float, factor: float, count: int) -> list[float]:

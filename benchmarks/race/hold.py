@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import statistics
 from benchmarks.methods import METHODS, Method
-from benchmarks.race.levels import Level, final_of, hit_of, level_from
+from benchmarks.race.levels import Level, level_from
 from benchmarks.runs import timing
 from benchmarks.runs.store import run
 from benchmarks.runs.training import Curves
 from benchmarks.tasks.task import Task
+from benchmarks.terminal import progress_bar
 
 SeedsOf = Callable[[Method], Sequence[int]]  # the seeds on which a method is raced
 
@@ -34,11 +36,19 @@ class Entry:
 
     def hits(self, target: float, seeds: Iterable[int] | None = None) -> np.ndarray:
         """Steps to `target`, run by run; inf where it is missed."""
-        found = [hit_of(self.task, self.method, c, target) for c in self.curves(seeds)]
-        return np.asarray(found)
+        task, weights = self.task, self.method.weights
+
+        def hit(curves: Curves) -> float:
+            values = statistics.smooth(getattr(curves, weights), task.smoothing)
+            kept = {"hold": task.hold, "num_steps": task.num_steps}
+            return statistics.hit(curves.steps, values, target, **kept)
+
+        return np.asarray([hit(curves) for curves in self.curves(seeds)])
 
     def finals(self) -> np.ndarray:
-        return np.asarray([final_of(self.task, self.method, c) for c in self.curves()])
+        """The smoothed metric at the end of each run."""
+        ends = [getattr(curves, self.method.weights) for curves in self.curves()]
+        return np.asarray([statistics.end_value(v, self.task.smoothing) for v in ends])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,23 +79,6 @@ def plan(tuned: Mapping[str, Any], methods: Sequence[Method]):
     return result
 
 
-def num_runs(planned, seeds_of: SeedsOf) -> int:
-    """How many runs the race takes; what methods share counts once."""
-    return len(
-        {
-            _run_key(METHODS[name], setting, seed)
-            for _, settings in planned
-            for name, setting in settings.items()
-            for seed in seeds_of(METHODS[name])
-        }
-    )
-
-
-def _run_key(method: Method, setting: Mapping[str, float], seed: int) -> tuple:
-    """The same for methods that share a run."""
-    return (method.trajectory, tuple(sorted(setting.items())), seed)
-
-
 def hold_race(
     task: Task,
     tuned: Mapping[str, Any],
@@ -95,31 +88,31 @@ def hold_race(
     *,
     is_evidence: bool,
     rounds: int,
-    announce: Callable[[str], None],
-    progress: Callable[[int], None],
 ) -> Race:
     """Runs all methods of `tuned` at their settings and times their steps."""
-    done: dict[tuple, Curves] = {}
+    planned = plan(tuned, methods)
+    levels, done, entries = [level for level, _ in planned], {}, {}
 
     def trained(method: Method, setting: Mapping[str, float], seed: int) -> Curves:
-        key = _run_key(method, setting, seed)
-        if key not in done:
+        # Methods that are read from the same curves share a run.
+        key = (method.trajectory, tuple(sorted(setting.items())), seed)
+        if key in done:
+            progress(task.num_steps)
+        else:
             announce(f"{method.name}, seed {seed}")
             done[key] = run(task, method, setting, seed, directory=directory, progress=progress)
         return done[key]
 
-    def entry(method: Method, setting: Mapping[str, float]) -> Entry:
-        runs = {seed: trained(method, setting, seed) for seed in seeds_of(method)}
-        return Entry(task, method, setting, runs)
-
-    planned = plan(tuned, methods)
-    entries = {
-        level.name: {name: entry(METHODS[name], setting) for name, setting in settings.items()}
-        for level, settings in planned
-    }
-    announce("step times")
-    levels = [level for level, _ in planned]
-    first = entries[levels[0].name].values()
-    contestants = {timing.label(e.method): (e.method, e.setting) for e in first}
-    times = timing.step_times(task, contestants, rounds=rounds)
+    runs = sum(len(seeds_of(METHODS[name])) for _, settings in planned for name in settings)
+    with progress_bar(f"race {task.name}", runs * task.num_steps) as (announce, progress):
+        for level, settings in planned:
+            entries[level.name] = {}
+            for name, setting in settings.items():
+                method = METHODS[name]
+                kept = {seed: trained(method, setting, seed) for seed in seeds_of(method)}
+                entries[level.name][name] = Entry(task, method, setting, kept)
+        announce("step times")
+        first = entries[levels[0].name].values()
+        contestants = {timing.label(e.method): (e.method, e.setting) for e in first}
+        times = timing.step_times(task, contestants, rounds=rounds)
     return Race(task, levels, entries, times, is_evidence, tuned)

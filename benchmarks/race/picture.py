@@ -28,44 +28,21 @@ DASHES = (0, (4, 1.6))  # of averaged weights
 SHOWN = ("intrinsic_dimension", "agreement", "energy_rank", "energy_exponent")
 # One hue a family; averaged siblings are dashed.
 COLORS = {
-    "constant": "#8a8f98",
-    "two_step": "#b08968",
-    "cosine": "#7a5195",
-    "wsd_linear": "#a77fc2",
-    "wsd_1_minus_sqrt": "#c3a5d6",
-    "1_over_sqrt_t": "#5b8c85",
-    "reduce_on_plateau": "#8c6d62",
-    "schedule_free": "#c9a227",
-    "sgd_momentum": "#3b3f46",
-    "natural_gradient": "#1f77b4",
-    "natural_gradient_1_over_t": "#17a2b8",
-    "natural_gradient_1_over_sqrt_t": "#2e9e5b",
-    "natural_gradient_two_step": "#e08e0b",
-    "natural_gradient_cosine": "#4b3f9e",
-    "natural_gradient_wsd_1_minus_sqrt": "#8f86d8",
-    "muon": "#6b8e23",
-    "shampoo_power": "#c06c9f",
-    "fgo": "#d62839",
-}
+    "constant": "#8a8f98", "two_step": "#b08968", "cosine": "#7a5195", "wsd_linear": "#a77fc2",
+    "wsd_1_minus_sqrt": "#c3a5d6", "1_over_sqrt_t": "#5b8c85", "reduce_on_plateau": "#8c6d62",
+    "schedule_free": "#c9a227", "sgd_momentum": "#3b3f46", "natural_gradient": "#1f77b4",
+    "natural_gradient_1_over_t": "#17a2b8", "natural_gradient_1_over_sqrt_t": "#2e9e5b",
+    "natural_gradient_two_step": "#e08e0b", "natural_gradient_cosine": "#4b3f9e",
+    "natural_gradient_wsd_1_minus_sqrt": "#8f86d8", "muon": "#6b8e23",
+    "shampoo_power": "#c06c9f", "fgo": "#d62839",
+}  # fmt: skip
 STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": INK,
-    "axes.titlesize": 10,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.titlecolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#eef0f3",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "legend.frameon": False,
-    "legend.labelcolor": INK,
-}
+    "font.size": 9, "legend.frameon": False, "legend.labelcolor": INK,
+    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.titlecolor": INK, "axes.labelcolor": INK, "xtick.color": QUIET, "ytick.color": QUIET,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": RULE,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#eef0f3", "grid.linewidth": 0.8,
+}  # fmt: skip
 
 
 def draw(race: Race, path: Path) -> None:

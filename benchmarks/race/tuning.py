@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks import statistics
 from benchmarks.methods import METHODS, Method
 from benchmarks.race import grids
-from benchmarks.race.levels import Level, final_of, hit_of, level_from, make_levels, num_targets
+from benchmarks.race.hold import Entry
+from benchmarks.race.levels import Level, level_from, make_levels, num_targets
 from benchmarks.runs.store import environment, plain, run, write_json
 from benchmarks.tasks.task import Task
+from benchmarks.terminal import console, progress_bar
 
 RESULTS = Path(__file__).parent.parent / "results" / "tuned"
 
@@ -49,34 +51,30 @@ def load(task: Task) -> dict[str, Any]:
     return json.loads(tuned_path(task).read_text())
 
 
-def _trajectories(methods: Sequence[Method]) -> dict[str, Method]:
-    """One method for each set of runs."""
-    return {method.trajectory: method for method in reversed(methods)}
+def is_evidence(task: Task, tuned: Mapping[str, Any], *, is_whole: bool, all_seeds: bool) -> bool:
+    """Whether runs at these settings count: whole ones, on all seeds, on the settings' own data."""
+    same_data = tuned.get("data") == task.digest
+    if not same_data:
+        console.print(
+            f"Settings and targets of {task.name} are of other data ({tuned.get('data')}; "
+            f"here {task.digest}): tune anew for evidence.",
+            style="yellow",
+        )
+    return is_whole and all_seeds and same_data
 
 
-def num_runs(task: Task, methods: Sequence[Method]) -> int:
-    names = _trajectories(methods)
-    trials = len(names) * grids.num_trials(task) * len(grids.tuning_seeds(task))
-    return trials + num_targets(task, names) * len(grids.TARGET_SEEDS)
-
-
-def tune(
-    task: Task,
-    methods: Sequence[Method],
-    directory: Path,
-    *,
-    announce: Callable[[str], None],
-    progress: Callable[[int], None],
-) -> dict[str, Any]:
+def tune(task: Task, methods: Sequence[Method], directory: Path) -> dict[str, Any]:
     """Runs every trial that is not yet in `directory` and chooses.
 
     `methods` must hold `constant`, from which the first target comes, unless the task has a
     fixed one.
     """
-    contestants = _trajectories(methods)
+    # One method for each set of runs.
+    contestants = {method.trajectory: method for method in reversed(methods)}
+    count, seeds = grids.num_trials(task), grids.tuning_seeds(task)
 
     def on(seeds, name, index):
-        announce(f"tuning {name} {index + 1}/{grids.num_trials(task)}")
+        announce(f"tuning {name} {index + 1}/{count}")
         method = contestants[name]
         setting = grids.grid(task, method)[index]
         return [
@@ -84,11 +82,11 @@ def tune(
             for seed in seeds
         ]
 
-    runs = {
-        name: [on(grids.tuning_seeds(task), name, index) for index in range(grids.num_trials(task))]
-        for name in contestants
-    }
-    fresh = make_levels(task, runs, lambda name, index: on(grids.TARGET_SEEDS, name, index))
+    targets = num_targets(task, contestants) * len(grids.TARGET_SEEDS)
+    total = (len(contestants) * count * len(seeds) + targets) * task.num_steps
+    with progress_bar("tuning", total) as (announce, progress):
+        runs = {name: [on(seeds, name, index) for index in range(count)] for name in contestants}
+        fresh = make_levels(task, runs, lambda name, index: on(grids.TARGET_SEEDS, name, index))
     levels, kept = _with_committed(task, fresh)
     entries = kept | {
         method.name: _choose(task, method, runs[method.trajectory], levels) for method in methods
@@ -99,7 +97,7 @@ def tune(
             "num_steps": task.num_steps,
             "rule": RULE,
             "data": task.digest,
-            "seeds": list(grids.tuning_seeds(task)),
+            "seeds": list(seeds),
             "target_seeds": list(grids.TARGET_SEEDS),
             "levels": {level.name: level for level in levels},
             "methods": {name: entries[name] for name in METHODS if name in entries},
@@ -125,16 +123,17 @@ def _with_committed(task: Task, levels: list[Level]):
 
 def _choose(task: Task, method: Method, runs, levels: Sequence[Level]) -> dict[str, Any]:
     grid = grids.grid(task, method)
+    entries = [
+        Entry(task, method, setting, dict(enumerate(curves)))
+        for setting, curves in zip(grid, runs, strict=True)
+    ]
     trials = [
         {
-            "hyperparameters": setting,
-            "final_levels": [statistics.final_level(getattr(c, method.weights)) for c in curves],
-            "finals": [final_of(task, method, c) for c in curves],
-            "hits": {
-                lv.name: [hit_of(task, method, c, lv.target) for c in curves] for lv in levels
-            },
+            "hyperparameters": entry.setting,
+            "finals": entry.finals(),
+            "hits": {level.name: entry.hits(level.target) for level in levels},
         }
-        for setting, curves in zip(grid, runs, strict=True)
+        for entry in entries
     ]
 
     def best(level: str) -> dict[str, float]:

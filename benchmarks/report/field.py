@@ -23,10 +23,7 @@ TOP = 1.6  # of the ratios that are told apart
 def draw(name: str, table: Mapping[str, Any], level: str) -> Figure:
     """Signals of the default's runs, and steps over the reference's for every point of the grid.
 
-    Args:
-      name: the task.
-      table: what `triggers.json` holds of it.
-      level: one of its levels.
+    `table` is what `triggers.json` holds of the task called `name`.
     """
     # Ticks are made when the figure is saved: whoever saves it keeps the style, too.
     with plt.rc_context(STYLE):

@@ -17,15 +17,12 @@ from benchmarks.measurements.calibration import tables as calibration
 from benchmarks.report import field, readme
 from benchmarks.report.race_tables import ladder_table, print_race
 from benchmarks.report.reading import Results
-from benchmarks.report.text import restored
 from benchmarks.studies import parts, transforms, which_trigger
 from benchmarks.studies.study import print_tables
 
 WIDTH = 250  # characters; the widest table's rows stay on one line
 _PRINTERS: dict[str, Callable[[Any, Console], None]] = {
-    "transforms": lambda content, console: transforms.print_tables(
-        restored(content["tasks"]), console
-    ),
+    "transforms": lambda content, console: transforms.print_tables(content["tasks"], console),
     "sketch": sketch.print_tables,
     "overhead": overhead.print_tables,
     "stream": stream.print_table,

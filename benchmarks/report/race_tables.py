@@ -17,10 +17,7 @@ from benchmarks.terminal import table
 def print_race(race: Mapping[str, Any], console: Console, *, wide: bool = False) -> None:
     """Every level's table, step times, and what a reader must know.
 
-    Args:
-      race: what `benchmarks.race.results` gives, or its JSON read back.
-      console: where it is printed.
-      wide: with ratios of seconds and areas, which a terminal has no room for.
+    Wide tables have ratios of seconds and areas as well, for which a terminal has no room.
     """
     for name in race["levels"]:
         console.print(level_table(race, name, wide=wide))

@@ -9,22 +9,12 @@ from typing import Any, NamedTuple
 
 # The tasks that the claim is about; the other bowls are the same task with other noise.
 CLAIM_TASKS = (
-    "quadratic_bowl",
-    "digits_vit",
-    "char_gpt",
-    "digits_autoencoder",
-    "mnist5k_vit",
+    "quadratic_bowl", "digits_vit", "char_gpt", "digits_autoencoder", "mnist5k_vit",
     "modular_addition",
-)
+)  # fmt: skip
 MEASUREMENTS = (
-    "transforms",
-    "sketch",
-    "overhead",
-    "stream",
-    "calibration",
-    "triggers",
-    "ablation",
-)
+    "transforms", "sketch", "overhead", "stream", "calibration", "triggers", "ablation",
+)  # fmt: skip
 
 
 class Results(NamedTuple):

@@ -55,8 +55,8 @@ def rows(content: Any) -> list[tuple[str, ...]]:
     for reading in _readings(content):
         table, over = reading.table, reading.table["over_reference"]
         rivals = {name: reading.regret(name) for name in table["rows"] if name != DEFAULT}
-        rival = min(rivals, key=lambda name: rivals[name], default=None)
-        missed = rival is None or math.isinf(rivals[rival])
+        rival = min(rivals, key=lambda name: rivals[name], default="")
+        regret = rivals.get(rival, math.inf)
         share = realised(table)
         ratios = {name: spread(over[name], "{:.2f}", beyond="∞") for name in RATIOS}
         ratios["best"] += EDGE * table["at_edge"]
@@ -66,7 +66,7 @@ def rows(content: Any) -> list[tuple[str, ...]]:
                 *ratios.values(),
                 "-" if math.isnan(share) else f"{share:.0%}",
                 spread(table["rows"][DEFAULT]["excess"], "{:+.0%}", beyond="∞"),
-                "-" if missed else _with_regret(rival, rivals[rival]),
+                "-" if math.isinf(regret) else _with_regret(rival, regret),
             )
         )
     return found

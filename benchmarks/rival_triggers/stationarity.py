@@ -82,10 +82,9 @@ def stationary(
     drift :math:`E[\|\theta_{t+1}\|^2 - \|\theta_t\|^2] = 0`, and the scale
     :math:`E \tfrac{\eta}{2} \|d_t\|^2` is, up to :math:`2\eta`, :math:`E
     \|\theta_{t+1} - \theta_t\|^2`. The rate cancels from their ratio, and nothing is
-    assumed about how d was made. As in SASA the test is one of equivalence: the
-    confidence interval of the mean drift, from batch means over the latest samples, must
-    lie inside :math:`\pm` ``tolerance`` times the mean scale. A noisy drift is thus not
-    taken for none.
+    assumed about how d was made. As in SASA the test is one of equivalence: the confidence
+    interval of the mean drift, from batch means, must lie inside :math:`\pm` ``tolerance``
+    times the mean scale. A noisy drift thus does not pass.
 
     With ``tolerance=None`` the test is SASA+'s, which a noisy drift does pass: the
     intervals of that width around the means of the older and of the newer half of the
@@ -97,8 +96,8 @@ def stationary(
         momentum beta: 0.38 for 0.9. Updates independent of the weights and of each other
         have the ratio 1.
       confidence: of the two-sided interval; SASA's. SASA+ takes 0.95.
-      keep: share of the phase's samples that is used, the latest. SASA's default of 1/8
-        would keep too few in runs of a few thousand steps.
+      keep: share of the phase's samples that is used, the latest. SASA's 1/8 would keep too
+        few in runs of a few thousand steps.
       every: samples from one look to the next. The sources look once an epoch.
 
     Sources: Lang et al. (2019), SASA; Zhang et al. (2020), SASA+.

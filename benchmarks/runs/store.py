@@ -38,16 +38,7 @@ def run(
     directory: Path,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> Curves:
-    """Trains once, or reads the run from `directory` if the very same one is there.
-
-    Args:
-      task: what to train.
-      method: a contestant.
-      hyperparameters: for its `build`.
-      seed: of data, initial weights and batches.
-      directory: the cache.
-      progress: called with a number of finished steps.
-    """
+    """Trains once, or reads the run from `directory` if the very same one is there."""
     identity = run_identity(task, method, hyperparameters, seed)
     key = _digest(json.dumps(identity, sort_keys=True).encode())
     path = directory / "runs" / task.name / f"{method.trajectory}-{key}.json"

@@ -60,7 +60,7 @@ def train_step(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """The jitted pieces of a run; hyperparameters are arguments of them."""
+    """The jitted pieces of a run, with the hyperparameters as arguments."""
 
     start: Any
     segment: Any
@@ -147,13 +147,8 @@ def train(
 ) -> Curves:
     """Trains once and keeps nothing.
 
-    Args:
-      task: what to train.
-      method: a contestant.
-      hyperparameters: for its `build`.
-      seed: of the task's data, the initial weights and the batches; runs of different
-        methods with the same seed see the same ones.
-      progress: called with the number of steps of each segment.
+    The seed is that of the task's data, the initial weights and the batches: runs of different
+    methods with the same seed see the same ones. `progress` is told the steps of each segment.
     """
     program = program_of(task, method)
     arguments = {name: jnp.float32(value) for name, value in hyperparameters.items()}

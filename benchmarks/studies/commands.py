@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import ModuleType
 
 import click
@@ -11,79 +10,52 @@ from benchmarks.methods import METHODS
 from benchmarks.methods.method import TRANSFORM_TASKS
 from benchmarks.race import grids, quick, tuning
 from benchmarks.race.commands import OUTPUT, STEPS, TUNE, held_at_settings
-from benchmarks.race.evidence import is_evidence
-from benchmarks.report.text import restored
 from benchmarks.runs.store import RESULTS, held_in, write_json
 from benchmarks.studies import parts, study, transforms, which_trigger
 from benchmarks.tasks import TASKS, get_task
-from benchmarks.terminal import console, names_in, progress_bar
+from benchmarks.terminal import console, names_in
 
 
-def _options(command):
-    for option in (
-        OUTPUT,
-        STEPS,
-        click.option("--seeds", type=click.IntRange(1, len(grids.RACE_SEEDS)), show_default=True,
-                     default=len(grids.FEW_RACE_SEEDS), help="The first of the race's."),
-        click.option("--tuning", "on_tuning_seeds", is_flag=True,
-                     help="On the tuning seeds: for choosing defaults, the race's kept unseen."),
-        click.argument("task_name", metavar="TASK", type=click.Choice(list(TASKS))),
-    ):  # fmt: skip
-        command = option(command)
+def _study_command(name: str, kind: ModuleType, words: str) -> click.Command:
+    @click.command(name, help=f"{words} on TASK; {name}.json. {_KEPT}")
+    @click.argument("task_name", metavar="TASK", type=click.Choice(list(TASKS)))
+    @click.option("--seeds", type=click.IntRange(1, len(grids.RACE_SEEDS)), show_default=True,
+                  default=len(grids.FEW_RACE_SEEDS), help="The first of the race's.")  # fmt: skip
+    @click.option("--tuning", "on_tuning_seeds", is_flag=True,
+                  help="On the tuning seeds, for choosing defaults.")  # fmt: skip
+    @STEPS
+    @OUTPUT
+    def command(task_name, seeds, on_tuning_seeds, steps, output):
+        task = get_task(task_name)
+        ours = [METHODS["constant"], *(METHODS[method] for method in study.READINGS.values())]
+        try:
+            tuned = tuning.load(task) if steps is None else quick.settings(task, ours)
+            plan = study.plan(task, tuned)
+        except (FileNotFoundError, ValueError) as error:
+            raise click.ClickException(str(error)) from error
+        chosen = (grids.tuning_seeds(task) if on_tuning_seeds else grids.RACE_SEEDS)[:seeds]
+        all_seeds = set(grids.FEW_RACE_SEEDS) <= set(chosen)
+        counts = tuning.is_evidence(task, tuned, is_whole=steps is None, all_seeds=all_seeds)
+        task = task.shortened(steps) if steps else task
+        held = study.hold(task, kind.variants(task), plan, chosen, output, is_evidence=counts)
+        table = kind.table_of(held)
+        suffix = "-tuning" if steps is None and on_tuning_seeds else "-quick"
+        path = RESULTS / f"{name}.json" if counts else output / f"{name}{suffix}.json"
+        study.merge(path, kind.RULE, task.name, table)
+        study.print_tables(kind, {task.name: table}, console)
+        console.print(f"Wrote {path}")
+
     return command
 
 
-@click.command("triggers")
-@_options
-def compare_triggers(**options) -> None:
-    """Our trigger, rival ones and a grid of fixed switch times on TASK; triggers.json.
-
-    Finished runs are kept, so an interrupted comparison goes on where it was. Written to the
-    committed results, or to the output folder if it is no evidence.
-    """
-    _study(which_trigger, "triggers", **options)
-
-
-@click.command("ablation")
-@_options
-def compare_parts(**options) -> None:
-    """The protocol on TASK with one part changed at a time; ablation.json.
-
-    Finished runs and the result are kept as those of `triggers`.
-    """
-    _study(parts, "ablation", **options)
-
-
-def _study(
-    kind: ModuleType,
-    name: str,
-    task_name: str,
-    seeds: int,
-    on_tuning_seeds: bool,
-    steps: int | None,
-    output: Path,
-) -> None:
-    task = get_task(task_name)
-    try:
-        ours = [METHODS["constant"], *(METHODS[name] for name in study.READINGS.values())]
-        tuned = tuning.load(task) if steps is None else quick.settings(task, ours)
-        plan = study.plan(task, tuned)
-    except (FileNotFoundError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
-    chosen = (grids.tuning_seeds(task) if on_tuning_seeds else grids.RACE_SEEDS)[:seeds]
-    all_seeds = set(grids.FEW_RACE_SEEDS) <= set(chosen)
-    counts = is_evidence(task, tuned, is_whole=steps is None, all_seeds=all_seeds)
-    task = task.shortened(steps) if steps else task
-    variants = kind.variants(task)
-    total = study.num_runs(plan, variants, chosen) * task.num_steps
-    with progress_bar(name, total) as reports:
-        held = study.hold(task, variants, plan, chosen, output, is_evidence=counts, **reports)
-    table = kind.table_of(held)
-    suffix = "-tuning" if steps is None and on_tuning_seeds else "-quick"
-    path = RESULTS / f"{name}.json" if counts else output / f"{name}{suffix}.json"
-    study.merge(path, kind.RULE, task.name, table)
-    study.print_tables(kind, {task.name: table}, console)
-    console.print(f"Wrote {path}")
+_KEPT = (
+    "Finished runs are kept, so an interrupted study goes on where it was. Written to the "
+    "committed results, or to the output folder if it is no evidence."
+)
+compare_triggers = _study_command(
+    "triggers", which_trigger, "Our trigger, rival ones and a grid of fixed switch times"
+)
+compare_parts = _study_command("ablation", parts, "The protocol with one part changed at a time")
 
 
 @click.command("transforms")
@@ -94,7 +66,7 @@ def _study(
 @STEPS
 @OUTPUT
 def compare_transforms(tasks, methods, seeds, tune, steps, output) -> None:
-    """Single transformations against Adam; writes transforms.json and transforms.md.
+    """Single transformations against Adam; writes transforms.json.
 
     Runs are shared with `race` where the output folder is the same. Tables of other tasks that
     are in transforms.json already stay there.
@@ -116,7 +88,5 @@ def compare_transforms(tasks, methods, seeds, tune, steps, output) -> None:
     results = transforms.results(races)
     results["tasks"] = {**held_in(path, "tasks"), **results["tasks"]}
     write_json(path, results)
-    tables = restored(results["tasks"])
-    path.with_suffix(".md").write_text(transforms.markdown(tables))
-    transforms.print_tables(tables, console)
-    console.print(f"Wrote {path} and {path.with_suffix('.md')}")
+    transforms.print_tables(results["tasks"], console)
+    console.print(f"Wrote {path}")

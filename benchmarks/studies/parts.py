@@ -6,7 +6,7 @@ readings, each at the rate tuned for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.methods import METHODS, STUDIED
@@ -78,12 +78,6 @@ def table_of(held: Study) -> dict[str, Any]:
         return {"rows": {name: study.row(held, level, weights, name, DEFAULT) for name in names}}
 
     return study.table_of(held, reading)
-
-
-def caption(reading: Mapping[str, Any]) -> str:
-    """Its table says it all."""
-    del reading
-    return ""
 
 
 HEADINGS = ("part", "variant", "steps", "excess", "final", "reached")

@@ -19,6 +19,7 @@ from benchmarks.report.text import restored, spread
 from benchmarks.runs import transitions
 from benchmarks.runs.store import environment, held_in, plain, run, write_json
 from benchmarks.tasks.task import Task
+from benchmarks.terminal import progress_bar
 from benchmarks.terminal import table as terminal_table
 from fgo_jax.protocol import default_decay_onset
 
@@ -31,23 +32,14 @@ LEVELS = ("claim", "late")
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A contestant of a study.
-
-    Attributes:
-      name: in tables.
-      method: how it is built.
-      setting: what `build` takes besides the learning rate.
-      part: what it varies.
-      note: what a reader of the table must know.
-      decay: the length of its decay over the protocol's own.
-    """
+    """A contestant of a study."""
 
     name: str
     method: Method
+    # What `build` takes besides the learning rate.
     setting: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    part: str = ""
-    note: str = ""
-    decay: float = 1.0
+    part: str = ""  # what it varies
+    decay: float = 1.0  # the length of its decay over the protocol's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +97,10 @@ def plan(task: Task, tuned: Mapping[str, Any]) -> Plan:
         return settings[level]
 
     first = levels[0].name if levels else LEVELS[0]
-    rates = {w: chosen(name, first)["learning_rate"] for w, name in READINGS.items()}
-    settings = {
+    rates: dict[Weights, float] = {
+        weights: chosen(name, first)["learning_rate"] for weights, name in READINGS.items()
+    }
+    settings: dict[tuple[str, Weights], Mapping[str, float]] = {
         (level.name, weights): chosen(level.references[weights], level.name)
         for level in levels
         for weights in READINGS
@@ -122,8 +116,6 @@ def hold(
     directory: Path,
     *,
     is_evidence: bool,
-    announce: Callable[[str], None],
-    progress: Callable[[int], None],
 ) -> Study:
     """Runs every variant and reference for both readings, or reads what `directory` has already.
 
@@ -142,19 +134,16 @@ def hold(
         method = dataclasses.replace(variant.method, weights=weights)
         return entry(variant.name, method, setting, weights)
 
-    entries = {w: {v.name: varied(v, w) for v in variants} for w in READINGS}
-    references = {}
-    for level in plan.levels:
-        for weights in READINGS:
-            name, setting = level.references[weights], plan.settings[level.name, weights]
-            references[level.name, weights] = entry(name, METHODS[name], setting, weights)
+    total = (len(READINGS) * len(variants) + len(plan.settings)) * len(seeds) * task.num_steps
+    with progress_bar(f"study of {task.name}", total) as (announce, progress):
+        entries: Any = {w: {v.name: varied(v, w) for v in variants} for w in READINGS}
+        references = {}
+        for level in plan.levels:
+            for weights in READINGS:
+                name, setting = level.references[weights], plan.settings[level.name, weights]
+                references[level.name, weights] = entry(name, METHODS[name], setting, weights)
     named = {v.name: v for v in variants}
     return Study(task, plan.levels, plan.rates, named, entries, references, is_evidence)
-
-
-def num_runs(plan: Plan, variants: Sequence[Variant], seeds: Sequence[int]) -> int:
-    """How many runs `hold` announces."""
-    return (len(READINGS) * len(variants) + len(plan.settings)) * len(seeds)
 
 
 def row(study: Study, level: Level, weights: Weights, name: str, reference: str) -> dict[str, Any]:
@@ -165,7 +154,7 @@ def row(study: Study, level: Level, weights: Weights, name: str, reference: str)
     return {
         "part": variant.part,
         "decay": variant.decay,
-        "note": variant.note or variant.method.note,
+        "note": variant.method.note,
         "setting": dict(variant.setting),
         "steps": statistics.summary(steps),
         "excess": statistics.summary(excess),
@@ -224,8 +213,8 @@ def print_tables(kind: ModuleType, tables: Mapping[str, Any], console: Console) 
                 )
                 reading = level[weights]
                 console.print(terminal_table(title, kind.HEADINGS, kind.cells(table, reading)))
-                if said := kind.caption(reading):
-                    console.print(said)
+                if hasattr(kind, "caption"):
+                    console.print(kind.caption(reading))
         if not table["evidence"]:
             console.print(
                 "A look, no evidence: few seeds, a short horizon or other data.", style="bold red"

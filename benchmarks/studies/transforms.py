@@ -15,7 +15,7 @@ from benchmarks import statistics
 from benchmarks.methods import METHODS, Method
 from benchmarks.race.hold import Race
 from benchmarks.race.results import RATIO, row
-from benchmarks.report.text import markdown_table, setting, spread, tests
+from benchmarks.report.text import restored, setting, spread, tests
 from benchmarks.runs.store import environment, plain
 from benchmarks.tasks.task import Task
 from benchmarks.terminal import table
@@ -101,15 +101,8 @@ def cells(content: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
         )
 
 
-def markdown(tables: Mapping[str, Mapping[str, Any]]) -> str:
-    return "\n".join(
-        f"{title(name, content)}\n\n{markdown_table(HEADINGS, cells(content))}\n"
-        for name, content in tables.items()
-    )
-
-
 def print_tables(tables: Mapping[str, Mapping[str, Any]], console: Console) -> None:
-    for name, content in tables.items():
+    for name, content in restored(tables).items():
         console.print(table(title(name, content), HEADINGS, cells(content), left=2))
         measured = "; ".join(f"{n} {tests(row['test'])}" for n, row in content["rows"].items())
         console.print(f"Test: {measured}", style="dim")

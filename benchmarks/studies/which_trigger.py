@@ -15,7 +15,6 @@ import numpy as np
 
 from benchmarks import statistics
 from benchmarks.methods import METHODS, STUDIED
-from benchmarks.methods.method import KNOWS_T
 from benchmarks.race.levels import Level
 from benchmarks.report.text import spread
 from benchmarks.runs import transitions
@@ -76,13 +75,12 @@ def variants(task: Task) -> list[Variant]:
             STUDIED["fgo_at_steps"],
             {"first": float(first), "second": float(second)},
             part="fixed",
-            note=KNOWS_T,
             decay=length,
         )
         for first, second, length in points
     ]
     triggers = [METHODS[DEFAULT], *rivals]
-    return [*(Variant(m.name, m, part="trigger", note=m.note) for m in triggers), *told]
+    return [*(Variant(m.name, m, part="trigger") for m in triggers), *told]
 
 
 def ratios(held: Study, level: Level, weights: study.Weights, name: str) -> np.ndarray:

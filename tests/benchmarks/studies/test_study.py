@@ -1,5 +1,6 @@
 """Studies of triggers and of parts: what is declared, counted and written."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -45,26 +46,29 @@ def test_every_variant_of_the_ablation_is_built(name):
 
 def test_each_reading_has_runs_at_the_rate_tuned_for_it(tmp_path, monkeypatch):
     task = dataclasses.replace(BOWL, num_steps=40, eval_every=20)
-    asked = []
+    asked, totals = [], []
 
     def run(task, method, setting, seed, **kwargs):
         names = ("learning_rate", "decay_ratio", "decay_onset")
         asked.append(tuple(setting.get(name) for name in names))
         return curves(round(1000 * setting["learning_rate"]), (1, 2), (1, 1))
 
+    @contextlib.contextmanager
+    def bar(name, total):
+        totals.append(total)
+        yield (lambda text: None), (lambda steps: None)
+
     monkeypatch.setattr(study, "run", run)
+    monkeypatch.setattr(study, "progress_bar", bar)
     settings: dict = {("planted", weights): {"learning_rate": 0.05} for weights in study.READINGS}
     variants = [Variant("fgo", METHODS["fgo"]), Variant("half", METHODS["fgo"], decay=0.5)]
     level = Level("planted", "a planted level", 0.5, {"raw": "constant", "averaged": "constant"})
     plan = study.Plan([level], {"raw": 0.02, "averaged": 0.03}, settings)
-    held = study.hold(
-        task, variants, plan, [0, 1], tmp_path,
-        is_evidence=True, announce=lambda text: None, progress=lambda steps: None,
-    )  # fmt: skip
+    held = study.hold(task, variants, plan, [0, 1], tmp_path, is_evidence=True)
     ours = [(0.02, 1.0, 0.0), (0.02, 0.5, 0.0), (0.03, 1.0, 1.0), (0.03, 0.5, 1.0)]
     alone = [(0.05, None, None)]
     assert sorted(asked, key=str) == sorted([*ours, *ours, *4 * alone], key=str)
-    assert len(asked) == study.num_runs(plan, variants, [0, 1])
+    assert totals == [len(asked) * task.num_steps]
     for weights in study.READINGS:
         np.testing.assert_array_equal(held.reference_hits(level, weights), 50)
     for weights, step in (("raw", 20), ("averaged", 30)):
@@ -72,7 +76,7 @@ def test_each_reading_has_runs_at_the_rate_tuned_for_it(tmp_path, monkeypatch):
 
 
 def test_tables_of_other_tasks_stay(tmp_path):
-    path = tmp_path / "which_trigger.json"
+    path = tmp_path / "triggers.json"
     study.merge(path, "rule", "one", {"value": 1.0})
     study.merge(path, "rule", "two", {"value": np.inf})
     stored = json.loads(path.read_text())
