@@ -12,7 +12,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 # In a log file the tables keep the width that a terminal would give them.
-console = Console(width=None if sys.stdout.isatty() else 150)
+console = Console(width=None if sys.stdout.isatty() else 160)
 
 
 @contextlib.contextmanager
@@ -27,12 +27,21 @@ def progress_bar(name: str, total: int):
 
 
 def table(
-    title: str, headings: Sequence[str], rows: Iterable[Sequence[str]] = (), left: int = 1
+    title: str,
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]] = (),
+    left: int = 1,
+    wrap: bool = False,
 ) -> Table:
-    """A table whose first `left` columns hold words and the others figures."""
+    """A table whose first `left` columns hold words, the others figures.
+
+    Names and figures stay on one line, unless `wrap` allows a wide table to break them.
+    """
     shown = Table(title=title, title_justify="left", header_style="bold")
     for index, heading in enumerate(headings):
-        shown.add_column(heading, justify="left" if index < left else "right", no_wrap=True)
+        side = "left" if index < left else "right"
+        one_line = not wrap and (index == 0 or index >= left)
+        shown.add_column(heading, justify=side, overflow="fold", no_wrap=one_line)
     for row in rows:
         shown.add_row(*row)
     return shown

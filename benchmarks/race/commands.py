@@ -9,7 +9,7 @@ import click
 
 from benchmarks.methods import METHODS, Method, contestants
 from benchmarks.race import grids, hold, picture, quick, tuning
-from benchmarks.race.results import results
+from benchmarks.race.outcome import as_json
 from benchmarks.report.race_tables import print_race
 from benchmarks.runs.store import write_json
 from benchmarks.tasks import IN_A_FOLDER, TASKS, DataError, Task, get_task
@@ -70,7 +70,7 @@ def hold_race(task_name, methods, seeds, is_quick, tune, steps, data_dir, output
     )  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     name = task.name if held.evidence else f"{task.name}-quick"
-    found = results(held)
+    found = as_json(held)
     write_json(output / f"{name}.json", found)
     picture.draw(held, output / f"{name}.png")
     print_race(found, console)
@@ -104,7 +104,6 @@ def held_at_settings(
         tuned = quick.settings(task, methods)
     elif tune:
         tuned = tuning.tune(task, methods, output)
-        tuning.save(task, tuned)
     else:
         try:
             tuned = tuning.load(task)

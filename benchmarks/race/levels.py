@@ -46,9 +46,6 @@ _REFINEMENTS = tuple(name for name in METHODS if name.startswith("natural_gradie
 CLAIM_ROWS = ("constant", *_REFINEMENTS, *_PHASED)
 _SQRT_ROWS = ("constant", *SQRT.values(), *_PHASED)
 
-# Trials of a trajectory: for each setting of its grid, one run per tuning seed.
-Trials = Sequence[Sequence[Curves]]
-
 
 class _Measured(NamedTuple):
     """What the best setting of the best of some trajectories ends with."""
@@ -113,7 +110,7 @@ def num_targets(task: Task, trajectories: Collection[str]) -> int:
 
 def make_levels(
     task: Task,
-    trials: Mapping[str, Trials],
+    trials: Mapping[str, Sequence[Sequence[Curves]]],  # trajectory -> setting -> seed
     repeat: Callable[[str, int], Sequence[Curves]],
 ) -> list[Level]:
     """Targets: what the best setting of a trajectory ends with, on seeds that did not choose it.

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from benchmarks import statistics
 from benchmarks.race.hold import Entry, Race
-from benchmarks.race.results import ladder
+from benchmarks.race.outcome import ladder
 from benchmarks.runs.timing import PHASES
 from benchmarks.runs.training import Curves
 

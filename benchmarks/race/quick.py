@@ -14,13 +14,9 @@ from benchmarks.tasks.task import Task
 SHORTER = 5  # a quick race takes this part of the horizon
 # About what a run reaches in a fifth of its length.
 _TARGETS = {
-    "digits_vit": 1.1,
-    "mnist5k_vit": 0.7,
-    "char_gpt": 2.2,
-    "digits_autoencoder": 35.0,
-    "modular_addition": 4.0,
-    "cifar10_vit": 1.3,
-}
+    "digits_vit": 1.1, "mnist5k_vit": 0.7, "char_gpt": 2.2, "digits_autoencoder": 35.0,
+    "modular_addition": 4.0, "cifar10_vit": 1.3,
+}  # fmt: skip
 
 
 def settings(task: Task, methods: Sequence[Method]) -> dict[str, Any]:

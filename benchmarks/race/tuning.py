@@ -33,10 +33,6 @@ def tuned_path(task: Task) -> Path:
     return RESULTS / f"{task.name}.json"
 
 
-def save(task: Task, tuned: dict[str, Any]) -> None:
-    write_json(tuned_path(task), tuned)
-
-
 def load(task: Task) -> dict[str, Any]:
     """The committed settings.
 
@@ -64,7 +60,7 @@ def is_evidence(task: Task, tuned: Mapping[str, Any], *, is_whole: bool, all_see
 
 
 def tune(task: Task, methods: Sequence[Method], directory: Path) -> dict[str, Any]:
-    """Runs every trial that is not yet in `directory` and chooses.
+    """Runs every trial that is not yet in `directory`, chooses, and writes the settings down.
 
     `methods` must hold `constant`, from which the first target comes, unless the task has a
     fixed one.
@@ -91,7 +87,7 @@ def tune(task: Task, methods: Sequence[Method], directory: Path) -> dict[str, An
     entries = kept | {
         method.name: _choose(task, method, runs[method.trajectory], levels) for method in methods
     }
-    return plain(
+    tuned = plain(
         {
             "task": task.name,
             "num_steps": task.num_steps,
@@ -104,6 +100,8 @@ def tune(task: Task, methods: Sequence[Method], directory: Path) -> dict[str, An
             "environment": environment(),
         }
     )
+    write_json(tuned_path(task), tuned)
+    return tuned
 
 
 def _with_committed(task: Task, levels: list[Level]):

@@ -44,12 +44,12 @@ def level_table(race: Mapping[str, Any], name: str, *, wide: bool = False) -> Ta
     if not race["evidence"]:
         title += "  [bold red]quick: no evidence[/]"
     rows = level["methods"]
-    metrics = " / ".join(m.replace("_", " ") for m in next(iter(rows.values()))["test"])
+    metrics = " /\n".join(m.replace("_", " ") for m in next(iter(rows.values()))["test"])
     more = ("seconds / Adam", "seconds / refinement", "area") if wide else ()
     shown = table(
         title,
         ("method", "setting", "steps to target", "ratio to own hit", "seconds", *more,
-         "final validation", f"test {metrics}", "reached"),
+         "final\nvalidation", f"test {metrics}", "reached"),
         left=2,
     )  # fmt: skip
     medians = {method: restored(row["steps"]["median"]) for method, row in rows.items()}

@@ -21,7 +21,7 @@ class Results(NamedTuple):
     """What a folder holds."""
 
     folder: Path  # where the pictures of the races lie too
-    races: Mapping[str, Any] = {}  # by task, as `benchmarks.race.results` gave them
+    races: Mapping[str, Any] = {}  # by task, as `benchmarks.race.outcome` gave them
     others: Mapping[str, Any] = {}  # every other JSON, by the name of its file
     unreadable: Mapping[str, str] = {}  # what is no JSON, and why
     missing: tuple[str, ...] = ()  # what a full set of results would hold besides

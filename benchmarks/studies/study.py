@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from benchmarks import statistics
+from benchmarks import statistics, terminal
 from benchmarks.methods import METHODS, Method
 from benchmarks.race.hold import Entry
 from benchmarks.race.levels import Level, level_from
@@ -20,7 +20,6 @@ from benchmarks.runs import transitions
 from benchmarks.runs.store import environment, held_in, plain, run, write_json
 from benchmarks.tasks.task import Task
 from benchmarks.terminal import progress_bar
-from benchmarks.terminal import table as terminal_table
 from fgo_jax.protocol import default_decay_onset
 
 Weights = Literal["raw", "averaged"]
@@ -212,7 +211,8 @@ def print_tables(kind: ModuleType, tables: Mapping[str, Any], console: Console) 
                     f"{table['learning_rates'][weights]:g}"
                 )
                 reading = level[weights]
-                console.print(terminal_table(title, kind.HEADINGS, kind.cells(table, reading)))
+                rows = kind.cells(table, reading)
+                console.print(terminal.table(title, kind.HEADINGS, rows, left=len(kind.HEADINGS)))
                 if hasattr(kind, "caption"):
                     console.print(kind.caption(reading))
         if not table["evidence"]:

@@ -14,7 +14,7 @@ from rich.console import Console
 from benchmarks import statistics
 from benchmarks.methods import METHODS, Method
 from benchmarks.race.hold import Race
-from benchmarks.race.results import RATIO, row
+from benchmarks.race.outcome import RATIO, row
 from benchmarks.report.text import restored, setting, spread, tests
 from benchmarks.runs.store import environment, plain
 from benchmarks.tasks.task import Task
@@ -103,6 +103,6 @@ def cells(content: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def print_tables(tables: Mapping[str, Mapping[str, Any]], console: Console) -> None:
     for name, content in restored(tables).items():
-        console.print(table(title(name, content), HEADINGS, cells(content), left=2))
+        console.print(table(title(name, content), HEADINGS, cells(content), 2, wrap=True))
         measured = "; ".join(f"{n} {tests(row['test'])}" for n, row in content["rows"].items())
         console.print(f"Test: {measured}", style="dim")

@@ -97,8 +97,8 @@ def ladder(race: Race, level: Level) -> dict[str, Any]:
     }
 
 
-def results(race: Race) -> dict[str, Any]:
-    """The race as JSON."""
+def as_json(race: Race) -> dict[str, Any]:
+    """All figures of a race."""
     task, tuned = race.task, race.tuned["methods"]
     return plain(
         {
@@ -106,10 +106,10 @@ def results(race: Race) -> dict[str, Any]:
             "metric": task.metric,
             "data": task.digest,
             "evidence": race.evidence,
-            **{
-                name: getattr(task, name)
-                for name in ("num_steps", "eval_every", "smoothing", "hold")
-            },
+            "num_steps": task.num_steps,
+            "eval_every": task.eval_every,
+            "smoothing": task.smoothing,
+            "hold": task.hold,
             "tuning_seeds": list(grids.tuning_seeds(task)),
             "target_seeds": list(grids.TARGET_SEEDS),
             "ratio": RATIO,
