@@ -56,7 +56,7 @@ def measure(
 
 
 def _case(task: Task, rate: float, middle: int, rows: int, seed: int) -> dict[str, Any]:
-    tx = optax.adam(schedules.constant(task, {"learning_rate": rate}))
+    tx = optax.adam(schedules.constant(rate, task.warmup_steps))
     init_key, key = jax.random.split(jax.random.key(seed))
     data = task.data(seed)
 

@@ -120,5 +120,6 @@ def char_gpt() -> Task:
         batch=_batch,
         timed_steps=20,
         data_digest=data_digest,
+        uses=("classification.py", "transformers.py"),
         **classification(_predict),
     )

@@ -101,5 +101,6 @@ def cifar10_vit(folder: Path | None = None) -> Task:
         batch=_batch,
         timed_steps=40,
         data_digest=functools.partial(cifar10.digest, folder),
+        uses=("cifar10.py", "classification.py", "transformers.py"),
         **classification(_predict, at_once=500),
     )

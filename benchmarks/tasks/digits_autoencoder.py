@@ -121,4 +121,5 @@ def digits_autoencoder() -> Task:
         evaluate=_evaluate,
         test=_test,
         metric="validation cross-entropy",
+        uses=("canvas.py",),
     )

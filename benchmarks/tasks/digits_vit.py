@@ -49,5 +49,6 @@ def digits_vit() -> Task:
         data=_data,
         init=_init,
         batch=_batch,
+        uses=("canvas.py", "classification.py", "transformers.py"),
         **classification(_predict),
     )

@@ -109,5 +109,6 @@ def mnist5k_vit() -> Task:
         data=_data,
         init=_init,
         batch=_batch,
+        uses=("classification.py", "transformers.py"),
         **classification(_predict),
     )

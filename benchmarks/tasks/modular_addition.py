@@ -75,5 +75,6 @@ def modular_addition() -> Task:
         init=_init,
         batch=_batch,
         weight_decay=1.0,
+        uses=("classification.py", "transformers.py"),
         **classification(_predict),
     )

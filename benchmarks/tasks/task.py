@@ -47,6 +47,7 @@ class Task:
       timed_steps: steps of one scan where step times are measured, about half a second of them.
       data_digest: `() -> text`, where the data are not the same on every machine.
       weight_decay: decoupled, of all parameters and scaled by the rate; every method gets it.
+      uses: the files of `benchmarks/tasks`, beside its own, that its runs depend on.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Task:
     timed_steps: int = 200
     data_digest: Callable[[], str] | None = None
     weight_decay: float = 0.0
+    uses: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.num_steps % self.eval_every:

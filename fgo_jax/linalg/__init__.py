@@ -5,6 +5,7 @@ from fgo_jax.linalg.sums import (
     centred_sums,
     energy_rank,
     entropy_rank,
+    jackknife_log_ratio,
     participation_ratio,
     uncentred_sums,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "centred_sums",
     "energy_rank",
     "entropy_rank",
+    "jackknife_log_ratio",
     "krylov_space",
     "participation_ratio",
     "random_block",
