@@ -30,23 +30,19 @@ def _shampoo(task):
     return fgo.scale_by_kronecker_fisher(power=0.25, corrected=False)
 
 
+def _pair(name, schedule_of=schedules.constant, transform_of=kronecker_fisher, **fields):
+    build = alone(transform_of, schedule_of)
+    return pair(f"natural_gradient{name}", build=build, **_FIELDS, **fields)
+
+
 def _scheduled(name, schedule_of, note=""):
     build = alone(kronecker_fisher, schedule_of)
     return Method(f"natural_gradient_{name}", build, note=note, **_FIELDS)
 
 
 METHODS = (
-    *pair(
-        "natural_gradient",
-        build=alone(kronecker_fisher),
-        transform="scale_by_kronecker_fisher",
-        **_FIELDS,
-    ),
-    *pair(
-        "natural_gradient_1_over_sqrt_t",
-        build=alone(kronecker_fisher, schedules.one_over_sqrt_t),
-        **_FIELDS,
-    ),
+    *_pair("", transform="scale_by_kronecker_fisher"),
+    *_pair("_1_over_sqrt_t", schedules.one_over_sqrt_t),
     _scheduled("1_over_t", schedules.one_over_t),
     _scheduled("two_step", schedules.two_step, KNOWS_T),
     _scheduled("cosine", schedules.cosine, KNOWS_T),
@@ -58,5 +54,5 @@ METHODS = (
         transform="scale_by_kronecker_fisher(power=0.25, corrected=False)",
         **_FIELDS,
     ),
-    *pair("natural_gradient_slow_momentum", build=alone(_with_slow_momentum), **_FIELDS),
+    *_pair("_slow_momentum", transform_of=_with_slow_momentum),
 )

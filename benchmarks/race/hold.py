@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks import statistics
 from benchmarks.methods import METHODS, Method
-from benchmarks.race.levels import Level, level_from
+from benchmarks.race.levels import Level
 from benchmarks.runs import timing
 from benchmarks.runs.store import run
 from benchmarks.runs.training import Curves
@@ -65,16 +65,15 @@ class Race:
 
 def plan(tuned: Mapping[str, Any], methods: Sequence[Method]):
     """(level, {method: setting}) for each level: what the race will run."""
+    chosen = {name: entry.get("chosen", {}) for name, entry in tuned["methods"].items()}
     result = []
-    for stored in tuned["levels"].values():
-        level = level_from(stored)
+    for level in (Level(**stored) for stored in tuned["levels"].values()):
         settings = {
-            method.name: tuned["methods"][method.name]["chosen"][level.name]
+            method.name: chosen[method.name][level.name]
             for method in methods
-            if level.has(method)
-            and level.name in tuned["methods"].get(method.name, {}).get("chosen", {})
+            if level.has(method) and level.name in chosen.get(method.name, {})
         }
-        if all(name in settings for name in level.references.values()):
+        if set(level.references.values()) <= set(settings):
             result.append((level, settings))
     return result
 

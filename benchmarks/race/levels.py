@@ -22,7 +22,7 @@ class Level:
     target: float  # of the smoothed metric
     # By the weights that judge a method: whose own hits are its denominators.
     references: Mapping[str, str]
-    rows: tuple[str, ...] | None = None  # the methods of its table, or None for all
+    rows: Sequence[str] | None = None  # the methods of its table, or None for all
 
     def reference(self, method: Method) -> str:
         return self.references[method.weights]
@@ -137,9 +137,3 @@ def make_levels(
         return dataclasses.replace(level, target=target, references=references)
 
     return [known(level) for level in _entering(task, trials)]
-
-
-def level_from(stored: Mapping) -> Level:
-    """A level as `dataclasses.asdict` wrote it to JSON."""
-    rows = stored["rows"]
-    return Level(**{**stored, "rows": None if rows is None else tuple(rows)})

@@ -11,7 +11,7 @@ from benchmarks import statistics
 from benchmarks.methods import METHODS, Method
 from benchmarks.race import grids
 from benchmarks.race.hold import Entry
-from benchmarks.race.levels import Level, level_from, make_levels, num_targets
+from benchmarks.race.levels import Level, make_levels, num_targets
 from benchmarks.runs.store import environment, plain, run, write_json
 from benchmarks.tasks.task import Task
 from benchmarks.terminal import console, progress_bar
@@ -115,7 +115,7 @@ def _with_committed(task: Task, levels: list[Level]):
     targets = {level.name: level.target for level in levels}
     if any(old["levels"].get(name, {}).get("target", t) != t for name, t in targets.items()):
         return levels, {}
-    more = [level_from(lv) for name, lv in old["levels"].items() if name not in targets]
+    more = [Level(**lv) for name, lv in old["levels"].items() if name not in targets]
     return levels + more, old["methods"]
 
 

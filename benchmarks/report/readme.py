@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from benchmarks.report import glance, regrets
 from benchmarks.report.reading import Results
 from benchmarks.report.text import markdown_table
@@ -33,7 +31,7 @@ def block(results: Results) -> str:
     parts = [
         markdown_table(glance.HEADINGS, glance.rows(races)),
         glance.legend(races),
-        _list(glance.sentences(races)),
+        "\n".join(f"- {said}" for said in glance.sentences(races)),
         glance.STEPS,
         markdown_table(glance.STEP_HEADINGS, glance.step_rows(races)),
     ]
@@ -42,10 +40,6 @@ def block(results: Results) -> str:
         parts += [
             markdown_table(regrets.HEADINGS, regrets.rows(content)),
             regrets.legend(content),
-            _list(regrets.sentences(content)),
+            "\n".join(f"- {said}" for said in regrets.sentences(content)),
         ]
     return "\n\n".join(parts) + "\n"
-
-
-def _list(sentences: Sequence[str]) -> str:
-    return "\n".join(f"- {sentence}" for sentence in sentences)

@@ -20,10 +20,9 @@ class PlateauState(NamedTuple):
 def plateau_of_means(window: int = 20, patience: int = 10, rtol: float = 1e-4) -> Trigger:
     """Holds when the mean loss over a window has not improved for ``patience`` windows.
 
-    An improvement is a fall below the best mean so far by more than ``rtol * |best|``. For a
-    positive loss this is `rtol` of `optax.contrib.reduce_on_plateau` (0.2.8), whose own test,
-    value < (1 - rtol) best, never fires on a negative one. Unlike
-    :func:`fgo_jax.triggers.plateau`, whose best is the lowest single batch, this compares means.
+    An improvement is a fall below the best mean so far by more than ``rtol * |best|``: optax's
+    `rtol` for a positive loss, whose own test, value < (1 - rtol) best, fails on a negative one.
+    The best of :func:`fgo_jax.triggers.plateau` is the lowest single batch; this compares means.
 
     Args:
       window: values of the loss (`value=` of the update) in a mean; optax's `accumulation_size`.

@@ -78,23 +78,21 @@ def stationary(
 
     Under any update :math:`\theta_{t+1} = \theta_t - \eta d_t` a stationary state has
     :math:`E[\langle \theta_t, d_t \rangle - \tfrac{\eta}{2} \|d_t\|^2] = 0` (SASA+, the
-    master condition). At a constant rate this is, up to the factor :math:`-2\eta`, the
-    drift :math:`E[\|\theta_{t+1}\|^2 - \|\theta_t\|^2] = 0`, and the scale
-    :math:`E \tfrac{\eta}{2} \|d_t\|^2` is, up to :math:`2\eta`, :math:`E
-    \|\theta_{t+1} - \theta_t\|^2`. The rate cancels from their ratio, and nothing is
-    assumed about how d was made. As in SASA the test is one of equivalence: the confidence
-    interval of the mean drift, from batch means, must lie inside :math:`\pm` ``tolerance``
-    times the mean scale. A noisy drift thus does not pass.
+    master condition). At a constant rate this is, up to the factor :math:`-2\eta`, a mean
+    ``norm_drift`` of zero, and its scale :math:`E \tfrac{\eta}{2} \|d_t\|^2` is, up to
+    :math:`2\eta`, the mean ``step_square``. The rate cancels from their ratio. As in SASA
+    the test is one of equivalence: the confidence interval of the mean drift, from batch
+    means, must lie inside :math:`\pm` ``tolerance`` times the mean scale. A noisy drift thus
+    does not pass.
 
     With ``tolerance=None`` the test is SASA+'s, which a noisy drift does pass: the
-    intervals of that width around the means of the older and of the newer half of the
-    samples must both hold zero, and the two means must have one sign, so that a drift on its
-    way through zero does not count as rest.
+    intervals around the means of the older and of the newer half of the samples must both
+    hold zero, and the two means must have one sign, so that a drift on its way through zero
+    does not count as rest.
 
     Args:
       tolerance: SASA's is 0.02 of a scale that is larger by (1 + beta)/(1 - beta) for
-        momentum beta: 0.38 for 0.9. Updates independent of the weights and of each other
-        have the ratio 1.
+        momentum beta: 0.38 for 0.9. Independent updates have the ratio 1.
       confidence: of the two-sided interval; SASA's. SASA+ takes 0.95.
       keep: share of the phase's samples that is used, the latest. SASA's 1/8 would keep too
         few in runs of a few thousand steps.

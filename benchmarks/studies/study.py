@@ -14,7 +14,7 @@ from rich.console import Console
 from benchmarks import statistics, terminal
 from benchmarks.methods import METHODS, Method
 from benchmarks.race.hold import Entry
-from benchmarks.race.levels import Level, level_from
+from benchmarks.race.levels import Level
 from benchmarks.report.text import restored, spread
 from benchmarks.runs import transitions
 from benchmarks.runs.store import environment, held_in, plain, run, write_json
@@ -84,7 +84,7 @@ def plan(task: Task, tuned: Mapping[str, Any]) -> Plan:
     Raises:
       ValueError: where our own contestants or the references are not among the settings.
     """
-    levels = [level_from(lv) for name, lv in tuned["levels"].items() if name in (*LEVELS, "quick")]
+    levels = [Level(**lv) for name, lv in tuned["levels"].items() if name in (*LEVELS, "quick")]
 
     def chosen(name: str, level: str) -> Mapping[str, float]:
         settings = tuned["methods"].get(name, {}).get("chosen", {})
