@@ -1,46 +1,56 @@
-"""The console, the progress bars and the lists of names that all commands share."""
+"""What all commands share: the console, a progress bar, tables and lists of names."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterable, Sequence
 
 import click
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
+from rich.table import Table
 
 # In a log file the tables keep the width that a terminal would give them.
-console = Console(width=None if sys.stdout.isatty() else 150)
+console = Console(width=None if sys.stdout.isatty() else 160)
 
 
-def bars() -> Progress:
-    columns = (
-        SpinnerColumn(),
-        TextColumn("[bold]{task.description}"),
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=console, transient=True)
+@contextlib.contextmanager
+def progress_bar(name: str, total: int):
+    """Yields two functions: one announces what begins, the other counts finished steps."""
+    with Progress(console=console, transient=True) as shown:
+        bar = shown.add_task(name, total=total)
+        yield (
+            lambda text: shown.update(bar, description=text),
+            lambda steps: shown.advance(bar, steps),
+        )
 
 
-def reporters(progress: Progress, bar):
-    """The keyword arguments by which a long computation reports to a bar."""
-    return {
-        "announce": lambda text: progress.update(bar, description=text),
-        "progress": lambda steps: progress.advance(bar, steps),
-    }
+def table(
+    title: str,
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]] = (),
+    left: int = 1,
+    wrap: bool = False,
+) -> Table:
+    """A table whose first `left` columns hold words, the others figures.
+
+    Names and figures stay on one line, unless `wrap` allows a wide table to break them.
+    """
+    shown = Table(title=title, title_justify="left", header_style="bold")
+    for index, heading in enumerate(headings):
+        side = "left" if index < left else "right"
+        one_line = not wrap and (index == 0 or index >= left)
+        shown.add_column(heading, justify=side, overflow="fold", no_wrap=one_line)
+    for row in rows:
+        shown.add_row(*row)
+    return shown
 
 
-def names_in(given: str | None, known: list[str], what: str) -> list[str]:
+def names_in(given: str | None, known: Sequence[str], what: str) -> list[str]:
+    """The names of a comma-separated list, all that are known by default."""
     if given is None:
-        return known
+        return list(known)
     asked = [name.strip() for name in given.split(",") if name.strip()]
     for name in asked:
         if name not in known:

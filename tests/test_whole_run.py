@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fgo_jax as fgo
-from benchmarks.methods import get_method
+from benchmarks.methods import METHODS
 from benchmarks.tasks import get_task
 from fgo_jax.controller.state import BY_TRIGGER
 
@@ -96,7 +96,7 @@ def assert_both_transitions_fired(state, phases):
 )
 def test_default_protocol(name, learning_rate, steps):
     task = get_task(name)
-    tx = get_method("fgo").build(task, {"learning_rate": learning_rate})
+    tx = METHODS["fgo"].build(task, {"learning_rate": learning_rate})
     state, phases = train_in_one_scan(*problem(task, tx), steps=steps)
     assert_both_transitions_fired(state, phases)
 

@@ -1,37 +1,23 @@
-"""Adam and momentum, at rates that know more or less of what is to come."""
+"""Adam and momentum, with schedules that know more or less of the horizon."""
 
 from __future__ import annotations
 
 import optax
 
-from benchmarks.methods.method import (
-    KNOWS_T,
-    Method,
-    alone,
-    cosine_schedule,
-    one_over_sqrt_t_schedule,
-    pair,
-    stable_1_minus_sqrt_schedule,
-    stable_linear_schedule,
-    two_step_schedule,
-)
+from benchmarks.methods import schedules
+from benchmarks.methods.method import KNOWS_T, Method, alone, pair
 
 
-def _adam(schedule_of=None):
+def _adam(schedule_of=schedules.constant):
     return alone(lambda task: optax.scale_by_adam(), schedule_of)
-
-
-def _momentum(task):
-    del task
-    return optax.trace(0.9)
 
 
 METHODS = (
     *pair("constant", build=_adam(), transform="optax.adam"),
-    Method("two_step", _adam(two_step_schedule), note=KNOWS_T),
-    Method("cosine", _adam(cosine_schedule), note=KNOWS_T),
-    Method("wsd_linear", _adam(stable_linear_schedule), note=KNOWS_T),
-    Method("wsd_1_minus_sqrt", _adam(stable_1_minus_sqrt_schedule), note=KNOWS_T),
-    *pair("1_over_sqrt_t", build=_adam(one_over_sqrt_t_schedule)),
-    Method("sgd_momentum", alone(_momentum), only="quadratic_bowl"),
+    Method("two_step", _adam(schedules.two_step), note=KNOWS_T),
+    Method("cosine", _adam(schedules.cosine), note=KNOWS_T),
+    Method("wsd_linear", _adam(schedules.wsd_linear), note=KNOWS_T),
+    Method("wsd_1_minus_sqrt", _adam(schedules.wsd_1_minus_sqrt), note=KNOWS_T),
+    *pair("1_over_sqrt_t", build=_adam(schedules.one_over_sqrt_t)),
+    Method("sgd_momentum", alone(lambda task: optax.trace(0.9)), only="quadratic_bowl"),
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import optax
 
+import fgo_jax as fgo
 from benchmarks.methods.method import Method
 from benchmarks.methods.protocol import target_acquisition
 from benchmarks.tasks.task import Task
@@ -18,39 +19,31 @@ DECAYS = (
 EVERY = 40
 
 
-def _dimension_triggers() -> dict[str, Any]:
+def _dimension_only(task: Task) -> dict[str, Any]:
     """The default triggers without `agreement`, which only the default probe measures.
 
-    Of the end of re-ask nothing would be left: a dimension that stands still takes its place.
+    Nothing of the default end of re-ask is then left. A dimension at rest takes its place.
     """
-    import fgo_jax as fgo
-
+    del task
     t = fgo.triggers
+    not_rising = t.if_given(~t.increasing("loss"), "loss", otherwise=1)
     return {
-        "acquisition_trigger": t.stopped_falling("intrinsic_dimension")
-        & t.if_given(~t.increasing("loss"), "loss", otherwise=1),
-        "reask_trigger": t.stall("intrinsic_dimension"),
+        "triggers": {
+            "acquisition": t.stopped_falling("intrinsic_dimension") & not_rising,
+            "reask": t.stall("intrinsic_dimension"),
+        }
     }
 
 
-def _until_rest(task: Task):
-    """Re-ask until the dimension stands still as well."""
+def _until_rest(task: Task) -> dict[str, Any]:
+    """Re-ask until the dimension is at rest too."""
     del task
-    from fgo_jax import protocol, triggers
-
-    rests = triggers.stall("intrinsic_dimension")
-    return {"reask_trigger": rests & protocol.default_reask_trigger()}
-
-
-def _dimension_only(task: Task):
-    del task
-    return _dimension_triggers()
+    rests = fgo.triggers.stall("intrinsic_dimension")
+    return {"triggers": {"reask": rests & fgo.triggers.defaults()["reask"]}}
 
 
 def _curvature_probe(name: str):
     def parts(task: Task):
-        import fgo_jax as fgo
-
         def predict(params, batch):
             outputs = task.predict(params, batch)
             # One number per example, as on the bowl, is an output of one entry.
@@ -59,19 +52,9 @@ def _curvature_probe(name: str):
         operator = fgo.curvature.ggn(predict, task.loss_name)
         make = getattr(fgo.probes, name)
         probe = make(operator, every=EVERY, examples=task.batch_size)
-        return {"probe": probe, **_dimension_triggers()}
+        return {"probe": probe, **_dimension_only(task)}
 
     return parts
-
-
-def _adam_first(task: Task):
-    del task
-    return {"acquisition": optax.scale_by_adam()}
-
-
-def _adam_throughout(task: Task):
-    del task
-    return {"refinement": optax.scale_by_adam()}
 
 
 def _decay(name: str):
@@ -84,15 +67,7 @@ def _changed(
     def build(task, hp):
         return target_acquisition(task, hp, **parts(task))
 
-    return Method(
-        f"fgo_{name}",
-        build,
-        uses=("**/*.py",),
-        shares=("methods/phases.py",),
-        phased=True,
-        cadence=10,
-        needs_batch=needs_batch,
-    )
+    return Method(f"fgo_{name}", build, phased=True, cadence=10, needs_batch=needs_batch)
 
 
 METHODS = (
@@ -100,8 +75,8 @@ METHODS = (
     _changed("dimension_only", _dimension_only),
     _changed("hutchinson", _curvature_probe("hutchinson"), needs_batch=True),
     _changed("lanczos", _curvature_probe("lanczos"), needs_batch=True),
-    _changed("adam_first", _adam_first),
-    _changed("adam_throughout", _adam_throughout),
+    _changed("adam_first", lambda task: {"transform": {"acquisition": optax.scale_by_adam()}}),
+    _changed("adam_throughout", lambda task: {"transform": optax.scale_by_adam()}),
     _changed("changed", lambda task: {}),  # by numbers, which come with the settings
     # The protocol's own decay follows the momentum, so without one it needs another.
     _changed("no_momentum", lambda task: {"slow_share": None, "decay": "hyperbolic"}),

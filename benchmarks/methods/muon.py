@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 import optax
 
-from benchmarks.methods.method import Method, constant_schedule
+from benchmarks.methods import schedules
+from benchmarks.methods.method import Method
 
 # Tables of rows that are looked up, and the map to logits: matrices by shape only
 # (Jordan et al., 2024).
@@ -24,7 +25,7 @@ def dimensions(params):
 def _muon(task, hp):
     # Updates of the size of Adam's let one rate serve both halves (Liu et al., 2025).
     return optax.contrib.muon(
-        constant_schedule(task, hp),
+        schedules.constant(task, hp),
         muon_weight_dimension_numbers=dimensions,
         weight_decay=task.weight_decay,
         adam_weight_decay=task.weight_decay,

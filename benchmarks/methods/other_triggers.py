@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import fgo_jax as fgo
+from benchmarks import rival_triggers as rivals
 from benchmarks.methods.method import KNOWS_T, Method
 from benchmarks.methods.protocol import raw, target_acquisition
 from benchmarks.tasks.task import Task
@@ -15,73 +17,55 @@ WINDOW = 20
 
 
 def _both(make: Callable[[], Any]) -> dict[str, Any]:
-    return {"acquisition_trigger": make(), "reask_trigger": make()}
+    return {"triggers": {"acquisition": make(), "reask": make()}}
 
 
 def _sasa(task: Task):
-    from benchmarks import rival_triggers as rivals
-
     del task
     return {"probe": rivals.norm_drift(), **_both(lambda: rivals.stationary(every=WINDOW))}
 
 
 def _sasa_plus(task: Task):
-    from benchmarks import rival_triggers as rivals
-
     del task
     trigger = {"tolerance": None, "confidence": 0.95, "every": WINDOW}
     return {"probe": rivals.norm_drift(), **_both(lambda: rivals.stationary(**trigger))}
 
 
 def _plateau(task: Task):
-    from benchmarks import rival_triggers as rivals
-
     del task
-    return _both(lambda: rivals.plateau_of_means("loss", window=WINDOW))
+    return _both(lambda: rivals.plateau_of_means(window=WINDOW))
 
 
 def _weight_norm(task: Task):
-    from benchmarks import rival_triggers as rivals
-
     del task
     return {"probe": rivals.weight_norm(every=WINDOW), **_both(rivals.bounced)}
 
 
 def _inflection(task: Task):
-    from benchmarks import rival_triggers as rivals
-
     del task
     return {"probe": rivals.weight_norm(), **_both(lambda: rivals.inflected(every=WINDOW))}
 
 
 def _angle(task: Task):
-    from benchmarks import rival_triggers as rivals
-
     del task
     # The source's tolerance grows by the drop's factor, up to one degree.
     return {
         "probe": rivals.angular_velocity(every=WINDOW),
-        "acquisition_trigger": rivals.saturated(tolerance=0.5),
-        "reask_trigger": rivals.saturated(tolerance=1.0),
+        "triggers": {
+            "acquisition": rivals.saturated(tolerance=0.5),
+            "reask": rivals.saturated(tolerance=1.0),
+        },
     }
 
 
 def _fractions(task: Task):
-    from benchmarks import rival_triggers as rivals
-
     first, second = rivals.at_shares(task.num_steps, 0.25, 0.5)
-    return {"acquisition_trigger": first, "reask_trigger": second}
+    return {"triggers": {"acquisition": first, "reask": second}}
 
 
 def _deadlines(task: Task):
-    import fgo_jax as fgo
-
     # Unlike with fractions, the decay too knows where it must end.
-    return {
-        **_both(fgo.triggers.never),
-        "total_steps": task.num_steps,
-        "deadlines": (0.25, 0.5),
-    }
+    return {**_fractions(task), "total_steps": task.num_steps}
 
 
 def _rival(name: str, parts: Callable[[Task], dict[str, Any]], note: str = ""):
@@ -89,8 +73,7 @@ def _rival(name: str, parts: Callable[[Task], dict[str, Any]], note: str = ""):
         return lambda task, hp: protocol(task, hp, **parts(task))
 
     fields = {
-        "uses": ("**/*.py",),
-        "shares": ("methods/phases.py", "rivals/*.py"),
+        "natural": True,
         "phased": True,
         "cadence": 10,
         "note": note,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import optax
 
-from benchmarks.methods.method import Method, constant_schedule, descend
+from benchmarks.methods import schedules
+from benchmarks.methods.method import Method, descend
 
 # Constants in evaluation intervals: neither knows T. A window averages the training loss over
 # as many steps as four evaluations are apart; the rate is halved after five windows in which
@@ -24,7 +25,7 @@ def _reduce_on_plateau(task, hp):
             "method out there, or add the loss to NOT_NEGATIVE."
         )
     return optax.chain(
-        descend(optax.scale_by_adam(), task, constant_schedule(task, hp)),
+        descend(optax.scale_by_adam(), task, schedules.constant(task, hp)),
         optax.contrib.reduce_on_plateau(
             factor=FACTOR,
             patience=PATIENCE,

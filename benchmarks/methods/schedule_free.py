@@ -10,7 +10,8 @@ from typing import Any
 
 import optax
 
-from benchmarks.methods.method import Method, constant_schedule
+from benchmarks.methods import schedules
+from benchmarks.methods.method import Method
 
 _B1 = 0.9  # between the two, as optax has it
 
@@ -18,7 +19,7 @@ _B1 = 0.9  # between the two, as optax has it
 def _schedule_free(task, hp):
     # A schedule instead of optax's own warm-up, whose first rate is zero: everybody's is not.
     # Its type says a number only.
-    schedule: Any = constant_schedule(task, hp)
+    schedule: Any = schedules.constant(task, hp)
     return optax.contrib.schedule_free_adamw(schedule, b1=_B1, weight_decay=task.weight_decay)
 
 

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from benchmarks.methods.method import Method
 from benchmarks.methods.protocol import target_acquisition
+from benchmarks.rival_triggers import at_steps
 
 
 def _at_steps(task, hp):
-    from benchmarks import rival_triggers as rivals
-
-    hp = dict(hp)
-    first, second = rivals.at_steps(hp.pop("first"), hp.pop("second"))
-    return target_acquisition(task, hp, acquisition_trigger=first, reask_trigger=second)
+    triggers = dict(zip(("acquisition", "reask"), at_steps(hp["first"], hp["second"]), strict=True))
+    return target_acquisition(task, hp, triggers=triggers)
 
 
 METHODS = (
-    Method(
-        "fgo_at_steps",
-        _at_steps,
-        uses=("**/*.py",),
-        shares=("methods/phases.py", "rivals/*.py"),
-        phased=True,
-        cadence=10,
-        note="is told when to switch",
-    ),
+    Method("fgo_at_steps", _at_steps, phased=True, cadence=10, note="is told when to switch"),
 )

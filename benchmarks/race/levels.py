@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from benchmarks import statistics as evidence
+from benchmarks import statistics
 from benchmarks.methods import METHODS, Method
 from benchmarks.runs.training import Curves
 from benchmarks.tasks.task import Task
@@ -15,22 +15,14 @@ from benchmarks.tasks.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-    """A target.
+    """A target."""
 
-    Attributes:
-      name: key in the results.
-      title: over its table.
-      target: the level of the smoothed metric.
-      references: `{"raw": method, "averaged": method}`, whose own hits are the
-        denominators of the methods judged by those weights.
-      rows: the methods of its table, or None for all.
-    """
-
-    name: str
-    title: str
-    target: float
+    name: str  # key in the results
+    title: str  # over its table
+    target: float  # of the smoothed metric
+    # By the weights that judge a method: whose own hits are its denominators.
     references: Mapping[str, str]
-    rows: tuple[str, ...] | None = None
+    rows: Sequence[str] | None = None  # the methods of its table, or None for all
 
     def reference(self, method: Method) -> str:
         return self.references[method.weights]
@@ -54,9 +46,6 @@ _REFINEMENTS = tuple(name for name in METHODS if name.startswith("natural_gradie
 CLAIM_ROWS = ("constant", *_REFINEMENTS, *_PHASED)
 _SQRT_ROWS = ("constant", *SQRT.values(), *_PHASED)
 
-# Trials of a trajectory: for each setting of its grid, one run per tuning seed.
-Trials = Sequence[Sequence[Curves]]
-
 
 class _Measured(NamedTuple):
     """What the best setting of the best of some trajectories ends with."""
@@ -65,106 +54,86 @@ class _Measured(NamedTuple):
     end: Callable[[Curves], float]
 
 
-class _Source(NamedTuple):
-    """A level whose target may still have to be measured."""
+def _sources(task: Task) -> list[Level]:
+    """The levels, with a `_Measured` in place of a target that no one knows yet.
 
-    name: str
-    title: str
-    target: float | _Measured
-    references: Mapping[str, str] | None  # None: the trajectory that ended best
-    rows: tuple[str, ...] | None = None
-
-
-def _sources(task: Task) -> list[_Source]:
+    Without references: those of the trajectory that ends best.
+    """
     # Where a hit must last to the very end, so must the target: a mean would be left again.
-    tail = evidence.final_level if task.hold is not None else evidence.kept_level
+    tail = statistics.final_level if task.hold is not None else statistics.kept_level
     adam = _Measured(("constant",), lambda c: tail(c.raw))
-    cosine = _Measured(("cosine",), lambda c: evidence.end_value(c.raw, task.smoothing))
+    cosine = _Measured(("cosine",), lambda c: statistics.end_value(c.raw, task.smoothing))
     alone = _Measured(("natural_gradient",), lambda c: tail(c.raw))
     late = _Measured(("natural_gradient",), lambda c: tail(c.averaged))
     horizon = _Measured(HORIZON, cosine.end)
     by_itself = "what the refinement alone, at a constant rate, ends with"
     averaged = f"{by_itself} when averaged"
     if task.target is not None:
-        first = [_Source("fixed", f"{task.metric} {task.target:g}", task.target, ADAM)]
+        claim, first = task.target, [("fixed", f"{task.metric} {task.target:g}", task.target, ADAM)]
     else:
-        first = [
-            _Source("constant", "what the tuned constant rate ends with", adam, ADAM),
-            _Source("cosine", "what cosine tuned for exactly T ends with", cosine, ADAM),
-        ]
-    claim = alone if task.target is None else task.target
-    return [
+        claim, first = (
+            alone,
+            [
+                ("constant", "what the tuned constant rate ends with", adam, ADAM),
+                ("cosine", "what cosine tuned for exactly T ends with", cosine, ADAM),
+            ],
+        )
+    rows: list[Any] = [
         *first,
-        _Source("claim", f"the claim's rows: {by_itself}", claim, ALONE, CLAIM_ROWS),
-        _Source("claim_sqrt", f"against 1/sqrt(t): {by_itself}", claim, SQRT, _SQRT_ROWS),
-        _Source("late", averaged, late, ALONE, CLAIM_ROWS),
-        _Source("late_sqrt", f"against 1/sqrt(t): {averaged}", late, SQRT, _SQRT_ROWS),
-        _Source("horizon", "what the refinement's best schedule that knows T ends with",
-                horizon, None, CLAIM_ROWS),
+        ("claim", f"the claim's rows: {by_itself}", claim, ALONE, CLAIM_ROWS),
+        ("claim_sqrt", f"against 1/sqrt(t): {by_itself}", claim, SQRT, _SQRT_ROWS),
+        ("late", averaged, late, ALONE, CLAIM_ROWS),
+        ("late_sqrt", f"against 1/sqrt(t): {averaged}", late, SQRT, _SQRT_ROWS),
+        ("horizon", "what the refinement's best schedule that knows T ends with", horizon, {},
+         CLAIM_ROWS),
     ]  # fmt: skip
+    return [Level(*row) for row in rows]
 
 
-def _entering(task: Task, trajectories: Collection[str]) -> list[_Source]:
+def _entering(task: Task, trajectories: Collection[str]) -> list[Level]:
     """The levels whose references, and whose targets' sources, are among `trajectories`."""
 
-    def has_all(source: _Source) -> bool:
-        needed = set((source.references or {}).values())
-        if isinstance(source.target, _Measured):
-            needed |= set(source.target.trajectories)
+    def has_all(level: Level) -> bool:
+        needed = set(level.references.values())
+        if isinstance(level.target, _Measured):
+            needed |= set(level.target.trajectories)
         return {name.removesuffix("_averaged") for name in needed} <= set(trajectories)
 
-    return [source for source in _sources(task) if has_all(source)]
+    return [level for level in _sources(task) if has_all(level)]
 
 
 def num_targets(task: Task, trajectories: Collection[str]) -> int:
     """How many targets `make_levels` will measure."""
-    return len({s.target for s in _entering(task, trajectories) if isinstance(s.target, _Measured)})
+    targets = {level.target for level in _entering(task, trajectories)}
+    return sum(isinstance(target, _Measured) for target in targets)
 
 
 def make_levels(
     task: Task,
-    trials: Mapping[str, Trials],
+    trials: Mapping[str, Sequence[Sequence[Curves]]],  # trajectory -> setting -> seed
     repeat: Callable[[str, int], Sequence[Curves]],
 ) -> list[Level]:
     """Targets: what the best setting of a trajectory ends with, on seeds that did not choose it.
 
-    Args:
-      trials: the tuning runs of each trajectory; a level whose reference is not among them,
-        or what its target comes from, is left out.
-      repeat: `(trajectory, index of the setting) -> runs` on the target seeds.
+    Levels whose reference, or whose target's source, has no trials are left out. `repeat` maps
+    (trajectory, index of the setting) to runs on the target seeds.
     """
 
     @functools.cache
     def measured(target: _Measured) -> tuple[float, str]:
         ends = [
-            (evidence.middle([target.end(c) for c in runs]), index, name)
+            (statistics.middle([target.end(c) for c in runs]), index, name)
             for name in target.trajectories
             for index, runs in enumerate(trials[name])
         ]
         _, index, name = min(ends)
-        return evidence.middle([target.end(c) for c in repeat(name, index)]), name
+        return statistics.middle([target.end(c) for c in repeat(name, index)]), name
 
-    levels = []
-    for source in _entering(task, trials):
-        target, references = source.target, source.references
-        if isinstance(target, _Measured):
-            target, best = measured(target)
-            references = references or {"raw": best, "averaged": best}
-        assert references is not None
-        levels.append(Level(source.name, source.title, target, references, source.rows))
-    return levels
+    def known(level: Level) -> Level:
+        if not isinstance(level.target, _Measured):
+            return level
+        target, best = measured(level.target)
+        references = level.references or {"raw": best, "averaged": best}
+        return dataclasses.replace(level, target=target, references=references)
 
-
-def hit_of(task: Task, method: Method, curves: Curves, target: float) -> float:
-    values = evidence.smooth(getattr(curves, method.weights), task.smoothing)
-    return evidence.hit(curves.steps, values, target, hold=task.hold, num_steps=task.num_steps)
-
-
-def final_of(task: Task, method: Method, curves: Curves) -> float:
-    return evidence.end_value(getattr(curves, method.weights), task.smoothing)
-
-
-def level_from(stored: Mapping) -> Level:
-    """A level as `dataclasses.asdict` wrote it to JSON."""
-    rows = stored["rows"]
-    return Level(**{**stored, "rows": None if rows is None else tuple(rows)})
+    return [known(level) for level in _entering(task, trials)]

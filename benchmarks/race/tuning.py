@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import statistics as evidence
+from benchmarks import statistics
 from benchmarks.methods import METHODS, Method
 from benchmarks.race import grids
-from benchmarks.race.levels import Level, final_of, hit_of, level_from, make_levels, num_targets
-from benchmarks.runs.store import code_fingerprint, environment, plain, run, write_json
+from benchmarks.race.hold import Entry
+from benchmarks.race.levels import Level, make_levels, num_targets
+from benchmarks.runs.store import environment, plain, run, write_json
 from benchmarks.tasks.task import Task
+from benchmarks.terminal import console, progress_bar
 
 RESULTS = Path(__file__).parent.parent / "results" / "tuned"
 
@@ -32,67 +33,75 @@ def tuned_path(task: Task) -> Path:
     return RESULTS / f"{task.name}.json"
 
 
-def trajectories(methods: Sequence[Method]) -> dict[str, Method]:
-    """One method for each set of runs."""
-    return {method.trajectory: method for method in reversed(methods)}
+def load(task: Task) -> dict[str, Any]:
+    """The committed settings.
+
+    Raises:
+      FileNotFoundError: where there are none.
+    """
+    if not tuned_path(task).exists():
+        raise FileNotFoundError(
+            f"{task.name} has no committed settings: run `python -m benchmarks race "
+            f"{task.name} --tune` first, or --quick for a look."
+        )
+    return json.loads(tuned_path(task).read_text())
 
 
-def num_runs(task: Task, methods: Sequence[Method]) -> int:
-    names = trajectories(methods)
-    trials = len(names) * grids.num_trials(task) * len(grids.tuning_seeds(task))
-    return trials + num_targets(task, names) * len(grids.TARGET_SEEDS)
+def is_evidence(task: Task, tuned: Mapping[str, Any], *, is_whole: bool, all_seeds: bool) -> bool:
+    """Whether runs at these settings count: whole ones, on all seeds, on the settings' own data."""
+    same_data = tuned.get("data") == task.digest
+    if not same_data:
+        console.print(
+            f"Settings and targets of {task.name} are of other data ({tuned.get('data')}; "
+            f"here {task.digest}): tune anew for evidence.",
+            style="yellow",
+        )
+    return is_whole and all_seeds and same_data
 
 
-def tune(
-    task: Task,
-    methods: Sequence[Method],
-    directory: Path,
-    *,
-    announce: Callable[[str], None] = lambda text: None,
-    progress: Callable[[int], None] = lambda steps: None,
-) -> dict[str, Any]:
-    """Runs every trial that is not yet in `directory` and chooses.
+def tune(task: Task, methods: Sequence[Method], directory: Path) -> dict[str, Any]:
+    """Runs every trial that is not yet in `directory`, chooses, and writes the settings down.
 
     `methods` must hold `constant`, from which the first target comes, unless the task has a
     fixed one.
     """
-    methods = [method for method in methods if method.enters(task)]
-    runs = {}
-    contestants = trajectories(methods)
+    # One method for each set of runs.
+    contestants = {method.trajectory: method for method in reversed(methods)}
+    count, seeds = grids.num_trials(task), grids.tuning_seeds(task)
 
-    def on(seeds, method, setting):
+    def on(seeds, name, index):
+        announce(f"tuning {name} {index + 1}/{count}")
+        method = contestants[name]
+        setting = grids.grid(task, method)[index]
         return [
             run(task, method, setting, seed, directory=directory, progress=progress)
             for seed in seeds
         ]
 
-    def repeat(name, index):
-        announce(f"target of {name}")
-        method = contestants[name]
-        return on(grids.TARGET_SEEDS, method, grids.grid(task, method)[index])
-
-    for name, method in contestants.items():
-        runs[name] = []
-        for number, setting in enumerate(grids.grid(task, method), 1):
-            announce(f"tuning {name} {number}/{grids.num_trials(task)}")
-            runs[name].append(on(grids.tuning_seeds(task), method, setting))
-    levels, kept = _with_committed(task, make_levels(task, runs, repeat))
+    targets = num_targets(task, contestants) * len(grids.TARGET_SEEDS)
+    total = (len(contestants) * count * len(seeds) + targets) * task.num_steps
+    with progress_bar("tuning", total) as (announce, progress):
+        runs = {name: [on(seeds, name, index) for index in range(count)] for name in contestants}
+        fresh = make_levels(task, runs, lambda name, index: on(grids.TARGET_SEEDS, name, index))
+    levels, kept = _with_committed(task, fresh)
     entries = kept | {
         method.name: _choose(task, method, runs[method.trajectory], levels) for method in methods
     }
-    return plain(
+    tuned = plain(
         {
             "task": task.name,
             "num_steps": task.num_steps,
             "rule": RULE,
             "data": task.digest,
-            "seeds": list(grids.tuning_seeds(task)),
+            "seeds": list(seeds),
             "target_seeds": list(grids.TARGET_SEEDS),
-            "levels": {level.name: dataclasses.asdict(level) for level in levels},
+            "levels": {level.name: level for level in levels},
             "methods": {name: entries[name] for name in METHODS if name in entries},
             "environment": environment(),
         }
     )
+    write_json(tuned_path(task), tuned)
+    return tuned
 
 
 def _with_committed(task: Task, levels: list[Level]):
@@ -100,56 +109,40 @@ def _with_committed(task: Task, levels: list[Level]):
 
     Only where the targets agree: their settings were chosen for those.
     """
-    path = tuned_path(task)
-    old = json.loads(path.read_text()) if path.exists() else None
+    old = load(task) if tuned_path(task).exists() else None
     if old is None or old["num_steps"] != task.num_steps or old.get("data") != task.digest:
         return levels, {}
     targets = {level.name: level.target for level in levels}
     if any(old["levels"].get(name, {}).get("target", t) != t for name, t in targets.items()):
         return levels, {}
-    more = [level_from(lv) for name, lv in old["levels"].items() if name not in targets]
+    more = [Level(**lv) for name, lv in old["levels"].items() if name not in targets]
     return levels + more, old["methods"]
 
 
 def _choose(task: Task, method: Method, runs, levels: Sequence[Level]) -> dict[str, Any]:
     grid = grids.grid(task, method)
-    entry = {
+    entries = [
+        Entry(task, method, setting, dict(enumerate(curves)))
+        for setting, curves in zip(grid, runs, strict=True)
+    ]
+    trials = [
+        {
+            "hyperparameters": entry.setting,
+            "finals": entry.finals(),
+            "hits": {level.name: entry.hits(level.target) for level in levels},
+        }
+        for entry in entries
+    ]
+
+    def best(level: str) -> dict[str, float]:
+        counted = [{**trial, "hits": trial["hits"][level]} for trial in trials]
+        return grid[statistics.best_trial(counted)]
+
+    chosen = {level.name: best(level.name) for level in levels if level.has(method)}
+    return {
         "note": method.note,
         "weights": method.weights,
-        "code": code_fingerprint(task, method),
-        "trials": [
-            {
-                "hyperparameters": setting,
-                "final_levels": [evidence.final_level(getattr(c, method.weights)) for c in curves],
-                "finals": [final_of(task, method, c) for c in curves],
-                "hits": {
-                    lv.name: [hit_of(task, method, c, lv.target) for c in curves] for lv in levels
-                },
-            }
-            for setting, curves in zip(grid, runs, strict=True)
-        ],
-        "chosen": {},
-        "at_edge": {},
+        "trials": trials,
+        "chosen": chosen,
+        "at_edge": {level: grids.at_edge(grid, setting) for level, setting in chosen.items()},
     }
-    for level in levels:
-        if not level.has(method):
-            continue
-        trials = [{**trial, "hits": trial["hits"][level.name]} for trial in entry["trials"]]
-        chosen = grid[evidence.best_trial(trials)]
-        entry["chosen"][level.name] = chosen
-        entry["at_edge"][level.name] = grids.at_edge(grid, chosen)
-    return entry
-
-
-def save(task: Task, tuned: dict[str, Any]) -> None:
-    write_json(tuned_path(task), tuned)
-
-
-def load(task: Task) -> dict[str, Any]:
-    path = tuned_path(task)
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{task.name} has no committed settings: run `python -m benchmarks race "
-            f"{task.name} --tune` first, or --quick for a look."
-        )
-    return json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""What is claimed, of whom, at which level, and what the races say about it."""
+"""What is claimed, against which method, at which level, and what the races say about it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
-from benchmarks import statistics as evidence
-from benchmarks.report.reading import CLAIM_TASKS
+from benchmarks import statistics
+from benchmarks.report.reading import CLAIM_TASKS, evidence
 from benchmarks.report.text import known
 
 FIT = 0.6  # of T: a level that the rival reaches before is easy
@@ -31,26 +29,15 @@ class Bar(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """One method's steps or seconds over another's, on several tasks.
+    """One method's steps or seconds over another's, on several tasks."""
 
-    Attributes:
-      key: over its column.
-      words: what is claimed.
-      ours: the method that should need less.
-      rival: whose own hit is the denominator; None for the reference of the level.
-      levels: where it is read: the first of these that holds both methods.
-      bars: all must hold.
-      worst: no task may have a larger ratio; None where nothing is said.
-      unit: of the ratio.
-    """
-
-    key: str
+    key: str  # over its column
     words: str
-    ours: str
-    rival: str | None
-    levels: tuple[str, ...]
-    bars: tuple[Bar, ...]
-    worst: float | None = None
+    ours: str  # the method that should need less
+    rival: str | None  # whose own hit is the denominator; None for the level's reference
+    levels: tuple[str, ...]  # read at the first of these that holds both methods
+    bars: tuple[Bar, ...]  # all must hold
+    worst: float | None = None  # no task may have a larger ratio
     unit: Literal["steps", "seconds"] = "steps"
 
 
@@ -85,21 +72,11 @@ CLAIMS = (
 )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """Paired by seed.
+class Comparison(NamedTuple):
+    """Paired by seed."""
 
-    Attributes:
-      ratio: median with its interval, as `evidence.summary` gives it.
-      own: the rival's median hit over T; more than 1 where it has none.
-      level: where it was read.
-      rival: whose own hits are the denominators.
-    """
-
-    ratio: Mapping[str, Any]
-    own: float
-    level: str
-    rival: str
+    ratio: Mapping[str, Any]  # a summary: the median with its interval
+    own: float  # the rival's median hit over T; inf where it has none
 
     @property
     def easy(self) -> bool:
@@ -109,52 +86,35 @@ class Comparison:
 
 def compare(race: Mapping[str, Any], claim: Claim) -> Comparison | None:
     """What a race says about a claim; None where it says nothing."""
-    for name in claim.levels:
-        level = race["levels"].get(name)
-        if level is None:
+    for level in (race["levels"][name] for name in claim.levels if name in race["levels"]):
+        rival, rows = claim.rival or level["references"]["raw"], level["methods"]
+        if claim.ours not in rows or rival not in rows:
             continue
-        rival = level["references"]["raw"] if claim.rival is None else claim.rival
-        rows = level["methods"]
-        if claim.ours in rows and rival in rows:
-            ratio = evidence.summary(paired(race, rows[claim.ours], rival, rows[rival], claim.unit))
-            own = evidence.middle(known(rows[rival]["steps"]["values"])) / race["num_steps"]
-            return Comparison(ratio, own, name, rival)
+        # A rival that never hits counts as T, or as the seconds of T steps.
+        horizon = limit = race["num_steps"]
+        if claim.unit == "seconds":
+            limit *= race["step_times"][rival]["seconds"]
+        ours, theirs = (known(rows[name][claim.unit]["values"]) for name in (claim.ours, rival))
+        ratio = statistics.summary(statistics.paired_ratios(ours, theirs, limit))
+        return Comparison(ratio, statistics.middle(known(rows[rival]["steps"]["values"])) / horizon)
     return None
 
 
-def paired(
-    race: Mapping[str, Any], ours: Mapping[str, Any], rival: str, theirs: Mapping[str, Any], unit
-) -> np.ndarray:
-    """Ratios seed by seed; a rival that never hits counts as T, or the seconds of T steps."""
-    horizon = race["num_steps"]
-    limit = horizon if unit == "steps" else horizon * race["step_times"][rival]["seconds"]
-    return evidence.paired_ratios(known(ours[unit]["values"]), known(theirs[unit]["values"]), limit)
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What all races together say about a claim.
-
-    Attributes:
-      found: what each of the claim's tasks says, where it says something.
-      held: for each bar, the tasks whose median ratio meets it.
-      worse: the tasks beyond `claim.worst`.
-      word: met, missed, or open while races that could decide are not held.
-    """
+class Verdict(NamedTuple):
+    """What all races together say about a claim."""
 
     claim: Claim
-    found: Mapping[str, Comparison]
-    held: tuple[tuple[str, ...], ...]
-    worse: tuple[str, ...]
-    word: Literal["met", "missed", "open"]
+    found: Mapping[str, Comparison]  # by task, where it says something
+    held: tuple[tuple[str, ...], ...]  # for each bar, the tasks whose median ratio meets it
+    worse: tuple[str, ...]  # the tasks beyond `claim.worst`
+    word: Literal["met", "missed", "open"]  # open while races that could decide are not held
 
 
 def judge(races: Mapping[str, Any], claim: Claim) -> Verdict:
     """Counts the claim's tasks; other races, and quick looks, do not count."""
-    counted = {t: races[t] for t in CLAIM_TASKS if t in races and races[t]["evidence"]}
-    compared = {task: compare(race, claim) for task, race in counted.items()}
-    found = {task: c for task, c in compared.items() if c is not None}
-    ratios = {task: c.ratio["median"] for task, c in found.items()}
+    compared = {t: compare(race, claim) for t, race in evidence(races).items() if t in CLAIM_TASKS}
+    found = {task: comparison for task, comparison in compared.items() if comparison is not None}
+    ratios = {task: comparison.ratio["median"] for task, comparison in found.items()}
     held = tuple(
         tuple(task for task, ratio in ratios.items() if bar.met_by(ratio)) for bar in claim.bars
     )

@@ -10,24 +10,20 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-from benchmarks import statistics as evidence
-from benchmarks.race.picture import COLORS, INK, PHASE_INKS, QUIET, STYLE
+from benchmarks import statistics
+from benchmarks.race.picture import COLORS, DASHES, INK, PHASE_INKS, QUIET, SIGNAL_INK, STYLE
 from benchmarks.report.text import known
 from benchmarks.studies.which_trigger import DEFAULT, SHORTEST
 
-READINGS = {"raw": "-", "averaged": (0, (4, 1.6))}
+READINGS = {"raw": "-", "averaged": DASHES}
 LENGTH_INKS = {1.0: INK, 0.25: "#e08e0b", 4.0: "#2e9e5b"}
-SIGNAL_INK = "#7a5195"
 TOP = 1.6  # of the ratios that are told apart
 
 
 def draw(name: str, table: Mapping[str, Any], level: str) -> Figure:
     """Signals of the default's runs, and steps over the reference's for every point of the grid.
 
-    Args:
-      name: the task.
-      table: what :mod:`benchmarks.triggers` stores of it.
-      level: one of its levels.
+    `table` is what `triggers.json` holds of the task called `name`.
     """
     # Ticks are made when the figure is saved: whoever saves it keeps the style, too.
     with plt.rc_context(STYLE):
@@ -36,12 +32,10 @@ def draw(name: str, table: Mapping[str, Any], level: str) -> Figure:
         _signals(halves[0], name, table, level)
         axes = halves[1].subplots(2, 1, sharex=True)
         for axis, weights in zip(axes, READINGS, strict=True):
-            _oracle(axis, table, table["levels"][level], weights)
+            _oracle(axis, table, table["levels"][level][weights], weights)
         axes[-1].set_xlabel("re-ask begins at step")
-        halves[1].legend(
-            *axes[0].get_legend_handles_labels(),
-            loc="outside lower center", ncols=3, fontsize=7.5, labelcolor=INK,
-        )  # fmt: skip
+        named = axes[0].get_legend_handles_labels()
+        halves[1].legend(*named, loc="outside lower center", ncols=3, fontsize=7.5)
     return figure
 
 
@@ -52,12 +46,13 @@ def _signals(figure, name: str, table: Mapping[str, Any], level: str) -> None:
     for axis, signal in zip(axes, signals, strict=True):
         for weights, dashes in READINGS.items():
             field = table["field"][weights]
+            steps = field["steps"]
             low, middle, high = (_finite(field[signal][k]) for k in ("low", "median", "high"))
-            axis.fill_between(field["steps"], low, high, color=SIGNAL_INK, alpha=0.12, lw=0)
-            axis.plot(field["steps"], middle, color=SIGNAL_INK, lw=1.4, ls=dashes, label=weights)
+            axis.fill_between(steps, low, high, color=SIGNAL_INK, alpha=0.12, lw=0)
+            axis.plot(steps, middle, color=SIGNAL_INK, lw=1.4, ls=dashes, label=weights)
             began = table["levels"][level][weights]["rows"][DEFAULT]["started"]
-            for index, steps in enumerate(began, start=1):
-                at = evidence.middle(known(steps))
+            for index, started in enumerate(began, start=1):
+                at = statistics.middle(known(started))
                 if np.isfinite(at):
                     axis.axvline(at, color=PHASE_INKS[index], lw=1.1, ls=dashes)
         axis.set_ylabel(signal.replace("_", " "), fontsize=8)
@@ -69,21 +64,19 @@ def _signals(figure, name: str, table: Mapping[str, Any], level: str) -> None:
             axis.set_ylim(bottom=0)
             axis.yaxis.set_major_locator(MaxNLocator(4))
     axes[0].set_title(f"{name}: signals of the default's runs")
-    axes[0].legend(fontsize=7.5, labelcolor=INK)
+    axes[0].legend(fontsize=7.5)
     axes[-1].set_xlabel("step; lines: re-ask and execution begin")
     figure.align_ylabels(axes)
 
 
-def _oracle(axis, table: Mapping[str, Any], level: Mapping[str, Any], weights: str) -> None:
-    reading = level[weights]
+def _oracle(axis, table: Mapping[str, Any], reading: Mapping[str, Any], weights: str) -> None:
     own = known(reading["reference"]["steps"]["values"])
-    lines: dict[tuple[float, int], list[tuple[float, float]]] = {}
+    lines: dict[tuple[float, bool], list[tuple[float, float]]] = {}
     for row in reading["grid"].values():
-        first = row["setting"]["first"]
-        longer = int(row["setting"]["second"] - first > SHORTEST)
-        steps = known(row["steps"]["values"])
-        ratio = evidence.middle(evidence.paired_ratios(steps, own, table["num_steps"]))
-        lines.setdefault((row["decay"], longer), []).append((first, ratio))
+        first, second = row["setting"]["first"], row["setting"]["second"]
+        ratios = statistics.paired_ratios(known(row["steps"]["values"]), own, table["num_steps"])
+        point = (first, statistics.middle(ratios))
+        lines.setdefault((row["decay"], second - first > SHORTEST), []).append(point)
     for (length, longer), points in sorted(lines.items()):
         at, ratios = np.asarray(sorted(points)).T
         words = "own decay" if length == 1 else f"decay x {length:g}"
@@ -92,18 +85,11 @@ def _oracle(axis, table: Mapping[str, Any], level: Mapping[str, Any], weights: s
             color=LENGTH_INKS.get(length, QUIET), ls=":" if longer else "-",
             label=f"{words}, longer re-ask" if longer else words,
         )  # fmt: skip
-    began = evidence.middle(known(reading["rows"][DEFAULT]["started"][0]))
-    default = reading["over_reference"]["default"]["median"]
+    began = statistics.middle(known(reading["rows"][DEFAULT]["started"][0]))
     if np.isfinite(began):
-        axis.plot(
-            began,
-            TOP if default is None else min(default, TOP),
-            "*",
-            ms=13,
-            color=COLORS["fgo"],
-            mec="white",
-            label="default triggers",
-        )
+        (default,) = known([reading["over_reference"]["default"]["median"]])
+        axis.plot(began, min(default, TOP), "*", ms=13, color=COLORS["fgo"], mec="white",
+                  label="default triggers")  # fmt: skip
     axis.axhline(1, color=QUIET, lw=0.9, ls=":")
     # A level that is missed must be seen, too.
     axis.axhline(TOP, color=QUIET, lw=0.9, ls=":")

@@ -1,4 +1,4 @@
-"""The claim at a glance: one table, one sentence for each claim."""
+"""The claim at a glance: a table of ratios, one of steps, one sentence for each claim."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks import statistics as evidence
+from benchmarks import statistics
 from benchmarks.report.claims import CLAIMS, FIT, Comparison, Verdict, compare, judge
-from benchmarks.report.reading import CLAIM_TASKS, Results
+from benchmarks.report.reading import CLAIM_TASKS, evidence
 from benchmarks.report.text import number, restored, spread
 from benchmarks.runs import transitions
-from benchmarks.studies.study import LEVELS
 
 EASY = "°"
-LEVEL = LEVELS[0]
 STEPS = (
-    "Median steps to the claim's level: the task's fixed target, or else what the refinement alone "
-    "(the natural gradient at a constant rate) ends with by its raw weights. Methods are judged by "
-    "averaged weights where their name says so; -: not run at this level."
+    "Median steps to the claim's level: the task's fixed target, otherwise the final raw-weight "
+    "loss of the refinement (the natural gradient at its best constant rate). Methods are judged "
+    "by averaged weights where their name says so; -: not run at this level."
 )
 SHOWN = {
     "constant": "Adam",
@@ -33,12 +31,14 @@ SHOWN = {
     "natural_gradient_1_over_sqrt_t_averaged": "1/sqrt(t), averaged",
     "fgo_averaged": "FGO, averaged",
 }
+HEADINGS = ("task", "seeds", *(claim.key for claim in CLAIMS))
+STEP_HEADINGS = ("task", "T", *SHOWN.values())
 
 
 def legend(races: Mapping[str, Any]) -> str:
     """What the cells mean, and what an interval of so few seeds covers."""
-    seeds = sorted({_seeds(race) for race in races.values() if race["evidence"]})
-    covers = ", ".join(f"{evidence.coverage(n):.0%} of cases with {n} seeds" for n in seeds)
+    seeds = sorted({_seeds(race) for race in evidence(races).values()})
+    covers = ", ".join(f"{statistics.coverage(n):.0%} of cases with {n} seeds" for n in seeds)
     return (
         "Median over seeds of FGO's steps (last two columns: seconds) over the rival's own, paired "
         f"by seed, [95 % bootstrap interval, which covers the median in {covers}]; "
@@ -47,16 +47,11 @@ def legend(races: Mapping[str, Any]) -> str:
     )
 
 
-def headings() -> tuple[str, ...]:
-    return ("task", "seeds", *(claim.key for claim in CLAIMS))
-
-
-def rows(results: Results) -> list[tuple[str, ...]]:
-    """A row for each race, quick looks left out."""
+def rows(races: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row for each race."""
     return [
         (name, str(_seeds(race)), *(cell(compare(race, claim)) for claim in CLAIMS))
-        for name, race in results.races.items()
-        if race["evidence"]
+        for name, race in evidence(races).items()
     ]
 
 
@@ -76,25 +71,19 @@ def cell(comparison: Comparison | None) -> str:
     return (f"**{text}**" if clear else text) + EASY * comparison.easy
 
 
-def step_headings() -> tuple[str, ...]:
-    return ("task", "T", *SHOWN.values())
-
-
-def step_rows(results: Results) -> list[tuple[str, ...]]:
+def step_rows(races: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Median steps to the claim's level for the methods that `SHOWN` names."""
     found = []
-    for name, race in results.races.items():
-        level = race["levels"].get(LEVEL)
-        if not race["evidence"] or level is None:
-            continue
-        beyond = f"> {race['num_steps']}"
-        cells = [
-            number(level["methods"][method]["steps"]["median"], "{:.0f}", beyond)
-            if method in level["methods"]
-            else "-"
-            for method in SHOWN
-        ]
-        found.append((name, str(race["num_steps"]), *cells))
+    for name, race in evidence(races).items():
+        if "claim" in race["levels"]:
+            horizon, methods = race["num_steps"], race["levels"]["claim"]["methods"]
+            cells = (
+                number(methods[m]["steps"]["median"], "{:.0f}", f"> {horizon}")
+                if m in methods
+                else "-"
+                for m in SHOWN
+            )
+            found.append((name, str(horizon), *cells))
     return found
 
 
@@ -111,26 +100,21 @@ def transitions_sentence(races: Mapping[str, Any]) -> list[str]:
     """How many runs came to execution by triggers; a run at one setting counts once."""
     rows = {
         (name, method, str(row["hyperparameters"])): row
-        for name, race in races.items()
-        if race["evidence"]
+        for name, race in evidence(races).items()
         for level in race["levels"].values()
         for method, row in level["methods"].items()
         if "causes" in row
     }
     if not rows:
         return []
-    runs = sum(row["runs"] for row in rows.values())
-    others = Counter()
+    runs, others, begun = 0, Counter(), Counter()
     for (name, *_), row in rows.items():
+        runs += row["runs"]
         others[name] += row["runs"] - transitions.by_trigger(row)
+        pairs = zip(*restored(row["started"]), strict=True)
+        begun.update(pair for pair in pairs if math.isfinite(max(pair)))
     came = runs - others.total()
     listed = ", ".join(f"{count} of {name}" for name, count in others.items() if count) or "none"
-    begun = Counter(
-        pair
-        for row in rows.values()
-        for pair in zip(*restored(row["started"]), strict=True)
-        if math.isfinite(max(pair))
-    )
     pairs = ", ".join(f"{a:g} and {b:g} in {n}" for (a, b), n in sorted(begun.items()))
     when = f" Re-ask and execution began at steps {pairs}." if begun else ""
     return [

@@ -10,15 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.methods.method import KNOWS_T
-from benchmarks.report.text import known, number, spread, tests
+from benchmarks.report.text import number, restored, setting, spread, tests
+from benchmarks.terminal import table
 
 
 def print_race(race: Mapping[str, Any], console: Console, *, wide: bool = False) -> None:
     """Every level's table, step times, and what a reader must know.
 
-    Args:
-      race: what `benchmarks.race.results` gives, or its JSON read back.
-      wide: with ratios of seconds and areas, which a terminal has no room for.
+    Wide tables have ratios of seconds and areas as well, for which a terminal has no room.
     """
     for name in race["levels"]:
         console.print(level_table(race, name, wide=wide))
@@ -28,13 +27,10 @@ def print_race(race: Mapping[str, Any], console: Console, *, wide: bool = False)
     )
     console.print(f"Step times, amortised, interleaved: {times}", style="dim")
     console.print(f"Ratio: {race['ratio']}.", style="dim")
-    edges = [
-        f"{name} ({', '.join(levels)})"
-        for name, levels in race.get("at_edge", {}).items()
-        if levels
-    ]
-    if edges:
-        console.print(f"At the edge of the grid: {'; '.join(edges)}.", style="yellow")
+    at_edge = {name: levels for name, levels in race.get("at_edge", {}).items() if levels}
+    if at_edge:
+        edges = "; ".join(f"{name} ({', '.join(levels)})" for name, levels in at_edge.items())
+        console.print(f"At the edge of the grid: {edges}.", style="yellow")
     if not race["evidence"]:
         console.print(
             "A look, no evidence: few seeds, a short horizon, untuned settings or other data.",
@@ -48,23 +44,22 @@ def level_table(race: Mapping[str, Any], name: str, *, wide: bool = False) -> Ta
     if not race["evidence"]:
         title += "  [bold red]quick: no evidence[/]"
     rows = level["methods"]
-    metrics = " / ".join(m.replace("_", " ") for m in next(iter(rows.values()))["test"])
+    metrics = " /\n".join(m.replace("_", " ") for m in next(iter(rows.values()))["test"])
     more = ("seconds / Adam", "seconds / refinement", "area") if wide else ()
-    table = Table(title=title, title_justify="left", header_style="bold")
-    table.add_column("method", no_wrap=True)
-    table.add_column("setting", style="dim")
-    for heading in ("steps to target", "ratio to own hit", "seconds", *more, "final validation"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column(f"test {metrics}", justify="right")
-    table.add_column("reached", justify="right")
-    medians = {method: known([row["steps"]["median"]])[0] for method, row in rows.items()}
+    shown = table(
+        title,
+        ("method", "setting", "steps to target", "ratio to own hit", "seconds", *more,
+         "final\nvalidation", f"test {metrics}", "reached"),
+        left=2,
+    )  # fmt: skip
+    medians = {method: restored(row["steps"]["median"]) for method, row in rows.items()}
     fewest = min(medians.values())
     references = set(level["references"].values())
     for method, row in rows.items():
         marks = " *" * (method in references) + " †" * (KNOWS_T in row["note"])
-        table.add_row(
+        shown.add_row(
             f"{method}{marks}",
-            " ".join(f"{v:g}" for v in row["hyperparameters"].values()),
+            setting(row["hyperparameters"]),
             spread(row["steps"], "{:.0f}", beyond=f"> {horizon}"),
             spread(row["ratio"], "{:.2f}", beyond="-"),
             spread(row["seconds"], "{:.2g}", beyond="-"),
@@ -74,11 +69,11 @@ def level_table(race: Mapping[str, Any], name: str, *, wide: bool = False) -> Ta
             f"{row['reached']}/{row['runs']}",
             style="bold green" if medians[method] == fewest < math.inf else None,
         )
-    table.caption = (
+    shown.caption = (
         "* its own hit is the denominator; † knows T; median [95 % interval] over as many seeds as "
         "reached says; ratios are of the seeds that both have"
     )
-    return table
+    return shown
 
 
 def _more(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -88,3 +83,17 @@ def _more(row: Mapping[str, Any]) -> tuple[str, ...]:
     alone = next((ratios[name] for name in ratios if name != "constant"), None)
     shown = [("-" if s is None else spread(s, "{:.2f}", beyond="-")) for s in (adam, alone)]
     return (*shown, number(row.get("area", {}).get("median"), "{:.3g}", "-"))
+
+
+def ladder_table(level: str, climbed: Mapping[str, Any], metric: str) -> Table:
+    """Steps over the reference's own at a row of targets."""
+    names = climbed.get("references", {"raw": climbed["reference"]}).values()
+    own = " or ".join(dict.fromkeys(names))
+    return table(
+        f"Every target ({metric}), settings of the level {level}: steps over those of {own}",
+        ("method", *(f"{target:.3g}" for target in climbed["targets"])),
+        (
+            (name, *(number(ratio, "{:.2f}", "-") for ratio in ratios))
+            for name, ratios in climbed["ratios"].items()
+        ),
+    )

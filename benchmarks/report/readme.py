@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-
 from benchmarks.report import glance, regrets
 from benchmarks.report.reading import Results
+from benchmarks.report.text import markdown_table
 
 BEGIN, END = "<!-- claim:begin -->", "<!-- claim:end -->"
 
 
-def write(path: Path, results: Results) -> None:
-    """Replaces what stands between the markers of the file at `path`.
+def rewritten(text: str, results: Results) -> str:
+    """The text with the tables of `results` between its markers.
 
     Raises:
-      ValueError: if the file has not each marker once, in this order.
+      ValueError: if the text has not each marker once, in this order.
     """
-    path.write_text(rewritten(path.read_text(), results))
-
-
-def rewritten(text: str, results: Results) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end) or BEGIN in rest or END in before + after:
@@ -33,26 +27,19 @@ def rewritten(text: str, results: Results) -> str:
 
 def block(results: Results) -> str:
     """The tables and their sentences as Markdown."""
+    races = results.races
     parts = [
-        _table(glance.headings(), glance.rows(results)),
-        glance.legend(results.races),
-        _list(glance.sentences(results.races)),
+        markdown_table(glance.HEADINGS, glance.rows(races)),
+        glance.legend(races),
+        "\n".join(f"- {said}" for said in glance.sentences(races)),
         glance.STEPS,
-        _table(glance.step_headings(), glance.step_rows(results)),
+        markdown_table(glance.STEP_HEADINGS, glance.step_rows(races)),
     ]
     if "triggers" in results.others:
         content = results.others["triggers"]
         parts += [
-            _table(regrets.HEADINGS, regrets.rows(content)),
+            markdown_table(regrets.HEADINGS, regrets.rows(content)),
             regrets.legend(content),
-            _list(regrets.sentences(content)),
+            "\n".join(f"- {said}" for said in regrets.sentences(content)),
         ]
     return "\n\n".join(parts) + "\n"
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ("---",) * len(head), *body))
-
-
-def _list(sentences: Sequence[str]) -> str:
-    return "\n".join(f"- {sentence}" for sentence in sentences)

@@ -1,4 +1,4 @@
-"""The triggers at a glance: what could be saved, what is, and what rival triggers would."""
+"""The triggers at a glance: what could be saved, what is, and what rival triggers would save."""
 
 from __future__ import annotations
 
@@ -6,27 +6,18 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from benchmarks import statistics as evidence
+from benchmarks import statistics
 from benchmarks.report.text import number, restored, spread
 from benchmarks.studies import study
 from benchmarks.studies.which_trigger import DEFAULT, realised
 
-LEVEL = study.LEVELS[0]
 EDGE = "†"
 EARLIEST = "earliest times"
 RATIOS = ("default", "earliest", "best", "oracle")
 HEADINGS = (
-    "task",
-    "level",
-    "weights",
-    "default triggers",
-    "earliest times",
-    "best times",
-    "and decay",
-    "realised",
-    "regret",
-    "best rival",
-)
+    "task", "level", "weights", "default triggers", EARLIEST, "best times", "and decay",
+    "realised", "regret", "best rival",
+)  # fmt: skip
 _LEGEND = (
     "Steps to the level over those of the refinement at its constant rate, for the default "
     "triggers, the first switch times of a grid, its best ones in hindsight "
@@ -45,9 +36,9 @@ class _Reading(NamedTuple):
     table: Mapping[str, Any]
 
     def regret(self, trigger: str) -> float:
-        if trigger == EARLIEST:
-            return self.table["grid"][self.table["earliest"]]["excess"]["median"]
-        return self.table["rows"][trigger]["excess"]["median"]
+        earliest = self.table["grid"][self.table["earliest"]]
+        row = earliest if trigger == EARLIEST else self.table["rows"][trigger]
+        return row["excess"]["median"]
 
 
 def legend(content: Any) -> str:
@@ -63,24 +54,19 @@ def rows(content: Any) -> list[tuple[str, ...]]:
     found = []
     for reading in _readings(content):
         table, over = reading.table, reading.table["over_reference"]
-        rivals = [
-            name
-            for name in table["rows"]
-            if name != DEFAULT and math.isfinite(reading.regret(name))
-        ]
-        rival = min(rivals, key=reading.regret, default=None)
+        rivals = {name: reading.regret(name) for name in table["rows"] if name != DEFAULT}
+        rival = min(rivals, key=lambda name: rivals[name], default="")
+        regret = rivals.get(rival, math.inf)
         share = realised(table)
         ratios = {name: spread(over[name], "{:.2f}", beyond="∞") for name in RATIOS}
         ratios["best"] += EDGE * table["at_edge"]
         found.append(
             (
-                reading.task,
-                reading.level,
-                reading.weights,
+                *reading[:3],
                 *ratios.values(),
                 "-" if math.isnan(share) else f"{share:.0%}",
                 spread(table["rows"][DEFAULT]["excess"], "{:+.0%}", beyond="∞"),
-                "-" if rival is None else _with_regret(rival, reading.regret(rival)),
+                "-" if math.isinf(regret) else _with_regret(rival, regret),
             )
         )
     return found
@@ -93,7 +79,7 @@ def sentences(content: Any) -> list[str]:
     for level, weights in dict.fromkeys((reading.level, reading.weights) for reading in readings):
         those = [r for r in readings if (r.level, r.weights) == (level, weights)]
         shared = {EARLIEST}.union(set.intersection(*(set(r.table["rows"]) for r in those)))
-        middles = {t: evidence.middle([r.regret(t) for r in those]) for t in shared}
+        middles = {t: statistics.middle([r.regret(t) for r in those]) for t in shared}
         ordered = sorted(middles, key=lambda trigger: (middles[trigger], trigger))
         listed = ", ".join(_with_regret(trigger, middles[trigger]) for trigger in ordered)
         tasks = f"{len(those)} task{'s' * (len(those) > 1)}"

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 
 def restored(stored: Any) -> Any:
-    """What JSON holds as it was before, where null stands for what was never reached."""
+    """JSON with inf in the place of null, which stands for what was never reached."""
     if isinstance(stored, Mapping):
         return {key: restored(value) for key, value in stored.items()}
     if isinstance(stored, list):
@@ -32,5 +32,13 @@ def spread(summary: Mapping[str, Any], form: str, beyond: str) -> str:
     return median if low == high == median else f"{median} [{low}, {high}]"
 
 
+def setting(hyperparameters: Mapping[str, float]) -> str:
+    return " ".join(f"{value:g}" for value in hyperparameters.values())
+
+
 def tests(metrics: Mapping[str, Any]) -> str:
     return " / ".join(number(metric["median"], "{:.3g}", "-") for metric in metrics.values())
+
+
+def markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ("---",) * len(head), *body))

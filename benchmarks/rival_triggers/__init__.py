@@ -1,9 +1,9 @@
-"""Rival triggers: what others watch to decide that a learning rate should fall.
+"""Rival triggers: the signals by which others decide when to lower the learning rate.
 
-Each signal family is a file: the trigger, and the probe that measures what it reads, for
-`fgo_jax.phased`. Phases, refinement, decay and averaging stay ours, so that only *when*
-phases end differs. A trigger's state starts afresh with its phase, hence the same trigger
-can end both phases, as the sources use one for every drop of the rate.
+Each file holds one family: a trigger, and a probe that measures what the trigger reads. Phases,
+refinement, decay and averaging stay ours, so only *when* phases end differs. A trigger's state
+starts afresh with each phase. One trigger can thus end both phases, as the sources use one for
+every drop of the rate.
 """
 
 from benchmarks.rival_triggers.angle import angular_velocity, saturated

@@ -6,8 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from fgo_jax.triggers import Observation, Trigger, after
-from fgo_jax.triggers.trigger import condition
+from fgo_jax.triggers import Observation, Trigger, after, condition
 
 
 def at_steps(first: Any, second: Any) -> tuple[Trigger, Trigger]:
@@ -30,7 +29,7 @@ def _until(step: Any) -> Trigger:
     return condition("until", lambda: (), judge)
 
 
-def at_shares(num_steps: int, first: float = 0.25, second: float = 0.5) -> tuple[Trigger, Trigger]:
+def at_shares(num_steps: int, first: float, second: float) -> tuple[Trigger, Trigger]:
     """:func:`at_steps` at shares of the horizon."""
     if not 0.0 < first < second <= 1.0:
         raise ValueError(f"shares must rise within (0, 1], got {first!r} and {second!r}.")

@@ -7,9 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fgo_jax import _checks
-from fgo_jax.triggers import Observation, Trigger
-from fgo_jax.triggers.trigger import condition
+from fgo_jax.triggers import Observation, Trigger, condition
 
 
 class PlateauState(NamedTuple):
@@ -19,27 +17,18 @@ class PlateauState(NamedTuple):
     bad: jax.Array  # [], int32; windows in a row without an improvement
 
 
-def plateau_of_means(
-    signal: str = "loss", window: int = 20, patience: int = 10, rtol: float = 1e-4
-) -> Trigger:
-    """Holds when the mean over a window has not improved for ``patience`` windows.
+def plateau_of_means(window: int = 20, patience: int = 10, rtol: float = 1e-4) -> Trigger:
+    """Holds when the mean loss over a window has not improved for ``patience`` windows.
 
-    An improvement is a fall below the best mean so far by more than ``rtol * |best|``.
-    That margin is what `optax.contrib.reduce_on_plateau` (0.2.8) means by `rtol` for a
-    positive loss; its own test, value < (1 - rtol) best, asks a negative one to fall by
-    less than nothing, so that it never fires. Unlike
-    :func:`fgo_jax.triggers.plateau`, whose best is the luckiest single batch, this
-    compares means.
+    An improvement is a fall below the best mean so far by more than ``rtol * |best|``: optax's
+    `rtol` for a positive loss, whose own test, value < (1 - rtol) best, fails on a negative one.
+    The best of :func:`fgo_jax.triggers.plateau` is the lowest single batch; this compares means.
 
     Args:
-      signal: "loss" reads `value=` of the update.
-      window: measurements that are averaged; optax's `accumulation_size`.
+      window: values of the loss (`value=` of the update) in a mean; optax's `accumulation_size`.
       patience: windows; 10 and ``rtol`` of 1e-4 are the defaults of optax and PyTorch.
       rtol: relative margin of an improvement.
     """
-    _checks.integer("window", window)
-    _checks.integer("patience", patience)
-    _checks.non_negative("rtol", rtol)
 
     def init() -> PlateauState:
         return PlateauState(
@@ -50,7 +39,7 @@ def plateau_of_means(
         )
 
     def judge(observation: Observation, state: PlateauState):
-        value, _, fresh = observation.signals[signal]
+        value, _, fresh = observation.signals["loss"]
         total, pending = state.total + value, state.pending + 1
         closes = pending == window
         mean = total / window
@@ -66,4 +55,4 @@ def plateau_of_means(
         holds = bad >= patience
         return fresh & jnp.isfinite(value), holds, ~holds, state
 
-    return condition(f"plateau_of_means({signal})", init, judge, signals=(signal,))
+    return condition("loss_plateau_of_means", init, judge, signals=("loss",))

@@ -9,12 +9,14 @@ import jax.numpy as jnp
 import optax
 
 from benchmarks.rival_triggers import batch_means
-from benchmarks.rival_triggers.readings import exact
-from fgo_jax import _checks
-from fgo_jax.linalg import trees
-from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
-from fgo_jax.triggers import Observation, Trigger
-from fgo_jax.triggers.trigger import condition
+from benchmarks.rival_triggers.parameter_probe import parameter_probe
+from fgo_jax.linalg import sum_squares, vdot
+from fgo_jax.probes import Probe
+from fgo_jax.triggers import Observation, Trigger, condition
+
+_SIGNALS = ("norm_drift", "step_square")
+_MIN_SAMPLES = 64  # kept, before anything is said
+_BATCHES = 64  # even; between half and all of them hold the phase's samples
 
 
 class NormDriftState(NamedTuple):
@@ -45,11 +47,11 @@ def norm_drift() -> Probe:
             readings=jnp.full([2], jnp.nan, jnp.float32),
         )
 
-    def measure(inputs: ProbeInputs, state: NormDriftState) -> NormDriftState:
-        now = optax.tree.cast(inputs.params, jnp.float32)
+    def measure(params: Any, state: NormDriftState) -> NormDriftState:
+        now = optax.tree.cast(params, jnp.float32)
         step = jax.tree.map(jnp.subtract, now, state.previous)
         both = jax.tree.map(jnp.add, now, state.previous)
-        readings = jnp.stack([trees.vdot(both, step), trees.sum_squares(step)])
+        readings = jnp.stack([vdot(both, step), sum_squares(step)])
         return NormDriftState(
             evaluations=state.evaluations + state.began.astype(jnp.int32),
             began=jnp.ones_like(state.began),
@@ -57,18 +59,10 @@ def norm_drift() -> Probe:
             readings=jnp.where(state.began, readings, state.readings),
         )
 
-    def read(state: NormDriftState) -> dict[str, Estimate]:
-        drift, square = state.readings
-        return exact(norm_drift=drift, step_square=square)
+    def read(state: NormDriftState) -> dict[str, jax.Array]:
+        return dict(zip(_SIGNALS, state.readings, strict=True))
 
-    return Probe(
-        signals=("norm_drift", "step_square"),
-        init=init,
-        due=lambda state, step: jnp.asarray(True),
-        measure=measure,
-        read=read,
-        requires=("params",),
-    )
+    return parameter_probe(init, measure, read, _SIGNALS)
 
 
 class StationaryState(NamedTuple):
@@ -78,64 +72,46 @@ class StationaryState(NamedTuple):
 
 
 def stationary(
-    tolerance: float | None = 0.38,
-    confidence: float = 0.8,
-    keep: float = 0.25,
-    min_samples: int = 64,
-    every: int = 20,
-    batches: int = 64,
+    tolerance: float | None = 0.38, confidence: float = 0.8, keep: float = 0.25, every: int = 20
 ) -> Trigger:
     r"""Holds when the squared norm of the weights is stationary.
 
     Under any update :math:`\theta_{t+1} = \theta_t - \eta d_t` a stationary state has
     :math:`E[\langle \theta_t, d_t \rangle - \tfrac{\eta}{2} \|d_t\|^2] = 0` (SASA+, the
-    master condition). At a constant rate this is, up to the factor :math:`-2\eta`, the
-    drift :math:`E[\|\theta_{t+1}\|^2 - \|\theta_t\|^2] = 0`, and the scale
-    :math:`E \tfrac{\eta}{2} \|d_t\|^2` is, up to :math:`2\eta`, :math:`E
-    \|\theta_{t+1} - \theta_t\|^2`: the rate cancels from their ratio, and nothing is
-    assumed about how d was made. As in SASA the test is one of equivalence: the
-    confidence interval of the mean drift, from batch means over the latest samples, must
-    lie inside :math:`\pm` ``tolerance`` times the mean scale. A noisy drift is thus not
-    taken for none.
+    master condition). At a constant rate this is, up to the factor :math:`-2\eta`, a mean
+    ``norm_drift`` of zero, and its scale :math:`E \tfrac{\eta}{2} \|d_t\|^2` is, up to
+    :math:`2\eta`, the mean ``step_square``. The rate cancels from their ratio. As in SASA
+    the test is one of equivalence: the confidence interval of the mean drift, from batch
+    means, must lie inside :math:`\pm` ``tolerance`` times the mean scale. A noisy drift thus
+    does not pass.
 
     With ``tolerance=None`` the test is SASA+'s, which a noisy drift does pass: the
-    intervals of that width around the means of the older and of the newer half of the
-    samples must both hold zero, and the two means have one sign, so that a drift on its
-    way through zero is no rest.
+    intervals around the means of the older and of the newer half of the samples must both
+    hold zero, and the two means must have one sign, so that a drift on its way through zero
+    does not count as rest.
 
     Args:
       tolerance: SASA's is 0.02 of a scale that is larger by (1 + beta)/(1 - beta) for
-        momentum beta: 0.38 for 0.9. Updates independent of the weights and of each other
-        have the ratio 1.
+        momentum beta: 0.38 for 0.9. Independent updates have the ratio 1.
       confidence: of the two-sided interval; SASA's. SASA+ takes 0.95.
-      keep: share of the phase's samples that is used, the latest. SASA's default of 1/8
-        would keep too few in runs of a few thousand steps.
-      min_samples: kept samples before anything is said.
+      keep: share of the phase's samples that is used, the latest. SASA's 1/8 would keep too
+        few in runs of a few thousand steps.
       every: samples from one look to the next. The sources look once an epoch.
-      batches: an even number; between half and all of them hold the phase's samples.
 
     Sources: Lang et al. (2019), SASA; Zhang et al. (2020), SASA+.
     """
-    if tolerance is not None:
-        _checks.positive("tolerance", tolerance)
-    _checks.fraction("confidence", confidence)
-    _checks.unit("keep", keep)
-    _checks.integer("min_samples", min_samples)
-    _checks.integer("every", every)
-    if batches < 4 or batches % 2:
-        raise ValueError(f"batches must be an even number >= 4, got {batches!r}.")
 
     def init() -> StationaryState:
         zero = jnp.zeros([], jnp.int32)
-        return StationaryState(batch_means.init(2, batches), zero, jnp.zeros([], jnp.int32))
+        return StationaryState(batch_means.init(2, _BATCHES), zero, jnp.zeros([], jnp.int32))
 
     def judge(observation: Observation, state: StationaryState):
-        drift, square = (observation.signals[name] for name in ("norm_drift", "step_square"))
+        drift, square = (observation.signals[name] for name in _SIGNALS)
         sample = jnp.stack([drift.value, square.value])
         evaluated = drift.fresh & jnp.all(jnp.isfinite(sample))
         means = batch_means.update(state.batches, jnp.where(jnp.isfinite(sample), sample, 0.0))
         found = batch_means.interval(means, keep, confidence)
-        known = (found.samples >= min_samples) & (found.mean[1] > 0)
+        known = (found.samples >= _MIN_SAMPLES) & (found.mean[1] > 0)
         rests, drifts = _equivalent(found, tolerance) if tolerance else _holds_zero(found)
         verdict = jnp.where(known, jnp.where(rests, 1, jnp.where(drifts, -1, 0)), 0)
         samples = state.samples + 1
@@ -143,7 +119,7 @@ def stationary(
         state = StationaryState(means, samples, verdict)
         return evaluated, verdict == 1, verdict == -1, state
 
-    return condition("stationary", init, judge, signals=("norm_drift", "step_square"))
+    return condition("stationary", init, judge, signals=_SIGNALS)
 
 
 def _equivalent(found: batch_means.Interval, tolerance: float) -> tuple[jax.Array, jax.Array]:

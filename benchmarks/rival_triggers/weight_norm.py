@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks.rival_triggers.readings import exact
-from fgo_jax import _checks
-from fgo_jax.linalg import trees
-from fgo_jax.probes.probe import Probe, ProbeInputs
-from fgo_jax.triggers import Observation, Trigger
-from fgo_jax.triggers.trigger import condition
+from benchmarks.rival_triggers.parameter_probe import parameter_probe
+from fgo_jax.linalg import sum_squares
+from fgo_jax.probes import Probe
+from fgo_jax.triggers import Observation, Trigger, condition
+
+_SIGNAL = "weight_norm_square"
 
 
 class WeightNormState(NamedTuple):
@@ -21,28 +21,16 @@ class WeightNormState(NamedTuple):
 
 
 def weight_norm(every: int = 1) -> Probe:
-    """Measures ``weight_norm_square``, the sum of squares of all parameters.
-
-    Args:
-      every: steps from one measurement to the next.
-    """
-    _checks.integer("every", every)
+    """Measures ``weight_norm_square``, the sum of squares of all parameters."""
 
     def init(params: Any) -> WeightNormState:
         del params
         return WeightNormState(jnp.zeros([], jnp.int32), jnp.full([], jnp.nan, jnp.float32))
 
-    def measure(inputs: ProbeInputs, state: WeightNormState) -> WeightNormState:
-        return WeightNormState(state.evaluations + 1, trees.sum_squares(inputs.params))
+    def measure(params: Any, state: WeightNormState) -> WeightNormState:
+        return WeightNormState(state.evaluations + 1, sum_squares(params))
 
-    return Probe(
-        signals=("weight_norm_square",),
-        init=init,
-        due=lambda state, step: step % every == 0,
-        measure=measure,
-        read=lambda state: exact(weight_norm_square=state.square),
-        requires=("params",),
-    )
+    return parameter_probe(init, measure, lambda state: {_SIGNAL: state.square}, (_SIGNAL,), every)
 
 
 class BouncedState(NamedTuple):
@@ -51,20 +39,16 @@ class BouncedState(NamedTuple):
     turns: jax.Array  # [], int32
 
 
-def bounced(signal: str = "weight_norm_square") -> Trigger:
-    r"""Holds from the second turn of a signal on.
+def bounced() -> Trigger:
+    r"""Holds from the second turn of ``weight_norm_square`` on.
 
     A turn is a change of sign of its increment between successive measurements. In
-    ABEL's setting, where L2 regularisation first shrinks the weights, the first turn is
-    the minimum that the norm bounces off, and the second comes when its new growth has
-    slowed down so far that noise decides the sign. Where the norm only grows, as it does
-    without regularisation, nothing ever turns and the trigger never holds. The source's
-    last decay at 85 % of the training time, which needs a horizon, is left out.
+    ABEL's setting L2 regularisation first shrinks the weights. The first turn is the minimum
+    of the norm; the second comes when its new growth has slowed so far that noise decides
+    the sign. Without regularisation the norm only grows, and the trigger never holds. Left
+    out: the source's last decay at 85 % of the training time, which needs a horizon.
 
-    Args:
-      signal: measured once an epoch in the source.
-
-    Source: Lewkowycz (2021), algorithm 1.
+    Source: Lewkowycz (2021), algorithm 1, which measures once an epoch.
     """
 
     def init() -> BouncedState:
@@ -75,7 +59,7 @@ def bounced(signal: str = "weight_norm_square") -> Trigger:
         )
 
     def judge(observation: Observation, state: BouncedState):
-        value, _, fresh = observation.signals[signal]
+        value, _, fresh = observation.signals[_SIGNAL]
         change = value - state.previous
         turn = change * state.change < 0  # False where one of them is still NaN
         turns = state.turns + turn.astype(jnp.int32)
@@ -83,7 +67,7 @@ def bounced(signal: str = "weight_norm_square") -> Trigger:
         state = BouncedState(value, change, turns)
         return fresh & jnp.isfinite(value), holds, ~holds, state
 
-    return condition(f"bounced({signal})", init, judge, signals=(signal,))
+    return condition(f"{_SIGNAL}_bounced", init, judge, signals=(_SIGNAL,))
 
 
 class InflectedState(NamedTuple):
@@ -94,10 +78,8 @@ class InflectedState(NamedTuple):
     passed: jax.Array  # [], bool; an inflection was seen
 
 
-def inflected(
-    signal: str = "weight_norm_square", smoothing: float = 0.95, every: int = 20
-) -> Trigger:
-    r"""Holds from the first inflection of a smoothed signal on.
+def inflected(smoothing: float = 0.95, every: int = 20) -> Trigger:
+    r"""Holds from the first inflection of the smoothed ``weight_norm_square`` on.
 
     With the moving average R at looks k = 1, 2, ..., ``every`` measurements apart, an
     inflection is where :math:`R_k - 2 R_{k-1} + R_{k-2}` turns from positive to negative:
@@ -105,15 +87,12 @@ def inflected(
     sets a bound on it there; here one norm of all weights decides for the whole model.
 
     Args:
-      signal: measured at every step.
       smoothing: of the moving average, per measurement; the source's is 0.99.
       every: measurements from one look to the next; the source's 200 are for runs a
         hundred times as long.
 
     Source: Franke et al. (2023), Constrained Parameter Regularization.
     """
-    _checks.fraction("smoothing", smoothing)
-    _checks.integer("every", every)
 
     def init() -> InflectedState:
         return InflectedState(
@@ -125,7 +104,7 @@ def inflected(
         )
 
     def judge(observation: Observation, state: InflectedState):
-        value, _, fresh = observation.signals[signal]
+        value, _, fresh = observation.signals[_SIGNAL]
         smooth = state.smooth + (1.0 - smoothing) * (value - state.smooth)
         smooth = jnp.where(jnp.isnan(state.smooth), value, smooth)
         pending = state.pending + 1
@@ -138,4 +117,4 @@ def inflected(
         state = InflectedState(smooth, jnp.where(look, 0, pending), looks, curvature, passed)
         return fresh & jnp.isfinite(value), passed, ~passed, state
 
-    return condition(f"inflected({signal})", init, judge, signals=(signal,))
+    return condition(f"{_SIGNAL}_inflected", init, judge, signals=(_SIGNAL,))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import inspect
 import json
 import math
 import os
@@ -21,13 +20,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.methods import schedules
-from benchmarks.runs import training
-from benchmarks.methods import Method, file_of, get_method
-from benchmarks.methods import method as method_module
-from benchmarks.tasks import Task, get_task
-from benchmarks.tasks import task as task_module
-from benchmarks.runs.training import Curves, train
+from benchmarks.methods import Method
+from benchmarks.runs.training import Curves, Program, program_of, train
+from benchmarks.tasks import Task
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULTS = ROOT / "benchmarks" / "results"  # what is committed
@@ -35,91 +30,66 @@ _FLAT_LIST = re.compile(r"\[[^\[\]{}]*\]")  # of numbers or names: one line in a
 
 
 def run(
-    task: Task | str,
-    method: Method | str,
+    task: Task,
+    method: Method,
     hyperparameters: Mapping[str, float],
-    seed: int = 0,
+    seed: int,
     *,
-    directory: Path | str | None = "runs",
+    directory: Path,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> Curves:
-    """Trains once, or reads the run from `directory` if the very same one is there.
-
-    Args:
-      task: a task or its name.
-      method: a contestant or its name.
-      hyperparameters: for the contestant's `build`.
-      seed: of data, initial weights and batches.
-      directory: the cache; None keeps nothing.
-      progress: called with a number of finished steps.
-    """
-    task = get_task(task) if isinstance(task, str) else task
-    method = get_method(method) if isinstance(method, str) else method
-    if directory is None:
-        return train(task, method, hyperparameters, seed, progress=progress)
+    """Trains once, or reads the run from `directory` if the very same one is there."""
     identity = run_identity(task, method, hyperparameters, seed)
-    path = _path(Path(directory), identity)
+    key = _digest(json.dumps(identity, sort_keys=True).encode())
+    path = directory / "runs" / task.name / f"{method.trajectory}-{key}.json"
     if path.exists():
         progress(task.num_steps)
         return curves_from(json.loads(path.read_text())["curves"])
     curves = train(task, method, hyperparameters, seed, progress=progress)
-    write_json(path, {**identity, "environment": environment(), "curves": plain(curves)})
+    write_json(path, {**identity, "environment": environment(), "curves": curves})
     return curves
 
 
-def is_cached(task: Task, method: Method, hyperparameters, seed: int, directory) -> bool:
-    return _path(Path(directory), run_identity(task, method, hyperparameters, seed)).exists()
+def run_identity(
+    task: Task, method: Method, hyperparameters: Mapping[str, float], seed: int
+) -> dict[str, Any]:
+    """All that a run's result depends on.
 
-
-def run_identity(task: Task, method: Method, hyperparameters, seed: int) -> dict[str, Any]:
-    """All that a run's result depends on."""
+    The lowered program stands for the code: whatever changes a run's arithmetic, in any file,
+    changes the program, and nothing else does.
+    """
+    names = tuple(sorted(hyperparameters))
     return {
         "task": task.name,
         "num_steps": task.num_steps,
         "eval_every": task.eval_every,
         "trajectory": method.trajectory,
-        "hyperparameters": dict(sorted(hyperparameters.items())),
+        "hyperparameters": {name: hyperparameters[name] for name in names},
         "seed": seed,
         "backend": jax.default_backend(),
         "versions": versions(),
-        "data": task.digest,
-        "code": code_fingerprint(task, method),
+        "data": _data_digest(task, seed),
+        "program": program_digest(task, program_of(task, method), names),
     }
 
 
-def source_of(task: Task) -> str:
-    """The file that defines a task."""
-    return inspect.getfile(task.batch)
-
-
-def code_fingerprint(task: Task, method: Method) -> str:
-    """A digest of the sources behind a run, as they were when this process first asked."""
-    source = source_of(task)
-    parts = (str(Path(source).with_name(name)) for name in task.uses)
-    own = (source, *parts, file_of(method))
-    return _fingerprint(own, method.uses, method.shares)
+@functools.cache
+def program_digest(task: Task, program: Program, names: tuple[str, ...]) -> str:
+    """Of a run with these hyperparameters; their values are arguments of the program."""
+    return _digest(program.lowered(names, task.data(0)).encode())
 
 
 @functools.cache
-def _fingerprint(own: tuple[str, ...], uses: tuple[str, ...], shares: tuple[str, ...] = ()) -> str:
-    shared = map(_source, (task_module, method_module, schedules, training))
-    files = [*map(Path, own), *shared]
-    for folder, patterns in (("fgo_jax", uses), ("benchmarks", shares)):
-        for pattern in patterns:
-            files += sorted((ROOT / folder).glob(pattern))
+def _data_digest(task: Task, seed: int) -> str:
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(task.data(seed))]
+    return _digest(*(part for leaf in leaves for part in (str(leaf.shape).encode(), leaf)))
+
+
+def _digest(*parts: Any) -> str:
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    for part in parts:
+        digest.update(part)
     return digest.hexdigest()[:16]
-
-
-def _source(module) -> Path:
-    return Path(module.__file__)
-
-
-def _path(directory: Path, identity) -> Path:
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-    return directory / "runs" / identity["task"] / f"{identity['trajectory']}-{key}.json"
 
 
 @functools.cache
@@ -133,12 +103,11 @@ def environment() -> dict[str, Any]:
     git = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    device = jax.devices()[0]
     return {
         "python": platform.python_version(),
         **versions(),
         "system": f"{platform.system()} {platform.machine()}",
-        "device": device.device_kind,
+        "device": jax.devices()[0].device_kind,
         "backend": jax.default_backend(),
         "cpus": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
@@ -158,12 +127,10 @@ def plain(value: Any) -> Any:
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, np.generic)):
         return plain(value.tolist())
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -179,18 +146,11 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def curves_from(stored: Mapping[str, Any]) -> Curves:
-    def array(values):
-        return np.asarray([math.nan if v is None else v for v in values], np.float64)
+    def restored(value):
+        if isinstance(value, Mapping):
+            return {name: restored(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return np.asarray([math.nan if v is None else v for v in value])
+        return math.nan if value is None else value
 
-    return Curves(
-        steps=np.asarray(stored["steps"]),
-        raw=array(stored["raw"]),
-        averaged=array(stored["averaged"]),
-        train=array(stored["train"]),
-        telemetry={k: array(v) for k, v in stored["telemetry"].items()},
-        test={
-            name: {k: math.nan if v is None else v for k, v in metrics.items()}
-            for name, metrics in stored["test"].items()
-        },
-        seconds=stored["seconds"],
-    )
+    return Curves(**restored(stored))

@@ -19,8 +19,8 @@ import numpy as np
 import optax
 
 from benchmarks.methods import Method
-from benchmarks.tasks.task import Task
 from benchmarks.runs.training import Carry, train_step
+from benchmarks.tasks.task import Task
 
 PHASES = ("acquisition", "reask", "execution")
 REFERENCE = "constant"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import fgo_jax as fgo
 from benchmarks.methods import Method
 from benchmarks.tasks.task import Task
 
@@ -57,89 +58,100 @@ def train_step(
     return Carry(params, average, opt_state, carry.step + 1), value
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """The jitted pieces of a run; `hyperparameters` may be arrays or constants of the trace."""
+    """The jitted pieces of a run, with the hyperparameters as arguments."""
 
-    start: Callable
-    segment: Callable
-    finish: Callable
+    start: Any
+    segment: Any
+    finish: Any
+
+    def lowered(self, names: Sequence[str], data: Any) -> str:
+        """The pieces as StableHLO: the arithmetic of a run with all its constants.
+
+        The text has no source locations, so comments and lines may move. Of `data` only the
+        shapes matter.
+        """
+        hyperparameters = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
+        key = jax.eval_shape(jax.random.key, 0)
+        carry = jax.eval_shape(self.start, hyperparameters, key)
+        pieces = (
+            self.start.lower(hyperparameters, key),
+            self.segment.lower(carry, hyperparameters, data, key),
+            self.finish.lower(carry, data),
+        )
+        return "\n".join(piece.as_text() for piece in pieces)
 
 
-def make_program(
-    task: Task, build, *, phased: bool, needs_batch: bool = False, eval_params=None
-) -> Program:
+_programs: dict[tuple[Task, str], Program] = {}
+
+
+def program_of(task: Task, method: Method) -> Program:
+    """One for all methods that share a trajectory."""
+    key = (task, method.trajectory)
+    if key not in _programs:
+        _programs[key] = make_program(task, method)
+    return _programs[key]
+
+
+def make_program(task: Task, method: Method) -> Program:
     def transformation(hyperparameters):
-        return optax.with_extra_args_support(build(task, hyperparameters))
+        return optax.with_extra_args_support(method.build(task, hyperparameters))
 
-    def raw_weights(carry):
-        return carry.params if eval_params is None else eval_params(carry.opt_state, carry.params)
-
-    def averaged_weights(carry):
-        if not phased:
-            return carry.average
-        import fgo_jax as fgo
-
-        return fgo.eval_params(carry.opt_state, carry.params)
+    def weights(carry):
+        own = method.eval_params
+        raw = carry.params if own is None else own(carry.opt_state, carry.params)
+        phased = method.phased
+        averaged = fgo.eval_params(carry.opt_state, carry.params) if phased else carry.average
+        return {"raw": raw, "averaged": averaged}
 
     def telemetry(carry):
-        if not phased:
-            return {}
-        import fgo_jax as fgo
-
-        return {k: jnp.asarray(v, jnp.float32) for k, v in fgo.telemetry(carry.opt_state).items()}
+        found = fgo.telemetry(carry.opt_state) if method.phased else {}
+        return {name: jnp.asarray(value, jnp.float32) for name, value in found.items()}
 
     def start(hyperparameters, key):
         params = task.init(key)
         opt_state = transformation(hyperparameters).init(params)
         # A phased optimizer keeps its own average: a second copy would only cost memory.
-        average = () if phased else jax.tree.map(jnp.zeros_like, params)
+        average = () if method.phased else jax.tree.map(jnp.zeros_like, params)
         return Carry(params, average, opt_state, jnp.zeros((), jnp.int32))
 
     def segment(carry, hyperparameters, data, key):
         tx = transformation(hyperparameters)
         step = functools.partial(
-            train_step, task, tx, data, key, own_average=phased, needs_batch=needs_batch
+            train_step,
+            task,
+            tx,
+            data,
+            key,
+            own_average=method.phased,
+            needs_batch=method.needs_batch,
         )
         carry, losses = jax.lax.scan(lambda c, _: step(c), carry, length=task.eval_every)
-        record = {
-            "raw": task.evaluate(data, raw_weights(carry)),
-            "averaged": task.evaluate(data, averaged_weights(carry)),
-            "train": losses.mean(),
-            "telemetry": telemetry(carry),
-        }
-        return carry, record
+        record = {name: task.evaluate(data, params) for name, params in weights(carry).items()}
+        return carry, {**record, "train": losses.mean(), "telemetry": telemetry(carry)}
 
     def finish(carry, data):
-        weights = {"raw": raw_weights(carry), "averaged": averaged_weights(carry)}
-        return {name: task.test(data, params) for name, params in weights.items()}
+        return {name: task.test(data, params) for name, params in weights(carry).items()}
 
     return Program(jax.jit(start), jax.jit(segment, donate_argnums=0), jax.jit(finish))
 
 
 def train(
     task: Task,
-    method: Method | optax.GradientTransformation,
-    hyperparameters: Mapping[str, float] | None = None,
+    method: Method,
+    hyperparameters: Mapping[str, float],
     seed: int = 0,
     *,
-    phased: bool | None = None,
     progress: Callable[[int], None] = lambda steps: None,
 ) -> Curves:
     """Trains once and keeps nothing.
 
-    Args:
-      task: what to train.
-      method: a contestant, or any gradient transformation (then without hyperparameters).
-      hyperparameters: for the contestant's `build`.
-      seed: of the task's data, the initial weights and the batches; runs of different
-        methods with the same seed see the same ones.
-      phased: for a gradient transformation, whether it is one of `fgo_jax`'s phased ones,
-        whose telemetry is to be recorded and whose own average is to be evaluated.
-      progress: called with the number of steps of each segment.
+    The seed is that of the task's data, the initial weights and the batches: runs of different
+    methods with the same seed see the same ones. `progress` is told the steps of each segment.
     """
-    hyperparameters = dict(hyperparameters or {})
-    program, arguments = _program(task, method, hyperparameters, bool(phased))
+    program = program_of(task, method)
+    arguments = {name: jnp.float32(value) for name, value in hyperparameters.items()}
     init_key, batch_key = jax.random.split(jax.random.key(seed))
     data = task.data(seed)
     carry = program.start(arguments, init_key)
@@ -161,29 +173,7 @@ def train(
     test = jax.device_get(program.finish(carry, data))
     return Curves(
         steps=task.eval_every * np.arange(1, task.num_evals + 1),
-        raw=stacked["raw"],
-        averaged=stacked["averaged"],
-        train=stacked["train"],
-        telemetry=stacked["telemetry"],
         test={name: {k: float(v) for k, v in d.items()} for name, d in test.items()},
         seconds=seconds,
+        **stacked,
     )
-
-
-_programs: dict[Any, Program] = {}
-
-
-def _program(task, method, hyperparameters, phased):
-    """The program for a method and the hyperparameters that it takes as arguments."""
-    if not isinstance(method, Method):
-        return make_program(task, lambda task, hp: method, phased=phased), {}
-    key = (task, method.trajectory)
-    if key not in _programs:
-        _programs[key] = make_program(
-            task,
-            method.build,
-            phased=method.phased,
-            needs_batch=method.needs_batch,
-            eval_params=method.eval_params,
-        )
-    return _programs[key], {k: jnp.float32(v) for k, v in hyperparameters.items()}

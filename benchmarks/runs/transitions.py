@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from benchmarks.runs.training import Curves
-from fgo_jax.controller.state import BY_TRIGGER
+
+BY_TRIGGER = 1  # in the telemetry's `cause/i`
 
 
 def of_runs(runs: Iterable[Curves]) -> dict[str, np.ndarray]:
     """For re-ask and execution, run by run: the step at which it began (inf: never), and why.
 
-    `started` and `causes` have shape (2, runs); causes are those of `fgo_jax.state`.
+    `started` and `causes` have shape (2, runs); causes are the telemetry's `cause/i`.
     """
     last = [{name: values[-1] for name, values in run.telemetry.items()} for run in runs]
     started = np.asarray([[run[f"started/{index}"] for run in last] for index in (1, 2)], float)

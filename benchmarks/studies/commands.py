@@ -1,90 +1,92 @@
-"""python -m benchmarks triggers and ablation."""
+"""python -m benchmarks triggers, ablation and transforms."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import ModuleType
 
 import click
 
-from benchmarks.race import grids
-from benchmarks.runs.store import RESULTS
-from benchmarks.studies import parts as ablation
-from benchmarks.studies import study
-from benchmarks.studies import which_trigger as triggers
+from benchmarks.methods import METHODS
+from benchmarks.methods.method import TRANSFORM_TASKS
+from benchmarks.race import grids, quick, tuning
+from benchmarks.race.commands import OUTPUT, STEPS, TUNE, held_at_settings
+from benchmarks.runs.store import RESULTS, held_in, write_json
+from benchmarks.studies import parts, study, transforms, which_trigger
 from benchmarks.tasks import TASKS, get_task
-from benchmarks.terminal import bars, console, reporters
+from benchmarks.terminal import console, names_in
 
 
-def _options(command):
-    for option in (
-        click.option("--output", type=click.Path(path_type=Path), default=Path("runs"),
-                     show_default=True, help="Where finished runs are kept."),
-        click.option("--steps", type=click.IntRange(1), help="Another horizon T; no evidence."),
-        click.option("--seeds", type=click.IntRange(1, len(grids.RACE_SEEDS)), show_default=True,
-                     default=len(grids.FEW_RACE_SEEDS), help="The first of the race's."),
-        click.option("--tuning", "on_tuning_seeds", is_flag=True,
-                     help="On the tuning seeds: for choosing defaults, the race's kept unseen."),
-        click.argument("task_name", metavar="TASK", type=click.Choice(list(TASKS))),
-    ):  # fmt: skip
-        command = option(command)
+def _study_command(name: str, kind: ModuleType, words: str) -> click.Command:
+    @click.command(name, help=f"{words} on TASK; {name}.json. {_KEPT}")
+    @click.argument("task_name", metavar="TASK", type=click.Choice(list(TASKS)))
+    @click.option("--seeds", type=click.IntRange(1, len(grids.RACE_SEEDS)), show_default=True,
+                  default=len(grids.FEW_RACE_SEEDS), help="The first of the race's.")  # fmt: skip
+    @click.option("--tuning", "on_tuning_seeds", is_flag=True,
+                  help="On the tuning seeds, for choosing defaults.")  # fmt: skip
+    @STEPS
+    @OUTPUT
+    def command(task_name, seeds, on_tuning_seeds, steps, output):
+        task = get_task(task_name)
+        ours = [METHODS["constant"], *(METHODS[method] for method in study.READINGS.values())]
+        try:
+            tuned = tuning.load(task) if steps is None else quick.settings(task, ours)
+            plan = study.plan(task, tuned)
+        except (FileNotFoundError, ValueError) as error:
+            raise click.ClickException(str(error)) from error
+        chosen = (grids.tuning_seeds(task) if on_tuning_seeds else grids.RACE_SEEDS)[:seeds]
+        all_seeds = set(grids.FEW_RACE_SEEDS) <= set(chosen)
+        counts = tuning.is_evidence(task, tuned, is_whole=steps is None, all_seeds=all_seeds)
+        task = task.shortened(steps) if steps else task
+        held = study.hold(task, kind.variants(task), plan, chosen, output, is_evidence=counts)
+        table = kind.table_of(held)
+        suffix = "-tuning" if steps is None and on_tuning_seeds else "-quick"
+        path = RESULTS / f"{name}.json" if counts else output / f"{name}{suffix}.json"
+        study.merge(path, kind.RULE, task.name, table)
+        study.print_tables(kind, {task.name: table}, console)
+        console.print(f"Wrote {path}")
+
     return command
 
 
-@click.command("triggers")
-@_options
-def compare_triggers(**options) -> None:
-    """Our trigger, rival ones and a grid of fixed switch times on TASK; triggers.json.
+_KEPT = (
+    "Finished runs are kept, so an interrupted study goes on where it was. Written to the "
+    "committed results, or to the output folder if it is no evidence."
+)
+compare_triggers = _study_command(
+    "triggers", which_trigger, "Our trigger, rival ones and a grid of fixed switch times"
+)
+compare_parts = _study_command("ablation", parts, "The protocol with one part changed at a time")
 
-    Finished runs are kept, so an interrupted comparison goes on where it was. Written to the
-    committed results, or to the output folder if it is no evidence.
+
+@click.command("transforms")
+@click.option("--tasks", help="Comma-separated; all by default.")
+@click.option("--methods", help="Comma-separated; all by default.")
+@click.option("--seeds", type=click.IntRange(1), default=transforms.SEEDS, show_default=True)
+@TUNE
+@STEPS
+@OUTPUT
+def compare_transforms(tasks, methods, seeds, tune, steps, output) -> None:
+    """Single transformations against Adam; writes transforms.json.
+
+    Runs are shared with `race` where the output folder is the same. Tables of other tasks that
+    are in transforms.json already stay there.
     """
-    _study(triggers, "triggers", **options)
-
-
-@click.command("ablation")
-@_options
-def compare_parts(**options) -> None:
-    """The protocol on TASK with one part changed at a time; ablation.json.
-
-    Finished runs and the result are kept as those of `triggers`.
-    """
-    _study(ablation, "ablation", **options)
-
-
-def _study(
-    kind: ModuleType,
-    name: str,
-    task_name: str,
-    seeds: int,
-    on_tuning_seeds: bool,
-    steps: int | None,
-    output: Path,
-) -> None:
-    task = get_task(task_name)
-    try:
-        plan = study.plan(task, steps is None)
-    except (FileNotFoundError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
-    if not plan.same_data:
-        console.print(
-            f"Settings and targets of {task.name} are of other data: tune anew for evidence.",
-            style="yellow",
-        )
-    chosen = (grids.tuning_seeds(task) if on_tuning_seeds else grids.RACE_SEEDS)[:seeds]
-    enough = set(grids.FEW_RACE_SEEDS) <= set(chosen)
-    is_evidence = plan.same_data and steps is None and enough
-    task = task.shortened(steps) if steps else task
-    variants = kind.variants(task)
-    with bars() as shown:
-        runs = study.num_runs(plan, variants, chosen)
-        bar = shown.add_task(name, total=runs * task.num_steps)
-        held = study.hold(
-            task, variants, plan, chosen, output, is_evidence=is_evidence, **reporters(shown, bar)
-        )
-    table = kind.table_of(held)
-    suffix = "-tuning" if steps is None and on_tuning_seeds else "-quick"
-    path = RESULTS / f"{name}.json" if is_evidence else output / f"{name}{suffix}.json"
-    study.merge(path, kind.RULE, task.name, table)
-    study.print_tables(kind, {task.name: table}, console)
+    races = []
+    for name in names_in(tasks, TRANSFORM_TASKS, "task"):
+        task = get_task(name)
+        known = {method.name: method for method in transforms.contestants(task)}
+        asked = {"constant", *names_in(methods, list(known), "method")}
+        task = task.shortened(steps) if steps else task
+        held = held_at_settings(
+            task, [known[n] for n in known if n in asked], lambda _: range(seeds), output,
+            is_whole=not steps, all_seeds=seeds >= transforms.SEEDS, tune=tune,
+            rounds=transforms.ROUNDS,
+        )  # fmt: skip
+        races.append(held)
+    name = "transforms" if all(race.evidence for race in races) else "transforms-quick"
+    path = output / f"{name}.json"
+    results = transforms.results(races)
+    results["tasks"] = {**held_in(path, "tasks"), **results["tasks"]}
+    write_json(path, results)
+    transforms.print_tables(results["tasks"], console)
     console.print(f"Wrote {path}")

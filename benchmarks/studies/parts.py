@@ -6,8 +6,7 @@ readings, each at the rate tuned for it.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.methods import METHODS, STUDIED
@@ -32,8 +31,8 @@ RULE = (
 )
 
 
-def _variant(part: str, name: str, method: str, **setting: float) -> Variant:
-    return Variant(name, STUDIED[f"fgo_{method}"], setting, part)
+def _variant(part: str, name: str, method: str, decay: float = 1.0, **setting: float) -> Variant:
+    return Variant(name, STUDIED[f"fgo_{method}"], setting, part, decay=decay)
 
 
 # `dimension_only` is what the two probes of curvature must be compared with: they measure
@@ -47,9 +46,7 @@ VARIANTS = (
     _variant("switch", "Adam, then refinement", "adam_first"),
     _variant("switch", "Adam throughout", "adam_throughout"),
     _variant("momentum", "none, hyperbolic", "no_momentum"),
-    dataclasses.replace(
-        _variant("momentum", "none, hyperbolic, x 4", "no_momentum"), decay=LENGTHS[-1]
-    ),
+    _variant("momentum", "none, hyperbolic, x 4", "no_momentum", LENGTHS[-1]),
     *(_variant("momentum", f"share {s:g}", "changed", slow_share=s) for s in SHARES),
     *(_variant("cut", f"cut {cut:g}", "changed", cut=cut) for cut in CUTS),
     *(
@@ -58,10 +55,7 @@ VARIANTS = (
     ),
     *(_variant("decay", f"onset {q:g}", "changed", decay_onset=q) for q in ONSETS),
     *(
-        dataclasses.replace(
-            _variant("decay", name if length == 1 else f"{name}, x {length:g}", f"decay_{name}"),
-            decay=length,
-        )
+        _variant("decay", name if length == 1 else f"{name}, x {length:g}", f"decay_{name}", length)
         for name in DECAYS
         for length in LENGTHS
         if (name, length) != OWN_DECAY
@@ -84,12 +78,6 @@ def table_of(held: Study) -> dict[str, Any]:
         return {"rows": {name: study.row(held, level, weights, name, DEFAULT) for name in names}}
 
     return study.table_of(held, reading)
-
-
-def caption(reading: Mapping[str, Any]) -> str:
-    """Its table says it all."""
-    del reading
-    return ""
 
 
 HEADINGS = ("part", "variant", "steps", "excess", "final", "reached")

@@ -10,18 +10,16 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks import statistics as evidence
+from benchmarks import statistics, terminal
 from benchmarks.methods import METHODS, Method
-from benchmarks.race import quick, tuning
-from benchmarks.race.levels import Level, final_of, hit_of, level_from
-from benchmarks.report.text import spread
+from benchmarks.race.hold import Entry
+from benchmarks.race.levels import Level
+from benchmarks.report.text import restored, spread
 from benchmarks.runs import transitions
 from benchmarks.runs.store import environment, held_in, plain, run, write_json
-from benchmarks.runs.training import Curves
 from benchmarks.tasks.task import Task
-from fgo_jax.protocol import default_decay_onset
+from benchmarks.terminal import progress_bar
 
 Weights = Literal["raw", "averaged"]
 # Of each run two readings, for whose rates two contestants are tuned.
@@ -32,23 +30,14 @@ LEVELS = ("claim", "late")
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """A contestant of a study.
-
-    Attributes:
-      name: in tables.
-      method: how it is built.
-      setting: what `build` takes besides the learning rate.
-      part: what it varies.
-      note: what a reader of the table must know.
-      decay: the length of its decay over the protocol's own.
-    """
+    """A contestant of a study."""
 
     name: str
     method: Method
+    # What `build` takes besides the learning rate.
     setting: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    part: str = ""
-    note: str = ""
-    decay: float = 1.0
+    part: str = ""  # what it varies
+    decay: float = 1.0  # the length of its decay over the protocol's own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +48,16 @@ class Study:
     levels: Sequence[Level]
     rates: Mapping[Weights, float]
     variants: Mapping[str, Variant]
-    # weights -> variant -> seed -> curves
-    runs: Mapping[Weights, Mapping[str, Mapping[int, Curves]]]
-    # (level, weights) -> seed -> curves of the level's reference
-    references: Mapping[tuple[str, Weights], Mapping[int, Curves]]
+    entries: Mapping[Weights, Mapping[str, Entry]]  # weights -> variant
+    references: Mapping[tuple[str, Weights], Entry]  # (level, weights) -> the level's reference
     evidence: bool
+
+    def hits(self, level: Level, weights: Weights, name: str) -> np.ndarray:
+        return self.entries[weights][name].hits(level.target)
+
+    def reference_hits(self, level: Level, weights: Weights) -> np.ndarray:
+        """Of the level's reference, judged by its own weights."""
+        return self.references[level.name, weights].hits(level.target)
 
 
 def setting_of(variant: Variant, weights: Weights, rate: float) -> dict[str, float]:
@@ -71,7 +65,7 @@ def setting_of(variant: Variant, weights: Weights, rate: float) -> dict[str, flo
     return {
         "learning_rate": rate,
         "decay_ratio": variant.decay,
-        "decay_onset": default_decay_onset(averaged=weights == "averaged"),
+        "decay_onset": float(weights == "averaged"),
         **variant.setting,
     }
 
@@ -81,24 +75,15 @@ class Plan(NamedTuple):
     rates: dict[Weights, float]
     # (level, weights) -> the reference's setting there
     settings: dict[tuple[str, Weights], Mapping[str, float]]
-    same_data: bool  # the settings are of the data that this machine has
 
 
-def plan(task: Task, is_evidence: bool) -> Plan:
+def plan(task: Task, tuned: Mapping[str, Any]) -> Plan:
     """The claim's levels of a task with their references, and the rates tuned for the first.
 
     Raises:
-      FileNotFoundError: where the task has no committed settings.
-      ValueError: where our own contestants or the references are not among them.
+      ValueError: where our own contestants or the references are not among the settings.
     """
-    ours = [METHODS[name] for name in READINGS.values()]
-    if is_evidence:
-        tuned = tuning.load(task)
-        stored = [tuned["levels"][name] for name in LEVELS if name in tuned["levels"]]
-    else:
-        tuned = quick.settings(task, [METHODS["constant"], *ours])
-        stored = list(tuned["levels"].values())
-    levels = [level_from(level) for level in stored]
+    levels = [Level(**lv) for name, lv in tuned["levels"].items() if name in (*LEVELS, "quick")]
 
     def chosen(name: str, level: str) -> Mapping[str, float]:
         settings = tuned["methods"].get(name, {}).get("chosen", {})
@@ -110,14 +95,15 @@ def plan(task: Task, is_evidence: bool) -> Plan:
         return settings[level]
 
     first = levels[0].name if levels else LEVELS[0]
-    rates: dict[Weights, float] = {}
-    settings: dict[tuple[str, Weights], Mapping[str, float]] = {}
-    for weights in READINGS:
-        rates[weights] = chosen(READINGS[weights], first)["learning_rate"]
-        for level in levels:
-            settings[level.name, weights] = chosen(level.references[weights], level.name)
-    same_data = tuned.get("data", task.digest) == task.digest
-    return Plan(levels, rates, settings, same_data)
+    rates: dict[Weights, float] = {
+        weights: chosen(name, first)["learning_rate"] for weights, name in READINGS.items()
+    }
+    settings: dict[tuple[str, Weights], Mapping[str, float]] = {
+        (level.name, weights): chosen(level.references[weights], level.name)
+        for level in levels
+        for weights in READINGS
+    }
+    return Plan(levels, rates, settings)
 
 
 def hold(
@@ -127,102 +113,74 @@ def hold(
     seeds: Sequence[int],
     directory: Path,
     *,
-    is_evidence: bool = True,
-    announce: Callable[[str], None] = lambda text: None,
-    progress: Callable[[int], None] = lambda steps: None,
+    is_evidence: bool,
 ) -> Study:
     """Runs every variant and reference for both readings, or reads what `directory` has already.
 
     What a variant does not set it has as the protocol has it for that reading.
     """
 
-    def trained(
-        name: str, method: Method, setting: Mapping[str, float], weights: Weights
-    ) -> dict[int, Curves]:
-        curves = {}
+    def entry(name: str, method: Method, setting: Mapping[str, float], weights: Weights) -> Entry:
+        runs = {}
         for seed in seeds:
             announce(f"{name}, {weights} weights, seed {seed}")
-            curves[seed] = run(task, method, setting, seed, directory=directory, progress=progress)
-        return curves
+            runs[seed] = run(task, method, setting, seed, directory=directory, progress=progress)
+        return Entry(task, method, setting, runs)
 
-    def varied(variant: Variant, weights: Weights) -> dict[int, Curves]:
+    def varied(variant: Variant, weights: Weights) -> Entry:
         setting = setting_of(variant, weights, plan.rates[weights])
-        return trained(variant.name, variant.method, setting, weights)
+        method = dataclasses.replace(variant.method, weights=weights)
+        return entry(variant.name, method, setting, weights)
 
-    runs: dict[Weights, Any] = {w: {v.name: varied(v, w) for v in variants} for w in READINGS}
-    references: dict[tuple[str, Weights], dict[int, Curves]] = {}
-    for level in plan.levels:
-        for weights in READINGS:
-            name, setting = level.references[weights], plan.settings[level.name, weights]
-            found = trained(name, METHODS[name], setting, weights)
-            references[level.name, weights] = found
+    total = (len(READINGS) * len(variants) + len(plan.settings)) * len(seeds) * task.num_steps
+    with progress_bar(f"study of {task.name}", total) as (announce, progress):
+        entries: Any = {w: {v.name: varied(v, w) for v in variants} for w in READINGS}
+        references = {}
+        for level in plan.levels:
+            for weights in READINGS:
+                name, setting = level.references[weights], plan.settings[level.name, weights]
+                references[level.name, weights] = entry(name, METHODS[name], setting, weights)
     named = {v.name: v for v in variants}
-    return Study(task, plan.levels, plan.rates, named, runs, references, is_evidence)
-
-
-def num_runs(plan: Plan, variants: Sequence[Variant], seeds: Sequence[int]) -> int:
-    """How many runs `hold` announces."""
-    return (len(READINGS) * len(variants) + len(plan.settings)) * len(seeds)
-
-
-def hits(study: Study, level: Level, weights: Weights, name: str) -> np.ndarray:
-    method = dataclasses.replace(study.variants[name].method, weights=weights)
-    runs = study.runs[weights][name].values()
-    return np.asarray([hit_of(study.task, method, curves, level.target) for curves in runs])
-
-
-def reference_hits(study: Study, level: Level, weights: Weights) -> np.ndarray:
-    """Of the level's reference, judged by its own weights."""
-    method = METHODS[level.references[weights]]
-    runs = study.references[level.name, weights].values()
-    return np.asarray([hit_of(study.task, method, curves, level.target) for curves in runs])
-
-
-def finals(study: Study, weights: Weights, name: str) -> np.ndarray:
-    method = dataclasses.replace(study.variants[name].method, weights=weights)
-    runs = study.runs[weights][name].values()
-    return np.asarray([final_of(study.task, method, curves) for curves in runs])
+    return Study(task, plan.levels, plan.rates, named, entries, references, is_evidence)
 
 
 def row(study: Study, level: Level, weights: Weights, name: str, reference: str) -> dict[str, Any]:
     """All figures of a variant; `excess` is steps / the reference's steps - 1, seed by seed."""
-    variant, steps = study.variants[name], hits(study, level, weights, name)
-    own = hits(study, level, weights, reference)
-    excess = evidence.paired_ratios(steps, own, study.task.num_steps) - 1.0
+    variant, entry = study.variants[name], study.entries[weights][name]
+    steps, own = entry.hits(level.target), study.hits(level, weights, reference)
+    excess = statistics.paired_ratios(steps, own, study.task.num_steps) - 1.0
     return {
         "part": variant.part,
         "decay": variant.decay,
-        "note": variant.note or variant.method.note,
+        "note": variant.method.note,
         "setting": dict(variant.setting),
-        "steps": evidence.summary(steps),
-        "excess": evidence.summary(excess),
-        "final": evidence.summary(finals(study, weights, name)),
+        "steps": statistics.summary(steps),
+        "excess": statistics.summary(excess),
+        "final": statistics.summary(entry.finals()),
         "reached": int(np.isfinite(steps).sum()),
         "runs": len(steps),
-        **transitions.of_runs(study.runs[weights][name].values()),
+        **transitions.of_runs(entry.curves()),
     }
 
 
 def table_of(study: Study, reading: Callable[[Level, Weights], dict[str, Any]]) -> dict[str, Any]:
     """The figures of a task: what `reading` finds at each level, for raw and averaged weights."""
-    task = study.task
-    levels = {
-        level.name: {
-            "title": level.title,
-            "target": level.target,
-            **{weights: reading(level, weights) for weights in READINGS},
-        }
-        for level in study.levels
-    }
     return {
-        "metric": task.metric,
-        "data": task.digest,
-        "num_steps": task.num_steps,
+        "metric": study.task.metric,
+        "data": study.task.digest,
+        "num_steps": study.task.num_steps,
         "learning_rates": study.rates,
-        "seeds": list(next(iter(study.runs["raw"].values()))),
+        "seeds": list(next(iter(study.entries["raw"].values())).runs),
         "evidence": study.evidence,
         "environment": environment(),
-        "levels": levels,
+        "levels": {
+            level.name: {
+                "title": level.title,
+                "target": level.target,
+                **{weights: reading(level, weights) for weights in READINGS},
+            }
+            for level in study.levels
+        },
     }
 
 
@@ -243,22 +201,19 @@ def merge(path: Path, rule: str, name: str, table: Mapping[str, Any]) -> None:
 
 def print_tables(kind: ModuleType, tables: Mapping[str, Any], console: Console) -> None:
     """What `triggers` or `ablation` found, task by task."""
-    for name, table in tables.items():
+    for name, table in restored(tables).items():
         for level in table["levels"].values():
             for weights in READINGS:
-                rate = table["learning_rates"][weights]
                 title = (
                     f"{name}: {level['title']} (target {level['target']:.4g}, T = "
-                    f"{table['num_steps']}), {weights} weights, rate {rate:g}"
+                    f"{table['num_steps']}), {weights} weights, rate "
+                    f"{table['learning_rates'][weights]:g}"
                 )
-                shown = Table(title=title, title_justify="left", header_style="bold")
-                for heading in kind.HEADINGS:
-                    shown.add_column(heading, no_wrap=True)
-                for row in kind.cells(table, level[weights]):
-                    shown.add_row(*row)
-                console.print(shown)
-                if said := kind.caption(level[weights]):
-                    console.print(said)
+                reading = level[weights]
+                rows = kind.cells(table, reading)
+                console.print(terminal.table(title, kind.HEADINGS, rows, left=len(kind.HEADINGS)))
+                if hasattr(kind, "caption"):
+                    console.print(kind.caption(reading))
         if not table["evidence"]:
             console.print(
                 "A look, no evidence: few seeds, a short horizon or other data.", style="bold red"

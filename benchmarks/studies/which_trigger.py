@@ -1,8 +1,8 @@
-"""Which trigger: our default against rival ones and against the best switch times that are told.
+"""Which trigger: our default against rival ones and against the best switch times in hindsight.
 
-Everybody has the same phases, refinement, momentum, decay and averaging. Two readings: raw
-weights of runs at the learning rate tuned for `fgo` and with its decay, averaged ones at those
-of `fgo_averaged`.
+All variants have the same phases, refinement, momentum, decay and averaging. There are two
+readings: raw weights of runs at the learning rate and decay tuned for `fgo`, averaged ones at
+those of `fgo_averaged`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import statistics as evidence
+from benchmarks import statistics
 from benchmarks.methods import METHODS, STUDIED
-from benchmarks.methods.method import KNOWS_T
 from benchmarks.race.levels import Level
 from benchmarks.report.text import spread
 from benchmarks.runs import transitions
@@ -76,79 +75,64 @@ def variants(task: Task) -> list[Variant]:
             STUDIED["fgo_at_steps"],
             {"first": float(first), "second": float(second)},
             part="fixed",
-            note=KNOWS_T,
             decay=length,
         )
         for first, second, length in points
     ]
-    return [
-        Variant(DEFAULT, METHODS["fgo"], part="trigger"),
-        *(Variant(m.name, m, part="trigger", note=m.note) for m in rivals),
-        *told,
-    ]
+    triggers = [METHODS[DEFAULT], *rivals]
+    return [*(Variant(m.name, m, part="trigger") for m in triggers), *told]
 
 
 def ratios(held: Study, level: Level, weights: study.Weights, name: str) -> np.ndarray:
     """Steps over the reference's own, seed by seed."""
-    steps, own = study.hits(held, level, weights, name), study.reference_hits(held, level, weights)
-    return evidence.paired_ratios(steps, own, held.task.num_steps)
+    steps, own = held.hits(level, weights, name), held.reference_hits(level, weights)
+    return statistics.paired_ratios(steps, own, held.task.num_steps)
+
+
+def _fixed(held: Study, lengths: tuple[float, ...]) -> dict[str, Variant]:
+    """The points of the grid with such lengths of the decay."""
+    found = {n: v for n, v in held.variants.items() if v.part == "fixed" and v.decay in lengths}
+    if not found:
+        raise ValueError(
+            f"no switch times of the grid fit into {held.task.num_steps} steps of "
+            f"{held.task.name}: give more --steps."
+        )
+    return found
 
 
 def best_fixed(
     held: Study, level: Level, weights: study.Weights, lengths: tuple[float, ...] = (1.0,)
 ) -> str:
     """The name of the best point of the grid among those with such lengths of the decay."""
-    names = [n for n, v in held.variants.items() if v.part == "fixed" and v.decay in lengths]
-    if not names:
-        raise ValueError(
-            f"no switch times of the grid fit into {held.task.num_steps} steps of "
-            f"{held.task.name}: give more --steps."
-        )
+    names = list(_fixed(held, lengths))
     trials = [
-        {
-            "hits": ratios(held, level, weights, name),
-            "finals": study.finals(held, weights, name),
-        }
-        for name in names
+        {"hits": ratios(held, level, weights, n), "finals": held.entries[weights][n].finals()}
+        for n in names
     ]
-    return names[evidence.best_trial(trials)]
-
-
-def earliest_fixed(held: Study) -> str:
-    """The name of the grid's first point: what needs no measurement at all."""
-    fixed = {
-        name: (v.setting["first"], v.setting["second"])
-        for name, v in held.variants.items()
-        if v.part == "fixed" and v.decay == 1.0
-    }
-    return min(fixed, key=lambda name: fixed[name])
+    return names[statistics.best_trial(trials)]
 
 
 def table_of(held: Study) -> dict[str, Any]:
     """The figures of a task: at each level and reading the triggers, the grid, its best point."""
+    grid = {n: (v.setting["first"], v.setting["second"]) for n, v in _fixed(held, (1.0,)).items()}
+    earliest = min(grid, key=lambda name: grid[name])  # needs no measurement at all
 
     def reading(level: Level, weights: study.Weights) -> dict[str, Any]:
         best = best_fixed(held, level, weights)
         oracle = best_fixed(held, level, weights, (1.0, *LENGTHS))
         rows = {name: study.row(held, level, weights, name, best) for name in held.variants}
-        firsts = [r["setting"]["first"] for r in rows.values() if r["part"] == "fixed"]
-        own = study.reference_hits(held, level, weights)
-        earliest = earliest_fixed(held)
-
-        def ratio(name: str) -> dict[str, Any]:
-            return evidence.summary(ratios(held, level, weights, name))
-
+        firsts = [first for first, _ in grid.values()]
+        own = held.reference_hits(level, weights)
+        shown = {"default": DEFAULT, "best": best, "oracle": oracle, "earliest": earliest}
         return {
             "best": best,
             "oracle": oracle,
             "earliest": earliest,
-            "at_edge": rows[best]["setting"]["first"] in (min(firsts), max(firsts)),
-            "reference": {"name": level.references[weights], "steps": evidence.summary(own)},
+            "at_edge": grid[best][0] in (min(firsts), max(firsts)),
+            "reference": {"name": level.references[weights], "steps": statistics.summary(own)},
             "over_reference": {
-                "default": ratio(DEFAULT),
-                "best": ratio(best),
-                "oracle": ratio(oracle),
-                "earliest": ratio(earliest),
+                key: statistics.summary(ratios(held, level, weights, name))
+                for key, name in shown.items()
             },
             "rows": {n: r for n, r in rows.items() if r["part"] == "trigger"},
             "grid": {n: r for n, r in rows.items() if r["part"] == "fixed"},
@@ -161,9 +145,9 @@ def table_of(held: Study) -> dict[str, Any]:
 def field(held: Study, weights: study.Weights) -> dict[str, Any]:
     """The signals of the default's runs over training: median and quartiles over the seeds.
 
-    The probe measures nothing at first, and NaN stands there.
+    NaN stands where the probe has measured nothing yet.
     """
-    runs = list(held.runs[weights][DEFAULT].values())
+    runs = held.entries[weights][DEFAULT].curves()
     steps = runs[0].steps
     kept = np.unique(np.linspace(0, len(steps) - 1, min(KEPT, len(steps))).round().astype(int))
     found: dict[str, Any] = {"steps": steps[kept]}
@@ -177,16 +161,14 @@ def field(held: Study, weights: study.Weights) -> dict[str, Any]:
 def caption(reading: Mapping[str, Any]) -> str:
     """What there was to gain on a reading, and what of it the triggers get."""
     own, over = reading["reference"], reading["over_reference"]
-    default, best, oracle, earliest = (
-        spread(over[name], "{:.2f}", beyond="-")
-        for name in ("default", "best", "oracle", "earliest")
-    )
+    shown = {name: spread(summary, "{:.2f}", beyond="-") for name, summary in over.items()}
     share = realised(reading)
     said = "" if math.isnan(share) else f" Of what the best times save they realise {share:.0%}."
     return (
-        f"Steps over those of {own['name']} at its constant rate: default triggers {default}, "
-        f"best fixed times {best}, with the best decay for them too ({reading['oracle']}) "
-        f"{oracle}, as early as the grid allows ({reading['earliest']}) {earliest}." + said
+        f"Steps over those of {own['name']} at its constant rate: default triggers "
+        f"{shown['default']}, best fixed times {shown['best']}, with the best decay for them too "
+        f"({reading['oracle']}) {shown['oracle']}, as early as the grid allows "
+        f"({reading['earliest']}) {shown['earliest']}." + said
     )
 
 
@@ -203,7 +185,7 @@ def cells(table: dict[str, Any], reading: dict[str, Any]) -> Iterator[tuple[str,
     """The rows of one reading as text, under `HEADINGS`."""
     best = {f"best fixed: {reading['best']}": reading["grid"][reading["best"]]}
     for name, row in {**reading["rows"], **best}.items():
-        began = [evidence.middle(steps) for steps in row["started"]]
+        began = [statistics.middle(steps) for steps in row["started"]]
         yield (
             f"{name} †" if row["note"] else name,
             *(f"{step:.0f}" if math.isfinite(step) else "never" for step in began),

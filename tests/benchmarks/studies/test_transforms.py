@@ -1,6 +1,5 @@
 """Single transformations against Adam: what is counted, what is passed, and the command."""
 
-import importlib
 import json
 from types import SimpleNamespace
 
@@ -13,17 +12,18 @@ from click.testing import CliRunner
 
 from benchmarks.__main__ import main
 from benchmarks.methods import METHODS
-from benchmarks.methods.method import Method, alone
+from benchmarks.methods.method import TRANSFORM_TASKS, Method, alone
 from benchmarks.race import grids
+from benchmarks.report.text import restored
 from benchmarks.runs import timing
 from benchmarks.runs.training import train
-from benchmarks.studies import transforms
+from benchmarks.studies import commands, transforms
 from benchmarks.tasks import get_task
 
 TASK = get_task("digits_autoencoder")
 
 
-@pytest.mark.parametrize("name", transforms.TASKS)
+@pytest.mark.parametrize("name", TRANSFORM_TASKS)
 def test_adam_holds_eight_bytes_per_parameter(name):
     task = get_task(name)
     tx = METHODS["constant"].build(task, {"learning_rate": 1e-3})
@@ -43,7 +43,7 @@ def test_factors_and_bases_are_counted():
     assert transforms.bytes_per_parameter(task, tx) == pytest.approx(wanted, abs=1e-3)
 
 
-@pytest.mark.parametrize("name", transforms.TASKS)
+@pytest.mark.parametrize("name", TRANSFORM_TASKS)
 def test_every_transformation_is_built_and_updates_what_it_is_given(name):
     task = get_task(name)
     names = [method.name for method in transforms.contestants(task)]
@@ -124,8 +124,8 @@ def test_fewer_seeds_tune_where_runs_are_long():
 
 
 def test_what_is_no_evidence_is_written_beside_what_is(tmp_path, monkeypatch):
-    module = importlib.import_module("benchmarks.__main__")
-    monkeypatch.setattr(module, "_hold", lambda *args: SimpleNamespace(evidence=False))
+    look = SimpleNamespace(evidence=False)
+    monkeypatch.setattr(commands, "held_at_settings", lambda *args, **kwargs: look)
     monkeypatch.setattr(transforms, "results", lambda races: {"tasks": {}})
     options = ["--tasks", "char_gpt", "--seeds", "1", "--output", str(tmp_path)]
     assert CliRunner().invoke(main, ["transforms", *options]).exit_code == 0
@@ -148,9 +148,9 @@ def test_the_command_tables_every_transformation_that_is_asked_for(tmp_path):
     assert rows["constant"]["state_bytes_per_parameter"] == pytest.approx(8, abs=1e-3)
     # One moment of a matrix, two of a bias.
     assert 4 < rows["muon"]["state_bytes_per_parameter"] < 5
-    lines = (tmp_path / "transforms-quick.md").read_text().splitlines()
-    assert len([line for line in lines if line.startswith("| ")]) == 2 + len(rows)
-    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    shown = list(transforms.cells(restored(table)))
+    assert [cells[0] for cells in shown] == ["optax.adam", "optax.contrib.muon"]
+    assert {len(cells) for cells in shown} == {len(transforms.HEADINGS)}
 
 
 def test_the_command_names_an_unknown_transformation():

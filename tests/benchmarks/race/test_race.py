@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from benchmarks.methods import METHODS
-from benchmarks.race import hold as racing
+from benchmarks.race import outcome
 from benchmarks.race.hold import Entry, Race
 from benchmarks.race.levels import ALONE, Level
 from benchmarks.runs import transitions
@@ -62,7 +62,8 @@ def _race():
         for name, both in hits.items()
     }
     entries = {
-        name: Entry(METHODS[name], {"learning_rate": 0.1}, kept) for name, kept in runs.items()
+        name: Entry(TASK, METHODS[name], {"learning_rate": 0.1}, kept)
+        for name, kept in runs.items()
     }
     level = Level("claim", "a level", 2.0, ALONE)
     return Race(TASK, [level], {"claim": entries}, TIMES, True, {"methods": {}})
@@ -70,7 +71,7 @@ def _race():
 
 def test_seconds_are_compared_with_adam_and_with_the_refinement_by_the_same_weights():
     race = _race()
-    row = racing.row(race, race.levels[0], "fgo")
+    row = outcome.row(race, race.levels[0], "fgo")
     # 20 steps of one second, 30 of two, 10 of three; 20 and 20.
     np.testing.assert_allclose(row["seconds"]["values"], [110, 60])
     ratios = row["seconds_ratios"]
@@ -78,7 +79,7 @@ def test_seconds_are_compared_with_adam_and_with_the_refinement_by_the_same_weig
     # Adam misses with the second seed: the seconds of all its 100 steps.
     np.testing.assert_allclose(ratios["constant"]["values"], [110 / 80, 60 / 100])
     np.testing.assert_allclose(ratios["natural_gradient"]["values"], [110 / 180, 60 / 120])
-    averaged = racing.row(race, race.levels[0], "fgo_averaged")["seconds_ratios"]
+    averaged = outcome.row(race, race.levels[0], "fgo_averaged")["seconds_ratios"]
     assert list(averaged) == ["constant", "natural_gradient_averaged"]
     np.testing.assert_allclose(averaged["natural_gradient_averaged"]["values"], [40 / 105, 20 / 70])
 
@@ -86,34 +87,34 @@ def test_seconds_are_compared_with_adam_and_with_the_refinement_by_the_same_weig
 def test_ratios_are_of_the_seeds_that_both_methods_have():
     race = _race()
     del race.entries["claim"]["fgo"].runs[0]
-    row = racing.row(race, race.levels[0], "fgo")
+    row = outcome.row(race, race.levels[0], "fgo")
     assert row["seeds"] == [1]
     np.testing.assert_array_equal(row["own_hits"], [40])
     np.testing.assert_array_equal(row["ratio"]["values"], [1.0])
     np.testing.assert_allclose(row["seconds_ratios"]["constant"]["values"], [60 / 100])
     race.entries["claim"]["fgo"].runs[1] = _run(20, [0] * 2 + [1] * 8)
-    assert racing.ladder(race, race.levels[0])["ratios"]["fgo"][-1] == 0.5
+    assert outcome.ladder(race, race.levels[0])["ratios"]["fgo"][-1] == 0.5
 
 
 def test_a_row_says_when_its_phases_began_and_what_began_them():
     race = _race()
     entry = race.entries["claim"]["fgo"]
     entry.runs[1] = _run(np.inf, [0] * 2 + [1] * 8)
-    row = racing.row(race, race.levels[0], "fgo")
+    row = outcome.row(race, race.levels[0], "fgo")
     np.testing.assert_array_equal(row["started"], [[20, 20], [50, np.inf]])
     assert transitions.by_trigger(row) == 1
-    assert "causes" not in racing.row(race, race.levels[0], "natural_gradient")
+    assert "causes" not in outcome.row(race, race.levels[0], "natural_gradient")
 
 
 def test_the_area_is_the_mean_of_the_curve_that_judges():
     race = _race()
-    row = racing.row(race, race.levels[0], "natural_gradient")
+    row = outcome.row(race, race.levels[0], "natural_gradient")
     np.testing.assert_allclose(row["area"]["values"], [(5 * 4 + 5) / 10, (3 * 4 + 7) / 10])
 
 
 def test_every_rung_of_a_ladder_is_over_the_reference_of_the_same_weights():
     race = _race()
-    stored = racing.results(race)
+    stored = outcome.as_json(race)
     climbed = stored["ladders"]["claim"]
     assert climbed["references"] == ALONE
     assert climbed["targets"][-1] == 2.0

@@ -9,7 +9,6 @@ import optax
 import pytest
 
 from benchmarks.methods import METHODS, schedules
-from benchmarks.methods.method import one_over_sqrt_t_schedule
 from benchmarks.runs.training import train
 from benchmarks.tasks import TASKS, get_task
 
@@ -21,20 +20,20 @@ def _rates(schedule, steps=T + 1):
     return np.asarray([schedule(jnp.int32(t)) for t in range(steps)])
 
 
-@pytest.mark.parametrize("law", ["linear", "1-sqrt"])
-def test_warm_up_stable_decay_is_a_ramp_a_plateau_and_a_fall_to_zero_at_the_horizon(law):
+@pytest.mark.parametrize("schedule_of", [schedules.wsd_linear, schedules.wsd_1_minus_sqrt])
+def test_warm_up_stable_decay_is_a_ramp_a_plateau_and_a_fall_to_zero_at_the_horizon(schedule_of):
     def by_definition(t):
         if t < W:
             return RATE * (t + 1) / W
         if t < 160:
             return RATE
         gone = (t - 160) / 40
-        return RATE * (1 - gone if law == "linear" else 1 - gone**0.5)
+        return RATE * (1 - gone if schedule_of is schedules.wsd_linear else 1 - gone**0.5)
 
     # A fifth of T is not exact in float32, and the root is steep where it begins: an error
     # of 1e-7 there is one of 3e-4 of the rate.
     np.testing.assert_allclose(
-        _rates(schedules.warmup_stable_decay(RATE, W, T, law)),
+        _rates(schedule_of(BOWL.shortened(T), {"learning_rate": RATE})),
         [by_definition(t) for t in range(T + 1)],
         atol=1e-3 * RATE,
     )
@@ -42,7 +41,7 @@ def test_warm_up_stable_decay_is_a_ramp_a_plateau_and_a_fall_to_zero_at_the_hori
 
 def test_one_over_sqrt_t_starts_at_the_end_of_the_warm_up():
     assert BOWL.warmup_steps == W
-    rates = _rates(one_over_sqrt_t_schedule(BOWL, {"learning_rate": RATE}))
+    rates = _rates(schedules.one_over_sqrt_t(BOWL, {"learning_rate": RATE}))
     # After the warm-up rate(t) * sqrt(t) stays what it was at its end.
     t = np.arange(W, T + 1)
     np.testing.assert_allclose(rates[W:] * np.sqrt(t), RATE * np.sqrt(W), rtol=1e-5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.methods import METHODS
-from benchmarks.race.levels import ALONE, HORIZON, SQRT, level_from, make_levels, num_targets
+from benchmarks.race.levels import ALONE, HORIZON, SQRT, Level, make_levels, num_targets
 from benchmarks.runs.training import Curves
 from benchmarks.tasks import get_task
 
@@ -91,7 +91,7 @@ def test_a_level_holds_its_references_and_comes_back_from_json(levels):
     for level in levels.values():
         rivals = {*level.references.values(), "fgo", "fgo_averaged", "constant"}
         assert all(level.has(METHODS[name]) for name in rivals)
-        assert level_from(dataclasses.asdict(level)) == level
+        assert Level(**dataclasses.asdict(level)) == level
 
 
 def test_a_level_without_its_reference_is_left_out():

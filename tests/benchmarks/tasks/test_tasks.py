@@ -1,14 +1,10 @@
 """The tasks are what they say they are."""
 
-import ast
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.runs.store import source_of
 from benchmarks.tasks import TASKS, get_task
 from benchmarks.tasks.canvas import CANVAS, SPLITS, place
 from benchmarks.tasks.char_gpt import VALIDATION_WINDOWS, VOCABULARY, WINDOW, data_digest, text
@@ -32,18 +28,6 @@ def test_a_batch_is_a_function_of_key_and_step(name):
     first, again, other = (batch(data, key, step) for step in (3, 3, 4))
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), first, again))
     assert not jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), first, other))
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_a_task_names_the_files_that_it_is_made_of(name):
-    task, parts = get_task(name), set()
-    for node in ast.walk(ast.parse(Path(source_of(task)).read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "benchmarks.tasks":
-            parts |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("benchmarks.tasks."):
-            parts.add(str(node.module).rpartition(".")[2])
-    # What every task is made of is among what every run depends on.
-    assert {f"{part}.py" for part in parts - {"task"}} == set(task.uses)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -1,0 +1,116 @@
+"""python -m benchmarks race."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from benchmarks.methods import METHODS, Method, contestants
+from benchmarks.race import grids, hold, picture, quick, tuning
+from benchmarks.race.outcome import as_json
+from benchmarks.report.race_tables import print_race
+from benchmarks.runs.store import write_json
+from benchmarks.tasks import IN_A_FOLDER, TASKS, DataError, Task, get_task
+from benchmarks.terminal import console, names_in
+
+OUTPUT = click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Where finished runs are kept.",
+)
+STEPS = click.option("--steps", type=click.IntRange(1), help="Another horizon T; no evidence.")
+TUNE = click.option("--tune", is_flag=True, help="Choose all settings anew and write them down.")
+
+
+@click.command("race")
+@click.argument("task_name", metavar="TASK", type=click.Choice(list(TASKS)))
+@click.option("--methods", help="Comma-separated; else all of a race.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(1, len(grids.RACE_SEEDS)),
+    default=len(grids.RACE_SEEDS),
+    show_default=True,
+    help="At most so many for each method; fewer than its own are no evidence. Rivals outside "
+    f"the claim's tables, and all methods where runs are long, have {len(grids.FEW_RACE_SEEDS)}.",
+)
+@click.option("--quick", "is_quick", is_flag=True, help="A look in about a minute; no evidence.")
+@TUNE
+@STEPS
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    help=f"The folder with the data of {' or '.join(IN_A_FOLDER)}.",
+)
+@OUTPUT
+def hold_race(task_name, methods, seeds, is_quick, tune, steps, data_dir, output) -> None:
+    """Races METHODS on TASK: tables here, TASK.json and TASK.png in the output folder.
+
+    Finished runs are kept in the output folder, so an interrupted race goes on where it was.
+    """
+    try:
+        task = get_task(task_name, data_dir) if data_dir else get_task(task_name)
+        _ = task.digest  # reads the folder, if there is one
+    except (DataError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    chosen = chosen_methods(task, "fgo" if is_quick and methods is None else methods)
+    if is_quick or steps:
+        task = task.shortened(steps or task.num_steps // quick.SHORTER)
+    most = 1 if is_quick else seeds
+
+    def seeds_of(method):
+        return grids.race_seeds(task, method)[:most]
+
+    held = held_at_settings(
+        task, chosen, seeds_of, output, is_whole=not (is_quick or steps), tune=tune,
+        all_seeds=all(seeds_of(m) == grids.race_seeds(task, m) for m in chosen),
+    )  # fmt: skip
+    output.mkdir(parents=True, exist_ok=True)
+    name = task.name if held.evidence else f"{task.name}-quick"
+    found = as_json(held)
+    write_json(output / f"{name}.json", found)
+    picture.draw(held, output / f"{name}.png")
+    print_race(found, console)
+    console.print(f"Wrote {output / name}.json and {output / name}.png")
+
+
+def chosen_methods(task: Task, names: str | None) -> list[Method]:
+    """The methods of a race; `constant` is always there, for the target and the ratios."""
+    if names is None:
+        return contestants(task)
+    asked = names_in(names, list(METHODS), "method")
+    for name in asked:
+        if not METHODS[name].enters(task):
+            raise click.BadParameter(f"{name} does not take part in {task.name}")
+    return [m for m in METHODS.values() if m.name in {"constant", *asked}]
+
+
+def held_at_settings(
+    task: Task,
+    methods: Sequence[Method],
+    seeds_of: hold.SeedsOf,
+    output: Path,
+    *,
+    is_whole: bool,
+    all_seeds: bool,
+    tune: bool,
+    rounds: int = 7,
+) -> hold.Race:
+    """A race at settings that are looked up, or chosen anew, or plain for a quick look."""
+    if not is_whole:
+        tuned = quick.settings(task, methods)
+    elif tune:
+        tuned = tuning.tune(task, methods, output)
+    else:
+        try:
+            tuned = tuning.load(task)
+        except FileNotFoundError as error:
+            raise click.ClickException(str(error)) from error
+    counts = tuning.is_evidence(task, tuned, is_whole=is_whole, all_seeds=all_seeds)
+    return hold.hold_race(
+        task, tuned, methods, seeds_of, output,
+        is_evidence=counts, rounds=rounds if is_whole else 3,
+    )  # fmt: skip

@@ -1,0 +1,37 @@
+"""A probe that reads only the parameters: its signals are computed, not estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fgo_jax.probes import Estimate, Probe, ProbeInputs
+
+
+def parameter_probe(
+    init: Callable[[Any], Any],
+    measure: Callable[[Any, Any], Any],
+    read: Callable[[Any], dict[str, jax.Array]],
+    signals: tuple[str, ...],
+    every: int = 1,
+) -> Probe:
+    """`measure` maps (parameters, state) to a state; no rival trigger asks for standard errors."""
+
+    def estimates(state: Any) -> dict[str, Estimate]:
+        unknown = jnp.full([], jnp.nan, jnp.float32)
+        return {name: Estimate(value, unknown) for name, value in read(state).items()}
+
+    def measured(inputs: ProbeInputs, state: Any) -> Any:
+        return measure(inputs.params, state)
+
+    return Probe(
+        signals=signals,
+        init=init,
+        due=lambda state, step: step % every == 0,
+        measure=measured,
+        read=estimates,
+        requires=("params",),
+    )

@@ -1,0 +1,1 @@
+"""Training runs: one run, the store of finished ones, step times."""

@@ -1,0 +1,32 @@
+"""Every method gets the same budget, on seeds that never race."""
+
+from benchmarks.methods import METHODS
+from benchmarks.race import grids
+from benchmarks.race.levels import ADAM, ALONE, HORIZON, SQRT
+from benchmarks.report.claims import CLAIMS
+from benchmarks.tasks import TASKS, get_task
+
+
+def test_every_method_has_the_same_number_of_trials():
+    for name in TASKS:
+        task = get_task(name)
+        for method in METHODS.values():
+            if method.enters(task):
+                trials = grids.grid(task, method)
+                assert len({tuple(t.items()) for t in trials}) == grids.num_trials(task)
+
+
+def test_the_race_is_not_run_on_the_tuning_seeds():
+    seeds = [*grids.TUNING_SEEDS, *grids.TARGET_SEEDS, *grids.RACE_SEEDS]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_what_the_claim_compares_is_raced_on_all_seeds():
+    def seeds(method, task="digits_vit"):
+        return grids.race_seeds(get_task(task), METHODS[method])
+
+    references = {name for names in (ADAM, ALONE, SQRT) for name in names.values()}
+    for name in {*references, *HORIZON, *(c.ours for c in CLAIMS), *(c.rival for c in CLAIMS)}:
+        assert name is None or seeds(name) == grids.RACE_SEEDS
+    for few in (seeds("muon"), seeds("fgo_by_sasa"), seeds("fgo", "char_gpt")):
+        assert few == grids.FEW_RACE_SEEDS
