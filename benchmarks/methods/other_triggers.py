@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import fgo_jax as fgo
 from benchmarks import rival_triggers as rivals
 from benchmarks.methods.method import KNOWS_T, Method
 from benchmarks.methods.protocol import raw, target_acquisition
