@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
+from rich.console import Console
 
 from benchmarks.measurements import calibration, overhead, sketch, stream
 from benchmarks.measurements.calibration import tables as calibration_tables
@@ -29,9 +32,7 @@ def measure_stream(rows, output) -> None:
     with console.status("starting") as status:
         results = stream.measure(get_task("digits_vit"), rows=rows, announce=status.update)
     path = _place(output, rows == stream.ROWS) / "stream.json"
-    write_json(path, results)
-    stream.print_table(results, console)
-    console.print(f"Wrote {path}")
+    _write(path, results, stream.print_table)
 
 
 @click.command("calibration")
@@ -44,9 +45,7 @@ def calibrate(runs, windows, output) -> None:
         results = calibration.measure(runs, windows, announce=status.update)
     is_whole = (runs, windows) == (calibration.RUNS, calibration.WINDOWS)
     path = _place(output, is_whole) / "calibration.json"
-    write_json(path, results)
-    calibration_tables.print_tables(results, console)
-    console.print(f"Wrote {path}")
+    _write(path, results, calibration_tables.print_tables)
 
 
 @click.command("sketch")
@@ -59,11 +58,8 @@ def measure_sketch(draws, rounds, sizes, output) -> None:
     chosen = names_in(sizes, list(sketch.LAYERS), "size")
     with console.status("starting") as status:
         results = sketch.measure(draws=draws, rounds=rounds, sizes=chosen, announce=status.update)
-    is_whole = (draws, rounds, sizes) == (_DRAWS, _ROUNDS, None)
-    path = _place(output, is_whole) / "sketch.json"
-    write_json(path, results)
-    sketch.print_tables(results, console)
-    console.print(f"Wrote {path}")
+    path = _place(output, (draws, rounds, sizes) == (_DRAWS, _ROUNDS, None)) / "sketch.json"
+    _write(path, results, sketch.print_tables)
 
 
 @click.command("overhead")
@@ -80,17 +76,26 @@ def measure_overhead(workloads, parts, rounds, output) -> None:
     asked = []
     for name in names_in(workloads, list(WORKLOADS), "workload"):
         workload = WORKLOADS[name]()
-        asked.append((name, workload, names_in(parts, list(overhead.parts(workload)), "part")))
+        asked.append((workload, names_in(parts, list(overhead.parts(workload)), "part")))
+    rows = held_in(path, "rows")
     with console.status("starting") as status:
-        for name, workload, chosen in asked:
-            status.update(f"overhead on {name}")
-            measured = {name: overhead.measure(workload, rounds, chosen)}
-            results = {"workloads": overhead.merged(held_in(path, "workloads"), measured)}
-            write_json(path, results)
-    overhead.print_tables(results, console)
-    console.print(f"Wrote {path}")
+        for workload, chosen in asked:
+            status.update(f"overhead on {workload.name}")
+            rows = overhead.merged(rows, overhead.measure(workload, rounds, chosen))
+            write_json(path, {"rows": rows})
+    _write(path, {"rows": rows}, overhead.print_tables)
 
 
 def _place(output: Path | None, is_whole: bool) -> Path:
     """A look must not take the place of what is committed."""
     return output or (RESULTS if is_whole else Path("runs"))
+
+
+def _write(
+    path: Path,
+    results: Mapping[str, Any],
+    print_tables: Callable[[Mapping[str, Any], Console], None],
+) -> None:
+    write_json(path, results)
+    print_tables(results, console)
+    console.print(f"Wrote {path}")

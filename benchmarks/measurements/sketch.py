@@ -7,10 +7,10 @@ from importlib import metadata
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.measurements import sketch_accuracy, sketch_speed
 from benchmarks.measurements.sketch_speed import LAYERS
+from benchmarks.measurements.table import table
 from benchmarks.runs.store import environment
 
 PEERS = ("matfree", "traceax", "lineax")
@@ -35,78 +35,63 @@ def measure(
       sizes: names of the timed models.
       announce: called with what begins.
     """
-    accuracy, speed = {}, {}
+    signals, ritz, speed = [], [], []
     for name, make in MODELS.items():
         announce(f"accuracy on {name}")
-        accuracy[name] = sketch_accuracy.measure(make(), draws)
+        model = make()
+        exact = sketch_accuracy.truth(model)
+        signals += [{"model": name, **row} for row in sketch_accuracy.signals(model, exact, draws)]
+        ritz += [{"model": name, **row} for row in sketch_accuracy.ritz(model, exact, draws)]
     for name in sizes:
         announce(f"speed at {name} parameters")
-        speed[name] = sketch_speed.measure(LAYERS[name], rounds)
+        speed += [{"size": name, **row} for row in sketch_speed.measure(LAYERS[name], rounds)]
     return {
-        "environment": {**environment(), **versions()},
+        "environment": {**environment(), **{name: metadata.version(name) for name in PEERS}},
         "limits": {"time_ratio_upper": sketch_speed.LIMIT, "memory_ratio": 1.0},
         "rounds": rounds,
-        "accuracy": accuracy,
+        "signals": signals,
+        "ritz": ritz,
         "speed": speed,
     }
 
 
-def versions() -> dict[str, str]:
-    return {name: metadata.version(name) for name in PEERS}
-
-
 def print_tables(results: Mapping[str, Any], console: Console) -> None:
-    for name, entry in results["accuracy"].items():
-        console.print(_accuracy_table(name, entry))
-        for top in entry["top_eigenvalues"]:
-            worst = ", ".join(f"{error:.1e}" for error in top["worst"])
-            console.print(
-                f"Leading Ritz values after {top['steps']} steps, worst relative error: {worst}",
-                style="dim",
-            )
-    console.print(_speed_table(results["speed"]))
-
-
-def _accuracy_table(name: str, entry: Mapping[str, Any]) -> Table:
-    title = (
-        f"{name}: {entry['parameters']} parameters, {entry['examples']} examples, "
-        f"{entry['draws']} draws; relative to the dense float64 truth"
-    )
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for heading in ("probe", "signal", "truth", "bias", "rms", "reported error", "coverage"):
-        table.add_column(heading, justify="left" if heading in ("probe", "signal") else "right")
-    for row in entry["signals"]:
-        table.add_row(
-            row["probe"],
-            row["signal"],
-            f"{row['truth']:.4g}",
-            f"{row['bias']:+.1%} ± {row['bias_error']:.1%}",
-            f"{row['rms']:.1%}",
-            f"{row['reported']:.1%}",
-            f"{row['coverage']:.0%}",
+    for name in dict.fromkeys(row["model"] for row in results["signals"]):
+        rows = [row for row in results["signals"] if row["model"] == name]
+        title = (
+            f"{name}: {rows[0]['parameters']} parameters, {rows[0]['examples']} examples, "
+            f"{rows[0]['draws']} draws; relative to the dense float64 truth"
         )
-    return table
-
-
-def _speed_table(speed: Mapping[str, Any]) -> Table:
+        console.print(table(title, [_signal(row) for row in rows], left=2))
+        for row in results["ritz"]:
+            if row["model"] == name:
+                worst = ", ".join(f"{error:.1e}" for error in row["worst"])
+                words = f"Leading Ritz values after {row['steps']} steps, worst relative error:"
+                console.print(f"{words} {worst}", style="dim")
     title = "Time and memory over the peer's: medians of paired rounds, upper 95 % bounds"
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for heading in ("size", "task, operator", "peer", "ours", "time", "bound", "memory", ""):
-        left = heading in ("size", "task, operator", "peer")
-        table.add_column(heading, justify="left" if left else "right")
-    for size, entry in speed.items():
-        for contest, result in entry.items():
-            if contest == "parameters":
-                continue
-            for peer, verdict in result["peers"].items():
-                table.add_row(
-                    size,
-                    contest,
-                    peer,
-                    f"{1e3 * result['seconds']['fgo']:.1f} ms",
-                    f"{verdict['time_ratio']['median']:.2f}",
-                    f"{verdict['time_ratio']['upper']:.2f}",
-                    f"{verdict['memory_ratio']:.2f}",
-                    "met" if verdict["met"] else "[red]missed[/]",
-                )
-    return table
+    console.print(table(title, [_speed(row) for row in results["speed"]], left=3))
+
+
+def _signal(row: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "probe": row["probe"],
+        "signal": row["signal"],
+        "truth": f"{row['truth']:.4g}",
+        "bias": f"{row['bias']:+.1%} ± {row['bias_error']:.1%}",
+        "rms": f"{row['rms']:.1%}",
+        "reported error": f"{row['reported']:.1%}",
+        "coverage": f"{row['coverage']:.0%}",
+    }
+
+
+def _speed(row: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "size": row["size"],
+        "task, operator": f"{row['task']}, {row['operator']}",
+        "peer": row["peer"],
+        "ours": f"{1e3 * row['seconds']:.1f} ms",
+        "time": f"{row['time_ratio']:.2f}",
+        "bound": f"{row['time_ratio_upper']:.2f}",
+        "memory": f"{row['memory_ratio']:.2f}",
+        "": "met" if row["met"] else "[red]missed[/]",
+    }

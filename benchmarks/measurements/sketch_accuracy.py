@@ -11,6 +11,7 @@ spectrum of F is that of the small R R^T, whatever the number of parameters.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ import optax
 
 import fgo_jax as fgo
 from benchmarks.tasks import get_task
-from fgo_jax.linalg.krylov import krylov_space, random_block
+from fgo_jax.linalg import krylov_space, random_block
 from fgo_jax.probes import Probe, ProbeInputs
 
 # Sign vectors of Hutchinson, steps and starts of Lanczos: the defaults, and more of each.
@@ -34,7 +35,6 @@ WITHIN = 1.96  # standard errors, of which 95 % of the estimates should be
 class Model(NamedTuple):
     """A classifier at its parameters, with the examples whose Fisher is measured."""
 
-    name: str
     params: Any
     batch: Any
     predict: Callable[[Any, Any], Any]
@@ -45,17 +45,16 @@ class Truth(NamedTuple):
     halves: tuple[float, float, float]  # tr F_1, tr F_2, tr F_1 F_2
 
 
-def mlp(sizes: tuple[int, ...] = (16, 32, 10), examples: int = 256) -> Model:
+def mlp(sizes: tuple[int, ...] = (16, 32, 10), examples: int = 256, bias: float = 0.0) -> Model:
     keys = jax.random.split(jax.random.key(0), len(sizes))
-    shapes = itertools.pairwise(sizes)
     params = [
-        {"w": jax.random.normal(key, shape) / shape[0] ** 0.5, "b": jnp.zeros(shape[1])}
-        for key, shape in zip(keys[1:], shapes, strict=True)
+        {"w": jax.random.normal(key, shape) / shape[0] ** 0.5, "b": jnp.full(shape[1], bias)}
+        for key, shape in zip(keys[1:], itertools.pairwise(sizes), strict=True)
     ]
     # Inputs of unequal variance, as data are: a spectrum that decays.
     scales = jnp.exp(-jnp.arange(sizes[0]) / 4.0)
     batch = {"x": 2.0 * scales * jax.random.normal(keys[0], (examples, sizes[0]))}
-    return Model("mlp", params, batch, mlp_predict)
+    return Model(params, batch, mlp_predict)
 
 
 def mlp_predict(params: Any, batch: Any) -> jax.Array:
@@ -65,16 +64,13 @@ def mlp_predict(params: Any, batch: Any) -> jax.Array:
     return x @ params[-1]["w"] + params[-1]["b"]
 
 
-def digits_vit(examples: int = 64) -> Model:
+def digits_vit() -> Model:
+    """On two batches: the dense truth takes a row for each class of each example."""
     task = get_task("digits_vit")
-    data = task.data(0)["train"]
-    batch = task.batch(task.data(0), jax.random.key(0), jnp.int32(0))
-    repeats = -(-examples // batch["label"].shape[0])
-    draws = [
-        task.batch({"train": data}, jax.random.key(0), jnp.int32(step)) for step in range(repeats)
-    ]
-    batch = jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[:examples], *draws)
-    return Model(task.name, task.init(jax.random.key(0)), batch, task.predict)
+    key = jax.random.key(0)
+    draws = [task.batch(task.data(0), key, jnp.int32(step)) for step in range(2)]
+    batch = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *draws)
+    return Model(task.init(key), batch, task.predict)
 
 
 def truth(model: Model) -> Truth:
@@ -90,11 +86,13 @@ def truth(model: Model) -> Truth:
 
 def _rows(model: Model) -> np.ndarray:
     """R, [examples * classes, parameters], float64."""
+
+    def wide(leaf: jax.Array) -> np.ndarray:
+        is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return np.asarray(leaf, np.float64 if is_float else leaf.dtype)
+
     with jax.enable_x64(True):
-        params, batch = (
-            jax.tree.map(lambda x: np.asarray(x, _wide(x)), tree)
-            for tree in (model.params, model.batch)
-        )
+        params, batch = jax.tree.map(wide, (model.params, model.batch))
 
         def outputs(params: Any, example: Any) -> Any:
             return model.predict(params, jax.tree.map(lambda leaf: leaf[None], example))[0]
@@ -111,84 +109,92 @@ def _rows(model: Model) -> np.ndarray:
     return (np.sqrt(p / examples)[..., None] * rows).reshape(examples * classes, -1)
 
 
-def _wide(leaf: jax.Array) -> Any:
-    return np.float64 if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.dtype
-
-
-def measure(model: Model, draws: int) -> dict[str, Any]:
-    """All probes on one model: signals with their errors' coverage, and top eigenvalues."""
-    exact = truth(model)
-    values = exact.eigenvalues
-    trace, square = float(values.sum()), float((values**2).sum())
-    first, second, cross = exact.halves
-    examples = jax.tree.leaves(model.batch)[0].shape[0]
-    operator = fgo.curvature.ggn(model.predict, "softmax_cross_entropy")
+def signals(model: Model, exact: Truth, draws: int) -> list[dict[str, Any]]:
+    """A row for each signal of each probe: bias, spread, and how honest its error is."""
+    values, (first, second, cross) = exact
     spectrum = {
-        "trace": trace,
+        "trace": float(values.sum()),
         "top_eigenvalue": float(values[0]),
-        "intrinsic_dimension": trace**2 / square,
+        "intrinsic_dimension": float(values.sum()) ** 2 / float((values**2).sum()),
     }
     moments = {
         "trace": (first + second) / 2,
         "trace_square": cross,
         "intrinsic_dimension": first * second / cross,
     }
-    rows = []
+    examples = jax.tree.leaves(model.batch)[0].shape[0]
+    operator = fgo.curvature.ggn(model.predict, "softmax_cross_entropy")
+    probes = {}
     for samples, steps, starts in SETTINGS:
-        probe = fgo.probes.hutchinson(operator, num_samples=samples, examples=examples)
-        rows += _signals(model, f"hutchinson({samples} vectors)", probe, moments, draws)
-        probe = fgo.probes.lanczos(operator, steps, starts, examples=examples)
-        rows += _signals(model, f"lanczos({steps} x {starts})", probe, spectrum, draws)
-    return {
+        probes[f"hutchinson({samples} vectors)"] = (
+            moments,
+            fgo.probes.hutchinson(operator, num_samples=samples, examples=examples),
+        )
+        probes[f"lanczos({steps} x {starts})"] = (
+            spectrum,
+            fgo.probes.lanczos(operator, num_steps=steps, num_starts=starts, examples=examples),
+        )
+    sizes = {
         "parameters": int(optax.tree.size(model.params)),
         "examples": int(examples),
         "draws": draws,
-        "truth": {"trace": trace, "trace_square": square, "eigenvalues": values[:TOP]},
-        "signals": rows,
-        "top_eigenvalues": [_top(model, operator, values, steps, draws) for steps in (12, 24)],
     }
+    rows = []
+    for label, (expected, probe) in probes.items():
+        estimates = _estimates(model, probe, draws)
+        for name, wanted in expected.items():
+            figures = _figures(*estimates[name], wanted)
+            rows.append({**sizes, "probe": label, "signal": name, "truth": wanted, **figures})
+    return rows
 
 
-def _signals(
-    model: Model, label: str, probe: Probe, expected: dict[str, float], draws: int
-) -> list[dict[str, Any]]:
+def _estimates(model: Model, probe: Probe, draws: int) -> Any:
+    """Estimates by name, leaves [draws]."""
+
     def read(key: jax.Array) -> Any:
         inputs = ProbeInputs(None, None, model.params, model.batch, key, jnp.int32(200))
         return probe.read(probe.measure(inputs, probe.init(model.params)))
 
     keys = jax.random.split(jax.random.key(1), draws)
-    estimates = jax.tree.map(np.asarray, jax.jit(lambda keys: jax.lax.map(read, keys))(keys))
-    rows = []
-    for name, wanted in expected.items():
-        value = estimates[name].value.astype(np.float64)
-        error = estimates[name].error.astype(np.float64)
-        held = np.isnan(value)  # a ratio whose terms were not both positive
-        value, error = value[~held], error[~held]
-        off = value - wanted
-        rows.append(
-            {
-                "probe": label,
-                "signal": name,
-                "truth": wanted,
-                "bias": float(np.mean(off) / wanted),
-                "bias_error": float(np.std(off) / len(off) ** 0.5 / wanted),
-                "rms": float(np.sqrt(np.mean(off**2)) / wanted),
-                "reported": float(np.median(error) / wanted),
-                "coverage": float(np.mean(np.abs(off) <= WITHIN * error)),
-                "held": int(held.sum()),
-            }
-        )
-    return rows
+    estimates = jax.jit(lambda keys: jax.lax.map(read, keys))(keys)
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), estimates)
 
 
-def _top(model: Model, operator: Any, values: np.ndarray, steps: int, draws: int) -> dict[str, Any]:
+def _figures(value: np.ndarray, error: np.ndarray, wanted: float) -> dict[str, Any]:
+    known = ~np.isnan(value)  # a ratio is NaN where its terms were not both positive
+    off, error = value[known] - wanted, error[known]
+    return {
+        "bias": float(np.mean(off) / wanted),
+        "bias_error": float(np.std(off) / len(off) ** 0.5 / wanted),
+        "rms": float(np.sqrt(np.mean(off**2)) / wanted),
+        "reported": float(np.median(error) / wanted),
+        "coverage": float(np.mean(np.abs(off) <= WITHIN * error)),
+        "held": int(np.sum(~known)),
+    }
+
+
+def ritz(model: Model, exact: Truth, draws: int) -> list[dict[str, Any]]:
     """Relative errors of the leading Ritz values of one start, the worst of all draws."""
+    values = exact.eigenvalues
+    operator = fgo.curvature.ggn(model.predict, "softmax_cross_entropy")
     matvec = operator(model.params, model.batch)
 
-    def run(key: jax.Array) -> jax.Array:
+    def leading(key: jax.Array, steps: int) -> jax.Array:
         space = krylov_space(matvec, random_block(key, model.params, 1), steps)
         return jnp.linalg.eigvalsh(space.matrix)[::-1][:TOP]
 
     keys = jax.random.split(jax.random.key(2), draws)
-    ritz = np.asarray(jax.jit(lambda keys: jax.lax.map(run, keys))(keys), np.float64)
-    return {"steps": steps, "worst": np.max(np.abs(ritz / values[:TOP] - 1.0), axis=0)}
+    rows = []
+    for steps in (12, 24):
+        run = functools.partial(leading, steps=steps)
+        found = np.asarray(jax.jit(functools.partial(jax.lax.map, run))(keys), np.float64)
+        rows.append(
+            {
+                "steps": steps,
+                "trace": float(values.sum()),
+                "trace_square": float((values**2).sum()),
+                "eigenvalues": values[:TOP],
+                "worst": np.max(np.abs(found / values[:TOP] - 1.0), axis=0),
+            }
+        )
+    return rows

@@ -1,4 +1,4 @@
-"""Models whose training steps are timed, and calls of some steps of theirs."""
+"""Models whose training steps are timed, and calls of some of their steps."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Workload(NamedTuple):
 def digits_vit() -> Workload:
     """Its steps are so short that a call from Python would cost as much as half of one.
 
-    That cost grows with the program, whatever of it is run; so calls of many steps are timed.
+    That cost grows with the size of the program, so calls of many steps are timed.
     """
     task = get_task("digits_vit")
     batch = task.batch(task.data(0), jax.random.key(0), jnp.int32(0))
@@ -49,7 +49,7 @@ def digits_vit() -> Workload:
 def vit_small(batch_size: int = 16, horizon: int = 10_000, **sizes: Any) -> Workload:
     """ViT-small on synthetic images: time does not depend on what they show.
 
-    The batch is small, so the shares are larger than in earnest. The phases are left out: on
+    The batch is small, so the shares are larger than in practice. The phases are left out: on
     a CPU the decompositions of their refinement would take longer than all the rest.
     """
     model = VisionTransformer(**sizes)
@@ -92,10 +92,16 @@ def compiled(workload: Workload, tx: Any) -> Callable[[Any, Any], Any]:
 
 
 class Steps:
-    """A call of some steps on a state of its own, which goes on from call to call."""
+    """A call of `workload.steps` steps on a state of its own, which goes on from call to call."""
 
-    def __init__(self, step: Callable[[Any, Any], Any], carry: Any, batch: Any):
-        self.step, self.carry, self.batch = step, carry, batch
+    def __init__(self, workload: Workload, tx: Any, first: int = 0, step: Any = None):
+        """`first` is the number of the first step; `step` a program to share."""
+        params = jax.tree.map(jnp.copy, workload.params)
+        state = tx.init(params)
+        if isinstance(state, fgo.FgoState):
+            state = state._replace(total_step=jnp.int32(first))
+        self.step = compiled(workload, tx) if step is None else step
+        self.carry, self.batch = (params, state), workload.batch
 
     def __call__(self) -> Any:
         self.carry = self.step(self.carry, self.batch)
@@ -104,13 +110,3 @@ class Steps:
     def renew(self) -> None:
         """Moves the state to other memory."""
         self.carry = jax.block_until_ready(jax.tree.map(jnp.copy, self.carry))
-
-
-def call(workload: Workload, tx: Any, first: int, step: Any = None) -> Steps:
-    """`workload.steps` steps, the first of them numbered `first`."""
-    step = compiled(workload, tx) if step is None else step
-    params = jax.tree.map(jnp.copy, workload.params)
-    state = tx.init(params)
-    if isinstance(state, fgo.FgoState):
-        state = state._replace(total_step=jnp.int32(first))
-    return Steps(step, (params, state), workload.batch)

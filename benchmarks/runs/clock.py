@@ -2,8 +2,8 @@
 
 A machine's speed drifts, so a time alone means little. Every round runs each function
 `repeats` times, in random order, and keeps its fastest time, since whatever else the machine
-does only adds. What is compared are times of the same round, and what is reported is a median
-over rounds with its bootstrap bound.
+does only adds. Times of the same round are compared; the result is a median over rounds with
+its bootstrap bound.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from scipy import stats
 
-RESAMPLES = 10_000
-CONFIDENCE = 0.95
+from benchmarks.statistics import CONFIDENCE, RESAMPLES
 
 
 class Bounded(NamedTuple):
@@ -29,12 +29,11 @@ class Bounded(NamedTuple):
 def interleaved(
     functions: Mapping[str, Callable[[], Any]],
     rounds: int,
-    progress: Callable[[int], None] = lambda calls: None,
     *,
     repeats: int = 1,
     renew: Callable[[str], None] = lambda name: None,
 ) -> dict[str, np.ndarray]:
-    """Seconds of each function, [rounds]; the functions are run once before the clock starts.
+    """Seconds of each function, [rounds]; each runs once before the clock starts.
 
     `renew` is called before each run, off the clock: where the memory of a large state happens
     to lie can make a difference that would stay with a function through all rounds.
@@ -49,7 +48,6 @@ def interleaved(
             began = time.perf_counter()
             jax.block_until_ready(functions[name]())
             seconds[name][index] = min(seconds[name][index], time.perf_counter() - began)
-            progress(1)
     return seconds
 
 
@@ -58,17 +56,17 @@ def bounded(*parts: np.ndarray, of: Callable[..., Any] = lambda *medians: sum(me
 
     Of several parts, measured in rounds of their own: a function `of` their medians.
     """
-    rng = np.random.default_rng(0)
-    columns = []
-    for part in parts:
-        values = np.asarray(part, np.float64)
-        draws = rng.integers(0, len(values), (RESAMPLES, len(values)))
-        columns.append(np.append(np.median(values[draws], axis=1), np.median(values)))
-    *resampled, found = of(*columns)
-    return Bounded(float(found), float(np.quantile(resampled, CONFIDENCE)))
 
+    def statistic(*samples: np.ndarray, axis: int = -1) -> Any:
+        return of(*(np.median(sample, axis=axis) for sample in samples))
 
-def peak_bytes(compiled: Any) -> int:
-    """Bytes that a compiled function allocates: what it returns and what it works in."""
-    memory = compiled.memory_analysis()
-    return int(memory.temp_size_in_bytes + memory.output_size_in_bytes)
+    found = stats.bootstrap(
+        parts,
+        statistic,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        alternative="less",
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return Bounded(float(statistic(*parts)), float(found.confidence_interval.high))

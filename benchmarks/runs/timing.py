@@ -1,15 +1,13 @@
-"""Amortised step times, measured interleaved in one process.
+"""Amortised step times of a race's methods.
 
-A machine's speed drifts, so a method's time means little alone: each round times every
-contestant once, in random order, over a scan long enough to hold its cadenced work, and
-what is reported is the median over rounds of the ratio to `constant` in the same round.
-A phased method has one time per phase, since its phases do different work.
+A scan is long enough to hold a method's cadenced work, and a method's time is reported as the
+median over rounds of its ratio to `constant` in the same round. A phased method has one time
+per phase, since its phases do different work.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import fgo_jax as fgo
 from benchmarks.methods import Method
-from benchmarks.tasks.task import Task
+from benchmarks.runs import clock
 from benchmarks.runs.training import Carry, train_step
+from benchmarks.tasks.task import Task
 
 PHASES = ("acquisition", "reask", "execution")
 REFERENCE = "constant"
@@ -35,33 +35,21 @@ def step_times(
     task: Task,
     contestants: Mapping[str, tuple[Method, Mapping[str, float]]],
     *,
-    steps: int | None = None,
     rounds: int = 7,
 ) -> dict[str, StepTime]:
     """Times of `{name: (method, hyperparameters)}`; phased methods as `name:phase`.
 
     `contestants` must hold `constant`, the unit of the ratios. A scan has the task's
-    `timed_steps` if `steps` is None, and so many more that each method does the same
-    cadenced work in every scan.
+    `timed_steps`, and so many more that each method does the same cadenced work in every scan.
     """
-    steps = whole_cadences(
-        task.timed_steps if steps is None else steps,
-        [method.cadence for method, _ in contestants.values()],
-    )
+    cadences = [method.cadence for method, _ in contestants.values()]
+    steps = whole_cadences(task.timed_steps, cadences)
     scans: dict[str, Callable[[], Any]] = {}
     for name, (method, hyperparameters) in contestants.items():
         scans |= _scans(task, name, method, hyperparameters, steps)
-    rng = np.random.default_rng(0)
-    measured: dict[str, list[float]] = {name: [] for name in scans}
-    for scan in scans.values():  # compiles, and touches every buffer once
-        scan()
-    for _ in range(rounds):
-        for name in rng.permutation(list(scans)):
-            began = time.perf_counter()
-            scans[name]()
-            measured[name].append((time.perf_counter() - began) / steps)
-    unit = np.asarray(measured[REFERENCE])
-    ratios = {name: float(np.median(np.asarray(t) / unit)) for name, t in measured.items()}
+    seconds = {name: each / steps for name, each in clock.interleaved(scans, rounds).items()}
+    unit = seconds[REFERENCE]
+    ratios = {name: float(np.median(each / unit)) for name, each in seconds.items()}
     # Not each method's own median: rounds in which the machine was busy would bias it.
     return {name: StepTime(ratio * float(np.median(unit)), ratio) for name, ratio in ratios.items()}
 
@@ -99,13 +87,11 @@ def _scans(task, name, method, hyperparameters, steps) -> dict[str, Callable[[],
         # Every timed scan starts where one scan has led: behind any hand-over, and at the
         # same place in each round.
         carry, _ = scan(Carry(params, average, opt_state, jnp.zeros((), jnp.int32)))
-        return lambda: jax.block_until_ready(scan(carry))
-
-    if not method.phased:
-        return {name: timed(tx.init(params))}
-    import fgo_jax as fgo
+        return lambda: scan(carry)
 
     state = tx.init(params)
+    if not method.phased:
+        return {name: timed(state)}
     return {f"{name}:{phase}": timed(fgo.force_phase(state, phase)) for phase in PHASES}
 
 
@@ -121,7 +107,7 @@ def seconds_to(
         return np.inf
     if phases is None:
         return step * times[name].seconds
-    spent = np.diff(np.concatenate([[0], steps]))[steps <= step]
+    spent = np.diff(steps, prepend=0)[steps <= step]
     phase = np.nan_to_num(phases[steps <= step]).astype(int)
     unit = [times[f"{name}:{phase}"].seconds for phase in PHASES]
     return float(np.sum(spent * np.take(unit, phase, mode="clip")))
