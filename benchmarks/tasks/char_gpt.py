@@ -11,13 +11,12 @@ from __future__ import annotations
 import collections
 import functools
 import hashlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.tasks.classification import classification
+from benchmarks.tasks.supervised import fixed, supervised
 from benchmarks.tasks.task import Task
 from benchmarks.tasks.transformers import TokenTransformer
 
@@ -62,8 +61,7 @@ def characters() -> list[str]:
 
 
 @functools.cache
-def _data(seed: int):
-    del seed  # the split is fixed: seeds differ in initial weights and batches
+def _splits():
     number = {c: i for i, c in enumerate(characters())}
     tokens = np.asarray([number.get(c, OTHER) for c in text()], np.int32)
     blocks = tokens[: len(tokens) // BLOCK * BLOCK].reshape(-1, BLOCK)
@@ -100,14 +98,6 @@ def _batch(data, key, step):
     return {"text": rows[:, :-1], "label": rows[:, 1:]}
 
 
-def _init(key):
-    return MODEL.init(key, jnp.zeros((1, WINDOW), jnp.int32))["params"]
-
-
-def _predict(params, batch) -> Any:
-    return MODEL.apply({"params": params}, batch["text"])
-
-
 def char_gpt() -> Task:
     return Task(
         name="char_gpt",
@@ -115,11 +105,10 @@ def char_gpt() -> Task:
         eval_every=6,
         warmup_steps=100,
         batch_size=BATCH_SIZE,
-        data=_data,
-        init=_init,
+        data=fixed(_splits),
         batch=_batch,
         timed_steps=20,
         data_digest=data_digest,
-        uses=("classification.py", "transformers.py"),
-        **classification(_predict),
+        uses=("supervised.py", "transformers.py"),
+        **supervised(MODEL, "text", (1, WINDOW), jnp.int32),
     )

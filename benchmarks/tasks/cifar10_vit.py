@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ import numpy as np
 
 from benchmarks.tasks import cifar10
 from benchmarks.tasks.cifar10 import CHANNELS, SIDE
-from benchmarks.tasks.classification import classification
+from benchmarks.tasks.supervised import drawn, fixed, supervised
 from benchmarks.tasks.task import Task
 from benchmarks.tasks.transformers import VisionTransformer
 
@@ -46,11 +45,6 @@ def _scaled(images):
     return images.astype(jnp.float32) / 64 - 2
 
 
-def _data(seed: int, folder: Path | None):
-    del seed  # the split is fixed: seeds differ in initial weights and batches
-    return _splits(folder)
-
-
 def cropped(images, corners, mirrored):
     """Crops of the padded images at their own corners, some of them mirrored.
 
@@ -72,20 +66,10 @@ def cropped(images, corners, mirrored):
 
 def _batch(data, key, step):
     keys = jax.random.split(jax.random.fold_in(key, step), 3)
-    train = data["train"]
-    rows = jax.random.randint(keys[0], (BATCH_SIZE,), 0, train["label"].shape[0])
+    rows = drawn(data["train"], keys[0], BATCH_SIZE)
     corners = jax.random.randint(keys[1], (BATCH_SIZE, 2), 0, 2 * PADDING + 1)
     mirrored = jax.random.bernoulli(keys[2], shape=(BATCH_SIZE,))
-    images = cropped(_scaled(train["image"][rows]), corners, mirrored)
-    return {"image": images, "label": train["label"][rows]}
-
-
-def _init(key):
-    return MODEL.init(key, jnp.zeros((1, SIDE, SIDE, CHANNELS)))["params"]
-
-
-def _predict(params, batch) -> Any:
-    return MODEL.apply({"params": params}, batch["image"])
+    return {**rows, "image": cropped(_scaled(rows["image"]), corners, mirrored)}
 
 
 def cifar10_vit(folder: Path | None = None) -> Task:
@@ -96,11 +80,10 @@ def cifar10_vit(folder: Path | None = None) -> Task:
         eval_every=100,
         warmup_steps=500,
         batch_size=BATCH_SIZE,
-        data=functools.partial(_data, folder=folder),
-        init=_init,
+        data=fixed(functools.partial(_splits, folder)),
         batch=_batch,
         timed_steps=40,
         data_digest=functools.partial(cifar10.digest, folder),
-        uses=("cifar10.py", "classification.py", "transformers.py"),
-        **classification(_predict, at_once=500),
+        uses=("cifar10.py", "supervised.py", "transformers.py"),
+        **supervised(MODEL, "image", (1, SIDE, SIDE, CHANNELS), at_once=500),
     )

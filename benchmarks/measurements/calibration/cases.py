@@ -3,32 +3,62 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import itertools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from benchmarks.measurements.calibration import simulate, streams
 from benchmarks.measurements.calibration.probe_noise import Bank, window_steps
 from benchmarks.measurements.calibration.simulate import Span
-from benchmarks.measurements.calibration.streams import Course
+from benchmarks.measurements.calibration.streams import NOISES, Course
 from fgo_jax import protocol, triggers
 from fgo_jax.triggers import Trigger
 
 NUM_STEPS = 20_000
 BATCH = 500  # runs at a time: 20,000 looks at four signals are 400 MB
-VALIDATE_EVERY = NUM_STEPS // 200
+EVERY = {"loss": 1, "validation": NUM_STEPS // 200}  # steps from one value to the next
 LOSS_NOISE = 0.1  # of a mini-batch's loss, relative
 VALIDATION_NOISE = 0.01
 WARMUP, HANDOVER = 100, 40  # the defaults of target_acquisition
 REASK_START = 300  # about where acquisition ends at its earliest
+SLOPES = (1.0, 1.5, 2.0, 3.0)  # of null streams, in tolerances: 1 is the edge of the null
+CHANGES = (1000, 3000)
 
 # Signals that none of a composite's conditions objects to.
 NOISY, AGREEING, FALLING_LOSS = 0.1, 0.8, Course(-0.3)
 Banks = Mapping[float, Bank]  # by the agreement that they were measured at
-Build = Callable[[Banks, int, np.random.Generator], tuple[np.ndarray, simulate.Signals]]
+
+
+class Subject(NamedTuple):
+    """A trigger to calibrate, and the phase that it is to end."""
+
+    make: Callable[..., Trigger]
+    span: Span = Span()
+    reads: str = "probe"  # or "loss" or "validation", alone
+
+
+_DIMENSION = "intrinsic_dimension"
+TRIGGERS = {
+    "stall": Subject(partial(triggers.stall, _DIMENSION), Span(REASK_START, HANDOVER)),
+    "stopped_falling": Subject(partial(triggers.stopped_falling, _DIMENSION), Span(0, WARMUP)),
+    "decreasing": Subject(partial(triggers.decreasing, _DIMENSION)),
+    "increasing": Subject(partial(triggers.increasing, _DIMENSION)),
+    "decreasing(loss)": Subject(partial(triggers.decreasing, "loss"), reads="loss"),
+    "increasing(loss)": Subject(partial(triggers.increasing, "loss"), reads="loss"),
+    "above": Subject(partial(triggers.above, _DIMENSION, 1.0)),
+    "below": Subject(partial(triggers.below, _DIMENSION, 1.0)),
+    "below(agreement)": Subject(partial(triggers.below, "agreement", 0.75)),
+    "plateau": Subject(partial(triggers.plateau, "validation"), reads="validation"),
+    # Those that the protocol uses by default.
+    "acquisition": Subject(protocol.default_acquisition_trigger, Span(0, WARMUP)),
+    "reask": Subject(protocol.default_reask_trigger, Span(REASK_START, HANDOVER)),
+    "stop": Subject(protocol.default_stop_trigger, Span(REASK_START), "validation"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,106 +67,76 @@ class Case:
 
     Attributes:
       trigger: name in `TRIGGERS`.
-      stream: what the stream is, in words.
       noise: kind of the noise.
+      stream: what the stream is, in words.
       kind: "null": the phase must not end; "change": it should, from `change` on; "rest": it
         may at any time, and it is stated when it does.
-      build: banks, runs, generator -> looks, and signals [runs, looks].
+      course: of the dimension, or of the loss that the trigger reads.
       change: step from which on firing is right.
       edge: whether a null lies on the boundary of what the trigger tests.
-      dense: whether there is a look at every step.
+      agreement: of successive gradients.
+      noisy_from: step from which on they agree no more than where they are noise.
+      loss: course of a loss beside the probe's signals.
+      spread: of the noise on the loss that the trigger reads.
     """
 
     trigger: str
-    stream: str
     noise: str
+    stream: str
     kind: str
-    build: Build
+    course: Course
     change: float = 0.0
     edge: bool = False
-    dense: bool = False
+    agreement: float = NOISY
+    noisy_from: float = math.inf
+    loss: Course | None = None
+    spread: float = LOSS_NOISE
+
+    @property
+    def dense(self) -> bool:
+        """Whether there is a look at every step."""
+        return self.loss is not None or TRIGGERS[self.trigger].reads == "loss"
 
 
-ELEMENTARY: dict[str, tuple[Callable[[], Trigger], Span]] = {
-    "stall": (lambda: triggers.stall("intrinsic_dimension"), Span(REASK_START, HANDOVER)),
-    "stopped_falling": (lambda: triggers.stopped_falling("intrinsic_dimension"), Span(0, WARMUP)),
-    "decreasing": (lambda: triggers.decreasing("intrinsic_dimension"), Span()),
-    "increasing": (lambda: triggers.increasing("intrinsic_dimension"), Span()),
-    "decreasing(loss)": (lambda: triggers.decreasing("loss"), Span()),
-    "increasing(loss)": (lambda: triggers.increasing("loss"), Span()),
-    "above": (lambda: triggers.above("intrinsic_dimension", 1.0), Span()),
-    "below": (lambda: triggers.below("intrinsic_dimension", 1.0), Span()),
-    "below(agreement)": (lambda: triggers.below("agreement", 0.75), Span()),
-    "plateau": (lambda: triggers.plateau("validation"), Span()),
-}
-SHIPPED: dict[str, tuple[Callable[[], Trigger], Span]] = {
-    "acquisition": (protocol.default_acquisition_trigger, Span(0, WARMUP)),
-    "reask": (protocol.default_reask_trigger, Span(REASK_START, HANDOVER)),
-    "stop": (protocol.default_stop_trigger, Span(REASK_START)),
-}
-TRIGGERS = {**ELEMENTARY, **SHIPPED}
-
-
-def measured(
-    course: Course,
-    noise: str,
-    span: Span,
-    agreement: float = NOISY,
-    loss: Course | None = None,
-    noisy_from: float = math.inf,
-) -> Build:
-    """The default probe's signals, and a loss where one is given.
-
-    From step `noisy_from` on gradients agree no more than where they are noise.
-    """
+def signals(
+    case: Case, banks: Banks, runs: int, rng: np.random.Generator
+) -> tuple[np.ndarray, simulate.Signals]:
+    """Looks at a case's streams, and its signals [runs, looks]."""
+    _, span, reads = TRIGGERS[case.trigger]
+    if reads in EVERY:
+        looks = np.arange(EVERY[reads] - 1, NUM_STEPS, EVERY[reads])
+        return looks, {
+            reads: streams.metric(case.course, case.spread, case.noise, looks, runs, rng)
+        }
     windows = window_steps(NUM_STEPS)
     # A verdict changes only where something is measured, or when the phase is long enough.
     looks = np.union1d(windows, [span.start, span.start + span.minimum - 1])
-    if loss is not None:
+    if case.dense:
         looks = np.arange(NUM_STEPS)
-
-    def build(banks: Banks, runs: int, rng: np.random.Generator):
-        bank, count = banks[agreement], len(windows)
-        dimension = streams.dimension(course, noise, bank, windows, runs, rng)
-        agrees = streams.agreement(agreement, bank, runs, count, rng)
-        if noisy_from < NUM_STEPS:
-            noise_only = streams.agreement(NOISY, banks[NOISY], runs, count, rng)
-            agrees = streams.followed_by(agrees, noise_only, windows >= noisy_from)
-        signals = {
-            "intrinsic_dimension": streams.at(looks, windows, dimension),
-            "agreement": streams.at(looks, windows, agrees),
-        }
-        if loss is not None:
-            signals["loss"] = streams.metric(loss, LOSS_NOISE, "normal", looks, runs, rng)
-        return looks, signals
-
-    return build
-
-
-def reported(name: str, course: Course, noise: str, spread: float, every: int = 1) -> Build:
-    """A loss at every step, or a validation loss now and then."""
-
-    def build(banks: Banks, runs: int, rng: np.random.Generator):
-        del banks
-        looks = np.arange(every - 1, NUM_STEPS, every)
-        return looks, {name: streams.metric(course, spread, noise, looks, runs, rng)}
-
-    return build
-
-
-@functools.cache
-def _simulator(trigger: str) -> Callable[[np.ndarray, simulate.Signals], np.ndarray]:
-    make, span = TRIGGERS[trigger]
-    return simulate.simulator(make(), span)
+    bank, count = banks[case.agreement], len(windows)
+    dimension = streams.dimension(case.course, case.noise, bank, windows, runs, rng)
+    agreement = streams.agreement(case.agreement, bank, runs, count, rng)
+    if case.noisy_from < NUM_STEPS:
+        later = windows >= case.noisy_from
+        noise_only = streams.agreement(NOISY, banks[NOISY], runs, count, rng)
+        agreement = jax.tree.map(lambda a, b: np.where(later, b, a), agreement, noise_only)
+    found = {
+        _DIMENSION: streams.at(looks, windows, dimension),
+        "agreement": streams.at(looks, windows, agreement),
+    }
+    if case.loss is not None:
+        found["loss"] = streams.metric(case.loss, LOSS_NOISE, "normal", looks, runs, rng)
+    return looks, found
 
 
 def run(case: Case, banks: Banks, runs: int, seed: int = 0) -> np.ndarray:
     """[runs]: the step at which each run's phase was ended; inf for never."""
+    make, span, _ = TRIGGERS[case.trigger]
     rng = np.random.default_rng(seed)
     batches = []
     for _ in range(0, runs, BATCH):
-        looks, signals = case.build(banks, min(BATCH, runs), rng)
-        batches.append(_simulator(case.trigger)(looks, signals))
+        looks, found = signals(case, banks, min(BATCH, runs), rng)
+        batches.append(simulate.fired(make, span, looks, found))
     return np.concatenate(batches)[:runs]
 
 
@@ -145,7 +145,140 @@ def result(case: Case, fired: np.ndarray) -> dict[str, Any]:
     row = {"trigger": case.trigger, "stream": case.stream, "noise": case.noise, "kind": case.kind}
     if case.kind == "change":
         grid = window_steps(NUM_STEPS)
-        if case.trigger in ("plateau", "stop"):
-            grid = np.arange(VALIDATE_EVERY - 1, NUM_STEPS, VALIDATE_EVERY)
+        if TRIGGERS[case.trigger].reads == "validation":
+            grid = np.arange(EVERY["validation"] - 1, NUM_STEPS, EVERY["validation"])
         return row | simulate.delay(fired, case.change, grid)
     return row | {"edge": case.edge} | simulate.false_alarms(fired)
+
+
+def all_cases() -> list[Case]:
+    """Every trigger of the library at its defaults, and those that the protocol uses."""
+    return [*trends(), *loss_trends(), *levels(), *acquisition(), *reask(), *validation()]
+
+
+def trends() -> Iterator[Case]:
+    """`stall`, `stopped_falling`, `decreasing` and `increasing` on the dimension."""
+    for noise in NOISES:
+        yield from _falling(partial(Case, "stopped_falling", noise))
+        yield from _moving(partial(Case, "stall", noise))
+        for name, sign in (("decreasing", -1.0), ("increasing", 1.0)):
+            yield from _starting(partial(Case, name, noise), sign, CHANGES)
+
+
+def loss_trends() -> Iterator[Case]:
+    """`decreasing` and `increasing` on a loss that is seen at every step."""
+    for noise in ("normal", "student"):
+        for name, slope in (("decreasing(loss)", -0.3), ("increasing(loss)", 0.3)):
+            yield from _starting(partial(Case, name, noise), slope, CHANGES[:1])
+
+
+def _starting(case: Callable[..., Case], slope: float, changes: tuple[int, ...]) -> Iterator[Case]:
+    """What a trigger on movement meets."""
+    yield case("stationary", "null", Course(0.0))
+    words = "falls as t" if slope < 0 else "rises as t"
+    words += "" if abs(slope) == 1.0 else f"^{slope:g}"
+    for change in changes:
+        yield case(f"{words} from {change} on", "change", Course(0.0, change, slope), change)
+
+
+def _falling(case: Callable[..., Case]) -> Iterator[Case]:
+    """What a trigger on the end of a collapse meets."""
+    yield case("stationary", "rest", Course(0.0))
+    yield case("falls as t^-0.5", "rest", Course(-0.5))
+    for slope in SLOPES:
+        yield case(f"falls as t^-{slope:g}", "null", Course(-slope), edge=slope == 1.0)
+    for slope, change in itertools.product((1.0, 2.0), CHANGES):
+        words = f"falls as t^-{slope:g} until {change}, then"
+        yield case(f"{words} stays", "change", Course(-slope, change), change)
+        rebound = Course(-slope, change, after=1.0, rest=3.0)
+        yield case(f"{words} rises threefold", "change", rebound, change)
+
+
+def _moving(case: Callable[..., Case]) -> Iterator[Case]:
+    """What a trigger on standing still meets."""
+    yield case("stationary", "rest", Course(0.0))
+    for sign, verb in ((-1.0, "falls"), (1.0, "rises")):
+        yield case(f"{verb} as t^{0.5 * sign:g}", "rest", Course(0.5 * sign))
+        for slope in SLOPES:
+            words = f"{verb} as t^{sign * slope:g}"
+            yield case(words, "null", Course(sign * slope), edge=slope == 1.0)
+    for slope, change in itertools.product((1.0, 2.0), CHANGES):
+        words = f"rises as t^{slope:g} until {change}, then stays"
+        yield case(words, "change", Course(slope, change), change)
+        turn = Course(-1.0, change / 3.0, after=slope, rest=3.0)
+        words = f"falls as t^-1 until {change / 3:.0f}, rises as t^{slope:g} until {change}"
+        yield case(f"{words}, then stays", "change", turn, change)
+
+
+def _agreeing(case: Callable[..., Case]) -> Iterator[Case]:
+    """A phase's trigger must not fire while gradients still agree."""
+    for level in (AGREEING, 0.9):
+        words = f"stationary, agreement {level:g}"
+        yield case(words, "null", Course(0.0), agreement=level)
+
+
+def levels() -> Iterator[Case]:
+    """`above` and `below` a threshold of 1, and the agreement's condition."""
+    for noise, (name, sign) in itertools.product(NOISES, (("above", 1.0), ("below", -1.0))):
+        case = partial(Case, name, noise)
+        for factor in (1.0, 1.5, 2.0, 4.0):
+            words = "at the threshold" if factor == 1.0 else f"a factor {factor:g} short of it"
+            course = Course(0.0, level=-sign * math.log(factor))
+            yield case(f"stationary, {words}", "null", course, edge=factor == 1.0)
+        for change in CHANGES:
+            # Within less than a window, from half to twice the threshold or back.
+            below = -sign * math.log(2.0)
+            turn = Course(0.0, change, sign * 20.0, rest=4.0 ** (1 / 20), level=below)
+            yield case(f"fourfold across it at {change}", "change", turn, change)
+    case = partial(Case, "below(agreement)", "measured")
+    for level in (0.75, AGREEING, 0.9):
+        words = f"stationary at {level:g}"
+        yield case(words, "null", Course(0.0), agreement=level, edge=level == 0.75)
+    yield case(f"stationary at {NOISY:g}", "rest", Course(0.0))
+
+
+def acquisition() -> Iterator[Case]:
+    """The default end of the first phase, without and with a loss."""
+    for noise in NOISES:
+        yield from _falling(partial(Case, "acquisition", noise))
+        yield from _agreeing(partial(Case, "acquisition", noise))
+    case = partial(Case, "acquisition", "measured")
+    for slope in SLOPES:
+        words = f"falls as t^-{slope:g}, with a falling loss"
+        yield case(words, "null", Course(-slope), edge=slope == 1.0, loss=FALLING_LOSS)
+    for slope in (0.1, 0.3, 1.0):
+        words = f"stationary, loss rises as t^{slope:g}"
+        yield case(words, "null", Course(0.0), loss=Course(slope))
+    for change in CHANGES:
+        words = f"falls as t^-2 until {change}, then stays, with a falling loss"
+        yield case(words, "change", Course(-2.0, change), change, loss=FALLING_LOSS)
+
+
+def reask() -> Iterator[Case]:
+    """The default end of the second phase, which looks at the agreement alone."""
+    case = partial(Case, "reask", "measured")
+    yield from _agreeing(case)
+    yield case("stationary at 0.75", "null", Course(0.0), agreement=0.75, edge=True)
+    yield case("stationary", "rest", Course(0.0))
+    for change in CHANGES:
+        words = f"gradients agree until {change}, then are noise"
+        agreeing = {"agreement": AGREEING, "noisy_from": change}
+        yield case(words, "change", Course(0.0), change, **agreeing)
+
+
+def validation() -> Iterator[Case]:
+    """`plateau` and the protocol's flag on a validation loss that goes on falling."""
+    for name, noise in itertools.product(("plateau", "stop"), NOISES[1:]):
+
+        def case(stream, kind, course, spread=VALIDATION_NOISE, change=0, name=name, noise=noise):
+            words = f"{stream}, noise {spread:g}"
+            return Case(name, noise, words, kind, course, change, spread=spread)
+
+        for spread, slope in itertools.product((0.003, VALIDATION_NOISE, 0.03), (0.1, 0.3, 1.0)):
+            yield case(f"falls as t^-{slope:g}", "null", Course(-slope), spread)
+        yield case("stationary", "rest", Course(0.0))
+        for change in CHANGES:
+            words, course = f"falls as t^-1 until {change}, then", Course(-1.0, change)
+            yield case(f"{words} stays", "change", course, change=change)
+            turn = dataclasses.replace(course, after=0.3)
+            yield case(f"{words} rises as t^0.3", "change", turn, change=change)

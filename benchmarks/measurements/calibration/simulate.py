@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from benchmarks.statistics import CONFIDENCE
 from fgo_jax.triggers import Observation, Signal, Trigger
 
-Signals = dict[str, Signal]  # each leaf [looks]
-NEVER = np.iinfo(np.int32).max
-CONFIDENCE = 0.95
+Signals = dict[str, Signal]  # each leaf [runs, looks]
+_NEVER = np.iinfo(np.int32).max
 
 
 class Span(NamedTuple):
@@ -24,12 +25,41 @@ class Span(NamedTuple):
     minimum: int = 1  # least number of updates in it
 
 
-def first_firing(trigger: Trigger, steps: jax.Array, signals: Signals, span: Span) -> jax.Array:
-    """[], int32: the step at which a phase that began at `span.start` would be ended.
+def fired(
+    make: Callable[..., Trigger],
+    span: Span,
+    steps: np.ndarray,
+    signals: Signals,
+    settings: Mapping[str, np.ndarray] | None = None,
+) -> np.ndarray:
+    """[runs], float64: the step at which each run's phase would be ended; inf for never.
 
-    As the machine does it: the trigger's state begins with the phase, measurements before
-    are not seen, and the verdict counts from the phase's least length on. `NEVER` if it
-    does not hold at any of `steps` (total steps, in order; the looks).
+    Args:
+      make: of the trigger.
+      span: the phase.
+      steps: [looks], total steps in order.
+      signals: of every run at these looks.
+      settings: keyword arguments of `make`, each [settings]; the result is then
+        [settings, runs], and all settings see the same streams.
+    """
+    found = np.asarray(_fired(make, span, steps, signals, settings))
+    return np.where(found == _NEVER, np.inf, found)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _fired(make, span: Span, steps: jax.Array, signals: Any, settings: Any) -> jax.Array:
+    def every_run(setting: Mapping[str, Any]) -> jax.Array:
+        trigger = make(**setting)
+        return jax.vmap(lambda own: _first(trigger, steps, own, span))(signals)
+
+    return every_run({}) if settings is None else jax.lax.map(every_run, settings)
+
+
+def _first(trigger: Trigger, steps: jax.Array, signals: Any, span: Span) -> jax.Array:
+    """The first step, [] int32, at which a trigger ends a phase that began at `span.start`.
+
+    As in the controller, the trigger's state begins with the phase, it does not see
+    measurements before, and its verdict counts from the phase's least length on.
     """
 
     def look(state, item):
@@ -42,24 +72,7 @@ def first_firing(trigger: Trigger, steps: jax.Array, signals: Signals, span: Spa
         return state, holds
 
     _, holds = jax.lax.scan(look, trigger.init(), (steps.astype(jnp.int32), signals))
-    return jnp.where(jnp.any(holds), steps[jnp.argmax(holds)], NEVER).astype(jnp.int32)
-
-
-def simulator(trigger: Trigger, span: Span) -> Callable[[np.ndarray, Signals], np.ndarray]:
-    """(looks [looks], signals [runs, looks]) -> [runs], float64: `first_firing`; inf for none.
-
-    It is compiled once for each number of looks and runs.
-    """
-
-    @jax.jit
-    def several(steps, signals):
-        return jax.vmap(lambda own: first_firing(trigger, steps, own, span))(signals)
-
-    def simulate(steps: np.ndarray, signals: Signals) -> np.ndarray:
-        fired = np.asarray(several(steps, signals))
-        return np.where(fired == NEVER, np.inf, fired)
-
-    return simulate
+    return jnp.where(jnp.any(holds), steps[jnp.argmax(holds)], _NEVER).astype(jnp.int32)
 
 
 def share(events: np.ndarray) -> dict[str, Any]:
@@ -83,12 +96,7 @@ def delay(fired: np.ndarray, change: float, steps: np.ndarray) -> dict[str, Any]
     """When runs were ended that should end at `change`: too early, or how much later.
 
     Quantiles are over the runs that did not end early; a run that never ends counts as
-    later than any other.
-
-    Args:
-      fired: [runs].
-      change: the step from which on firing is right.
-      steps: [measurements] steps of them, in which the delay is counted too.
+    later than any other. Delays are counted in measurements too, which are taken at `steps`.
     """
     late = fired[fired >= change]
     quantiles = {}
