@@ -19,11 +19,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import optax
 from rich.console import Console
@@ -55,8 +53,8 @@ STEP_LIMITS = {
 class Part(NamedTuple):
     """Something that a step may have more than a plain one."""
 
-    plain: Any  # the transformation without it
     plain_name: str
+    plain: Any  # the transformation without it
     idle: Any  # the transformation in which it never measures before step `FIRES`
     firing: Any = None  # and in which it measures at every step from there on
     rate: float = 0.0  # measurements per step
@@ -66,31 +64,30 @@ def parts(workload: Workload) -> dict[str, Part]:
     """All that is timed on a workload, at its defaults."""
     fisher = fgo.curvature.ggn(workload.predict, "softmax_cross_entropy")
     adam, controller = optax.adam(RATE), fgo.phased([fgo.acquisition(RATE)], [])
-    stream = fgo.probes.gradient_stream()
     probes = {
-        "gradient_stream": stream,
+        "gradient_stream": fgo.probes.gradient_stream(),
         "hutchinson": fgo.probes.hutchinson(fisher),
         "lanczos": fgo.probes.lanczos(fisher),
     }
-    added = {"controller": Part(adam, "adam", controller)}
+    rates = {name: measurement_rate(probe, workload.horizon) for name, probe in probes.items()}
+    added = {"controller": Part("adam", adam, controller)}
     for name, probe in probes.items():
         watched = fgo.phased([fgo.acquisition(RATE)], [], on_demand(probe))
-        rate = measurement_rate(probe, workload.horizon)
-        added[name] = Part(controller, "controller", watched, watched, rate)
+        added[name] = Part("controller", controller, watched, watched, rates[name])
     for name, limit in STEP_LIMITS.items():
-        # It always measures at its first step, which compiles.
+        # Even the one that never measures does so at its first step, which compiles.
         never, always = (
             optax.chain(adam, limit(workload.predict, every=every)) for every in (FIRES, 1)
         )
         rate = 1 / inspect.signature(limit).parameters["every"].default
-        added[name] = Part(adam, "adam", never, always, rate)
+        added[name] = Part("adam", adam, never, always, rate)
     if workload.phases:
-        refinement = optax.chain(
-            fgo.scale_by_kronecker_fisher(), optax.scale_by_learning_rate(RATE)
-        )
-        phases = fgo.target_acquisition(RATE, warmup_steps=0, probe=on_demand(stream))
-        rate = measurement_rate(stream, workload.horizon)
-        added["target_acquisition"] = Part(refinement, "refinement", phases, phases, rate)
+        kronecker = fgo.scale_by_kronecker_fisher()
+        refinement = optax.chain(kronecker, optax.scale_by_learning_rate(RATE))
+        stream = on_demand(probes["gradient_stream"])
+        phases = fgo.target_acquisition(RATE, warmup_steps=0, probe=stream)
+        rate = rates["gradient_stream"]
+        added["target_acquisition"] = Part("refinement", refinement, phases, phases, rate)
     return added
 
 
@@ -119,6 +116,15 @@ def measure(
     """A row for every part of a workload, or for those `chosen`."""
     rounds = workload.rounds if rounds is None else rounds
     firing_rounds = min(rounds, workload.firing_rounds)
+    sizes = {
+        "workload": workload.name,
+        "parameters": int(optax.tree.size(workload.params)),
+        "batch_size": len(workload.batch["label"]),
+        "batch_size_between": len(workload.between.batch["label"]),
+        "horizon": workload.horizon,
+        "steps_per_call": workload.steps,
+        "repeats": workload.repeats,
+    }
     known, rows = parts(workload), []
     for name in known if chosen is None else chosen:
         part = known[name]
@@ -129,7 +135,7 @@ def measure(
         limit = LIMITS.get(name)
         rows.append(
             {
-                **_sizes(workload),
+                **sizes,
                 "part": name,
                 "plain": part.plain_name,
                 **{key: bound.median for key, bound in found.items()},
@@ -145,26 +151,6 @@ def measure(
             }
         )
     return rows
-
-
-_SIZE = operator.itemgetter(
-    "parameters", "batch_size", "batch_size_between", "horizon", "steps_per_call", "repeats"
-)
-
-
-def _sizes(workload: Workload) -> dict[str, Any]:
-    def count(batch: Any) -> int:
-        return int(jax.tree.leaves(batch)[0].shape[0])
-
-    return {
-        "workload": workload.name,
-        "parameters": int(optax.tree.size(workload.params)),
-        "batch_size": count(workload.batch),
-        "batch_size_between": count(workload.between.batch),
-        "horizon": workload.horizon,
-        "steps_per_call": workload.steps,
-        "repeats": workload.repeats,
-    }
 
 
 def _seconds(workload: Workload, part: Part, rounds: int) -> dict[str, np.ndarray]:
@@ -214,34 +200,37 @@ def merged(
     A held row of a workload that now has another size or other calls goes.
     """
 
-    sizes = {row["workload"]: _SIZE(row) for row in measured}
+    def size(row: Mapping[str, Any]) -> list[Any]:
+        names = ("parameters", "batch_size", "batch_size_between", "horizon")
+        return [row[name] for name in (*names, "steps_per_call", "repeats")]
+
+    sizes = {row["workload"]: size(row) for row in measured}
     anew = {(row["workload"], row["part"]) for row in measured}
-    kept = [
-        row
-        for row in held
-        if (row["workload"], row["part"]) not in anew
-        and sizes.get(row["workload"], _SIZE(row)) == _SIZE(row)
-    ]
+    others = [row for row in held if (row["workload"], row["part"]) not in anew]
+    kept = [row for row in others if sizes.get(row["workload"], size(row)) == size(row)]
     return [*kept, *measured]
+
+
+def _limit(row: Mapping[str, Any]) -> str:
+    limit = "" if row["limit"] is None else f"{row['limit']:.0%}"
+    return limit if row["met"] in (None, True) else f"[red]{limit}[/]"
+
+
+_COLUMNS = {
+    "added by": "{part} / {plain}",
+    "plain step": lambda row: f"{1e3 * row['plain_seconds']:.2f} ms",
+    "rounds": "{rounds}",
+    "between": "{idle:+.2%}",
+    "a measurement": "{firing:.2f} steps",
+    "of steps": "{rate:.2%}",
+    "overhead": "{total:+.2%}",
+    "95 % bound": "{total_upper:+.2%}",
+    "limit": _limit,
+}
 
 
 def print_tables(results: Mapping[str, Any], console: Console) -> None:
     for name in dict.fromkeys(row["workload"] for row in results["rows"]):
         rows = [row for row in results["rows"] if row["workload"] == name]
         title = f"{name}: {rows[0]['parameters']} parameters, batch {rows[0]['batch_size']}"
-        console.print(table(title, [_shown(row) for row in rows]))
-
-
-def _shown(row: Mapping[str, Any]) -> dict[str, str]:
-    limit = "" if row["limit"] is None else f"{row['limit']:.0%}"
-    return {
-        "added by": f"{row['part']} / {row['plain']}",
-        "plain step": f"{1e3 * row['plain_seconds']:.2f} ms",
-        "rounds": str(row["rounds"]),
-        "between": f"{row['idle']:+.2%}",
-        "a measurement": f"{row['firing']:.2f} steps",
-        "of steps": f"{row['rate']:.2%}",
-        "overhead": f"{row['total']:+.2%}",
-        "95 % bound": f"{row['total_upper']:+.2%}",
-        "limit": limit if row["met"] in (None, True) else f"[red]{limit}[/]",
-    }
+        console.print(table(title, rows, _COLUMNS))

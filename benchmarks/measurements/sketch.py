@@ -18,6 +18,25 @@ MODELS: dict[str, Callable[[], sketch_accuracy.Model]] = {
     "mlp": sketch_accuracy.mlp,
     "digits_vit": sketch_accuracy.digits_vit,
 }
+_SIGNAL = {
+    "probe": "{probe}",
+    "signal": "{signal}",
+    "truth": "{truth:.4g}",
+    "bias": "{bias:+.1%} ± {bias_error:.1%}",
+    "rms": "{rms:.1%}",
+    "reported error": "{reported:.1%}",
+    "coverage": "{coverage:.0%}",
+}
+_SPEED = {
+    "size": "{size}",
+    "task, operator": "{task}, {operator}",
+    "peer": "{peer}",
+    "ours": lambda row: f"{1e3 * row['seconds']:.1f} ms",
+    "time": "{time_ratio:.2f}",
+    "bound": "{time_ratio_upper:.2f}",
+    "memory": "{memory_ratio:.2f}",
+    "": lambda row: "met" if row["met"] else "[red]missed[/]",
+}
 
 
 def measure(
@@ -62,36 +81,11 @@ def print_tables(results: Mapping[str, Any], console: Console) -> None:
             f"{name}: {rows[0]['parameters']} parameters, {rows[0]['examples']} examples, "
             f"{rows[0]['draws']} draws; relative to the dense float64 truth"
         )
-        console.print(table(title, [_signal(row) for row in rows], left=2))
+        console.print(table(title, rows, _SIGNAL, left=2))
         for row in results["ritz"]:
             if row["model"] == name:
                 worst = ", ".join(f"{error:.1e}" for error in row["worst"])
                 words = f"Leading Ritz values after {row['steps']} steps, worst relative error:"
                 console.print(f"{words} {worst}", style="dim")
     title = "Time and memory over the peer's: medians of paired rounds, upper 95 % bounds"
-    console.print(table(title, [_speed(row) for row in results["speed"]], left=3))
-
-
-def _signal(row: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "probe": row["probe"],
-        "signal": row["signal"],
-        "truth": f"{row['truth']:.4g}",
-        "bias": f"{row['bias']:+.1%} ± {row['bias_error']:.1%}",
-        "rms": f"{row['rms']:.1%}",
-        "reported error": f"{row['reported']:.1%}",
-        "coverage": f"{row['coverage']:.0%}",
-    }
-
-
-def _speed(row: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "size": row["size"],
-        "task, operator": f"{row['task']}, {row['operator']}",
-        "peer": row["peer"],
-        "ours": f"{1e3 * row['seconds']:.1f} ms",
-        "time": f"{row['time_ratio']:.2f}",
-        "bound": f"{row['time_ratio_upper']:.2f}",
-        "memory": f"{row['memory_ratio']:.2f}",
-        "": "met" if row["met"] else "[red]missed[/]",
-    }
+    console.print(table(title, results["speed"], _SPEED, left=3))

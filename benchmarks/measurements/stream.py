@@ -101,20 +101,23 @@ def _summary(rows: Any, is_centred: bool) -> dict[str, float]:
     }
 
 
-def print_table(results: Mapping[str, Any], console: Console) -> None:
-    title = f"{results['task']}, {results['rows']} rows: pairs of a run over fixed parameters"
-    console.print(table(title, [_shown(case) for case in results["cases"]], left=0))
-
-
-def _shown(case: Mapping[str, Any]) -> dict[str, str]:
+def _ratio(case: Mapping[str, Any]) -> str:
     pairs, fixed = case["pairs"], case["fixed"]
     ratio = pairs["intrinsic_dimension"] / fixed["intrinsic_dimension"]
     error = (pairs["relative_error"] ** 2 + fixed["relative_error"] ** 2) ** 0.5
-    return {
-        "rate": f"{case['learning_rate']:g}",
-        "step": str(case["step"]),
-        "dimension, fixed": f"{fixed['intrinsic_dimension']:.1f}",
-        "pairs": f"{pairs['intrinsic_dimension']:.1f}",
-        "ratio": f"{ratio:.2f} ± {error * ratio:.2f}",
-        "trace ratio": f"{pairs['trace'] / fixed['trace']:.2f}",
-    }
+    return f"{ratio:.2f} ± {error * ratio:.2f}"
+
+
+_COLUMNS = {
+    "rate": "{learning_rate:g}",
+    "step": "{step}",
+    "dimension, fixed": "{fixed[intrinsic_dimension]:.1f}",
+    "pairs": "{pairs[intrinsic_dimension]:.1f}",
+    "ratio": _ratio,
+    "trace ratio": lambda case: f"{case['pairs']['trace'] / case['fixed']['trace']:.2f}",
+}
+
+
+def print_table(results: Mapping[str, Any], console: Console) -> None:
+    title = f"{results['task']}, {results['rows']} rows: pairs of a run over fixed parameters"
+    console.print(table(title, results["cases"], _COLUMNS, left=0))

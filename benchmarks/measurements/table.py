@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
+
+Cell = str | Callable[[Mapping[str, Any]], str]
 
 
 def table(
     title: str,
-    rows: Sequence[Mapping[str, str]],
+    rows: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, Cell],
     left: int = 1,
     caption: str | None = None,
     styles: Sequence[str | None] | None = None,
 ) -> Table:
-    """One column for each key of the rows; all but the first `left` columns are right-aligned.
+    """One line for each row; all but the first `left` columns are right-aligned.
 
     Args:
       title: printed above the table.
-      rows: cells by heading, in the same order in each row.
+      rows: figures by name.
+      columns: by heading, a format such as "{bias:+.1%}", or a function of the row.
       left: how many columns hold names.
       caption: printed below the table.
       styles: one for each row.
     """
     made = Table(title=title, title_justify="left", header_style="bold", caption=caption)
-    for index, heading in enumerate(rows[0] if rows else ()):
+    for index, heading in enumerate(columns):
         is_name = index < left
         made.add_column(heading, justify="left" if is_name else "right", no_wrap=not is_name)
     for row, style in zip(rows, styles or [None] * len(rows), strict=True):
-        made.add_row(*row.values(), style=style)
+        cells = (c.format_map(row) if isinstance(c, str) else c(row) for c in columns.values())
+        made.add_row(*cells, style=style)
     return made

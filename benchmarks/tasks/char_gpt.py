@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.tasks.supervised import fixed, supervised
+from benchmarks.tasks.supervised import supervised
 from benchmarks.tasks.task import Task
 from benchmarks.tasks.transformers import TokenTransformer
 
@@ -75,17 +75,9 @@ def _splits():
 
 def _windows(blocks, count: int | None = None):
     """Inputs and labels from windows within blocks; `count` of them, evenly spread."""
-    each = (BLOCK - 1) // WINDOW
-    starts = np.arange(each) * WINDOW
-    inputs, labels = (
-        np.concatenate([blocks[:, s + shift : s + shift + WINDOW, None] for s in starts], axis=2)
-        .transpose(0, 2, 1)
-        .reshape(-1, WINDOW)
-        for shift in (0, 1)
-    )
-    rows = np.arange(len(inputs))
-    if count is not None:
-        rows = np.linspace(0, len(inputs) - 1, count).round().astype(int)
+    end = (BLOCK - 1) // WINDOW * WINDOW
+    inputs, labels = (blocks[:, s : s + end].reshape(-1, WINDOW) for s in (0, 1))
+    rows = np.linspace(0, len(inputs) - 1, count or len(inputs)).round().astype(int)
     return {"text": jnp.asarray(inputs[rows]), "label": jnp.asarray(labels[rows])}
 
 
@@ -105,10 +97,9 @@ def char_gpt() -> Task:
         eval_every=6,
         warmup_steps=100,
         batch_size=BATCH_SIZE,
-        data=fixed(_splits),
         batch=_batch,
         timed_steps=20,
         data_digest=data_digest,
         uses=("supervised.py", "transformers.py"),
-        **supervised(MODEL, "text", (1, WINDOW), jnp.int32),
+        **supervised(_splits, MODEL, "text", (1, WINDOW), jnp.int32),
     )

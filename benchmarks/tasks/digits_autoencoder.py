@@ -16,7 +16,7 @@ import optax
 
 from benchmarks.tasks import canvas
 from benchmarks.tasks.canvas import CANVAS
-from benchmarks.tasks.supervised import fixed, supervised
+from benchmarks.tasks.supervised import supervised
 from benchmarks.tasks.task import Task
 
 BATCH_SIZE = 256
@@ -42,16 +42,13 @@ Dense = functools.partial(nn.Dense, kernel_init=sparse)
 class Autoencoder(nn.Module):
     """144-128-64-32-12-32-64-128-144; the code and the outputs are linear."""
 
-    funnel: tuple[int, ...] = FUNNEL
-    code: int = CODE
-
     @nn.compact
     def __call__(self, pixels):  # [batch, 144]
         x = pixels
-        for index, width in enumerate(self.funnel):
+        for index, width in enumerate(FUNNEL):
             x = nn.sigmoid(Dense(width, name=f"down_{index}")(x))
-        x = Dense(self.code, name="code")(x)
-        for index, width in enumerate(reversed(self.funnel)):
+        x = Dense(CODE, name="code")(x)
+        for index, width in enumerate(reversed(FUNNEL)):
             x = nn.sigmoid(Dense(width, name=f"up_{index}")(x))
         return Dense(pixels.shape[-1], name="pixels")(x)
 
@@ -89,10 +86,10 @@ def digits_autoencoder() -> Task:
         eval_every=10,
         warmup_steps=100,
         batch_size=BATCH_SIZE,
-        data=fixed(_splits),
         batch=_batch,
         uses=("canvas.py", "supervised.py"),
         **supervised(
+            _splits,
             MODEL,
             "pixels",
             (1, CANVAS**2),

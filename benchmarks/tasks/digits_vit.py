@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from benchmarks.tasks import canvas
 from benchmarks.tasks.canvas import CANVAS
-from benchmarks.tasks.supervised import fixed, supervised
+from benchmarks.tasks.supervised import supervised
 from benchmarks.tasks.task import Task
 from benchmarks.tasks.transformers import VisionTransformer
 
@@ -27,8 +27,7 @@ def digits_vit() -> Task:
         eval_every=15,
         warmup_steps=100,
         batch_size=BATCH_SIZE,
-        data=fixed(canvas.splits),
         batch=_batch,
         uses=("canvas.py", "supervised.py", "transformers.py"),
-        **supervised(MODEL, "image", (1, CANVAS, CANVAS)),
+        **supervised(canvas.splits, MODEL, "image", (1, CANVAS, CANVAS)),
     )

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.tasks.supervised import drawn, fixed, parted, supervised
+from benchmarks.tasks.supervised import drawn, parted, supervised
 from benchmarks.tasks.task import Task
 from benchmarks.tasks.transformers import VisionTransformer
 
@@ -93,8 +93,7 @@ def mnist5k_vit() -> Task:
         eval_every=12,
         warmup_steps=100,
         batch_size=BATCH_SIZE,
-        data=fixed(_splits),
         batch=_batch,
         uses=("supervised.py", "transformers.py"),
-        **supervised(MODEL, "image", (1, SIDE, SIDE)),
+        **supervised(_splits, MODEL, "image", (1, SIDE, SIDE)),
     )

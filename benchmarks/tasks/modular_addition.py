@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.tasks.supervised import drawn, fixed, parted, supervised
+from benchmarks.tasks.supervised import drawn, parted, supervised
 from benchmarks.tasks.task import Task
 from benchmarks.tasks.transformers import TokenTransformer
 
@@ -34,10 +34,8 @@ def _splits():
         first, second = np.divmod(chosen, PRIME)
         tokens = np.stack([first, second, np.full_like(first, EQUALS)], axis=1)
         labels = (first + second) % PRIME
-        data[name] = {
-            "tokens": jnp.asarray(tokens, jnp.int32),
-            "label": jnp.asarray(labels, jnp.int32),
-        }
+        examples = {"tokens": tokens, "label": labels}
+        data[name] = {key: jnp.asarray(each, jnp.int32) for key, each in examples.items()}
     return data
 
 
@@ -52,9 +50,8 @@ def modular_addition() -> Task:
         eval_every=10,
         warmup_steps=100,
         batch_size=BATCH_SIZE,
-        data=fixed(_splits),
         batch=_batch,
         weight_decay=1.0,
         uses=("supervised.py", "transformers.py"),
-        **supervised(MODEL, "tokens", (1, 3), jnp.int32),
+        **supervised(_splits, MODEL, "tokens", (1, 3), jnp.int32),
     )

@@ -12,11 +12,6 @@ import numpy as np
 import optax
 
 
-def fixed(splits: Callable[[], Any]) -> Callable[[int], Any]:
-    """`Task.data` of one split for all seeds, which differ in initial weights and batches."""
-    return lambda seed: splits()
-
-
 def parted(order: np.ndarray, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
     """Successive parts of these sizes, by name; the last one is what remains."""
     ends = np.cumsum(list(sizes.values()))[:-1]
@@ -38,6 +33,7 @@ def of_labels(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
 
 
 def supervised(
+    splits: Callable[[], Any],
     model: nn.Module,
     field: str,
     shape: tuple[int, ...],
@@ -47,9 +43,12 @@ def supervised(
     loss_name: str = "softmax_cross_entropy",
     at_once: int | None = None,
 ) -> dict[str, Any]:
-    """The fields of a `Task` that follow from its network.
+    """The fields of a `Task` that follow from its examples and its network.
+
+    The split is the same for all seeds, which differ in initial weights and batches.
 
     Args:
+      splits: `() -> {"train": ..., "validation": ..., "test": ...}`.
       model: gives the predictions.
       field: of a batch, what the model reads.
       shape: of that field for one example, with the batch's axis.
@@ -88,6 +87,7 @@ def supervised(
         return {name: each.mean() for name, each in in_parts(params, data["test"]).items()}
 
     return {
+        "data": lambda seed: splits(),
         "init": init,
         "predict": predict,
         "loss": loss,

@@ -70,8 +70,10 @@ def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             nulls.setdefault((row["trigger"], row["noise"]), []).append(row)
     found = []
     for (trigger, noise), group in nulls.items():
-        at_all = max(group, key=lambda row: row["share"])
-        worst = max((row for row in group if not row["edge"]), key=lambda row: row["share"])
+        beyond = [row for row in group if not row["edge"]]
+        if not beyond:
+            continue
+        worst, at_all = (max(those, key=lambda row: row["share"]) for those in (beyond, group))
         found.append(
             {
                 "trigger": trigger,

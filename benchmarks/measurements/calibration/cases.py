@@ -63,34 +63,21 @@ TRIGGERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A trigger on one kind of stream.
+    """A trigger on one kind of stream."""
 
-    Attributes:
-      trigger: name in `TRIGGERS`.
-      noise: kind of the noise.
-      stream: what the stream is, in words.
-      kind: "null": the phase must not end; "change": it should, from `change` on; "rest": it
-        may at any time, and it is stated when it does.
-      course: of the dimension, or of the loss that the trigger reads.
-      change: step from which on firing is right.
-      edge: whether a null lies on the boundary of what the trigger tests.
-      agreement: of successive gradients.
-      noisy_from: step from which on they agree no more than where they are noise.
-      loss: course of a loss beside the probe's signals.
-      spread: of the noise on the loss that the trigger reads.
-    """
-
-    trigger: str
+    trigger: str  # name in `TRIGGERS`
     noise: str
-    stream: str
+    stream: str  # in words
+    # "null": the phase must not end; "change": it should, from `change` on; "rest": it may at
+    # any time, and the result says when it does.
     kind: str
-    course: Course
-    change: float = 0.0
-    edge: bool = False
-    agreement: float = NOISY
-    noisy_from: float = math.inf
-    loss: Course | None = None
-    spread: float = LOSS_NOISE
+    course: Course  # of the dimension, or of the loss that the trigger reads
+    change: float = 0.0  # step from which on firing is right
+    edge: bool = False  # whether a null lies on the boundary of what the trigger tests
+    agreement: float = NOISY  # of successive gradients
+    noisy_from: float = math.inf  # step from which on they agree no more than noise does
+    loss: Course | None = None  # beside the probe's signals
+    spread: float = LOSS_NOISE  # of the noise on the loss that the trigger reads
 
     @property
     def dense(self) -> bool:
@@ -129,15 +116,26 @@ def signals(
     return looks, found
 
 
-def run(case: Case, banks: Banks, runs: int, seed: int = 0) -> np.ndarray:
-    """[runs]: the step at which each run's phase was ended; inf for never."""
+def run(
+    case: Case,
+    banks: Banks,
+    runs: int,
+    seed: int = 0,
+    settings: Mapping[str, np.ndarray] | None = None,
+    batch: int = BATCH,
+) -> np.ndarray:
+    """[runs]: the step at which each run's phase was ended; inf for never.
+
+    With `settings` of the trigger, [settings] each, the result is [settings, runs]; all of
+    them see the same streams.
+    """
     make, span, _ = TRIGGERS[case.trigger]
     rng = np.random.default_rng(seed)
     batches = []
-    for _ in range(0, runs, BATCH):
-        looks, found = signals(case, banks, min(BATCH, runs), rng)
-        batches.append(simulate.fired(make, span, looks, found))
-    return np.concatenate(batches)[:runs]
+    for _ in range(0, runs, batch):
+        looks, found = signals(case, banks, min(batch, runs), rng)
+        batches.append(simulate.fired(make, span, looks, found, settings))
+    return np.concatenate(batches, axis=-1)[..., :runs]
 
 
 def result(case: Case, fired: np.ndarray) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measurements.calibration import simulate
-from benchmarks.measurements.calibration.cases import NUM_STEPS, TRIGGERS, Banks, Case, signals
+from benchmarks.measurements.calibration.cases import NUM_STEPS, Banks, Case, run
 from benchmarks.measurements.calibration.probe_noise import window_steps
 from benchmarks.measurements.calibration.streams import NOISES, Course
 
@@ -34,23 +34,6 @@ def grid(drift: float) -> list[Setting]:
     """All settings for one drift, the defaults first."""
     made = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
     return [DEFAULT, *({**s, "tolerance": s["tolerance"] * drift} for s in made)]
-
-
-def fired(
-    family: str,
-    settings: Sequence[Setting],
-    course: Course,
-    noise: str,
-    banks: Banks,
-    runs: int,
-    seed: int,
-) -> np.ndarray:
-    """[settings, runs]: the step at which each run's phase was ended; inf for never."""
-    make, span, _ = TRIGGERS[family]
-    case = Case(family, noise, "", "null", course)
-    looks, found = signals(case, banks, runs, np.random.default_rng(seed))
-    columns = {name: np.asarray([setting[name] for setting in settings]) for name in GRID}
-    return simulate.fired(make, span, looks, found, columns)
 
 
 def measure(family: str, drift: float, banks: Banks, runs: int) -> dict[str, Any]:
@@ -80,9 +63,14 @@ def rows(
     family: str, settings: Sequence[Setting], drift: float, banks: Banks, runs: int, seed: int
 ) -> list[dict[str, Any]]:
     """One row for each setting."""
-    null, change = Course(-drift), Course(-drift, CHANGE)
-    alarms = {noise: fired(family, settings, null, noise, banks, runs, seed) for noise in NOISES}
-    late = fired(family, settings, change, "measured", banks, runs, seed + 100)
+    columns = {name: np.asarray([setting[name] for setting in settings]) for name in GRID}
+
+    def fired(noise: str, course: Course, seed: int) -> np.ndarray:
+        case = Case(family, noise, "", "null", course)
+        return run(case, banks, runs, seed, settings=columns, batch=runs)
+
+    alarms = {noise: fired(noise, Course(-drift), seed) for noise in NOISES}
+    late = fired("measured", Course(-drift, CHANGE), seed + 100)
     steps = window_steps(NUM_STEPS)
     out = []
     for index, setting in enumerate(settings):

@@ -39,8 +39,7 @@ def fired(
       span: the phase.
       steps: [looks], total steps in order.
       signals: of every run at these looks.
-      settings: keyword arguments of `make`, each [settings]; the result is then
-        [settings, runs], and all settings see the same streams.
+      settings: keyword arguments of `make`, each [settings]: then [settings, runs].
     """
     found = np.asarray(_fired(make, span, steps, signals, settings))
     return np.where(found == _NEVER, np.inf, found)

@@ -21,20 +21,13 @@ class Course:
     """A piecewise power law: t^before until a change, then t^after for a while, then flat.
 
     With u = log(t / change): log x = before * min(u, 0) + after * clip(u, 0, log rest).
-
-    Attributes:
-      before: log-log slope until the change.
-      change: the step of it; inf for none.
-      after: log-log slope from there on.
-      rest: factor of t over which it lasts.
-      level: added to log x.
     """
 
-    before: float
-    change: float = math.inf
-    after: float = 0.0
-    rest: float = math.inf
-    level: float = 0.0
+    before: float  # log-log slope until the change
+    change: float = math.inf  # the step of it; inf for none
+    after: float = 0.0  # log-log slope from there on
+    rest: float = math.inf  # factor of t over which it lasts
+    level: float = 0.0  # added to log x
 
     def log(self, steps: np.ndarray) -> np.ndarray:
         time = np.log(steps + 1.0)

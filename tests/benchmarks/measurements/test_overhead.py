@@ -16,14 +16,13 @@ from benchmarks.runs import clock
 
 @pytest.fixture
 def tiny():
-    small = workloads.vit_small(
-        batch_size=16, horizon=400, patch=16, dim=4, depth=1, heads=2, mlp=4, classes=3
-    )
+    model = workloads.VisionTransformer(patch=16, dim=4, depth=1, heads=2, mlp=4, classes=3)
+    small = workloads.vit_small(model, horizon=400)
     return small._replace(name="tiny", phases=True)
 
 
 def test_the_default_is_vit_small():
-    model = workloads.VisionTransformer()
+    model = workloads.MODEL
     shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
     size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert 21e6 < size < 22e6
