@@ -5,19 +5,18 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from benchmarks.measurements.calibration import simulate, streams
 from benchmarks.measurements.calibration.probe_noise import Bank, window_steps
-from benchmarks.measurements.calibration.simulate import Span
+from benchmarks.measurements.calibration.simulate import Phase
 from benchmarks.measurements.calibration.streams import NOISES, Course
 from fgo_jax import protocol, triggers
-from fgo_jax.triggers import Trigger
 
 NUM_STEPS = 20_000
 BATCH = 500  # runs at a time: 20,000 looks at four signals are 400 MB
@@ -34,30 +33,23 @@ NOISY, AGREEING, FALLING_LOSS = 0.1, 0.8, Course(-0.3)
 Banks = Mapping[float, Bank]  # by the agreement that they were measured at
 
 
-class Subject(NamedTuple):
-    """A trigger to calibrate, and the phase that it is to end."""
-
-    make: Callable[..., Trigger]
-    span: Span = Span()
-    reads: str = "probe"  # or "loss" or "validation", alone
-
-
 _DIMENSION = "intrinsic_dimension"
+_ACQUISITION, _REASK = {"start": 0, "minimum": WARMUP}, {"start": REASK_START, "minimum": HANDOVER}
 TRIGGERS = {
-    "stall": Subject(partial(triggers.stall, _DIMENSION), Span(REASK_START, HANDOVER)),
-    "stopped_falling": Subject(partial(triggers.stopped_falling, _DIMENSION), Span(0, WARMUP)),
-    "decreasing": Subject(partial(triggers.decreasing, _DIMENSION)),
-    "increasing": Subject(partial(triggers.increasing, _DIMENSION)),
-    "decreasing(loss)": Subject(partial(triggers.decreasing, "loss"), reads="loss"),
-    "increasing(loss)": Subject(partial(triggers.increasing, "loss"), reads="loss"),
-    "above": Subject(partial(triggers.above, _DIMENSION, 1.0)),
-    "below": Subject(partial(triggers.below, _DIMENSION, 1.0)),
-    "below(agreement)": Subject(partial(triggers.below, "agreement", 0.75)),
-    "plateau": Subject(partial(triggers.plateau, "validation"), reads="validation"),
+    "stall": Phase(partial(triggers.stall, _DIMENSION), **_REASK),
+    "stopped_falling": Phase(partial(triggers.stopped_falling, _DIMENSION), **_ACQUISITION),
+    "decreasing": Phase(partial(triggers.decreasing, _DIMENSION)),
+    "increasing": Phase(partial(triggers.increasing, _DIMENSION)),
+    "decreasing(loss)": Phase(partial(triggers.decreasing, "loss"), reads="loss"),
+    "increasing(loss)": Phase(partial(triggers.increasing, "loss"), reads="loss"),
+    "above": Phase(partial(triggers.above, _DIMENSION, 1.0)),
+    "below": Phase(partial(triggers.below, _DIMENSION, 1.0)),
+    "below(agreement)": Phase(partial(triggers.below, "agreement", 0.75)),
+    "plateau": Phase(partial(triggers.plateau, "validation"), reads="validation"),
     # Those that the protocol uses by default.
-    "acquisition": Subject(protocol.default_acquisition_trigger, Span(0, WARMUP)),
-    "reask": Subject(protocol.default_reask_trigger, Span(REASK_START, HANDOVER)),
-    "stop": Subject(protocol.default_stop_trigger, Span(REASK_START), "validation"),
+    "acquisition": Phase(protocol.default_acquisition_trigger, **_ACQUISITION),
+    "reask": Phase(protocol.default_reask_trigger, **_REASK),
+    "stop": Phase(protocol.default_stop_trigger, REASK_START, reads="validation"),
 }
 
 
@@ -89,15 +81,14 @@ def signals(
     case: Case, banks: Banks, runs: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, simulate.Signals]:
     """Looks at a case's streams, and its signals [runs, looks]."""
-    _, span, reads = TRIGGERS[case.trigger]
-    if reads in EVERY:
-        looks = np.arange(EVERY[reads] - 1, NUM_STEPS, EVERY[reads])
-        return looks, {
-            reads: streams.metric(case.course, case.spread, case.noise, looks, runs, rng)
-        }
+    phase = TRIGGERS[case.trigger]
+    if phase.reads in EVERY:
+        looks = np.arange(EVERY[phase.reads] - 1, NUM_STEPS, EVERY[phase.reads])
+        loss = streams.metric(case.course, case.spread, case.noise, looks, runs, rng)
+        return looks, {phase.reads: loss}
     windows = window_steps(NUM_STEPS)
     # A verdict changes only where something is measured, or when the phase is long enough.
-    looks = np.union1d(windows, [span.start, span.start + span.minimum - 1])
+    looks = np.union1d(windows, [phase.start, phase.start + phase.minimum - 1])
     if case.dense:
         looks = np.arange(NUM_STEPS)
     bank, count = banks[case.agreement], len(windows)
@@ -129,12 +120,11 @@ def run(
     With `settings` of the trigger, [settings] each, the result is [settings, runs]; all of
     them see the same streams.
     """
-    make, span, _ = TRIGGERS[case.trigger]
     rng = np.random.default_rng(seed)
     batches = []
     for _ in range(0, runs, batch):
         looks, found = signals(case, banks, min(batch, runs), rng)
-        batches.append(simulate.fired(make, span, looks, found, settings))
+        batches.append(simulate.fired(TRIGGERS[case.trigger], looks, found, settings))
     return np.concatenate(batches, axis=-1)[..., :runs]
 
 
@@ -149,28 +139,7 @@ def result(case: Case, fired: np.ndarray) -> dict[str, Any]:
     return row | {"edge": case.edge} | simulate.false_alarms(fired)
 
 
-def all_cases() -> list[Case]:
-    """Every trigger of the library at its defaults, and those that the protocol uses."""
-    return [*trends(), *loss_trends(), *levels(), *acquisition(), *reask(), *validation()]
-
-
-def trends() -> Iterator[Case]:
-    """`stall`, `stopped_falling`, `decreasing` and `increasing` on the dimension."""
-    for noise in NOISES:
-        yield from _falling(partial(Case, "stopped_falling", noise))
-        yield from _moving(partial(Case, "stall", noise))
-        for name, sign in (("decreasing", -1.0), ("increasing", 1.0)):
-            yield from _starting(partial(Case, name, noise), sign, CHANGES)
-
-
-def loss_trends() -> Iterator[Case]:
-    """`decreasing` and `increasing` on a loss that is seen at every step."""
-    for noise in ("normal", "student"):
-        for name, slope in (("decreasing(loss)", -0.3), ("increasing(loss)", 0.3)):
-            yield from _starting(partial(Case, name, noise), slope, CHANGES[:1])
-
-
-def _starting(case: Callable[..., Case], slope: float, changes: tuple[int, ...]) -> Iterator[Case]:
+def _starting(case: Callable[..., Case], slope: float, changes: Sequence[int]) -> Iterator[Case]:
     """What a trigger on movement meets."""
     yield case("stationary", "null", Course(0.0))
     words = "falls as t" if slope < 0 else "rises as t"
@@ -215,32 +184,29 @@ def _agreeing(case: Callable[..., Case]) -> Iterator[Case]:
         yield case(words, "null", Course(0.0), agreement=level)
 
 
-def levels() -> Iterator[Case]:
-    """`above` and `below` a threshold of 1, and the agreement's condition."""
-    for noise, (name, sign) in itertools.product(NOISES, (("above", 1.0), ("below", -1.0))):
-        case = partial(Case, name, noise)
-        for factor in (1.0, 1.5, 2.0, 4.0):
-            words = "at the threshold" if factor == 1.0 else f"a factor {factor:g} short of it"
-            course = Course(0.0, level=-sign * math.log(factor))
-            yield case(f"stationary, {words}", "null", course, edge=factor == 1.0)
-        for change in CHANGES:
-            # Within less than a window, from half to twice the threshold or back.
-            below = -sign * math.log(2.0)
-            turn = Course(0.0, change, sign * 20.0, rest=4.0 ** (1 / 20), level=below)
-            yield case(f"fourfold across it at {change}", "change", turn, change)
-    case = partial(Case, "below(agreement)", "measured")
+def _crossing(case: Callable[..., Case], sign: float) -> Iterator[Case]:
+    """What a threshold of 1 meets."""
+    for factor in (1.0, 1.5, 2.0, 4.0):
+        words = "at the threshold" if factor == 1.0 else f"a factor {factor:g} short of it"
+        course = Course(0.0, level=-sign * math.log(factor))
+        yield case(f"stationary, {words}", "null", course, edge=factor == 1.0)
+    for change in CHANGES:
+        # Within less than a window, from half to twice the threshold or back.
+        below = -sign * math.log(2.0)
+        turn = Course(0.0, change, sign * 20.0, rest=4.0 ** (1 / 20), level=below)
+        yield case(f"fourfold across it at {change}", "change", turn, change)
+
+
+def _agreement_levels(case: Callable[..., Case]) -> Iterator[Case]:
+    """What the agreement's threshold meets."""
     for level in (0.75, AGREEING, 0.9):
         words = f"stationary at {level:g}"
         yield case(words, "null", Course(0.0), agreement=level, edge=level == 0.75)
     yield case(f"stationary at {NOISY:g}", "rest", Course(0.0))
 
 
-def acquisition() -> Iterator[Case]:
-    """The default end of the first phase, without and with a loss."""
-    for noise in NOISES:
-        yield from _falling(partial(Case, "acquisition", noise))
-        yield from _agreeing(partial(Case, "acquisition", noise))
-    case = partial(Case, "acquisition", "measured")
+def _with_loss(case: Callable[..., Case]) -> Iterator[Case]:
+    """What the end of acquisition meets where a loss is given."""
     for slope in SLOPES:
         words = f"falls as t^-{slope:g}, with a falling loss"
         yield case(words, "null", Course(-slope), edge=slope == 1.0, loss=FALLING_LOSS)
@@ -252,10 +218,8 @@ def acquisition() -> Iterator[Case]:
         yield case(words, "change", Course(-2.0, change), change, loss=FALLING_LOSS)
 
 
-def reask() -> Iterator[Case]:
-    """The default end of the second phase, which looks at the agreement alone."""
-    case = partial(Case, "reask", "measured")
-    yield from _agreeing(case)
+def _no_longer_agreeing(case: Callable[..., Case]) -> Iterator[Case]:
+    """What the end of re-ask meets, which looks at the agreement alone."""
     yield case("stationary at 0.75", "null", Course(0.0), agreement=0.75, edge=True)
     yield case("stationary", "rest", Course(0.0))
     for change in CHANGES:
@@ -264,19 +228,48 @@ def reask() -> Iterator[Case]:
         yield case(words, "change", Course(0.0), change, **agreeing)
 
 
-def validation() -> Iterator[Case]:
-    """`plateau` and the protocol's flag on a validation loss that goes on falling."""
-    for name, noise in itertools.product(("plateau", "stop"), NOISES[1:]):
+def _improving(case: Callable[..., Case]) -> Iterator[Case]:
+    """What a trigger on a validation loss meets that goes on falling."""
 
-        def case(stream, kind, course, spread=VALIDATION_NOISE, change=0, name=name, noise=noise):
-            words = f"{stream}, noise {spread:g}"
-            return Case(name, noise, words, kind, course, change, spread=spread)
+    def noisy(words, kind, course, spread=VALIDATION_NOISE, change=0):
+        return case(f"{words}, noise {spread:g}", kind, course, change, spread=spread)
 
-        for spread, slope in itertools.product((0.003, VALIDATION_NOISE, 0.03), (0.1, 0.3, 1.0)):
-            yield case(f"falls as t^-{slope:g}", "null", Course(-slope), spread)
-        yield case("stationary", "rest", Course(0.0))
-        for change in CHANGES:
-            words, course = f"falls as t^-1 until {change}, then", Course(-1.0, change)
-            yield case(f"{words} stays", "change", course, change=change)
-            turn = dataclasses.replace(course, after=0.3)
-            yield case(f"{words} rises as t^0.3", "change", turn, change=change)
+    for spread, slope in itertools.product((0.003, VALIDATION_NOISE, 0.03), (0.1, 0.3, 1.0)):
+        yield noisy(f"falls as t^-{slope:g}", "null", Course(-slope), spread)
+    yield noisy("stationary", "rest", Course(0.0))
+    for change in CHANGES:
+        words, course = f"falls as t^-1 until {change}, then", Course(-1.0, change)
+        yield noisy(f"{words} stays", "change", course, change=change)
+        turn = dataclasses.replace(course, after=0.3)
+        yield noisy(f"{words} rises as t^0.3", "change", turn, change=change)
+
+
+_MEASURED, _PLANTED = NOISES[:1], NOISES[1:]
+_MET: tuple[tuple[str, Callable[..., Iterator[Case]], Sequence[str]], ...] = (
+    ("stopped_falling", _falling, NOISES),
+    ("stall", _moving, NOISES),
+    ("decreasing", partial(_starting, slope=-1.0, changes=CHANGES), NOISES),
+    ("increasing", partial(_starting, slope=1.0, changes=CHANGES), NOISES),
+    ("decreasing(loss)", partial(_starting, slope=-0.3, changes=CHANGES[:1]), _PLANTED[:2]),
+    ("increasing(loss)", partial(_starting, slope=0.3, changes=CHANGES[:1]), _PLANTED[:2]),
+    ("above", partial(_crossing, sign=1.0), NOISES),
+    ("below", partial(_crossing, sign=-1.0), NOISES),
+    ("below(agreement)", _agreement_levels, _MEASURED),
+    ("acquisition", _falling, NOISES),
+    ("acquisition", _agreeing, NOISES),
+    ("acquisition", _with_loss, _MEASURED),
+    ("reask", _agreeing, _MEASURED),
+    ("reask", _no_longer_agreeing, _MEASURED),
+    ("plateau", _improving, _PLANTED),
+    ("stop", _improving, _PLANTED),
+)
+
+
+def all_cases() -> list[Case]:
+    """Every trigger of the library at its defaults, and those that the protocol uses."""
+    return [
+        case
+        for trigger, met, noises in _MET
+        for noise in noises
+        for case in met(partial(Case, trigger, noise))
+    ]

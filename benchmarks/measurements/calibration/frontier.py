@@ -36,6 +36,11 @@ def grid(drift: float) -> list[Setting]:
     return [DEFAULT, *({**s, "tolerance": s["tolerance"] * drift} for s in made)]
 
 
+def columns(settings: Sequence[Setting]) -> dict[str, np.ndarray]:
+    """[settings] each."""
+    return {name: np.asarray([setting[name] for setting in settings]) for name in GRID}
+
+
 def measure(family: str, drift: float, banks: Banks, runs: int) -> dict[str, Any]:
     """The settings that no other one beats in both, found on some runs and measured on others.
 
@@ -63,11 +68,10 @@ def rows(
     family: str, settings: Sequence[Setting], drift: float, banks: Banks, runs: int, seed: int
 ) -> list[dict[str, Any]]:
     """One row for each setting."""
-    columns = {name: np.asarray([setting[name] for setting in settings]) for name in GRID}
 
     def fired(noise: str, course: Course, seed: int) -> np.ndarray:
         case = Case(family, noise, "", "null", course)
-        return run(case, banks, runs, seed, settings=columns, batch=runs)
+        return run(case, banks, runs, seed, settings=columns(settings), batch=runs)
 
     alarms = {noise: fired(noise, Course(-drift), seed) for noise in NOISES}
     late = fired("measured", Course(-drift, CHANGE), seed + 100)

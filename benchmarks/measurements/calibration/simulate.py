@@ -18,16 +18,17 @@ Signals = dict[str, Signal]  # each leaf [runs, looks]
 _NEVER = np.iinfo(np.int32).max
 
 
-class Span(NamedTuple):
-    """The phase that a trigger is to end."""
+class Phase(NamedTuple):
+    """A trigger, and the phase that it is to end."""
 
-    start: int = 0  # total step at which it begins
+    make: Callable[..., Trigger]
+    start: int = 0  # total step at which the phase begins
     minimum: int = 1  # least number of updates in it
+    reads: str = "probe"  # or "loss" or "validation", alone
 
 
 def fired(
-    make: Callable[..., Trigger],
-    span: Span,
+    phase: Phase,
     steps: np.ndarray,
     signals: Signals,
     settings: Mapping[str, np.ndarray] | None = None,
@@ -35,27 +36,26 @@ def fired(
     """[runs], float64: the step at which each run's phase would be ended; inf for never.
 
     Args:
-      make: of the trigger.
-      span: the phase.
+      phase: what begins and is to end.
       steps: [looks], total steps in order.
       signals: of every run at these looks.
-      settings: keyword arguments of `make`, each [settings]: then [settings, runs].
+      settings: keyword arguments of the trigger, each [settings]: then [settings, runs].
     """
-    found = np.asarray(_fired(make, span, steps, signals, settings))
+    found = np.asarray(_fired(phase, steps, signals, settings))
     return np.where(found == _NEVER, np.inf, found)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _fired(make, span: Span, steps: jax.Array, signals: Any, settings: Any) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=0)
+def _fired(phase: Phase, steps: jax.Array, signals: Any, settings: Any) -> jax.Array:
     def every_run(setting: Mapping[str, Any]) -> jax.Array:
-        trigger = make(**setting)
-        return jax.vmap(lambda own: _first(trigger, steps, own, span))(signals)
+        trigger = phase.make(**setting)
+        return jax.vmap(lambda own: _first(phase, trigger, steps, own))(signals)
 
     return every_run({}) if settings is None else jax.lax.map(every_run, settings)
 
 
-def _first(trigger: Trigger, steps: jax.Array, signals: Any, span: Span) -> jax.Array:
-    """The first step, [] int32, at which a trigger ends a phase that began at `span.start`.
+def _first(phase: Phase, trigger: Trigger, steps: jax.Array, signals: Any) -> jax.Array:
+    """[], int32: the first step at which the trigger ends the phase.
 
     As in the controller, the trigger's state begins with the phase, it does not see
     measurements before, and its verdict counts from the phase's least length on.
@@ -63,12 +63,11 @@ def _first(trigger: Trigger, steps: jax.Array, signals: Any, span: Span) -> jax.
 
     def look(state, item):
         step, signals = item
-        begun = step >= span.start
-        observation = Observation(signals, step - span.start, step)
+        begun = step >= phase.start
+        observation = Observation(signals, step - phase.start, step)
         verdict, new = trigger.update(observation, state)
         state = jax.tree.map(lambda a, b: jnp.where(begun, a, b).astype(b.dtype), new, state)
-        holds = begun & (verdict == 1) & (step - span.start + 1 >= span.minimum)
-        return state, holds
+        return state, begun & (verdict == 1) & (step - phase.start + 1 >= phase.minimum)
 
     _, holds = jax.lax.scan(look, trigger.init(), (steps.astype(jnp.int32), signals))
     return jnp.where(jnp.any(holds), steps[jnp.argmax(holds)], _NEVER).astype(jnp.int32)

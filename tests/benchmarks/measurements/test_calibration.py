@@ -111,13 +111,12 @@ def test_planted_changes_are_seen_within_the_stated_delay(stored, banks, trigger
 
 @pytest.mark.parametrize("name", ["acquisition", "stall"])
 def test_missing_and_held_measurements_break_nothing(toy_bank, name):
-    make, span, _ = TRIGGERS[name]
     rng = np.random.default_rng(3)
     for course, change in ((Course(-2.0), None), (Course(-2.0, 1000), 1000)):
         case = Case(name, "student", "", "null", course)
         looks, signals = cases.signals(case, {cases.NOISY: toy_bank}, RUNS, rng)
         spoiled = {signal: _spoiled(value, rng) for signal, value in signals.items()}
-        fired = simulate.fired(make, span, looks, spoiled)
+        fired = simulate.fired(TRIGGERS[name], looks, spoiled)
         early = fired < (np.inf if change is None else change)
         test = stats.binomtest(int(early.sum()), RUNS, frontier.BAR, alternative="greater")
         assert test.pvalue > RARE
@@ -139,13 +138,10 @@ def _spoiled(signal, rng):
 def test_a_grid_of_settings_agrees_with_the_trigger_itself(toy_bank):
     banks = {cases.NOISY: toy_bank}
     for family in frontier.FAMILIES:
-        make, span, _ = TRIGGERS[family]
-        course = Course(-1.0, 1000)
-        several = frontier.fired(family, frontier.grid(1.0)[:3], course, "normal", banks, 50, 5)
-        case = Case(family, "normal", "", "null", course)
-        looks, signals = cases.signals(case, banks, 50, np.random.default_rng(5))
-        alone = simulate.fired(make, span, looks, signals)
-        np.testing.assert_array_equal(several[0], alone)
+        case = Case(family, "normal", "", "null", Course(-1.0, 1000))
+        some = frontier.columns(frontier.grid(1.0)[:3])
+        several = cases.run(case, banks, 50, seed=5, settings=some)
+        np.testing.assert_array_equal(several[0], cases.run(case, banks, 50, seed=5))
 
 
 def test_the_frontier_keeps_only_what_nothing_beats():

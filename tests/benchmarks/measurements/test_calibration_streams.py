@@ -117,14 +117,14 @@ def test_the_simulation_ends_phases_where_the_optimizer_does(toy_bank):
     looks = np.arange(steps)
     seen = {name: streams.at(looks, windows, signal) for name, signal in planted.items()}
     seen["loss"] = loss
-    first = simulate.fired(*TRIGGERS["acquisition"][:2], looks, seen)
+    first = simulate.fired(TRIGGERS["acquisition"], looks, seen)
     np.testing.assert_array_equal(started[:, 1], np.where(np.isinf(first), -1, first + 1))
     for run, begun in enumerate(started[:, 1]):
         if begun < 0:
             continue
         own = jax.tree.map(lambda leaf, run=run: leaf[run : run + 1], seen)
-        make, span, _ = TRIGGERS["reask"]
-        (second,) = simulate.fired(make, span._replace(start=int(begun)), looks, own)
+        reask = TRIGGERS["reask"]._replace(start=int(begun))
+        (second,) = simulate.fired(reask, looks, own)
         assert started[run, 2] == (-1 if np.isinf(second) else second + 1)
 
 
