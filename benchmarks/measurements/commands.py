@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def measure_stream(rows, output) -> None:
     """Rows of the default probe against rows at fixed parameters; writes stream.json."""
     with console.status("starting") as status:
         results = stream.measure(get_task("digits_vit"), rows=rows, announce=status.update)
-    path = _place(output, rows == stream.ROWS) / "stream.json"
+    path = _path("stream", output, rows == stream.ROWS)
     _write(path, results, stream.print_table)
 
 
@@ -44,7 +44,7 @@ def calibrate(runs, windows, output) -> None:
     with console.status("starting") as status:
         results = calibration.measure(runs, windows, announce=status.update)
     is_whole = (runs, windows) == (calibration.RUNS, calibration.WINDOWS)
-    path = _place(output, is_whole) / "calibration.json"
+    path = _path("calibration", output, is_whole)
     _write(path, results, calibration_tables.print_tables)
 
 
@@ -58,7 +58,7 @@ def measure_sketch(draws, rounds, sizes, output) -> None:
     chosen = names_in(sizes, list(sketch.LAYERS), "size")
     with console.status("starting") as status:
         results = sketch.measure(draws=draws, rounds=rounds, sizes=chosen, announce=status.update)
-    path = _place(output, (draws, rounds, sizes) == (_DRAWS, _ROUNDS, None)) / "sketch.json"
+    path = _path("sketch", output, (draws, rounds, sizes) == (_DRAWS, _ROUNDS, None))
     _write(path, results, sketch.print_tables)
 
 
@@ -72,7 +72,7 @@ def measure_overhead(workloads, parts, rounds, output) -> None:
 
     What is in that file of other workloads and parts stays there.
     """
-    path = _place(output, rounds is None) / "overhead.json"
+    path = _path("overhead", output, rounds is None)
     asked = []
     for name in names_in(workloads, list(WORKLOADS), "workload"):
         workload = WORKLOADS[name]()
@@ -86,16 +86,12 @@ def measure_overhead(workloads, parts, rounds, output) -> None:
     _write(path, {"rows": rows}, overhead.print_tables)
 
 
-def _place(output: Path | None, is_whole: bool) -> Path:
+def _path(name: str, output: Path | None, is_whole: bool) -> Path:
     """A look must not take the place of what is committed."""
-    return output or (RESULTS if is_whole else Path("runs"))
+    return (output or (RESULTS if is_whole else Path("runs"))) / f"{name}.json"
 
 
-def _write(
-    path: Path,
-    results: Mapping[str, Any],
-    print_tables: Callable[[Mapping[str, Any], Console], None],
-) -> None:
+def _write(path: Path, results: Any, print_tables: Callable[[Any, Console], None]) -> None:
     write_json(path, results)
     print_tables(results, console)
     console.print(f"Wrote {path}")

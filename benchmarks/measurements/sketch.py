@@ -48,11 +48,7 @@ def measure(
 ) -> dict[str, Any]:
     """Everything that `sketch.json` holds.
 
-    Args:
-      draws: of each probe's key, for the accuracy.
-      rounds: of the interleaved timings.
-      sizes: names of the timed models.
-      announce: called with what begins.
+    The accuracy is over `draws` of each probe's key; the models `sizes` are timed in `rounds`.
     """
     signals, ritz, speed = [], [], []
     for name, make in MODELS.items():

@@ -100,13 +100,11 @@ def _rows(model: Model) -> np.ndarray:
         def one(example: Any) -> Any:
             return jax.jacrev(outputs)(params, example), jax.nn.softmax(outputs(params, example))
 
-        jacobian, p = jax.jit(lambda batch: jax.lax.map(one, batch))(batch)
-        p = np.asarray(p)
-    examples, classes = p.shape
-    leaves = [np.asarray(leaf).reshape(examples, classes, -1) for leaf in jax.tree.leaves(jacobian)]
-    rows = np.concatenate(leaves, axis=2)
+        found = jax.jit(lambda batch: jax.lax.map(one, batch))(batch)
+        jacobian, p = jax.tree.map(np.asarray, found)
+    rows = np.concatenate([leaf.reshape(*p.shape, -1) for leaf in jax.tree.leaves(jacobian)], 2)
     rows = rows - np.einsum("ik,ikd->id", p, rows)[:, None]
-    return (np.sqrt(p / examples)[..., None] * rows).reshape(examples * classes, -1)
+    return (np.sqrt(p / len(p))[..., None] * rows).reshape(p.size, -1)
 
 
 def signals(model: Model, exact: Truth, draws: int) -> list[dict[str, Any]]:
@@ -122,52 +120,46 @@ def signals(model: Model, exact: Truth, draws: int) -> list[dict[str, Any]]:
         "trace_square": cross,
         "intrinsic_dimension": first * second / cross,
     }
-    examples = jax.tree.leaves(model.batch)[0].shape[0]
+    examples = int(jax.tree.leaves(model.batch)[0].shape[0])
+    size = {"parameters": int(optax.tree.size(model.params)), "examples": examples}
     operator = fgo.curvature.ggn(model.predict, "softmax_cross_entropy")
-    probes = {}
+
+    def rows(label: str, probe: Probe, expected: dict[str, float]) -> list[dict[str, Any]]:
+        def read(key: jax.Array) -> Any:
+            inputs = ProbeInputs(None, None, model.params, model.batch, key, jnp.int32(200))
+            return probe.read(probe.measure(inputs, probe.init(model.params)))
+
+        estimates = _of_draws(read, draws, seed=1)
+        named = {**size, "draws": draws, "probe": label}
+        return [
+            {**named, "signal": name, "truth": truth, **_figures(*estimates[name], truth)}
+            for name, truth in expected.items()
+        ]
+
+    found = []
     for samples, steps, starts in SETTINGS:
-        probes[f"hutchinson({samples} vectors)"] = (
-            moments,
-            fgo.probes.hutchinson(operator, num_samples=samples, examples=examples),
-        )
-        probes[f"lanczos({steps} x {starts})"] = (
-            spectrum,
-            fgo.probes.lanczos(operator, num_steps=steps, num_starts=starts, examples=examples),
-        )
-    sizes = {
-        "parameters": int(optax.tree.size(model.params)),
-        "examples": int(examples),
-        "draws": draws,
-    }
-    rows = []
-    for label, (expected, probe) in probes.items():
-        estimates = _estimates(model, probe, draws)
-        for name, wanted in expected.items():
-            figures = _figures(*estimates[name], wanted)
-            rows.append({**sizes, "probe": label, "signal": name, "truth": wanted, **figures})
-    return rows
+        probe = fgo.probes.hutchinson(operator, num_samples=samples, examples=examples)
+        found += rows(f"hutchinson({samples} vectors)", probe, moments)
+        probe = fgo.probes.lanczos(operator, steps, num_starts=starts, examples=examples)
+        found += rows(f"lanczos({steps} x {starts})", probe, spectrum)
+    return found
 
 
-def _estimates(model: Model, probe: Probe, draws: int) -> Any:
-    """Estimates by name, leaves [draws]."""
-
-    def read(key: jax.Array) -> Any:
-        inputs = ProbeInputs(None, None, model.params, model.batch, key, jnp.int32(200))
-        return probe.read(probe.measure(inputs, probe.init(model.params)))
-
-    keys = jax.random.split(jax.random.key(1), draws)
-    estimates = jax.jit(lambda keys: jax.lax.map(read, keys))(keys)
-    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), estimates)
+def _of_draws(read: Callable[[jax.Array], Any], draws: int, seed: int) -> Any:
+    """What `read` gives for so many keys, in float64."""
+    keys = jax.random.split(jax.random.key(seed), draws)
+    found = jax.jit(lambda keys: jax.lax.map(read, keys))(keys)
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), found)
 
 
-def _figures(value: np.ndarray, error: np.ndarray, wanted: float) -> dict[str, Any]:
+def _figures(value: np.ndarray, error: np.ndarray, truth: float) -> dict[str, Any]:
     known = ~np.isnan(value)  # a ratio is NaN where its terms were not both positive
-    off, error = value[known] - wanted, error[known]
+    off, error = value[known] - truth, error[known]
     return {
-        "bias": float(np.mean(off) / wanted),
-        "bias_error": float(np.std(off) / len(off) ** 0.5 / wanted),
-        "rms": float(np.sqrt(np.mean(off**2)) / wanted),
-        "reported": float(np.median(error) / wanted),
+        "bias": float(np.mean(off) / truth),
+        "bias_error": float(np.std(off) / len(off) ** 0.5 / truth),
+        "rms": float(np.sqrt(np.mean(off**2)) / truth),
+        "reported": float(np.median(error) / truth),
         "coverage": float(np.mean(np.abs(off) <= WITHIN * error)),
         "held": int(np.sum(~known)),
     }
@@ -176,25 +168,16 @@ def _figures(value: np.ndarray, error: np.ndarray, wanted: float) -> dict[str, A
 def ritz(model: Model, exact: Truth, draws: int) -> list[dict[str, Any]]:
     """Relative errors of the leading Ritz values of one start, the worst of all draws."""
     values = exact.eigenvalues
-    operator = fgo.curvature.ggn(model.predict, "softmax_cross_entropy")
-    matvec = operator(model.params, model.batch)
+    sums = {"trace": float(values.sum()), "trace_square": float((values**2).sum())}
+    matvec = fgo.curvature.ggn(model.predict, "softmax_cross_entropy")(model.params, model.batch)
 
     def leading(key: jax.Array, steps: int) -> jax.Array:
         space = krylov_space(matvec, random_block(key, model.params, 1), steps)
         return jnp.linalg.eigvalsh(space.matrix)[::-1][:TOP]
 
-    keys = jax.random.split(jax.random.key(2), draws)
     rows = []
     for steps in (12, 24):
-        run = functools.partial(leading, steps=steps)
-        found = np.asarray(jax.jit(functools.partial(jax.lax.map, run))(keys), np.float64)
-        rows.append(
-            {
-                "steps": steps,
-                "trace": float(values.sum()),
-                "trace_square": float((values**2).sum()),
-                "eigenvalues": values[:TOP],
-                "worst": np.max(np.abs(found / values[:TOP] - 1.0), axis=0),
-            }
-        )
+        found = _of_draws(functools.partial(leading, steps=steps), draws, seed=2)
+        worst = np.max(np.abs(found / values[:TOP] - 1.0), axis=0)
+        rows.append({"steps": steps, **sums, "eigenvalues": values[:TOP], "worst": worst})
     return rows

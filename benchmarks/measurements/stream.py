@@ -37,12 +37,8 @@ def measure(
 ) -> dict[str, Any]:
     """Dimension and trace of the gradient noise, by pairs and at fixed parameters.
 
-    Args:
-      task: what is trained, with Adam at a constant rate.
-      rates: learning rates.
-      steps: where in a run; each at least `rows`.
-      rows: of either kind.
-      announce: called with what begins.
+    The task is trained with Adam at constant rates. `rows` of either kind are taken at each of
+    `steps`, which lie at `rows` or later.
     """
     cases = []
     for rate in rates:

@@ -25,10 +25,8 @@ def measure(
 ) -> dict[str, Any]:
     """Everything that `calibration.json` holds.
 
-    Args:
-      runs: streams for each case; a quarter of them where there is a loss at every step.
-      windows: of the probe, to measure its noise.
-      announce: called with what begins.
+    Each case has `runs` streams, and a quarter of them where there is a loss at every step.
+    The probe's noise is measured on so many of its windows.
     """
     announce("the probe's noise")
     banks = {level: probe_noise.bank(probe_noise.REFERENCE, level, windows) for level in AGREEMENTS}

@@ -42,13 +42,7 @@ def window_steps(num_steps: int) -> np.ndarray:
 
 
 def bank(name: str, agreement: float, windows: int = 2000) -> Bank:
-    """Measures a planted covariance `windows` times.
-
-    Args:
-      name: of one of `SPECTRA`.
-      agreement: the share of the mean gradient in a gradient's energy.
-      windows: to measure.
-    """
+    """Windows of one of `SPECTRA`; `agreement` is the mean gradient's share of the energy."""
     measured = _windows(name, agreement, windows, is_stream=False)
     (dimension, error), (reading, reading_error) = (
         np.asarray(measured[signal], np.float64) for signal in ("intrinsic_dimension", "agreement")
@@ -98,14 +92,6 @@ def _windows(name: str, agreement: float, windows: int, is_stream: bool) -> Any:
     eigenvalues, freedom = SPECTRA[name]
     mean = (agreement / (1.0 - agreement) * np.mean(eigenvalues)) ** 0.5
     scale = jnp.asarray(eigenvalues**0.5, jnp.float32)
-    keys = jax.random.split(jax.random.key(0), windows)
-    return _measured(scale, jnp.float32(mean), freedom, keys, is_stream)
-
-
-@functools.partial(jax.jit, static_argnames=("freedom", "is_stream"))
-def _measured(
-    scale: jax.Array, mean: jax.Array, freedom: float | None, keys: jax.Array, is_stream: bool
-) -> Any:
     start = _PROBE.init(scale)
 
     def window(state, key):
@@ -123,4 +109,5 @@ def _measured(
         state, _ = jax.lax.scan(step, state, numbers)
         return state if is_stream else start, _PROBE.read(state)
 
-    return jax.lax.scan(window, start, keys)[1]
+    scan = jax.jit(lambda keys: jax.lax.scan(window, start, keys)[1])
+    return scan(jax.random.split(jax.random.key(0), windows))
