@@ -77,7 +77,7 @@ def measure_overhead(workloads, parts, rounds, output) -> None:
     for name in names_in(workloads, list(WORKLOADS), "workload"):
         workload = WORKLOADS[name]()
         asked.append((workload, names_in(parts, list(overhead.parts(workload)), "part")))
-    rows = held_in(path, "rows")
+    rows: Any = held_in(path, "rows")
     with console.status("starting") as status:
         for workload, chosen in asked:
             status.update(f"overhead on {workload.name}")

@@ -172,13 +172,15 @@ def combine(
 
     What has no step in which it fires does the same at every step.
     """
-    between, scales = brief["idle"] / brief["plain"] - 1.0, ()
-    if is_brief:
-        # Shares of a brief step are that many seconds, which are to be shares of the whole one.
-        scales = brief["plain"], whole["plain"]
+    between = brief["idle"] / brief["plain"] - 1.0
+    # Shares of a brief step are that many seconds, which are to be shares of the whole one.
+    scales = (brief["plain"], whole["plain"]) if is_brief else ()
 
-    def share(between: Any, *seconds: Any) -> Any:
-        return between * seconds[0] / seconds[1] if seconds else between
+    def share(between: Any, seconds: Any = 1.0, whole_seconds: Any = 1.0) -> Any:
+        return between * seconds / whole_seconds
+
+    def total(cost: Any, *rest: Any) -> Any:
+        return rate * cost + share(*rest)
 
     cost = np.zeros(2)  # the bootstrap takes two values at least
     if "firing" in whole:
@@ -186,29 +188,27 @@ def combine(
     return {
         "idle": clock.bounded(between, *scales, of=share),
         "firing": clock.bounded(cost),
-        "total": clock.bounded(
-            cost, between, *scales, of=lambda cost, *rest: rate * cost + share(*rest)
-        ),
+        "total": clock.bounded(cost, between, *scales, of=total),
     }
 
 
 def merged(
     held: Iterable[Mapping[str, Any]], measured: Sequence[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
-    """Rows measured now, and before them the held rows of other workloads and parts.
+    """Rows of one workload measured now, and before them held rows of others and of other parts.
 
-    A held row of a workload that now has another size or other calls goes.
+    Held rows of that workload with another size or other calls go.
     """
+    sizes = ("parameters", "batch_size", "batch_size_between", "horizon")
+    new, parts = measured[0], {row["part"] for row in measured}
 
-    def size(row: Mapping[str, Any]) -> list[Any]:
-        names = ("parameters", "batch_size", "batch_size_between", "horizon")
-        return [row[name] for name in (*names, "steps_per_call", "repeats")]
+    def is_kept(row: Mapping[str, Any]) -> bool:
+        if row["workload"] != new["workload"]:
+            return True
+        is_same = all(row[key] == new[key] for key in (*sizes, "steps_per_call", "repeats"))
+        return is_same and row["part"] not in parts
 
-    sizes = {row["workload"]: size(row) for row in measured}
-    anew = {(row["workload"], row["part"]) for row in measured}
-    others = [row for row in held if (row["workload"], row["part"]) not in anew]
-    kept = [row for row in others if sizes.get(row["workload"], size(row)) == size(row)]
-    return [*kept, *measured]
+    return [*filter(is_kept, held), *measured]
 
 
 def _limit(row: Mapping[str, Any]) -> str:

@@ -132,7 +132,7 @@ def signals(model: Model, exact: Truth, draws: int) -> list[dict[str, Any]]:
         estimates = _of_draws(read, draws, seed=1)
         named = {**size, "draws": draws, "probe": label}
         return [
-            {**named, "signal": name, "truth": truth, **_figures(*estimates[name], truth)}
+            {**named, "signal": name, "truth": truth, **_figures(estimates[name], truth)}
             for name, truth in expected.items()
         ]
 
@@ -152,7 +152,8 @@ def _of_draws(read: Callable[[jax.Array], Any], draws: int, seed: int) -> Any:
     return jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), found)
 
 
-def _figures(value: np.ndarray, error: np.ndarray, truth: float) -> dict[str, Any]:
+def _figures(estimate: Any, truth: float) -> dict[str, Any]:
+    value, error = estimate
     known = ~np.isnan(value)  # a ratio is NaN where its terms were not both positive
     off, error = value[known] - truth, error[known]
     return {

@@ -136,7 +136,7 @@ def _compare(
         params = given.params if name == "fgo" else given.flat_params
         arguments = (params, given.batch, jax.random.key(0))
         compiled = jax.jit(function).lower(*arguments).compile()
-        used = compiled.memory_analysis()
+        used: Any = compiled.memory_analysis()
         memory[name] = int(used.temp_size_in_bytes + used.output_size_in_bytes)
         calls[name] = functools.partial(compiled, *arguments)
     seconds = clock.interleaved(calls, rounds)

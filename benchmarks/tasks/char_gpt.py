@@ -54,15 +54,11 @@ def data_digest() -> str:
     return f"{len(text())} characters, sha256 {hashlib.sha256(text().encode()).hexdigest()[:16]}"
 
 
-def characters() -> list[str]:
-    """The vocabulary, the commonest first."""
-    counts = collections.Counter(text())
-    return sorted(counts, key=lambda c: (-counts[c], c))[:OTHER]
-
-
 @functools.cache
 def _splits():
-    number = {c: i for i, c in enumerate(characters())}
+    counts = collections.Counter(text())
+    commonest = sorted(counts, key=lambda c: (-counts[c], c))[:OTHER]
+    number = {c: i for i, c in enumerate(commonest)}
     tokens = np.asarray([number.get(c, OTHER) for c in text()], np.int32)
     blocks = tokens[: len(tokens) // BLOCK * BLOCK].reshape(-1, BLOCK)
     place = np.arange(len(blocks)) % PERIOD
@@ -95,7 +91,6 @@ def char_gpt() -> Task:
         name="char_gpt",
         num_steps=1200,
         eval_every=6,
-        warmup_steps=100,
         batch_size=BATCH_SIZE,
         batch=_batch,
         timed_steps=20,

@@ -84,7 +84,6 @@ def digits_autoencoder() -> Task:
         name="digits_autoencoder",
         num_steps=2000,
         eval_every=10,
-        warmup_steps=100,
         batch_size=BATCH_SIZE,
         batch=_batch,
         uses=("canvas.py", "supervised.py"),

@@ -25,7 +25,6 @@ def digits_vit() -> Task:
         name="digits_vit",
         num_steps=3000,
         eval_every=15,
-        warmup_steps=100,
         batch_size=BATCH_SIZE,
         batch=_batch,
         uses=("canvas.py", "supervised.py", "transformers.py"),

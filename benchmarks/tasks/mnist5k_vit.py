@@ -91,7 +91,6 @@ def mnist5k_vit() -> Task:
         name="mnist5k_vit",
         num_steps=2400,
         eval_every=12,
-        warmup_steps=100,
         batch_size=BATCH_SIZE,
         batch=_batch,
         uses=("supervised.py", "transformers.py"),

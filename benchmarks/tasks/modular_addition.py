@@ -48,7 +48,6 @@ def modular_addition() -> Task:
         name="modular_addition",
         num_steps=2000,
         eval_every=10,
-        warmup_steps=100,
         batch_size=BATCH_SIZE,
         batch=_batch,
         weight_decay=1.0,

@@ -28,7 +28,6 @@ class Task:
     name: str  # how the command line and the results call it
     num_steps: int  # the horizon T
     eval_every: int  # steps between evaluations; at most T / 200 in a race
-    warmup_steps: int  # the linear warm-up that every method gets
     batch_size: int  # examples per step
     data: Callable[[int], Data]  # of a seed; built once on the host, then resident on the device
     init: Callable[[jax.Array], Params]  # of a key
@@ -41,6 +40,7 @@ class Task:
     evaluate: Callable[[Data, Params], jax.Array]  # f32 [], the validation metric; less is better
     test: Callable[[Data, Params], dict[str, jax.Array]]  # on data that nothing else looks at
     metric: str  # what `evaluate` measures, for tables and pictures
+    warmup_steps: int = 100  # the linear warm-up that every method gets
     target: float | None = None  # a fixed level; None: the constant rate's final level
     smoothing: int = 5  # evaluations in the trailing mean
     # For how long a level must be held to count as reached, as a share of T; None: to the end.

@@ -62,16 +62,14 @@ def measure(
 
 def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The worst null of each trigger and noise, with and without those on its very edge."""
-    nulls: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["kind"] == "null":
-            nulls.setdefault((row["trigger"], row["noise"]), []).append(row)
     found = []
-    for (trigger, noise), group in nulls.items():
-        beyond = [row for row in group if not row["edge"]]
+    for trigger, noise in dict.fromkeys((row["trigger"], row["noise"]) for row in rows):
+        own = [row for row in rows if (row["trigger"], row["noise"]) == (trigger, noise)]
+        nulls = [row for row in own if row["kind"] == "null"]
+        beyond = [row for row in nulls if not row["edge"]]
         if not beyond:
             continue
-        worst, at_all = (max(those, key=lambda row: row["share"]) for those in (beyond, group))
+        worst, at_all = (max(those, key=lambda row: row["share"]) for those in (beyond, nulls))
         found.append(
             {
                 "trigger": trigger,

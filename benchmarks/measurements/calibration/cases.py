@@ -34,10 +34,10 @@ Banks = Mapping[float, Bank]  # by the agreement that they were measured at
 
 
 _DIMENSION = "intrinsic_dimension"
-_ACQUISITION, _REASK = {"start": 0, "minimum": WARMUP}, {"start": REASK_START, "minimum": HANDOVER}
+_ACQUISITION, _REASK = (0, WARMUP), (REASK_START, HANDOVER)
 TRIGGERS = {
-    "stall": Phase(partial(triggers.stall, _DIMENSION), **_REASK),
-    "stopped_falling": Phase(partial(triggers.stopped_falling, _DIMENSION), **_ACQUISITION),
+    "stall": Phase(partial(triggers.stall, _DIMENSION), *_REASK),
+    "stopped_falling": Phase(partial(triggers.stopped_falling, _DIMENSION), *_ACQUISITION),
     "decreasing": Phase(partial(triggers.decreasing, _DIMENSION)),
     "increasing": Phase(partial(triggers.increasing, _DIMENSION)),
     "decreasing(loss)": Phase(partial(triggers.decreasing, "loss"), reads="loss"),
@@ -47,8 +47,8 @@ TRIGGERS = {
     "below(agreement)": Phase(partial(triggers.below, "agreement", 0.75)),
     "plateau": Phase(partial(triggers.plateau, "validation"), reads="validation"),
     # Those that the protocol uses by default.
-    "acquisition": Phase(protocol.default_acquisition_trigger, **_ACQUISITION),
-    "reask": Phase(protocol.default_reask_trigger, **_REASK),
+    "acquisition": Phase(protocol.default_acquisition_trigger, *_ACQUISITION),
+    "reask": Phase(protocol.default_reask_trigger, *_REASK),
     "stop": Phase(protocol.default_stop_trigger, REASK_START, reads="validation"),
 }
 
