@@ -9,6 +9,7 @@ operator takes a pytree, so there they ravel and unravel, as their users have to
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,7 +20,6 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 import fgo_jax as fgo
-from benchmarks.measurements.sketch_accuracy import mlp, mlp_predict
 from benchmarks.runs import clock
 from fgo_jax.linalg import krylov_space, random_block
 from fgo_jax.probes import ProbeInputs
@@ -29,6 +29,33 @@ LAYERS = {"100k": (64, 256, 256, 64, 10), "10M": (512, 2048, 2048, 2048, 10)}
 EXAMPLES = 32
 STEPS = 12  # of Lanczos, the probe's default
 VECTORS = 4  # of Hutchinson, the probe's default; two products each
+
+
+class Model(NamedTuple):
+    """A classifier at its parameters, with the examples whose Fisher is measured."""
+
+    params: Any
+    batch: Any
+    predict: Callable[[Any, Any], Any]
+
+
+def mlp(sizes: tuple[int, ...] = (16, 32, 10), examples: int = 256, bias: float = 0.0) -> Model:
+    keys = jax.random.split(jax.random.key(0), len(sizes))
+    params = [
+        {"w": jax.random.normal(key, shape) / shape[0] ** 0.5, "b": jnp.full(shape[1], bias)}
+        for key, shape in zip(keys[1:], itertools.pairwise(sizes), strict=True)
+    ]
+    # Inputs of unequal variance, as data are: a spectrum that decays.
+    scales = jnp.exp(-jnp.arange(sizes[0]) / 4.0)
+    batch = {"x": 2.0 * scales * jax.random.normal(keys[0], (examples, sizes[0]))}
+    return Model(params, batch, mlp_predict)
+
+
+def mlp_predict(params: Any, batch: Any) -> jax.Array:
+    x = batch["x"]
+    for layer in params[:-1]:
+        x = jnp.tanh(x @ layer["w"] + layer["b"])
+    return x @ params[-1]["w"] + params[-1]["b"]
 
 
 class Problem(NamedTuple):
