@@ -30,9 +30,9 @@ import fgo_jax as fgo
 from benchmarks.measurements.cadence import cadence
 from benchmarks.measurements.table import table
 from benchmarks.measurements.workloads import Steps, Workload
-from benchmarks.runs import clock
-from benchmarks.runs.clock import Bounded
+from benchmarks.runs import timing
 from benchmarks.runs.store import environment
+from benchmarks.runs.timing import Bounded
 from fgo_jax.probes import Probe
 
 LIMITS = {
@@ -156,7 +156,7 @@ def measure(
 def _seconds(workload: Workload, part: Part, rounds: int) -> dict[str, np.ndarray]:
     """Seconds of a step, by rounds."""
     timed = calls(workload, part)
-    seconds = clock.interleaved(
+    seconds = timing.interleaved(
         timed, rounds, repeats=workload.repeats, renew=lambda name: timed[name].renew()
     )
     return {key: values / workload.steps for key, values in seconds.items()}
@@ -186,9 +186,9 @@ def combine(
     if "firing" in whole:
         cost = (whole["firing"] - whole["idle"]) / whole["plain"]
     return {
-        "idle": clock.bounded(between, *scales, of=share),
-        "firing": clock.bounded(cost),
-        "total": clock.bounded(cost, between, *scales, of=total),
+        "idle": timing.bounded(between, *scales, of=share),
+        "firing": timing.bounded(cost),
+        "total": timing.bounded(cost, between, *scales, of=total),
     }
 
 

@@ -20,7 +20,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 import fgo_jax as fgo
-from benchmarks.runs import clock
+from benchmarks.runs import timing
 from fgo_jax.linalg import krylov_space, random_block
 from fgo_jax.probes import ProbeInputs
 
@@ -166,10 +166,10 @@ def _compare(
         used: Any = compiled.memory_analysis()
         memory[name] = int(used.temp_size_in_bytes + used.output_size_in_bytes)
         calls[name] = functools.partial(compiled, *arguments)
-    seconds = clock.interleaved(calls, rounds)
+    seconds = timing.interleaved(calls, rounds)
     rows = []
     for peer in [name for name in contestants if name != "fgo"]:
-        ratio = clock.bounded(seconds["fgo"] / seconds[peer])
+        ratio = timing.bounded(seconds["fgo"] / seconds[peer])
         memory_ratio = memory["fgo"] / memory[peer]
         rows.append(
             {

@@ -1,13 +1,14 @@
-"""Amortised step times of a race's methods.
+"""Times of several functions, taken in turns; the amortised step times of a race's methods.
 
-A scan is long enough to hold a method's cadenced work, and a method's time is reported as the
-median over rounds of its ratio to `constant` in the same round. A phased method has one time
-per phase, since its phases do different work.
+A machine's speed drifts, so a time alone means little. Every round runs each function in random
+order, and times of the same round are compared; the result is a median over rounds, with its
+bootstrap bound where one is asked for.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,15 +16,70 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy import stats
 
 import fgo_jax as fgo
 from benchmarks.methods import Method
-from benchmarks.runs import clock
 from benchmarks.runs.training import Carry, train_step
+from benchmarks.statistics import CONFIDENCE, RESAMPLES
 from benchmarks.tasks.task import Task
 
 PHASES = ("acquisition", "reask", "execution")
 REFERENCE = "constant"
+
+
+class Bounded(NamedTuple):
+    """A median over rounds and its one-sided upper bound."""
+
+    median: float
+    upper: float
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    *,
+    repeats: int = 1,
+    renew: Callable[[str], None] = lambda name: None,
+) -> dict[str, np.ndarray]:
+    """Seconds of each function, [rounds]; each runs once before the clock starts.
+
+    A round keeps the fastest of `repeats` times, since whatever else the machine does only
+    adds. `renew` is called before each run, off the clock: where the memory of a large state
+    lies can make a difference that would stay with a function through all rounds.
+    """
+    rng = np.random.default_rng(0)
+    for function in functions.values():
+        jax.block_until_ready(function())
+    seconds = {name: np.full(rounds, np.inf) for name in functions}
+    for index in np.repeat(np.arange(rounds), repeats):
+        for name in rng.permutation(list(functions)):
+            renew(name)
+            began = time.perf_counter()
+            jax.block_until_ready(functions[name]())
+            seconds[name][index] = min(seconds[name][index], time.perf_counter() - began)
+    return seconds
+
+
+def bounded(*parts: np.ndarray, of: Callable[..., Any] = lambda *medians: sum(medians)) -> Bounded:
+    """Median of one value per round, with the upper 95 % bound of its bootstrap.
+
+    Of several parts, measured in rounds of their own: a function `of` their medians.
+    """
+
+    def statistic(*samples: np.ndarray, axis: int = -1) -> Any:
+        return of(*(np.median(sample, axis=axis) for sample in samples))
+
+    found = stats.bootstrap(
+        parts,
+        statistic,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        alternative="less",
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return Bounded(float(statistic(*parts)), float(found.confidence_interval.high))
 
 
 class StepTime(NamedTuple):
@@ -37,8 +93,9 @@ def step_times(
     *,
     rounds: int = 7,
 ) -> dict[str, StepTime]:
-    """Times of `{name: (method, hyperparameters)}`; phased methods as `name:phase`.
+    """Times of `{name: (method, hyperparameters)}`, amortised over a long scan.
 
+    A phased method has one time per phase, `name:phase`, since its phases do different work.
     `contestants` must hold `constant`, the unit of the ratios. A scan has the task's
     `timed_steps`, and so many more that each method does the same cadenced work in every scan.
     """
@@ -47,7 +104,7 @@ def step_times(
     scans: dict[str, Callable[[], Any]] = {}
     for name, (method, hyperparameters) in contestants.items():
         scans |= _scans(task, name, method, hyperparameters, steps)
-    seconds = {name: each / steps for name, each in clock.interleaved(scans, rounds).items()}
+    seconds = {name: each / steps for name, each in interleaved(scans, rounds).items()}
     unit = seconds[REFERENCE]
     ratios = {name: float(np.median(each / unit)) for name, each in seconds.items()}
     # Not each method's own median: rounds in which the machine was busy would bias it.

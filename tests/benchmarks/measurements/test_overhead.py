@@ -11,7 +11,7 @@ from click.testing import CliRunner
 import fgo_jax as fgo
 from benchmarks.__main__ import main
 from benchmarks.measurements import overhead, workloads
-from benchmarks.runs import clock
+from benchmarks.runs import timing
 
 
 @pytest.fixture
@@ -89,10 +89,10 @@ def test_a_step_limit_measures_in_the_timed_steps_that_it_should_measure_in(tiny
 def test_bounds_of_two_parts_are_those_of_their_sum():
     rng = np.random.default_rng(0)
     idle, cost = rng.normal(0.0, 1.0, 41), rng.normal(5.0, 2.0, 41)
-    both = clock.bounded(idle, cost)
+    both = timing.bounded(idle, cost)
     assert both.median == pytest.approx(np.median(idle) + np.median(cost))
     # Errors of parts measured apart add in squares, to less than both bounds together.
-    errors = [clock.bounded(part).upper - np.median(part) for part in (idle, cost)]
+    errors = [timing.bounded(part).upper - np.median(part) for part in (idle, cost)]
     assert max(errors) < both.upper - both.median < sum(errors)
     # A median of normal values has pi/2 times the variance of their mean.
     wanted = 1.645 * np.sqrt(np.pi / 2 * (1.0 + 4.0) / 41)

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from benchmarks.__main__ import main
 from benchmarks.measurements import commands, sketch, sketch_speed
-from benchmarks.runs import clock
+from benchmarks.runs import timing
 
 pytest.importorskip("matfree")
 pytest.importorskip("traceax")
@@ -65,11 +65,11 @@ def test_both_forms_of_the_timed_operators_are_the_same():
 
 def test_a_bound_lies_above_its_median_and_shrinks_with_rounds():
     rng = np.random.default_rng(0)
-    few, many = (clock.bounded(1.0 + 0.1 * rng.standard_normal(n)) for n in (10, 1000))
+    few, many = (timing.bounded(1.0 + 0.1 * rng.standard_normal(n)) for n in (10, 1000))
     for bound in (few, many):
         assert bound.median < bound.upper
     assert many.upper - many.median < few.upper - few.median
-    assert clock.bounded(np.ones(3)) == (1.0, 1.0)
+    assert timing.bounded(np.ones(3)) == (1.0, 1.0)
 
 
 @pytest.mark.slow
