@@ -6,6 +6,7 @@ import click
 
 from benchmarks.measurements.commands import (
     calibrate,
+    compare_revision,
     measure_overhead,
     measure_sketch,
     measure_stream,
@@ -44,7 +45,7 @@ def _where(method: Method) -> str:
 
 for command in (
     hold_race, compare_transforms, compare_triggers, compare_parts, report_all,
-    measure_stream, calibrate, measure_sketch, measure_overhead,
+    measure_stream, calibrate, measure_sketch, measure_overhead, compare_revision,
 ):  # fmt: skip
     main.add_command(command)
 

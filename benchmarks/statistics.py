@@ -1,8 +1,8 @@
 """From curves to claims: targets, hits, tuned settings, paired ratios and their intervals.
 
-Pure numpy. A curve has one value per evaluation; NaN is a failed evaluation and never
-counts as a hit. A level that is never reached takes `inf` steps, so a median over seeds
-can only land on it or beyond, never below.
+A curve has one value per evaluation; NaN is a failed evaluation and never counts as a hit. A
+level that is never reached takes `inf` steps, so a median over seeds can only land on it or
+beyond, never below.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 
 LAST = 1 / 8  # of a run: what it "ends with"
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
 
 
-def smooth(values: np.ndarray, window: int) -> np.ndarray:
+def smooth(values: ArrayLike, window: int) -> np.ndarray:
     """Trailing mean over `window` evaluations; NaN until there are as many."""
     values = np.asarray(values, np.float64)
     out = np.full(values.shape, np.nan)
@@ -33,9 +34,9 @@ def hit(
 ) -> float:
     """The step of the first evaluation that reaches `target` and holds it, else inf.
 
-    Held means: at or below it still at the first evaluation `hold * num_steps` steps
-    later, or at the last one if the run ends before. With `hold=None` no later evaluation
-    may lie above it.
+    Held means: still at or below the target at the first evaluation `hold * num_steps` steps
+    later, or at the last evaluation if the run ends before. With `hold=None` no later
+    evaluation may lie above it.
     """
     steps = np.asarray(steps)
     below = np.asarray(values) <= target  # False where NaN
@@ -47,31 +48,38 @@ def hit(
     return float(steps[held.argmax()]) if held.any() else np.inf
 
 
-def final_level(values: np.ndarray) -> float:
+def final_level(values: ArrayLike) -> float:
     """Mean over the last eighth of a run; inf if any of it failed."""
-    tail = np.asarray(values, np.float64)[-max(round(len(values) * LAST), 1) :]
-    level = tail.mean()
-    return float(level) if np.isfinite(level) else np.inf
+    return _inf_if_failed(_last_eighth(values).mean())
 
 
-def kept_level(values: np.ndarray) -> float:
+def kept_level(values: ArrayLike) -> float:
     """What a run stays below in its last eighth; inf if any of it failed."""
-    level = np.asarray(values, np.float64)[-max(round(len(values) * LAST), 1) :].max()
-    return float(level) if np.isfinite(level) else np.inf
+    return _inf_if_failed(_last_eighth(values).max())
 
 
-def end_value(values: np.ndarray, window: int) -> float:
+def end_value(values: ArrayLike, window: int) -> float:
     """The smoothed value at the last evaluation; inf if it failed."""
-    last = smooth(values, window)[-1]
-    return float(last) if np.isfinite(last) else np.inf
+    return _inf_if_failed(smooth(values, window)[-1])
+
+
+def area(values: ArrayLike) -> float:
+    """Mean over a whole run, the area under its curve per step; inf if any of it failed."""
+    return _inf_if_failed(np.asarray(values, np.float64).mean())
+
+
+def _last_eighth(values: ArrayLike) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    return values[-max(round(len(values) * LAST), 1) :]
+
+
+def _inf_if_failed(value: np.floating) -> float:
+    return float(value) if np.isfinite(value) else np.inf
 
 
 def middle(values: ArrayLike) -> float:
     """The median, with inf for what was never reached."""
-    ordered = np.sort(np.asarray(values, np.float64))
-    n = len(ordered)
-    low, high = ordered[(n - 1) // 2], ordered[n // 2]
-    return float(high if np.isinf(high) else (low + high) / 2)
+    return float(np.median(np.nan_to_num(values, nan=np.inf, posinf=np.inf)))
 
 
 def interval(values: ArrayLike) -> tuple[float, float]:
@@ -82,12 +90,9 @@ def interval(values: ArrayLike) -> tuple[float, float]:
     leaves one out on either side. See :func:`coverage`.
     """
     values = np.sort(np.asarray(values, np.float64))
-    n = len(values)
-    draws = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
-    ordered = values[np.sort(draws, axis=1)]
-    low, high = ordered[:, (n - 1) // 2], ordered[:, n // 2]
-    medians = np.where(np.isinf(high), high, (low + np.where(np.isinf(high), low, high)) / 2)
-    # Order statistics, not interpolation, which would turn an inf into a NaN.
+    draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    medians = np.median(values[draws], axis=1)
+    # Order statistics: scipy's bootstrap interpolates, which would turn an inf into a NaN.
     tail = (1 - CONFIDENCE) / 2
     return (
         float(np.quantile(medians, tail, method="lower")),
@@ -98,17 +103,11 @@ def interval(values: ArrayLike) -> tuple[float, float]:
 def coverage(seeds: int) -> float:
     """With what probability the interval of so many independent values covers the true median.
 
-    It misses it if at most as many values lie on one side of the median as it leaves out there.
-    With five values it covers .94, with three .75.
+    It misses the median if at most as many values lie on one side of it as the interval leaves
+    out there. With five values it covers .94, with three .75.
     """
     left_out = math.floor(interval(np.arange(seeds))[0])
-    return 1 - 2 * sum(math.comb(seeds, k) for k in range(left_out + 1)) / 2**seeds
-
-
-def area(values: np.ndarray) -> float:
-    """Mean over a whole run, the area under its curve per step; inf if any of it failed."""
-    mean = np.asarray(values, np.float64).mean()
-    return float(mean) if np.isfinite(mean) else np.inf
+    return 1 - 2 * float(stats.binom.cdf(left_out, seeds, 0.5))
 
 
 def summary(values: ArrayLike) -> dict[str, Any]:
@@ -132,11 +131,6 @@ def best_trial(trials: Sequence[Mapping[str, Any]]) -> int:
     """
     order = [(middle(t["hits"]), middle(t["finals"]), i) for i, t in enumerate(trials)]
     return min(order)[2]
-
-
-def lowest_trial(trials: Sequence[Mapping[str, Any]], field: str) -> int:
-    """Index of the trial with the lowest median of `field`."""
-    return min((middle(t[field]), i) for i, t in enumerate(trials))[1]
 
 
 def ladder(values: Sequence[np.ndarray], window: int, lowest: float, rungs: int = 9) -> np.ndarray:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import click
 from rich.console import Console
@@ -44,6 +45,23 @@ def table(
         shown.add_column(heading, justify=side, overflow="fold", no_wrap=one_line)
     for row in rows:
         shown.add_row(*row)
+    return shown
+
+
+def figures(
+    title: str,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, str | Callable[[Mapping[str, Any]], str]],
+    left: int = 1,
+    caption: str | None = None,
+    styles: Sequence[str | None] | None = None,
+) -> Table:
+    """A table of figures by name: a column is a format such as "{bias:+.1%}", or a function."""
+    shown = table(title, list(columns), left=left)
+    shown.caption = caption
+    for row, style in zip(rows, styles or [None] * len(rows), strict=True):
+        cells = (c.format_map(row) if isinstance(c, str) else c(row) for c in columns.values())
+        shown.add_row(*cells, style=style)
     return shown
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
+from rich.console import Console
 
 from benchmarks.measurements import calibration, overhead, sketch, stream
+from benchmarks.measurements import revision as revisions
 from benchmarks.measurements.calibration import tables as calibration_tables
 from benchmarks.measurements.workloads import WORKLOADS
 from benchmarks.runs.store import RESULTS, held_in, write_json
@@ -28,10 +32,8 @@ def measure_stream(rows, output) -> None:
     """Rows of the default probe against rows at fixed parameters; writes stream.json."""
     with console.status("starting") as status:
         results = stream.measure(get_task("digits_vit"), rows=rows, announce=status.update)
-    path = _place(output, rows == stream.ROWS) / "stream.json"
-    write_json(path, results)
-    stream.print_table(results, console)
-    console.print(f"Wrote {path}")
+    path = _path("stream", output, rows == stream.ROWS)
+    _write(path, results, stream.print_table)
 
 
 @click.command("calibration")
@@ -43,10 +45,8 @@ def calibrate(runs, windows, output) -> None:
     with console.status("starting") as status:
         results = calibration.measure(runs, windows, announce=status.update)
     is_whole = (runs, windows) == (calibration.RUNS, calibration.WINDOWS)
-    path = _place(output, is_whole) / "calibration.json"
-    write_json(path, results)
-    calibration_tables.print_tables(results, console)
-    console.print(f"Wrote {path}")
+    path = _path("calibration", output, is_whole)
+    _write(path, results, calibration_tables.print_tables)
 
 
 @click.command("sketch")
@@ -59,11 +59,8 @@ def measure_sketch(draws, rounds, sizes, output) -> None:
     chosen = names_in(sizes, list(sketch.LAYERS), "size")
     with console.status("starting") as status:
         results = sketch.measure(draws=draws, rounds=rounds, sizes=chosen, announce=status.update)
-    is_whole = (draws, rounds, sizes) == (_DRAWS, _ROUNDS, None)
-    path = _place(output, is_whole) / "sketch.json"
-    write_json(path, results)
-    sketch.print_tables(results, console)
-    console.print(f"Wrote {path}")
+    path = _path("sketch", output, (draws, rounds, sizes) == (_DRAWS, _ROUNDS, None))
+    _write(path, results, sketch.print_tables)
 
 
 @click.command("overhead")
@@ -76,21 +73,37 @@ def measure_overhead(workloads, parts, rounds, output) -> None:
 
     What is in that file of other workloads and parts stays there.
     """
-    path = _place(output, rounds is None) / "overhead.json"
+    path = _path("overhead", output, rounds is None)
     asked = []
     for name in names_in(workloads, list(WORKLOADS), "workload"):
         workload = WORKLOADS[name]()
-        asked.append((name, workload, names_in(parts, list(overhead.parts(workload)), "part")))
+        asked.append((workload, names_in(parts, list(overhead.parts(workload)), "part")))
+    rows: Any = held_in(path, "rows")
     with console.status("starting") as status:
-        for name, workload, chosen in asked:
-            status.update(f"overhead on {name}")
-            measured = {name: overhead.measure(workload, rounds, chosen)}
-            results = {"workloads": overhead.merged(held_in(path, "workloads"), measured)}
-            write_json(path, results)
-    overhead.print_tables(results, console)
-    console.print(f"Wrote {path}")
+        for workload, chosen in asked:
+            status.update(f"overhead on {workload.name}")
+            rows = overhead.merged(rows, overhead.measure(workload, rounds, chosen))
+            write_json(path, {"rows": rows})
+    _write(path, {"rows": rows}, overhead.print_tables)
 
 
-def _place(output: Path | None, is_whole: bool) -> Path:
+@click.command("revision")
+@click.argument("revision")
+@_OUTPUT
+def compare_revision(revision, output) -> None:
+    """This tree's default runs, step times and compile times over those of a git REVISION."""
+    with console.status("compiling and timing both"):
+        results = revisions.measure(revision)
+    path = _path("revision", output, True)
+    _write(path, results, lambda results, console: console.print_json(data=results["rows"]))
+
+
+def _path(name: str, output: Path | None, is_whole: bool) -> Path:
     """A look must not take the place of what is committed."""
-    return output or (RESULTS if is_whole else Path("runs"))
+    return (output or (RESULTS if is_whole else Path("runs"))) / f"{name}.json"
+
+
+def _write(path: Path, results: Any, print_tables: Callable[[Any, Console], None]) -> None:
+    write_json(path, results)
+    print_tables(results, console)
+    console.print(f"Wrote {path}")

@@ -1,130 +1,99 @@
 """This tree against another revision of it: the same runs, step times and compile times.
 
-Both revisions are imported into one process, one after the other. Their compiled steps are then
-timed in turns, so that the machine's drift cancels in the ratio.
+Both are imported into one process, one after the other. Their compiled steps are then timed in
+turns, so that the machine's drift cancels in the ratio.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import subprocess
 import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from benchmarks.runs import clock
+from benchmarks.runs import timing
 from benchmarks.runs.store import ROOT, environment
 
-# (task, learning rate, steps): the bowl and the network whose equality is asked for after 50
-# steps, and both once more over steps enough for all transitions.
-RUNS = (
-    ("quadratic_bowl", 1.0, 50),
-    ("digits_vit", 3e-3, 50),
-    ("quadratic_bowl", 1.0, 1000),
-    ("digits_vit", 3e-3, 300),
-)
-CALL = 10  # steps of a timed call
-ROUNDS = 60
+# Task, learning rate and step counts: 50 steps, and enough for all transitions.
+RUNS = (("quadratic_bowl", 1.0, (50, 1000)), ("digits_vit", 3e-3, (50, 300)))
+CALL = 10  # steps of a compiled call
+ROUNDS, REPEATS = 40, 5
 
 
-class Loaded(NamedTuple):
-    """One revision's run of the default protocol on a task."""
-
-    run: Callable[[int], tuple[Any, Mapping[str, Any]]]  # steps -> parameters, telemetry
-    call: Callable[[], Any]  # CALL steps, compiled
-    compile_seconds: float  # of CPU time
-
-
-def measure(revision: str, rounds: int = ROUNDS) -> dict[str, Any]:
+def measure(revision: str) -> dict[str, Any]:
     """Differences and ratios of this tree over `revision`."""
     rows = []
     with checked_out(revision) as other:
-        for task, rate, steps in RUNS:
-            pair = [load(tree, task, rate) for tree in (ROOT, other)]
-            (ours, telemetry), (theirs, _) = (loaded.run(steps) for loaded in pair)
-            began = [int(telemetry[f"started/{index}"][-1]) for index in (1, 2)]
-            calls = {"here": pair[0].call, "there": pair[1].call}
-            seconds = clock.interleaved(calls, rounds)
-            ratio = clock.bounded(seconds["here"] / seconds["there"])
-            rows.append(
-                {
-                    "task": task,
-                    "learning_rate": rate,
-                    "steps": steps,
-                    "largest_relative_difference": difference(ours, theirs),
-                    "transitions": began,
-                    "same_transitions": began
-                    == [int(pair[1].run(steps)[1][f"started/{index}"][-1]) for index in (1, 2)],
-                    "step_time_ratio": ratio._asdict(),
-                    "compile_time_ratio": pair[0].compile_seconds / pair[1].compile_seconds,
-                }
-            )
+        for task, rate, counts in RUNS:
+            here, there = (compiled_step(tree, task, rate) for tree in (ROOT, other))
+            row: dict[str, Any] = {"task": task, "learning_rate": rate}
+            for count in counts:
+                (ours, began), (theirs, began_there) = (run(x, count) for x in (here, there))
+                row[f"difference_after_{count}"] = difference(ours, theirs)
+                row[f"transitions_by_{count}"] = [began, began_there]
+            calls = {"here": here["call"], "there": there["call"]}
+            seconds = timing.interleaved(calls, ROUNDS, repeats=REPEATS)
+            ratio = timing.bounded(seconds["here"] / seconds["there"])
+            row |= {"step_time_ratio": ratio.median, "step_time_ratio_upper": ratio.upper}
+            row["compile_time_ratio"] = here["compile"] / there["compile"]
+            rows.append(row)
     return {"revision": revision, "rows": rows, "environment": environment()}
 
 
 def difference(ours: Any, theirs: Any) -> float:
     """The largest difference of two entries, relative to their leaf's root mean square."""
 
-    def of_leaf(a: Any, b: Any) -> float:
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        scale = np.sqrt(np.mean(b**2))
-        return float(np.max(np.abs(a - b)) / scale) if scale else float(np.max(np.abs(a)))
+    def of_leaf(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.max(np.abs(a - b)) / np.sqrt(np.mean(np.square(b))))
 
     return max(jax.tree.leaves(jax.tree.map(of_leaf, ours, theirs)))
 
 
-@contextmanager
+@contextlib.contextmanager
 def checked_out(revision: str) -> Iterator[Path]:
     """A folder with the sources of a revision."""
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "sources.tar"
-        subprocess.run(
-            ["git", "archive", "-o", archive, revision, "fgo_jax", "benchmarks"],
-            cwd=ROOT,
-            check=True,
-        )
+        command = ["git", "archive", "-o", archive, revision, "fgo_jax", "benchmarks"]
+        subprocess.run(command, cwd=ROOT, check=True)
         with tarfile.open(archive) as sources:
             sources.extractall(folder, filter="data")
         yield Path(folder)
 
 
-@contextmanager
+@contextlib.contextmanager
 def imported_from(tree: Path) -> Iterator[None]:
-    """Inside, `fgo_jax` and `benchmarks` are those of `tree`; the present ones come back after."""
+    """Inside, `fgo_jax` and `benchmarks` are those of `tree`."""
 
-    def ours() -> dict[str, Any]:
-        packages = ("fgo_jax", "benchmarks")
-        return {n: m for n, m in sys.modules.items() if n.split(".")[0] in packages}
+    def taken_out() -> dict[str, Any]:
+        names = [n for n in sys.modules if n.split(".")[0] in ("fgo_jax", "benchmarks")]
+        return {name: sys.modules.pop(name) for name in names}
 
-    present = ours()
-    for name in present:
-        del sys.modules[name]
+    present = taken_out()
     sys.path.insert(0, str(tree))
     try:
         yield
     finally:
         sys.path.remove(str(tree))
-        for name in ours():
-            del sys.modules[name]
+        taken_out()
         sys.modules.update(present)
 
 
-def load(tree: Path, task_name: str, learning_rate: float) -> Loaded:
-    """The default protocol of a tree on a task, with its programs compiled."""
+def compiled_step(tree: Path, task_name: str, learning_rate: float) -> dict[str, Any]:
+    """A tree's default protocol on a task: `CALL` compiled steps, and how long that took."""
     with imported_from(tree):
-        tasks, methods = map(importlib.import_module, ("benchmarks.tasks", "benchmarks.methods"))
-        fgo = importlib.import_module("fgo_jax")
-        assert Path(fgo.__file__ or "").is_relative_to(tree)
-        task = tasks.get_task(task_name)
-        tx = methods.get_method("fgo").build(task, {"learning_rate": learning_rate})
+        fgo, methods = map(importlib.import_module, ("fgo_jax", "benchmarks.methods"))
+        task = importlib.import_module("benchmarks.tasks").get_task(task_name)
+        tx = methods.METHODS["fgo"].build(task, {"learning_rate": learning_rate})
         init_key, batch_key = jax.random.split(jax.random.key(0))
         data, params = task.data(0), task.init(init_key)
 
@@ -133,24 +102,26 @@ def load(tree: Path, task_name: str, learning_rate: float) -> Loaded:
             batch = task.batch(data, batch_key, number)
             value, grads = jax.value_and_grad(task.loss)(params, batch)
             updates, state = tx.update(grads, state, params, value=value)
-            params = jax.tree.map(lambda p, u: p + u, params, updates)
-            return (params, state), fgo.telemetry(state)
+            return (jax.tree.map(lambda p, u: p + u, params, updates), state), None
 
-        def steps(carry, numbers):
-            return jax.lax.scan(step, carry, numbers)
+        def call(carry, first):
+            return jax.lax.scan(step, carry, first + np.arange(CALL, dtype=np.int32))[0]
 
-        start = (params, tx.init(params))
-        numbers = np.arange(CALL, dtype=np.int32)
+        start, zero = (params, tx.init(params)), np.int32(0)
         began = time.process_time()
-        compiled = jax.jit(steps).lower(start, numbers).compile()
+        steps: Callable = jax.jit(call).lower(start, zero).compile()
         seconds = time.process_time() - began
+    return {
+        "steps": steps, "start": start, "compile": seconds, "read": fgo.telemetry,
+        "call": lambda: steps(start, zero),
+    }  # fmt: skip
 
-    def run(count: int) -> tuple[Any, Mapping[str, Any]]:
-        carry, records = start, []
-        for first in range(0, count, CALL):
-            carry, record = compiled(carry, numbers + np.int32(first))
-            records.append(record)
-        telemetry = jax.tree.map(lambda *parts: np.concatenate(parts), *records)
-        return jax.device_get(carry[0]), telemetry
 
-    return Loaded(run, lambda: compiled(start, numbers), seconds)
+def run(compiled: dict[str, Any], count: int) -> tuple[Any, list[int]]:
+    """The parameters after some steps, and where re-ask and execution began; -1: not yet."""
+    carry = compiled["start"]
+    for first in range(0, count, CALL):
+        carry = compiled["steps"](carry, np.int32(first))
+    told = compiled["read"](carry[1])
+    began = [int(number) for name, number in told.items() if name.startswith("started/")]
+    return jax.device_get(carry[0]), began[1:]

@@ -8,6 +8,7 @@ operator takes a pytree, so there they ravel and unravel, as their users have to
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,9 +20,8 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 import fgo_jax as fgo
-from benchmarks.measurements.sketch_accuracy import mlp_predict
-from benchmarks.runs import clock
-from fgo_jax.linalg.krylov import krylov_space, random_block
+from benchmarks.runs import timing
+from fgo_jax.linalg import krylov_space, random_block
 from fgo_jax.probes import ProbeInputs
 
 LIMIT = 1.05  # of a ratio's upper bound
@@ -31,57 +31,74 @@ STEPS = 12  # of Lanczos, the probe's default
 VECTORS = 4  # of Hutchinson, the probe's default; two products each
 
 
+class Model(NamedTuple):
+    """A classifier at its parameters, with the examples whose Fisher is measured."""
+
+    params: Any
+    batch: Any
+    predict: Callable[[Any, Any], Any]
+
+
+def mlp(sizes: tuple[int, ...] = (16, 32, 10), examples: int = 256, bias: float = 0.0) -> Model:
+    keys = jax.random.split(jax.random.key(0), len(sizes))
+    params = [
+        {"w": jax.random.normal(key, shape) / shape[0] ** 0.5, "b": jnp.full(shape[1], bias)}
+        for key, shape in zip(keys[1:], itertools.pairwise(sizes), strict=True)
+    ]
+    # Inputs of unequal variance, as data are: a spectrum that decays.
+    scales = jnp.exp(-jnp.arange(sizes[0]) / 4.0)
+    batch = {"x": 2.0 * scales * jax.random.normal(keys[0], (examples, sizes[0]))}
+    return Model(params, batch, mlp_predict)
+
+
+def mlp_predict(params: Any, batch: Any) -> jax.Array:
+    x = batch["x"]
+    for layer in params[:-1]:
+        x = jnp.tanh(x @ layer["w"] + layer["b"])
+    return x @ params[-1]["w"] + params[-1]["b"]
+
+
 class Problem(NamedTuple):
     """An operator in both forms, with the arguments that are traced."""
 
-    name: str
     params: Any
     batch: Any
     operator: Callable[[Any, Any], Callable[[Any], Any]]
+    flat_params: Any  # what the flat operator takes in their place
     flat_operator: Callable[[Any, Any], Callable[[jax.Array], jax.Array]]
 
 
 def problem(kind: str, layers: tuple[int, ...]) -> Problem:
-    keys = jax.random.split(jax.random.key(0), len(layers))
-    shapes = itertools.pairwise(layers)
-    params = [
-        {"w": jax.random.normal(key, shape) / shape[0] ** 0.5, "b": jnp.full(shape[1], 0.1)}
-        for key, shape in zip(keys[1:], shapes, strict=True)
-    ]
-    batch = {"x": jax.random.normal(keys[0], (EXAMPLES, layers[0]))}
-    unravel = ravel_pytree(params)[1]
-    if kind == "ggn":
-        operator = fgo.curvature.ggn(mlp_predict, "softmax_cross_entropy")
-
-        def flat_operator(params: Any, batch: Any) -> Callable[[jax.Array], jax.Array]:
-            matvec = operator(params, batch)
-            return lambda vector: ravel_pytree(matvec(unravel(vector)))[0]
-
-    else:
+    params = mlp(layers, EXAMPLES, bias=0.1).params
+    batch = {"x": jax.random.normal(jax.random.key(1), (EXAMPLES, layers[0]))}
+    flat, unravel = ravel_pytree(params)
+    if kind == "diagonal":
         # Its entries are the parameters' squares, and it depends on the examples read.
         def diagonal(params: Any, batch: Any) -> Callable[[Any], Any]:
             scale = jnp.mean(jnp.square(batch["x"]))
             return lambda vector: jax.tree.map(lambda p, v: scale * p * p * v, params, vector)
 
-        operator = diagonal
+        return Problem(params, batch, diagonal, flat, diagonal)
+    ggn = fgo.curvature.ggn(mlp_predict, "softmax_cross_entropy")
 
-        def flat_operator(params: Any, batch: Any) -> Callable[[jax.Array], jax.Array]:
-            scale = jnp.mean(jnp.square(batch["x"]))
-            return lambda vector: scale * params * params * vector
+    def ravelled(params: Any, batch: Any) -> Callable[[jax.Array], jax.Array]:
+        matvec = ggn(params, batch)
+        return lambda vector: ravel_pytree(matvec(unravel(vector)))[0]
 
-    return Problem(kind, params, batch, operator, flat_operator)
+    return Problem(params, batch, ggn, params, ravelled)
 
 
-def measure(
-    layers: tuple[int, ...], rounds: int, progress: Callable[[int], None] = lambda calls: None
-) -> dict[str, Any]:
-    results: dict[str, Any] = {}
+def measure(layers: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
+    """A row for each task, operator and peer."""
+    rows = []
     for kind in ("diagonal", "ggn"):
         given = problem(kind, layers)
-        results["parameters"] = int(optax.tree.size(given.params))
-        for name, contest in (("lanczos", _lanczos), ("trace", _trace)):
-            results[f"{name}, {kind}"] = _compare(given, contest(given), rounds, progress)
-    return results
+        size = int(optax.tree.size(given.params))
+        for task, contest in (("lanczos", _lanczos), ("trace", _trace)):
+            compared = _compare(given, contest(given), rounds)
+            named = {"parameters": size, "task": task, "operator": kind}
+            rows += [{**named, **row} for row in compared]
+    return rows
 
 
 def _lanczos(given: Problem) -> dict[str, Callable[..., Any]]:
@@ -138,39 +155,33 @@ def _trace(given: Problem) -> dict[str, Callable[..., Any]]:
 
 
 def _compare(
-    given: Problem,
-    contestants: dict[str, Callable[..., Any]],
-    rounds: int,
-    progress: Callable[[int], None],
-) -> dict[str, Any]:
+    given: Problem, contestants: dict[str, Callable[..., Any]], rounds: int
+) -> list[dict[str, Any]]:
+    """A row for each peer."""
     calls, memory = {}, {}
-    flat = ravel_pytree(given.params)[0]
     for name, function in contestants.items():
-        is_flat = given.name == "diagonal" and name != "fgo"
-        arguments = (flat if is_flat else given.params, given.batch, jax.random.key(0))
+        params = given.params if name == "fgo" else given.flat_params
+        arguments = (params, given.batch, jax.random.key(0))
         compiled = jax.jit(function).lower(*arguments).compile()
-        memory[name] = clock.peak_bytes(compiled)
-        calls[name] = _bind(compiled, arguments)
-    seconds = clock.interleaved(calls, rounds, progress)
-    return {
-        "seconds": {name: float(np.median(times)) for name, times in seconds.items()},
-        "peak_bytes": memory,
-        "peers": {
-            name: _verdict(seconds["fgo"] / seconds[name], memory["fgo"] / memory[name])
-            for name in contestants
-            if name != "fgo"
-        },
-    }
-
-
-def _bind(compiled: Any, arguments: tuple) -> Callable[[], Any]:
-    return lambda: compiled(*arguments)
-
-
-def _verdict(ratios: np.ndarray, memory: float) -> dict[str, Any]:
-    ratio = clock.bounded(ratios)
-    return {
-        "time_ratio": ratio._asdict(),
-        "memory_ratio": memory,
-        "met": bool(ratio.upper <= LIMIT and memory <= 1.0),
-    }
+        used: Any = compiled.memory_analysis()
+        memory[name] = int(used.temp_size_in_bytes + used.output_size_in_bytes)
+        calls[name] = functools.partial(compiled, *arguments)
+    seconds = timing.interleaved(calls, rounds)
+    rows = []
+    for peer in [name for name in contestants if name != "fgo"]:
+        ratio = timing.bounded(seconds["fgo"] / seconds[peer])
+        memory_ratio = memory["fgo"] / memory[peer]
+        rows.append(
+            {
+                "peer": peer,
+                "seconds": float(np.median(seconds["fgo"])),
+                "peer_seconds": float(np.median(seconds[peer])),
+                "peak_bytes": memory["fgo"],
+                "peer_peak_bytes": memory[peer],
+                "time_ratio": ratio.median,
+                "time_ratio_upper": ratio.upper,
+                "memory_ratio": memory_ratio,
+                "met": ratio.upper <= LIMIT and memory_ratio <= 1.0,
+            }
+        )
+    return rows

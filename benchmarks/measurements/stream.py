@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.methods import schedules
 from benchmarks.runs.store import environment
 from benchmarks.tasks import Task
-from fgo_jax.linalg import sums
+from benchmarks.terminal import figures
+from fgo_jax.linalg import centred_sums, jackknife_log_ratio, uncentred_sums
 
 RATES = (1e-3, 3e-3, 1e-2)
 STEPS = (200, 1000, 2500)  # the middle of the pairs that are read
@@ -33,99 +33,87 @@ def measure(
     rates: Sequence[float] = RATES,
     steps: Sequence[int] = STEPS,
     rows: int = ROWS,
-    seed: int = 0,
     announce: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Dimension and trace of the gradient noise, by pairs and at fixed parameters.
 
-    Args:
-      task: what is trained, with Adam at a constant rate.
-      rates: learning rates.
-      steps: where in a run; each at least `rows`.
-      rows: of either kind.
-      seed: of data, initial weights and batches.
-      announce: called with what begins.
+    The task is trained with Adam at constant rates. `rows` of either kind are taken at each of
+    `steps`, which lie at `rows` or later.
     """
     cases = []
     for rate in rates:
         announce(f"rate {rate:g}")
         for step in steps:
-            case = _case(task, rate, step, rows, seed)
+            case = _case(task, rate, step, rows)
             cases.append({"learning_rate": rate, "step": step, **case})
     return {"task": task.name, "rows": rows, "cases": cases, "environment": environment()}
 
 
-def _case(task: Task, rate: float, middle: int, rows: int, seed: int) -> dict[str, Any]:
-    tx = optax.adam(schedules.constant(rate, task.warmup_steps))
-    init_key, key = jax.random.split(jax.random.key(seed))
-    data = task.data(seed)
+def _case(task: Task, rate: float, middle: int, rows: int) -> dict[str, Any]:
+    tx = optax.adam(schedules.constant(task, {"learning_rate": rate}))
+    init_key, key = jax.random.split(jax.random.key(0))
+    data = task.data(0)
 
     def gradient(params, number):
         return jax.grad(task.loss)(params, task.batch(data, key, number))
 
-    def step(carry, number):
-        params, state = carry
-        grads = gradient(params, number)
-        updates, state = tx.update(grads, state, params)
-        return (optax.apply_updates(params, updates), state), grads
+    @functools.partial(jax.jit, static_argnums=(1, 3))
+    def run(carry, count, first=0, keep=True):
+        def step(carry, number):
+            params, state = carry
+            grads = gradient(params, number)
+            updates, state = tx.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), grads if keep else None
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def run(carry, count, first):
         return jax.lax.scan(step, carry, first + jnp.arange(count))
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def advance(carry, count):
-        return jax.lax.scan(lambda c, n: (step(c, n)[0], None), carry, jnp.arange(count))[0]
-
     params = task.init(init_key)
-    carry = advance((params, tx.init(params)), middle - rows)
+    carry, _ = run((params, tx.init(params)), middle - rows, 0, False)
     carry, before = run(carry, rows, middle - rows)
-    fixed = jax.jit(
-        lambda params: jax.lax.map(lambda n: gradient(params, n), task.num_steps + jnp.arange(rows))
-    )(carry[0])
+    numbers = task.num_steps + jnp.arange(rows)
+    fixed = jax.jit(lambda params: jax.lax.map(lambda n: gradient(params, n), numbers))(carry[0])
     _, after = run(carry, rows, middle)
     stream = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), before, after)
     pairs = jax.tree.map(lambda leaf: (leaf[1::2] - leaf[::2]) * 0.5**0.5, stream)
-    return {
-        "pairs": _summary(pairs, sums.uncentred_sums),
-        "fixed": _summary(fixed, sums.centred_sums),
-    }
+    return {"pairs": _summary(pairs, is_centred=False), "fixed": _summary(fixed, is_centred=True)}
 
 
-def _summary(rows: Any, sums: Callable) -> dict[str, float]:
-    gram = sum(
+def _summary(rows: Any, is_centred: bool) -> dict[str, float]:
+    products = [
         jnp.tensordot(leaf, leaf, axes=(tuple(range(1, leaf.ndim)),) * 2, precision="highest")
         for leaf in jax.tree.leaves(rows)
-    )
-    gram = jnp.asarray(gram)
+    ]
+    gram = functools.reduce(jnp.add, products)
+    count = gram.shape[0]
+    sums = centred_sums if is_centred else uncentred_sums
     numerator, denominator = sums(gram)
-    centred = sums is sums.centred_sums
-    freedom = gram.shape[0] - 1 if centred else gram.shape[0]
-    trace = jnp.trace(sums.centre(gram) if centred else gram) / freedom
+    squares = jnp.diagonal(gram)
+    of_mean = jnp.mean(gram, axis=0) if is_centred else 0.0
     return {
         "intrinsic_dimension": float(numerator / denominator),
-        "relative_error": float(sums.jackknife_log_ratio(gram, sums)),
-        "trace": float(trace),
-        "trace_error": float(jnp.std(jnp.diagonal(gram), ddof=1) / gram.shape[0] ** 0.5),
+        "relative_error": float(jackknife_log_ratio(gram, sums)),
+        "trace": float(jnp.sum(squares - of_mean) / (count - is_centred)),
+        "trace_error": float(jnp.std(squares, ddof=1) / count**0.5),
     }
+
+
+def _ratio(case: Mapping[str, Any]) -> str:
+    pairs, fixed = case["pairs"], case["fixed"]
+    ratio = pairs["intrinsic_dimension"] / fixed["intrinsic_dimension"]
+    error = (pairs["relative_error"] ** 2 + fixed["relative_error"] ** 2) ** 0.5
+    return f"{ratio:.2f} ± {error * ratio:.2f}"
+
+
+_COLUMNS = {
+    "rate": "{learning_rate:g}",
+    "step": "{step}",
+    "dimension, fixed": "{fixed[intrinsic_dimension]:.1f}",
+    "pairs": "{pairs[intrinsic_dimension]:.1f}",
+    "ratio": _ratio,
+    "trace ratio": lambda case: f"{case['pairs']['trace'] / case['fixed']['trace']:.2f}",
+}
 
 
 def print_table(results: Mapping[str, Any], console: Console) -> None:
-    table = Table(
-        title=f"{results['task']}, {results['rows']} rows: pairs of a run over fixed parameters",
-        title_justify="left",
-    )
-    for heading in ("rate", "step", "dimension, fixed", "pairs", "ratio", "trace ratio"):
-        table.add_column(heading, justify="right")
-    for case in results["cases"]:
-        pairs, fixed = case["pairs"], case["fixed"]
-        dimension = [s["intrinsic_dimension"] for s in (fixed, pairs)]
-        error = (pairs["relative_error"] ** 2 + fixed["relative_error"] ** 2) ** 0.5
-        table.add_row(
-            f"{case['learning_rate']:g}",
-            str(case["step"]),
-            *(f"{value:.1f}" for value in dimension),
-            f"{dimension[1] / dimension[0]:.2f} ± {error * dimension[1] / dimension[0]:.2f}",
-            f"{pairs['trace'] / fixed['trace']:.2f}",
-        )
-    console.print(table)
+    title = f"{results['task']}, {results['rows']} rows: pairs of a run over fixed parameters"
+    console.print(figures(title, results["cases"], _COLUMNS, left=0))

@@ -1,4 +1,4 @@
-"""Models whose training steps are timed, and calls of some steps of theirs."""
+"""Models whose training steps are timed, and calls of some of their steps."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import optax
 
 import fgo_jax as fgo
 from benchmarks.tasks import get_task
+from benchmarks.tasks.cifar10_vit import MODEL
+from benchmarks.tasks.supervised import supervised
 from benchmarks.tasks.transformers import VisionTransformer
 
 
@@ -21,6 +23,7 @@ class Workload(NamedTuple):
     params: Any
     batch: Any
     predict: Callable[[Any, Any], Any]
+    loss: Callable[[Any, Any], jax.Array]
     horizon: int  # steps of a whole run, over which a varying cadence is averaged
     steps: int  # in one timed call
     rounds: int  # of steps that do not measure, enough to see a percent
@@ -38,32 +41,28 @@ class Workload(NamedTuple):
 def digits_vit() -> Workload:
     """Its steps are so short that a call from Python would cost as much as half of one.
 
-    That cost grows with the program, whatever of it is run; so calls of many steps are timed.
+    That cost grows with the size of the program, so calls of many steps are timed.
     """
-    task = get_task("digits_vit")
-    batch = task.batch(task.data(0), jax.random.key(0), jnp.int32(0))
-    params = task.init(jax.random.key(0))
-    return Workload(task.name, params, batch, task.predict, task.num_steps, 48, 40, 40, 4, True)
+    task, key = get_task("digits_vit"), jax.random.key(0)
+    batch, params = task.batch(task.data(0), key, jnp.int32(0)), task.init(key)
+    given = (task.name, params, batch, task.predict, task.loss)
+    return Workload(*given, task.num_steps, 48, 40, 40, 4, True)
 
 
-def vit_small(batch_size: int = 16, horizon: int = 10_000, **sizes: Any) -> Workload:
+def vit_small(model: VisionTransformer = MODEL, horizon: int = 10_000) -> Workload:
     """ViT-small on synthetic images: time does not depend on what they show.
 
-    The batch is small, so the shares are larger than in earnest. The phases are left out: on
+    The batch is small, so the shares are larger than in practice. The phases are left out: on
     a CPU the decompositions of their refinement would take longer than all the rest.
     """
-    model = VisionTransformer(**sizes)
+    shape = (16, 32, 32, 3)
     image_key, label_key, init_key = jax.random.split(jax.random.key(0), 3)
-    images = jax.random.normal(image_key, (batch_size, 32, 32, 3))
-    labels = jax.random.randint(label_key, (batch_size,), 0, model.classes)
-    params = model.init(init_key, images[:1])["params"]
-    batch = {"image": images, "label": labels}
-
-    def predict(params: Any, batch: Any) -> Any:
-        return model.apply({"params": params}, batch["image"])
-
+    labels = jax.random.randint(label_key, shape[:1], 0, model.classes)
+    batch = {"image": jax.random.normal(image_key, shape), "label": labels}
     two = jax.tree.map(lambda rows: rows[:2], batch)  # a probe compares halves of a batch
-    return Workload("vit_small", params, batch, predict, horizon, 1, 300, 8, 1, False, two)
+    task = supervised(dict, model, "image", (1, *shape[1:]))
+    given = ("vit_small", task["init"](init_key), batch, task["predict"], task["loss"])
+    return Workload(*given, horizon, 1, 300, 8, 1, False, two)
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {"digits_vit": digits_vit, "vit_small": vit_small}
@@ -73,13 +72,9 @@ def compiled(workload: Workload, tx: Any) -> Callable[[Any, Any], Any]:
     """The program of a call, which several calls may share."""
     tx = optax.with_extra_args_support(tx)
 
-    def loss(params: Any, batch: Any) -> jax.Array:
-        logits = workload.predict(params, batch)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
-
     def step(carry: Any, batch: Any) -> Any:
         params, state = carry
-        value, grads = jax.value_and_grad(loss)(params, batch)
+        value, grads = jax.value_and_grad(workload.loss)(params, batch)
         updates, state = tx.update(grads, state, params, value=value, batch=batch, grad=grads)
         return optax.apply_updates(params, updates), state
 
@@ -92,10 +87,16 @@ def compiled(workload: Workload, tx: Any) -> Callable[[Any, Any], Any]:
 
 
 class Steps:
-    """A call of some steps on a state of its own, which goes on from call to call."""
+    """A call of `workload.steps` steps on a state of its own, which goes on from call to call."""
 
-    def __init__(self, step: Callable[[Any, Any], Any], carry: Any, batch: Any):
-        self.step, self.carry, self.batch = step, carry, batch
+    def __init__(self, workload: Workload, tx: Any, first: int = 0, step: Any = None):
+        """`first` is the number of the first step; `step` a program to share."""
+        params = jax.tree.map(jnp.copy, workload.params)
+        state = tx.init(params)
+        if isinstance(state, fgo.FgoState):
+            state = state._replace(total_step=jnp.int32(first))
+        self.step = compiled(workload, tx) if step is None else step
+        self.carry, self.batch = (params, state), workload.batch
 
     def __call__(self) -> Any:
         self.carry = self.step(self.carry, self.batch)
@@ -104,13 +105,3 @@ class Steps:
     def renew(self) -> None:
         """Moves the state to other memory."""
         self.carry = jax.block_until_ready(jax.tree.map(jnp.copy, self.carry))
-
-
-def call(workload: Workload, tx: Any, first: int, step: Any = None) -> Steps:
-    """`workload.steps` steps, the first of them numbered `first`."""
-    step = compiled(workload, tx) if step is None else step
-    params = jax.tree.map(jnp.copy, workload.params)
-    state = tx.init(params)
-    if isinstance(state, fgo.FgoState):
-        state = state._replace(total_step=jnp.int32(first))
-    return Steps(step, (params, state), workload.batch)

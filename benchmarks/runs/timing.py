@@ -1,9 +1,8 @@
-"""Amortised step times, measured interleaved in one process.
+"""Times of several functions, taken in turns; the amortised step times of a race's methods.
 
-A machine's speed drifts, so a method's time means little alone: each round times every
-contestant once, in random order, over a scan long enough to hold its cadenced work, and
-what is reported is the median over rounds of the ratio to `constant` in the same round.
-A phased method has one time per phase, since its phases do different work.
+A machine's speed drifts, so a time alone means little. Every round runs each function in random
+order, and times of the same round are compared; the result is a median over rounds, with its
+bootstrap bound where one is asked for.
 """
 
 from __future__ import annotations
@@ -17,13 +16,70 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy import stats
 
+import fgo_jax as fgo
 from benchmarks.methods import Method
 from benchmarks.runs.training import Carry, train_step
+from benchmarks.statistics import CONFIDENCE, RESAMPLES
 from benchmarks.tasks.task import Task
 
 PHASES = ("acquisition", "reask", "execution")
 REFERENCE = "constant"
+
+
+class Bounded(NamedTuple):
+    """A median over rounds and its one-sided upper bound."""
+
+    median: float
+    upper: float
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]],
+    rounds: int,
+    *,
+    repeats: int = 1,
+    renew: Callable[[str], None] = lambda name: None,
+) -> dict[str, np.ndarray]:
+    """Seconds of each function, [rounds]; each runs once before the clock starts.
+
+    A round keeps the fastest of `repeats` times, since whatever else the machine does only
+    adds. `renew` is called before each run, off the clock: where the memory of a large state
+    lies can make a difference that would stay with a function through all rounds.
+    """
+    rng = np.random.default_rng(0)
+    for function in functions.values():
+        jax.block_until_ready(function())
+    seconds = {name: np.full(rounds, np.inf) for name in functions}
+    for index in np.repeat(np.arange(rounds), repeats):
+        for name in rng.permutation(list(functions)):
+            renew(name)
+            began = time.perf_counter()
+            jax.block_until_ready(functions[name]())
+            seconds[name][index] = min(seconds[name][index], time.perf_counter() - began)
+    return seconds
+
+
+def bounded(*parts: np.ndarray, of: Callable[..., Any] = lambda *medians: sum(medians)) -> Bounded:
+    """Median of one value per round, with the upper 95 % bound of its bootstrap.
+
+    Of several parts, measured in rounds of their own: a function `of` their medians.
+    """
+
+    def statistic(*samples: np.ndarray, axis: int = -1) -> Any:
+        return of(*(np.median(sample, axis=axis) for sample in samples))
+
+    found = stats.bootstrap(
+        parts,
+        statistic,
+        n_resamples=RESAMPLES,
+        confidence_level=CONFIDENCE,
+        alternative="less",
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return Bounded(float(statistic(*parts)), float(found.confidence_interval.high))
 
 
 class StepTime(NamedTuple):
@@ -35,33 +91,22 @@ def step_times(
     task: Task,
     contestants: Mapping[str, tuple[Method, Mapping[str, float]]],
     *,
-    steps: int | None = None,
     rounds: int = 7,
 ) -> dict[str, StepTime]:
-    """Times of `{name: (method, hyperparameters)}`; phased methods as `name:phase`.
+    """Times of `{name: (method, hyperparameters)}`, amortised over a long scan.
 
+    A phased method has one time per phase, `name:phase`, since its phases do different work.
     `contestants` must hold `constant`, the unit of the ratios. A scan has the task's
-    `timed_steps` if `steps` is None, and so many more that each method does the same
-    cadenced work in every scan.
+    `timed_steps`, and so many more that each method does the same cadenced work in every scan.
     """
-    steps = whole_cadences(
-        task.timed_steps if steps is None else steps,
-        [method.cadence for method, _ in contestants.values()],
-    )
+    cadences = [method.cadence for method, _ in contestants.values()]
+    steps = whole_cadences(task.timed_steps, cadences)
     scans: dict[str, Callable[[], Any]] = {}
     for name, (method, hyperparameters) in contestants.items():
         scans |= _scans(task, name, method, hyperparameters, steps)
-    rng = np.random.default_rng(0)
-    measured: dict[str, list[float]] = {name: [] for name in scans}
-    for scan in scans.values():  # compiles, and touches every buffer once
-        scan()
-    for _ in range(rounds):
-        for name in rng.permutation(list(scans)):
-            began = time.perf_counter()
-            scans[name]()
-            measured[name].append((time.perf_counter() - began) / steps)
-    unit = np.asarray(measured[REFERENCE])
-    ratios = {name: float(np.median(np.asarray(t) / unit)) for name, t in measured.items()}
+    seconds = {name: each / steps for name, each in interleaved(scans, rounds).items()}
+    unit = seconds[REFERENCE]
+    ratios = {name: float(np.median(each / unit)) for name, each in seconds.items()}
     # Not each method's own median: rounds in which the machine was busy would bias it.
     return {name: StepTime(ratio * float(np.median(unit)), ratio) for name, ratio in ratios.items()}
 
@@ -99,13 +144,11 @@ def _scans(task, name, method, hyperparameters, steps) -> dict[str, Callable[[],
         # Every timed scan starts where one scan has led: behind any hand-over, and at the
         # same place in each round.
         carry, _ = scan(Carry(params, average, opt_state, jnp.zeros((), jnp.int32)))
-        return lambda: jax.block_until_ready(scan(carry))
-
-    if not method.phased:
-        return {name: timed(tx.init(params))}
-    import fgo_jax as fgo
+        return lambda: scan(carry)
 
     state = tx.init(params)
+    if not method.phased:
+        return {name: timed(state)}
     return {f"{name}:{phase}": timed(fgo.force_phase(state, phase)) for phase in PHASES}
 
 
@@ -121,7 +164,7 @@ def seconds_to(
         return np.inf
     if phases is None:
         return step * times[name].seconds
-    spent = np.diff(np.concatenate([[0], steps]))[steps <= step]
+    spent = np.diff(steps, prepend=0)[steps <= step]
     phase = np.nan_to_num(phases[steps <= step]).astype(int)
     unit = [times[f"{name}:{phase}"].seconds for phase in PHASES]
     return float(np.sum(spent * np.take(unit, phase, mode="clip")))

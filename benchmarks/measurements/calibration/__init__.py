@@ -7,22 +7,17 @@ it must from a planted step on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from benchmarks.measurements.calibration import cases, frontier, lists, probe_noise
+from benchmarks.measurements.calibration import cases, frontier, probe_noise
 from benchmarks.runs.store import environment
 
 RUNS = 4000
-RUNS_WITH_LOSS = 1000  # 20,000 looks each
 WINDOWS = 2000
 AGREEMENTS = (cases.NOISY, 0.75, cases.AGREEING, 0.9)
-
-
-def banks(windows: int = WINDOWS) -> cases.Banks:
-    return {level: probe_noise.bank(probe_noise.REFERENCE, level, windows) for level in AGREEMENTS}
 
 
 def measure(
@@ -30,34 +25,35 @@ def measure(
 ) -> dict[str, Any]:
     """Everything that `calibration.json` holds.
 
-    Args:
-      runs: streams for each case; a quarter of them where there is a loss at every step.
-      windows: of the probe, to measure its noise.
-      announce: called with what begins.
+    Each case has `runs` streams, and a quarter of them where there is a loss at every step.
+    The probe's noise is measured on so many of its windows.
     """
     announce("the probe's noise")
-    known = banks(windows)
-    noise = {}
-    for name in probe_noise.SPECTRA:
-        noise[name] = probe_noise.summary(probe_noise.bank(name, cases.NOISY, windows), windows)
-    noise["autocorrelation"] = probe_noise.autocorrelation(windows)
+    banks = {level: probe_noise.bank(probe_noise.REFERENCE, level, windows) for level in AGREEMENTS}
+    noise = {
+        name: probe_noise.summary(probe_noise.bank(name, cases.NOISY, windows), windows)
+        for name in probe_noise.SPECTRA
+    }
     rows = []
-    for case in lists.all_cases():
+    for case in cases.all_cases():
         announce(f"{case.trigger}, {case.noise}: {case.stream}")
-        count = runs * RUNS_WITH_LOSS // RUNS if case.dense else runs
-        rows.append(cases.result(case, cases.run(case, known, count)))
+        rows.append(cases.result(case, cases.run(case, banks, runs // 4 if case.dense else runs)))
     frontiers = []
     for family in frontier.FAMILIES:
         for drift in frontier.DRIFTS:
             announce(f"frontier of {family} against t^-{drift:g}")
-            frontiers.append(frontier.measure(family, drift, known, runs))
+            frontiers.append(frontier.measure(family, drift, banks, runs))
     steps = probe_noise.window_steps(cases.NUM_STEPS)
     return {
         "environment": environment(),
         "num_steps": cases.NUM_STEPS,
         "bar": frontier.BAR,
         "windows": {"steps": steps, "per_factor_of_e": 1.0 / np.log(steps[-1] / steps[-2])},
-        "probe_noise": {"reference": probe_noise.REFERENCE, **noise},
+        "probe_noise": {
+            "reference": probe_noise.REFERENCE,
+            **noise,
+            "autocorrelation": probe_noise.autocorrelation(windows),
+        },
         "verdicts": verdicts(rows),
         "cases": rows,
         "frontiers": frontiers,
@@ -67,17 +63,13 @@ def measure(
 def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The worst null of each trigger and noise, with and without those on its very edge."""
     found = []
-    pairs = dict.fromkeys((row["trigger"], row["noise"]) for row in rows)
-    for trigger, noise in pairs:
-        nulls = [
-            row
-            for row in rows
-            if (row["trigger"], row["noise"], row["kind"]) == (trigger, noise, "null")
-        ]
+    for trigger, noise in dict.fromkeys((row["trigger"], row["noise"]) for row in rows):
+        own = [row for row in rows if (row["trigger"], row["noise"]) == (trigger, noise)]
+        nulls = [row for row in own if row["kind"] == "null"]
         beyond = [row for row in nulls if not row["edge"]]
         if not beyond:
             continue
-        worst, at_all = (max(rows, key=lambda row: row["share"]) for rows in (beyond, nulls))
+        worst, at_all = (max(those, key=lambda row: row["share"]) for those in (beyond, nulls))
         found.append(
             {
                 "trigger": trigger,
@@ -90,11 +82,3 @@ def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-def find(results: Mapping[str, Any], trigger: str, noise: str, stream: str) -> dict[str, Any]:
-    """The row of one case; KeyError where there is none."""
-    for row in results["cases"]:
-        if (row["trigger"], row["noise"], row["stream"]) == (trigger, noise, stream):
-            return row
-    raise KeyError(f"no case {trigger!r}, {noise!r}, {stream!r}: measure calibration anew.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,56 +11,66 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from benchmarks.statistics import CONFIDENCE
 from fgo_jax.triggers import Observation, Signal, Trigger
 
-Signals = dict[str, Signal]  # each leaf [looks]
-NEVER = np.iinfo(np.int32).max
-CONFIDENCE = 0.95
+Signals = dict[str, Signal]  # each leaf [runs, looks]
+_NEVER = np.iinfo(np.int32).max
 
 
-class Span(NamedTuple):
-    """The phase that a trigger is to end."""
+class Phase(NamedTuple):
+    """A trigger, and the phase that it is to end."""
 
-    start: int = 0  # total step at which it begins
+    make: Callable[..., Trigger]
+    start: int = 0  # total step at which the phase begins
     minimum: int = 1  # least number of updates in it
+    reads: str = "probe"  # or "loss" or "validation", alone
 
 
-def first_firing(trigger: Trigger, steps: jax.Array, signals: Signals, span: Span) -> jax.Array:
-    """[], int32: the step at which a phase that began at `span.start` would be ended.
+def fired(
+    phase: Phase,
+    steps: np.ndarray,
+    signals: Signals,
+    settings: Mapping[str, np.ndarray] | None = None,
+) -> np.ndarray:
+    """[runs], float64: the step at which each run's phase would be ended; inf for never.
 
-    As the machine does it: the trigger's state begins with the phase, measurements before
-    are not seen, and the verdict counts from the phase's least length on. `NEVER` if it
-    does not hold at any of `steps` (total steps, in order; the looks).
+    Args:
+      phase: what begins and is to end.
+      steps: [looks], total steps in order.
+      signals: of every run at these looks.
+      settings: keyword arguments of the trigger, each [settings]: then [settings, runs].
+    """
+    found = np.asarray(_fired(phase, steps, signals, settings))
+    return np.where(found == _NEVER, np.inf, found)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _fired(phase: Phase, steps: jax.Array, signals: Any, settings: Any) -> jax.Array:
+    def every_run(setting: Mapping[str, Any]) -> jax.Array:
+        trigger = phase.make(**setting)
+        return jax.vmap(lambda own: _first(phase, trigger, steps, own))(signals)
+
+    return every_run({}) if settings is None else jax.lax.map(every_run, settings)
+
+
+def _first(phase: Phase, trigger: Trigger, steps: jax.Array, signals: Any) -> jax.Array:
+    """[], int32: the first step at which the trigger ends the phase.
+
+    As in the controller, the trigger's state begins with the phase, it does not see
+    measurements before, and its verdict counts from the phase's least length on.
     """
 
     def look(state, item):
         step, signals = item
-        begun = step >= span.start
-        observation = Observation(signals, step - span.start, step)
+        begun = step >= phase.start
+        observation = Observation(signals, step - phase.start, step)
         verdict, new = trigger.update(observation, state)
         state = jax.tree.map(lambda a, b: jnp.where(begun, a, b).astype(b.dtype), new, state)
-        holds = begun & (verdict == 1) & (step - span.start + 1 >= span.minimum)
-        return state, holds
+        return state, begun & (verdict == 1) & (step - phase.start + 1 >= phase.minimum)
 
     _, holds = jax.lax.scan(look, trigger.init(), (steps.astype(jnp.int32), signals))
-    return jnp.where(jnp.any(holds), steps[jnp.argmax(holds)], NEVER).astype(jnp.int32)
-
-
-def simulator(trigger: Trigger, span: Span) -> Callable[[np.ndarray, Signals], np.ndarray]:
-    """(looks [looks], signals [runs, looks]) -> [runs], float64: `first_firing`; inf for none.
-
-    It is compiled once for each number of looks and runs.
-    """
-
-    @jax.jit
-    def several(steps, signals):
-        return jax.vmap(lambda own: first_firing(trigger, steps, own, span))(signals)
-
-    def simulate(steps: np.ndarray, signals: Signals) -> np.ndarray:
-        fired = np.asarray(several(steps, signals))
-        return np.where(fired == NEVER, np.inf, fired)
-
-    return simulate
+    return jnp.where(jnp.any(holds), steps[jnp.argmax(holds)], _NEVER).astype(jnp.int32)
 
 
 def share(events: np.ndarray) -> dict[str, Any]:
@@ -83,12 +94,7 @@ def delay(fired: np.ndarray, change: float, steps: np.ndarray) -> dict[str, Any]
     """When runs were ended that should end at `change`: too early, or how much later.
 
     Quantiles are over the runs that did not end early; a run that never ends counts as
-    later than any other.
-
-    Args:
-      fired: [runs].
-      change: the step from which on firing is right.
-      steps: [measurements] steps of them, in which the delay is counted too.
+    later than any other. Delays are counted in measurements too, which are taken at `steps`.
     """
     late = fired[fired >= change]
     quantiles = {}

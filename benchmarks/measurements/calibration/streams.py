@@ -21,20 +21,13 @@ class Course:
     """A piecewise power law: t^before until a change, then t^after for a while, then flat.
 
     With u = log(t / change): log x = before * min(u, 0) + after * clip(u, 0, log rest).
-
-    Attributes:
-      before: log-log slope until the change.
-      change: the step of it; inf for none.
-      after: log-log slope from there on.
-      rest: factor of t over which it lasts.
-      level: added to log x.
     """
 
-    before: float
-    change: float = math.inf
-    after: float = 0.0
-    rest: float = math.inf
-    level: float = 0.0
+    before: float  # log-log slope until the change
+    change: float = math.inf  # the step of it; inf for none
+    after: float = 0.0  # log-log slope from there on
+    rest: float = math.inf  # factor of t over which it lasts
+    level: float = 0.0  # added to log x
 
     def log(self, steps: np.ndarray) -> np.ndarray:
         time = np.log(steps + 1.0)
@@ -87,12 +80,6 @@ def agreement(level: float, bank: Bank, runs: int, count: int, rng: np.random.Ge
     return _signal(level + bank.agreement_residuals[drawn], bank.agreement_errors[drawn])
 
 
-def followed_by(first: Signal, second: Signal, later: np.ndarray) -> Signal:
-    """The first signal, and where `later` the second."""
-    leaves = (np.where(later, b, a) for a, b in zip(first, second, strict=True))
-    return Signal(*leaves)  # type: ignore[arg-type]
-
-
 def metric(
     course: Course, spread: float, kind: str, steps: np.ndarray, runs: int, rng: np.random.Generator
 ) -> Signal:
@@ -106,14 +93,12 @@ def at(looks: np.ndarray, steps: np.ndarray, signal: Signal) -> Signal:
     last = np.searchsorted(steps, looks, side="right") - 1
     known, last = last >= 0, np.maximum(last, 0)
     value, error, fresh = (np.asarray(leaf)[:, last] for leaf in signal)
-    measured = known & (steps[last] == looks)
-    unknown = np.float32(np.nan)
-    held = [np.where(known, leaf, unknown) for leaf in (value, error)]
-    return Signal(*held, fresh & measured)  # type: ignore[arg-type]
+    value, error = (np.where(known, leaf, np.float32(np.nan)) for leaf in (value, error))
+    return Signal(value, error, fresh & known & (steps[last] == looks))  # type: ignore[arg-type]
 
 
 def _signal(value: np.ndarray, error: np.ndarray) -> Signal:
     # Heavy tails times a steep course may leave float32: an inf, which triggers must bear.
     with np.errstate(over="ignore"):
-        leaves = value.astype(np.float32), error.astype(np.float32), np.ones(value.shape, bool)
-    return Signal(*leaves)  # type: ignore[arg-type]
+        value, error = value.astype(np.float32), error.astype(np.float32)
+    return Signal(value, error, np.ones(value.shape, bool))  # type: ignore[arg-type]

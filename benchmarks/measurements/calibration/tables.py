@@ -3,113 +3,79 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+
+from benchmarks.terminal import figures
+
+
+def _late(quantile: str) -> Callable[[Mapping[str, Any]], str]:
+    """Factor of t, and measurements, until a quantile of the runs has ended."""
+
+    def show(row: Mapping[str, Any]) -> str:
+        found = row[quantile]
+        if found["factor"] is None or math.isinf(found["factor"]):
+            return "-"
+        return "{factor:.2f} ({measurements:.0f})".format_map(found)
+
+    return show
+
+
+_NOISE = {
+    "eigenvalues": "{name}",
+    "bias": "{bias_of_log:+.2f}",
+    "standard deviation": "{sd_of_log:.2f}",
+    "median reported": "{median_reported_error:.2f}",
+    "without a value": "{without_a_value:.1%}",
+}
+_SHARE = "{{{0}[share]:.3f}} [{{{0}[low]:.3f}}, {{{0}[high]:.3f}}]"
+_VERDICT = {
+    "trigger": "{trigger}",
+    "noise": "{noise}",
+    "beyond the edge": _SHARE.format("false_alarms"),
+    "": lambda row: "met" if row["met"] else "[red]missed[/]",
+    "stream": "{worst_stream}",
+    "on the edge too": _SHARE.format("false_alarms_with_edges"),
+    "stream ": "{worst_stream_with_edges}",
+}
+_DELAY = {
+    "early": "{early[share]:.3f}",
+    "never": "{never[share]:.3f}",
+    "median": _late("median"),
+    "90 %": _late("quantile_90"),
+}
+_CHANGE = {"trigger": "{trigger}", "noise": "{noise}", "stream": "{stream}", **_DELAY}
+_SETTING = {
+    "tolerance": "{tolerance:g}",
+    "z": "{z:g}",
+    "memory": "{memory:g}",
+    "patience": "{patience:g}",
+    "points": "{min_points:g}",
+    "false alarms": "{false_alarms[measured][share]:.3f}",
+    "heavy tails": "{false_alarms[student][share]:.3f}",
+    "autoregressive": "{false_alarms[autoregressive][share]:.3f}",
+    **_DELAY,
+}
 
 
 def print_tables(results: Mapping[str, Any], console: Console) -> None:
-    console.print(_noise(results), _verdicts(results), _delays(results))
-    for entry in results["frontiers"]:
-        console.print(_frontier(entry, results["bar"]))
-
-
-def _table(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
-    table = Table(title=title, title_justify="left", header_style="bold")
-    for heading in left:
-        table.add_column(heading)
-    for heading in right:
-        table.add_column(heading, justify="right", no_wrap=True)
-    return table
-
-
-def _noise(results: Mapping[str, Any]) -> Table:
+    noise = results["probe_noise"]
     title = "One window of the default probe: the log of the dimension"
-    right = ("bias", "standard deviation", "median reported", "without a value")
-    table = _table(title, ("eigenvalues",), right)
-    for name, row in results["probe_noise"].items():
-        if isinstance(row, Mapping) and "sd_of_log" in row:
-            table.add_row(
-                name,
-                f"{row['bias_of_log']:+.2f}",
-                f"{row['sd_of_log']:.2f}",
-                f"{row['median_reported_error']:.2f}",
-                f"{row['without_a_value']:.1%}",
-            )
-    correlation = results["probe_noise"]["autocorrelation"]
-    table.caption = (
-        f"successive windows of one stream correlate by {correlation['value']:+.3f} "
-        f"± {correlation['error']:.3f}"
-    )
-    return table
-
-
-def _verdicts(results: Mapping[str, Any]) -> Table:
+    rows = [{"name": name, **row} for name, row in noise.items() if "sd_of_log" in row]
+    words = "successive windows of one stream correlate by {value:+.3f} ± {error:.3f}"
+    console.print(figures(title, rows, _NOISE, caption=words.format_map(noise["autocorrelation"])))
     title = f"Share of {results['num_steps']} step null runs with a false alarm, worst stream"
-    right = ("beyond the edge", "", "stream", "on the edge too", "stream ")
-    table = _table(title, ("trigger", "noise"), right)
-    for row in results["verdicts"]:
-        table.add_row(
-            row["trigger"],
-            row["noise"],
-            _share(row["false_alarms"]),
-            "met" if row["met"] else "[red]missed[/]",
-            row["worst_stream"],
-            _share(row["false_alarms_with_edges"]),
-            row["worst_stream_with_edges"],
-        )
-    return table
-
-
-def _delays(results: Mapping[str, Any]) -> Table:
+    console.print(figures(title, results["verdicts"], _VERDICT, left=2))
     title = "Planted changes: factor of t (and measurements) from the change to the verdict"
-    right = ("early", "never", "median", "90 %")
-    table = _table(title, ("trigger", "noise", "stream"), right)
-    for row in results["cases"]:
-        if row["kind"] == "change" and row["noise"] in ("measured", "normal"):
-            table.add_row(row["trigger"], row["noise"], row["stream"], *_late(row))
-    return table
-
-
-def _late(row: Mapping[str, Any]) -> tuple[str, ...]:
-    def show(quantile: Mapping[str, Any]) -> str:
-        factor = quantile["factor"]
-        if factor is None or math.isinf(factor):
-            return "-"
-        return f"{factor:.2f} ({quantile['measurements']:.0f})"
-
-    return (
-        f"{row['early']['share']:.3f}",
-        f"{row['never']['share']:.3f}",
-        show(row["median"]),
-        show(row["quantile_90"]),
-    )
-
-
-def _frontier(entry: Mapping[str, Any], bar: float) -> Table:
-    title = f"{entry['trigger']}: null t^-{entry['drift']:g}, change to rest at 1000"
-    left = ("tolerance", "z", "memory", "patience", "points")
-    right = ("false alarms", "heavy tails", "autoregressive", "early", "never", "median", "90 %")
-    table = _table(title, left, right)
-    for row in (entry["default"], *entry["frontier"]):
-        alarms = [f"{row['false_alarms'][n]['share']:.3f}" for n in _NOISES]
-        default = row is entry["default"]
-        numbers = [f"{row[key]:g}" for key in ("tolerance", "z", "memory", "patience")]
-        table.add_row(
-            *numbers,
-            f"{row['min_points']:g}",
-            *alarms,
-            *_late(row["delay"]),
-            style="bold" if default else "green" if row["worst_false_alarms"] <= bar else None,
-        )
-    table.caption = "first row: the default; green: false alarms within the bar"
-    return table
-
-
-_NOISES = ("measured", "student", "autoregressive")
-
-
-def _share(test: Mapping[str, Any]) -> str:
-    return f"{test['share']:.3f} [{test['low']:.3f}, {test['high']:.3f}]"
+    changes = [row for row in results["cases"] if row["kind"] == "change"]
+    rows = [row for row in changes if row["noise"] in ("measured", "normal")]
+    console.print(figures(title, rows, _CHANGE, left=3))
+    for entry in results["frontiers"]:
+        title = f"{entry['trigger']}: null t^-{entry['drift']:g}, change to rest at 1000"
+        rows = [{**row, **row["delay"]} for row in (entry["default"], *entry["frontier"])]
+        met = [row["worst_false_alarms"] <= results["bar"] for row in entry["frontier"]]
+        styles = ["bold", *("green" if is_met else None for is_met in met)]
+        caption = "first row: the default; green: false alarms within the bar"
+        console.print(figures(title, rows, _SETTING, 5, caption, styles))

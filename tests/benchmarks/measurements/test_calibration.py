@@ -10,8 +10,8 @@ from scipy import stats
 
 from benchmarks.__main__ import RESULTS, main
 from benchmarks.measurements import calibration
-from benchmarks.measurements.calibration import cases, frontier, lists, probe_noise, simulate
-from benchmarks.measurements.calibration.cases import TRIGGERS, measured
+from benchmarks.measurements.calibration import cases, frontier, probe_noise, simulate
+from benchmarks.measurements.calibration.cases import TRIGGERS, Case
 from benchmarks.measurements.calibration.streams import Course
 
 RUNS = 400
@@ -51,7 +51,7 @@ def banks():
 def test_false_alarms_of_the_shipped_triggers_are_the_stored_ones(
     stored, banks, trigger, noise, stream
 ):
-    row = calibration.find(stored, trigger, noise, stream)
+    row = _row(stored, trigger, noise, stream)
     fired = cases.run(_case(trigger, noise, stream), banks, RUNS, seed=7)
     ended = int(np.sum(np.isfinite(fired)))
     counts = [[ended, RUNS - ended], [_count(row), row["runs"] - _count(row)]]
@@ -97,7 +97,7 @@ def test_verdicts_name_what_misses_the_bar(stored):
     ],
 )
 def test_planted_changes_are_seen_within_the_stated_delay(stored, banks, trigger, stream):
-    row = calibration.find(stored, trigger, "measured", stream)
+    row = _row(stored, trigger, "measured", stream)
     fired = cases.run(_case(trigger, "measured", stream), banks, RUNS, seed=7)
     late = fired[fired >= row["change"]]
     for name, level in (("median", 0.5), ("quantile_90", 0.9)):
@@ -111,16 +111,12 @@ def test_planted_changes_are_seen_within_the_stated_delay(stored, banks, trigger
 
 @pytest.mark.parametrize("name", ["acquisition", "stall"])
 def test_missing_and_held_measurements_break_nothing(toy_bank, name):
-    make, span = TRIGGERS[name]
-    simulate_one = simulate.simulator(make(), span)
     rng = np.random.default_rng(3)
     for course, change in ((Course(-2.0), None), (Course(-2.0, 1000), 1000)):
-        looks, signals = measured(course, "student", span)({cases.NOISY: toy_bank}, RUNS, rng)
-        signals = dict(signals)
-        for spoiled in ("intrinsic_dimension", "agreement"):
-            if spoiled in signals:
-                signals[spoiled] = _spoiled(signals[spoiled], rng)
-        fired = simulate_one(looks, signals)
+        case = Case(name, "student", "", "null", course)
+        looks, signals = cases.signals(case, {cases.NOISY: toy_bank}, RUNS, rng)
+        spoiled = {signal: _spoiled(value, rng) for signal, value in signals.items()}
+        fired = simulate.fired(TRIGGERS[name], looks, spoiled)
         early = fired < (np.inf if change is None else change)
         test = stats.binomtest(int(early.sum()), RUNS, frontier.BAR, alternative="greater")
         assert test.pvalue > RARE
@@ -142,13 +138,10 @@ def _spoiled(signal, rng):
 def test_a_grid_of_settings_agrees_with_the_trigger_itself(toy_bank):
     banks = {cases.NOISY: toy_bank}
     for family in frontier.FAMILIES:
-        make, span = cases.ELEMENTARY[family]
-        course = Course(-1.0, 1000)
-        several = frontier.fired(family, frontier.grid(1.0)[:3], course, "normal", banks, 50, 5)
-        rng = np.random.default_rng(5)
-        looks, signals = measured(course, "normal", span)(banks, 50, rng)
-        alone = simulate.simulator(make(), span)(looks, signals)
-        np.testing.assert_array_equal(several[0], alone)
+        case = Case(family, "normal", "", "null", Course(-1.0, 1000))
+        some = frontier.columns(frontier.grid(1.0)[:3])
+        several = cases.run(case, banks, 50, seed=5, settings=some)
+        np.testing.assert_array_equal(several[0], cases.run(case, banks, 50, seed=5))
 
 
 def test_the_frontier_keeps_only_what_nothing_beats():
@@ -170,9 +163,10 @@ def test_stored_frontiers_have_a_setting_at_the_bar(stored):
 
 
 def test_the_command_writes_the_figures(tmp_path, monkeypatch):
-    some = [case for case in lists.all_cases() if case.trigger == "below"][:7]
-    monkeypatch.setattr(lists, "all_cases", lambda: some)
-    monkeypatch.setattr(frontier, "GRID", frontier.Setting((1.0,), (1.645,), (0.7,), (2,), (4,)))
+    one = {"tolerance": 1.0, "z": 1.645, "memory": 0.7, "patience": 2, "min_points": 4}
+    some = [case for case in cases.all_cases() if case.trigger == "below"][:7]
+    monkeypatch.setattr(cases, "all_cases", lambda: some)
+    monkeypatch.setattr(frontier, "GRID", {name: (value,) for name, value in one.items()})
     monkeypatch.setattr(frontier, "DRIFTS", (1.0,))
     monkeypatch.setattr(frontier, "SEARCH_RUNS", 20)
     monkeypatch.setattr(calibration, "AGREEMENTS", (cases.NOISY,))
@@ -188,12 +182,15 @@ def test_the_command_writes_the_figures(tmp_path, monkeypatch):
     assert "false alarm" in result.output
 
 
-def _case(trigger, noise, stream):
-    (found,) = (
-        case
-        for case in lists.all_cases()
-        if (case.trigger, case.noise, case.stream) == (trigger, noise, stream)
-    )
+def _case(*names):
+    (found,) = (c for c in cases.all_cases() if (c.trigger, c.noise, c.stream) == names)
+    return found
+
+
+def _row(stored, *names):
+    """The stored row of a case."""
+    rows = stored["cases"]
+    (found,) = (r for r in rows if (r["trigger"], r["noise"], r["stream"]) == names)
     return found
 
 

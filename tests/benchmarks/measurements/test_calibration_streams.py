@@ -12,9 +12,9 @@ from scipy import stats
 
 import fgo_jax as fgo
 from benchmarks.measurements.calibration import probe_noise, simulate, streams
-from benchmarks.measurements.calibration.cases import NUM_STEPS, SHIPPED
+from benchmarks.measurements.calibration.cases import NUM_STEPS, TRIGGERS
 from benchmarks.measurements.calibration.streams import Course
-from fgo_jax.probes.probe import Estimate, Probe
+from fgo_jax.probes import Estimate, Probe
 
 
 def test_windows_close_where_the_cadence_says():
@@ -117,21 +117,16 @@ def test_the_simulation_ends_phases_where_the_optimizer_does(toy_bank):
     looks = np.arange(steps)
     seen = {name: streams.at(looks, windows, signal) for name, signal in planted.items()}
     seen["loss"] = loss
-    first = simulate.simulator(*_phase("acquisition"))(looks, seen)
+    first = simulate.fired(TRIGGERS["acquisition"], looks, seen)
     np.testing.assert_array_equal(started[:, 1], np.where(np.isinf(first), -1, first + 1))
     for run, begun in enumerate(started[:, 1]):
         if begun < 0:
             continue
         own = jax.tree.map(lambda leaf, run=run: leaf[run : run + 1], seen)
-        make, span = SHIPPED["reask"]
-        (second,) = simulate.simulator(make(), span._replace(start=int(begun)))(looks, own)
+        reask = TRIGGERS["reask"]._replace(start=int(begun))
+        (second,) = simulate.fired(reask, looks, own)
         assert started[run, 2] == (-1 if np.isinf(second) else second + 1)
 
 
 class _Count(NamedTuple):
     evaluations: jax.Array
-
-
-def _phase(name):
-    make, span = SHIPPED[name]
-    return make(), span

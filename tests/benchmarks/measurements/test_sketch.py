@@ -9,9 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.__main__ import main
-from benchmarks.measurements import commands as measure_commands
-from benchmarks.measurements import sketch, sketch_accuracy, sketch_speed
-from benchmarks.runs import clock
+from benchmarks.measurements import commands, sketch, sketch_speed
+from benchmarks.runs import timing
 
 pytest.importorskip("matfree")
 pytest.importorskip("traceax")
@@ -21,13 +20,13 @@ TINY = (3, 4, 3)
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(sketch, "MODELS", {"mlp": lambda: sketch_accuracy.mlp(TINY, examples=8)})
+    monkeypatch.setattr(sketch, "MODELS", {"mlp": lambda: sketch_speed.mlp(TINY, examples=8)})
     monkeypatch.setattr(sketch, "LAYERS", {"tiny": TINY})
-    monkeypatch.setattr(sketch_accuracy, "SETTINGS", sketch_accuracy.SETTINGS[:1])
+    monkeypatch.setattr(sketch, "SETTINGS", sketch.SETTINGS[:1])
 
 
 def test_truth_is_the_hessian_of_the_loss_of_the_linearised_model():
-    model = sketch_accuracy.mlp(TINY, examples=6)
+    model = sketch_speed.mlp(TINY, examples=6)
     flat, unravel = jax.flatten_util.ravel_pytree(model.params)
 
     def fisher(batch):
@@ -43,7 +42,7 @@ def test_truth_is_the_hessian_of_the_loss_of_the_linearised_model():
 
     whole = fisher(model.batch)
     first, second = (fisher({"x": x}) for x in jnp.split(model.batch["x"], 2))
-    found = sketch_accuracy.truth(model)
+    found = sketch.truth(model)
     wanted = np.linalg.eigvalsh(whole)[::-1][: len(found.eigenvalues)]
     # The dense Hessian is float32.
     np.testing.assert_allclose(found.eigenvalues[: len(wanted)], wanted, atol=1e-5 * wanted[0])
@@ -57,21 +56,20 @@ def test_both_forms_of_the_timed_operators_are_the_same():
         flat, unravel = jax.flatten_util.ravel_pytree(given.params)
         vector = jnp.linspace(-1.0, 1.0, flat.size)
         tree = given.operator(given.params, given.batch)(unravel(vector))
-        operand = flat if kind == "diagonal" else given.params
         np.testing.assert_allclose(
             jax.flatten_util.ravel_pytree(tree)[0],
-            given.flat_operator(operand, given.batch)(vector),
+            given.flat_operator(given.flat_params, given.batch)(vector),
             rtol=1e-6,
         )
 
 
 def test_a_bound_lies_above_its_median_and_shrinks_with_rounds():
     rng = np.random.default_rng(0)
-    few, many = (clock.bounded(1.0 + 0.1 * rng.standard_normal(n)) for n in (10, 1000))
+    few, many = (timing.bounded(1.0 + 0.1 * rng.standard_normal(n)) for n in (10, 1000))
     for bound in (few, many):
         assert bound.median < bound.upper
     assert many.upper - many.median < few.upper - few.median
-    assert clock.bounded(np.ones(3)) == (1.0, 1.0)
+    assert timing.bounded(np.ones(3)) == (1.0, 1.0)
 
 
 @pytest.mark.slow
@@ -81,12 +79,14 @@ def test_the_command_compares_probes_with_truth_and_peers(tmp_path):
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
     stored = json.loads((tmp_path / "sketch.json").read_text())
-    signals = {row["signal"] for row in stored["accuracy"]["mlp"]["signals"]}
+    signals = {row["signal"] for row in stored["signals"] if row["model"] == "mlp"}
     assert signals == {"trace", "trace_square", "intrinsic_dimension", "top_eigenvalue"}
-    for contest in ("trace, ggn", "trace, diagonal"):
-        assert set(stored["speed"]["tiny"][contest]["peers"]) == {"matfree", "traceax"}
-    for contest in ("lanczos, ggn", "lanczos, diagonal"):
-        assert set(stored["speed"]["tiny"][contest]["peers"]) == {"matfree"}
+    peers = {}
+    for row in stored["speed"]:
+        peers.setdefault((row["size"], row["task"], row["operator"]), set()).add(row["peer"])
+    for operator in ("ggn", "diagonal"):
+        assert peers["tiny", "trace", operator] == {"matfree", "traceax"}
+        assert peers["tiny", "lanczos", operator] == {"matfree"}
     assert stored["environment"]["matfree"]
     assert "coverage" in result.output
 
@@ -98,9 +98,9 @@ def test_the_command_names_an_unknown_size():
 
 
 def test_a_look_does_not_take_the_place_of_what_is_committed(tmp_path, monkeypatch):
-    monkeypatch.setattr(measure_commands, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(measure_commands.sketch, "measure", lambda **options: {"draws": 1})
-    monkeypatch.setattr(measure_commands.sketch, "print_tables", lambda *args: None)
+    monkeypatch.setattr(commands, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(commands.sketch, "measure", lambda **options: {"draws": 1})
+    monkeypatch.setattr(commands.sketch, "print_tables", lambda *args: None)
     monkeypatch.chdir(tmp_path)
     look, whole = tmp_path / "runs" / "sketch.json", tmp_path / "results" / "sketch.json"
     assert CliRunner().invoke(main, ["sketch", "--draws", "4"]).exit_code == 0

@@ -11,10 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.__main__ import main
-from benchmarks.tasks import DataError, cifar10, get_task
-from benchmarks.tasks.cifar10_vit import BATCH_SIZE, PADDING, cifar10_vit, cropped
+from benchmarks.tasks import DataError, get_task
 from benchmarks.tasks.transformers import VisionTransformer
 
+# The package's own name of the module is the task.
+cifar10 = importlib.import_module("benchmarks.tasks.cifar10_vit")
 RECORDS = {**dict.fromkeys(cifar10.TRAIN_FILES, 8), cifar10.TEST_FILE: 5}
 ADDRESS = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
@@ -79,7 +80,7 @@ def test_a_label_beyond_the_classes_is_an_error(folder):
 
 
 def test_every_image_is_in_one_split(folder):
-    data = cifar10_vit(folder).data(0)
+    data = cifar10.cifar10_vit(folder).data(0)
     assert {name: len(part["label"]) for name, part in data.items()} == {
         "train": 38, "validation": 2, "test": 5,
     }  # fmt: skip
@@ -91,9 +92,9 @@ def test_every_image_is_in_one_split(folder):
 
 def test_a_crop_is_a_window_of_the_padded_image():
     images = np.random.default_rng(1).normal(size=(4, 32, 32, 3)).astype(np.float32)
-    corners = np.asarray([[0, 0], [PADDING, PADDING], [8, 3], [5, 8]], np.int32)
+    corners = np.asarray([[0, 0], [cifar10.PADDING, cifar10.PADDING], [8, 3], [5, 8]], np.int32)
     mirrored = np.asarray([False, False, True, False])
-    crops = jax.jit(cropped)(images, corners, mirrored)
+    crops = jax.jit(cifar10.cropped)(images, corners, mirrored)
     for image, (row, column), mirror, crop in zip(images, corners, mirrored, crops, strict=True):
         padded = np.zeros((40, 40, 3), np.float32)
         padded[4:36, 4:36] = image
@@ -103,11 +104,11 @@ def test_a_crop_is_a_window_of_the_padded_image():
 
 
 def test_a_batch_is_cropped_and_mirrored_at_random(folder):
-    task = cifar10_vit(folder)
+    task = cifar10.cifar10_vit(folder)
     data, key = task.data(0), jax.random.key(0)
     batch = jax.jit(task.batch)
     one, again, other = (batch(data, key, step) for step in (3, 3, 4))
-    assert one["image"].shape == (BATCH_SIZE, 32, 32, 3)
+    assert one["image"].shape == (cifar10.BATCH_SIZE, 32, 32, 3)
     np.testing.assert_array_equal(one["image"], again["image"])
     assert not np.array_equal(one["image"], other["image"])
     # 128 draws of 38 images in 162 ways each: hardly two alike, and more than there are images.
@@ -116,9 +117,8 @@ def test_a_batch_is_cropped_and_mirrored_at_random(folder):
 
 def test_a_small_model_learns_from_the_folder(folder, monkeypatch):
     small = VisionTransformer(patch=16, dim=8, depth=1, heads=2, mlp=8)
-    # The package's own name of the module is the task.
-    monkeypatch.setattr(importlib.import_module("benchmarks.tasks.cifar10_vit"), "MODEL", small)
-    task = cifar10_vit(folder)
+    monkeypatch.setattr(cifar10, "MODEL", small)
+    task = cifar10.cifar10_vit(folder)
     data = task.data(0)
     params = task.init(jax.random.key(0))
     tx = optax.adam(3e-3)
@@ -144,7 +144,7 @@ def test_a_small_model_learns_from_the_folder(folder, monkeypatch):
 
 
 def test_the_model_is_vit_small():
-    task = cifar10_vit()
+    task = cifar10.cifar10_vit()
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     assert 21e6 < sum(leaf.size for leaf in jax.tree.leaves(shapes)) < 22e6
 

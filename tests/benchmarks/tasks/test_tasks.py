@@ -175,7 +175,7 @@ def test_an_autoencoder_gives_back_what_it_is_given():
 
 def test_the_autoencoders_splits_share_no_image():
     data = get_task("digits_autoencoder").data(0)
-    digits = {"train": _digits(data["train"])}
+    digits = {"train": _digits(data["train"]["image"])}
     for name in ("validation", "test"):
         side = int(np.sqrt(data[name]["pixels"].shape[-1]))
         digits[name] = _digits(data[name]["pixels"].reshape(-1, side, side))
