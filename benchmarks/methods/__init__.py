@@ -14,8 +14,6 @@ from benchmarks.methods import (
     natural,
     other_triggers,
     protocol,
-    reduce_on_plateau,
-    schedule_free,
     switches,
 )
 from benchmarks.methods.method import TRANSFORM_TASKS, Method
@@ -24,7 +22,7 @@ from benchmarks.tasks.task import Task
 METHODS: dict[str, Method] = {
     method.name: method
     for module in (
-        baselines, reduce_on_plateau, schedule_free, muon, natural, library_transforms, protocol,
+        baselines, muon, natural, library_transforms, protocol,
         other_triggers,
     )
     for method in module.METHODS
