@@ -77,44 +77,52 @@ def phased(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Runs phases one after the other, each until its trigger holds.
 
-    A trigger that holds at step t ends its phase at t + 1. Over the next
-    ``handover_steps`` the learning rate glides (evenly on a log scale) from where it was
-    to the new phase's law; where the new phase brings another gradient transformation,
-    the old one makes the updates meanwhile and the new one's statistics fill. When it
-    takes over, each tensor's update keeps the norm that the old one gave it, and this
-    graft fades over the same number of steps again.
+    A trigger that holds at step t ends its phase at t + 1. Two things then happen:
 
-    The update takes the optional extra arguments ``value`` (the loss), ``batch`` (for a
-    probe that runs the model), ``validation_value`` (NaN where not measured) and
-    ``probe_params`` (the whole parameter tree, under `optax.masked`); all of them go on
-    to the phases' transforms with any others. A step with a non-finite gradient or
-    ``value`` gives zero updates and changes nothing but the counter ``skipped_steps``;
-    later members of a chain still run.
+    - Over the next ``handover_steps`` the learning rate moves, evenly on a log scale, from
+      where it was to the new phase's.
+    - If the new phase has another gradient transformation, the old one makes the updates for
+      these steps while the statistics of the new one fill. When the new one takes over, each
+      tensor's update keeps the norm that the old one gave it. This graft fades over as many
+      steps again.
+
+    The update takes these optional extra arguments, and passes them and all others on to the
+    phases' transforms:
+
+    | argument | what it is |
+    |---|---|
+    | ``value`` | the loss, a scalar |
+    | ``validation_value`` | a validation loss, a scalar; NaN at steps where none was measured |
+    | ``batch`` | for a probe that runs the model |
+    | ``probe_params`` | the whole parameter tree, under `optax.masked` or `optax.partition` |
+
+    A step with a non-finite gradient or ``value`` gives zero updates and changes nothing but
+    the counter ``skipped_steps``. Later members of a chain still run.
 
     Args:
       phases: at least one :class:`fgo_jax.Phase`.
-      triggers: one for each phase but the last; one more ends the last phase, that is,
-        raises the flag that :func:`fgo_jax.should_stop` reads.
+      triggers: one for each phase but the last. One more belongs to the last phase: it raises
+        the flag that :func:`fgo_jax.should_stop` reads.
       probe: measures the signals that the triggers read.
-      handover_steps: length of a hand-over.
-      min_steps: least number of updates in a phase; one number or one for each phase.
-      total_steps: the horizon; None where it is unknown.
-      deadlines: with ``total_steps``: share of it by which each phase but the last ends.
-        By default evenly spaced up to 0.7.
+      handover_steps: length of a hand-over, in steps.
+      min_steps: least number of updates in a phase; one number, or one for each phase.
+      total_steps: the horizon, in steps; None where it is unknown.
+      deadlines: with ``total_steps``, the share of it by which each phase but the last ends.
+        By default they are evenly spaced up to 0.7.
       clip_norm: global norm to clip to. The probe still sees the raw gradients.
-      average_weights: window c of :func:`fgo_jax.average_weights`; None keeps none.
-      axis_name: inside `jax.pmap` or `jax.shard_map`: the axis over which ``value`` and
-        ``validation_value`` are averaged, so that all devices decide alike. Gradients
-        are expected to be averaged already, as for any optax transformation.
+      average_weights: window c of :func:`fgo_jax.average_weights`; None keeps no average.
+      axis_name: inside `jax.pmap` or `jax.shard_map`, the axis over which ``value`` and
+        ``validation_value`` are averaged, so that all devices decide alike. Gradients must be
+        averaged already, as for any optax transformation.
       seed: of the probe's key.
 
     Returns:
-      A gradient transformation with state :class:`FgoState`. Like an optax alias it
+      A gradient transformation with state :class:`fgo_jax.FgoState`. Like an optax alias it
       applies the learning rate.
 
     Raises:
       ValueError: for no phases, a wrong number of triggers, a trigger on a signal that
-        nothing provides, numbers out of range.
+        nothing provides, a first phase whose decay has no length, or numbers out of range.
       TypeError: in ``update``, for an extra argument that a probe or trigger needs.
 
     Example:
