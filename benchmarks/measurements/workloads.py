@@ -94,7 +94,8 @@ class Steps:
         params = jax.tree.map(jnp.copy, workload.params)
         state = tx.init(params)
         if isinstance(state, fgo.FgoState):
-            state = state._replace(total_step=jnp.int32(first))
+            clock = state.clock._replace(total_step=jnp.int32(first))
+            state = state._replace(clock=clock)
         self.step = compiled(workload, tx) if step is None else step
         self.carry, self.batch = (params, state), workload.batch
 

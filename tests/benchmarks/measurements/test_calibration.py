@@ -8,11 +8,12 @@ import pytest
 from click.testing import CliRunner
 from scipy import stats
 
-from benchmarks.__main__ import RESULTS, main
+from benchmarks.__main__ import main
 from benchmarks.measurements import calibration
 from benchmarks.measurements.calibration import cases, frontier, probe_noise, simulate
 from benchmarks.measurements.calibration.cases import TRIGGERS, Case
 from benchmarks.measurements.calibration.streams import Course
+from benchmarks.runs.store import RESULTS
 
 RUNS = 400
 # Of a correct figure to fail one of the few dozen comparisons here: the seeds are fixed, so a

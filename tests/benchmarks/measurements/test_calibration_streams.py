@@ -86,7 +86,7 @@ def test_the_simulation_ends_phases_where_the_optimizer_does(toy_bank):
 
     def trained(planted, loss):
         tx = fgo.target_acquisition(
-            1e-3, refinement=optax.identity(), probe=_planted(planted), average_weights=0.1
+            1e-3, transform=optax.identity(), probe=_planted(planted), average_weights=0.1
         )
 
         def step(state, value):
@@ -94,7 +94,7 @@ def test_the_simulation_ends_phases_where_the_optimizer_does(toy_bank):
             return tx.update(grads, state, grads, value=value)[1], None
 
         state = tx.init({"w": jnp.ones([2], jnp.float32)})
-        return jax.lax.scan(step, state, loss.value)[0].started
+        return jax.lax.scan(step, state, loss.value)[0].clock.started
 
     def _planted(signals):
         when = jnp.asarray(windows)

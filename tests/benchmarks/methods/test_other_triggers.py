@@ -38,7 +38,7 @@ def test_only_the_trigger_and_its_probe_differ(name, cheap_refinement):
     params = jax.eval_shape(task.init, jax.random.key(0))
     ours = jax.eval_shape(METHODS["fgo"].build(task, hp).init, params)
     theirs = jax.eval_shape(METHODS[name].build(task, hp).init, params)
-    for part in ("transforms", "average", "started", "hyperparams"):
+    for part in ("transforms", "average", "clock", "hyperparams"):
         assert getattr(ours, part) == getattr(theirs, part)
     update = METHODS[name].build(task, hp).update
     loss = jax.ShapeDtypeStruct((), np.float32)
@@ -57,7 +57,8 @@ def test_rivals_decay_as_ours_do(suffix, cheap_refinement):
     def late_rate(name):
         tx = METHODS[name].build(task, hp)
         state = tx.init(params)
-        forced = fgo.force_phase(state._replace(total_step=jax.numpy.int32(500)), "execution")
+        clock = state.clock._replace(total_step=jax.numpy.int32(500))
+        forced = fgo.force_phase(state._replace(clock=clock), "execution")
         update = jax.jit(lambda state, step: tx.update(noise(step), state, params, value=1.0)[1])
         for step in range(100):
             forced = update(forced, step)
@@ -82,9 +83,8 @@ def test_a_rival_ends_both_phases_with_its_state_afresh():
     # The weights shrink, bounce and settle twice; both turns must be seen again in re-ask.
     adam = optax.scale_by_adam()
     tx = fgo.target_acquisition(
-        1e-3, 1, acquisition=adam, refinement=adam, handover_steps=1,
-        probe=rival_triggers.weight_norm(), acquisition_trigger=rival_triggers.bounced(),
-        reask_trigger=rival_triggers.bounced(),
+        1e-3, 1, transform=adam, handover_steps=1, probe=rival_triggers.weight_norm(),
+        triggers={"acquisition": rival_triggers.bounced(), "reask": rival_triggers.bounced()},
     )  # fmt: skip
     norms = np.asarray([5, 4, 3, 4, 5, 4.9, 4.8, 4, 3, 4, 5, 4.9, 4.8, 4.7], np.float32)
 
