@@ -45,11 +45,20 @@ class Plan:
         with_extras = tuple(map(optax.with_extra_args_support, transforms))
         return cls(with_extras, transform_of, tuple(sorted(fills)), needs_fill)
 
+    def transform_at(self, phase: jax.Array) -> jax.Array:
+        """[], int32: the index of a phase's transform."""
+        return select(phase, self.transform_of)
+
+    def must_fill(self, driver: jax.Array, phase: jax.Array) -> jax.Array:
+        """[], bool: whether a phase's transform fills while the driver's makes the updates."""
+        if not self.fills:
+            return jnp.zeros([], jnp.bool_)
+        return select(phase, [select(driver, column) for column in self.needs_fill.T])
+
     def cast(self, driver: jax.Array, phase: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The driving transform and the one that fills, by index; -1 for none."""
-        transform_of = jnp.asarray(self.transform_of, jnp.int32)
-        filling = jnp.asarray(self.needs_fill)[driver, phase]
-        return transform_of[driver], jnp.where(filling, transform_of[phase], -1)
+        filling = self.must_fill(driver, phase)
+        return self.transform_at(driver), jnp.where(filling, self.transform_at(phase), -1)
 
     def rows(self, grads: Any, states: tuple[Any, ...], driver: jax.Array) -> Any:
         """The gradients in the driving transform's metric; raw where it has none."""
@@ -63,7 +72,7 @@ class Plan:
             return lambda grads, states: jax.tree.map(lambda g: g.astype(jnp.float32), grads)
 
         branches = [branch(*pair) for pair in enumerate(metrics)]
-        return jax.lax.switch(jnp.asarray(self.transform_of)[driver], branches, grads, states)
+        return jax.lax.switch(self.transform_at(driver), branches, grads, states)
 
     def direction(
         self,
@@ -152,6 +161,16 @@ class Plan:
                 grads, params, new[index], direction, grafts, fill_share,
             )  # fmt: skip
         return direction, tuple(new), grafts
+
+
+def select(index: jax.Array, cases: Sequence[Any]) -> jax.Array:
+    """One of some scalars; a constant where all are the same number.
+
+    An indexed array would be clamped, stacked and sliced at every step.
+    """
+    if all(isinstance(case, (bool, int, np.bool_)) and case == cases[0] for case in cases):
+        return jnp.asarray(cases[0])
+    return jax.lax.select_n(index, *map(jnp.asarray, cases))
 
 
 def graft_init(params: Any) -> Any:

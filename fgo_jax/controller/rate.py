@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax.controller.design import Design
+from fgo_jax.controller.handover import select
 from fgo_jax.controller.state import Clock
 from fgo_jax.phases import rates
 from fgo_jax.smoothing.energy_exponent import energy_exponent
@@ -21,7 +22,7 @@ def effective_rate(design: Design, clock: Clock) -> jax.Array:
         rate = phase.rate(progress)
         return rate if phase.decay is None else rate * phase.decay.factor(progress)
 
-    wanted = jnp.stack([of_phase(index) for index in range(len(design.phases))])[clock.phase]
+    wanted = select(clock.phase, [of_phase(index) for index in range(len(design.phases))])
     share = (clock.phase_step.astype(jnp.float32) + 1.0) / design.handover_steps
     glide = rates.glide(clock.entry_rate, wanted, share)
     return jnp.where(clock.entry_rate < 0, wanted, glide)
@@ -44,7 +45,7 @@ def decay_exponent(design: Design, clock: Clock, energy: Any) -> jax.Array:
         else phase.decay.exponent(progress_of(design, clock, index), measured)
         for index, phase in enumerate(design.phases)
     ]
-    return jnp.stack(exponents)[clock.phase]
+    return select(clock.phase, exponents)
 
 
 def progress_of(design: Design, clock: Clock, index: int) -> rates.Progress:

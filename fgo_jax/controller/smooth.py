@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax.controller.design import Design
+from fgo_jax.controller.handover import select
 from fgo_jax.controller.state import FgoState
 from fgo_jax.linalg.ordering import ordered_after
 from fgo_jax.smoothing import average_weights, energy_exponent, slow_momentum
@@ -36,7 +37,7 @@ def smooth(
     direction, slow = slow_momentum.momentum_update(
         state.slow,
         direction,
-        jnp.stack(of_phase)[clock.phase],
+        select(clock.phase, of_phase),
         ramp_steps=design.handover_steps,
         taken=taken,
     )

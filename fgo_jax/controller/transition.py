@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax.controller.design import Design
+from fgo_jax.controller.handover import select
 from fgo_jax.controller.state import BY_DEADLINE, BY_HAND, BY_TRIGGER, Clock, FgoState
 from fgo_jax.triggers import Observation, Signal
 
@@ -52,21 +53,20 @@ def advance(
     late = jnp.asarray(False)
     if design.deadlines is not None:
         ends = [jnp.asarray(design.total_steps, jnp.float32) * d for d in design.deadlines]
-        limit = jnp.stack([*ends, jnp.asarray(jnp.inf, jnp.float32)])[clock.phase]
+        limit = select(clock.phase, [*ends, jnp.asarray(jnp.inf, jnp.float32)])
         late = (clock.handover_left == 0) & (total.astype(jnp.float32) >= limit)
     last = clock.phase == count - 1
     forced = clock.requested_phase >= 0
     leaves = forced | ((holds | late) & ~last)
     target = jnp.where(forced, clock.requested_phase, clock.phase + 1)
     target = jnp.clip(target, 0, count - 1)
-    fills = jnp.asarray(design.plan.needs_fill)[clock.driver, target]
+    fills = design.plan.must_fill(clock.driver, target)
 
     left = jnp.maximum(clock.handover_left - 1, 0)
     left = jnp.where(leaves, jnp.where(fills, design.handover_steps, 0), left)
     phase = jnp.where(leaves, target, clock.phase)
     driver = jnp.where(left == 0, phase, clock.driver)
-    transform_of = jnp.asarray(design.plan.transform_of)
-    taken_over = transform_of[driver] != transform_of[clock.driver]
+    taken_over = design.plan.transform_at(driver) != design.plan.transform_at(clock.driver)
     cause = jnp.where(forced, BY_HAND, jnp.where(holds, BY_TRIGGER, BY_DEADLINE))
     begun = leaves & (jnp.arange(count) == target)
     return Clock(
