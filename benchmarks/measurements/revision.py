@@ -50,7 +50,7 @@ def measure(revision: str, rounds: int = ROUNDS) -> dict[str, Any]:
         for task, rate, steps in RUNS:
             pair = [load(tree, task, rate) for tree in (ROOT, other)]
             (ours, telemetry), (theirs, _) = (loaded.run(steps) for loaded in pair)
-            began = [int(telemetry[f"started/{index}"][-1]) for index in (1, 2)]
+            began = transitions(telemetry)
             calls = {"here": pair[0].call, "there": pair[1].call}
             seconds = clock.interleaved(calls, rounds)
             ratio = clock.bounded(seconds["here"] / seconds["there"])
@@ -61,13 +61,19 @@ def measure(revision: str, rounds: int = ROUNDS) -> dict[str, Any]:
                     "steps": steps,
                     "largest_relative_difference": difference(ours, theirs),
                     "transitions": began,
-                    "same_transitions": began
-                    == [int(pair[1].run(steps)[1][f"started/{index}"][-1]) for index in (1, 2)],
+                    "same_transitions": began == transitions(pair[1].run(steps)[1]),
                     "step_time_ratio": ratio._asdict(),
                     "compile_time_ratio": pair[0].compile_seconds / pair[1].compile_seconds,
                 }
             )
     return {"revision": revision, "rows": rows, "environment": environment()}
+
+
+def transitions(telemetry: Mapping[str, Any]) -> list[int]:
+    """The steps at which re-ask and execution began; older revisions number the phases."""
+    names = enumerate(("reask", "execution"), start=1)
+    keys = [{f"started/{name}", f"started/{index}"} & set(telemetry) for index, name in names]
+    return [int(telemetry[key][-1]) for (key,) in keys]
 
 
 def difference(ours: Any, theirs: Any) -> float:

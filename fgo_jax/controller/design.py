@@ -42,6 +42,12 @@ class Design:
         return any(phase.is_adaptive for phase in self.phases)
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """The phases' names, numbered so that they sort in the phases' order."""
+        width = len(str(len(self.phases) - 1))
+        return tuple(f"{i:0{width}d}_{phase.name}" for i, phase in enumerate(self.phases))
+
+    @property
     def signals(self) -> tuple[str, ...]:
         return (*EXTRA_SIGNALS, *(() if self.probe is None else self.probe.signals))
 
@@ -94,6 +100,14 @@ def _check_phases(phases: tuple[Any, ...], total_steps: Any) -> None:
                 f"phases must be made by fgo.acquisition, fgo.reask, fgo.execution or fgo.Phase, "
                 f"got {type(phase).__name__}."
             )
+    names = [phase.name for phase in phases]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"two phases are called {', '.join(map(repr, twice))}: telemetry and fgo.force_phase "
+            "tell phases by their names, so give each its own, as in "
+            "dataclasses.replace(phase, name='polish')."
+        )
     first = phases[0].decay
     if first is not None and first.relative and total_steps is None:
         raise ValueError(

@@ -40,7 +40,9 @@ def direction(
         state.grafts,
         driving=jnp.where(ready, driving, -1),
         coming=jnp.where(ready, coming, -1),
-        graft_weight=jnp.maximum(1.0 - since / design.handover_steps, 0.0),
+        graft_weight=jnp.where(
+            clock.grafted, jnp.maximum(1.0 - since / design.handover_steps, 0.0), 0.0
+        ),
         # Later steps count more: the new statistics are still filling.
         fill_share=2.0 / (filled + 2.0),
         clip_norm=design.clip_norm,

@@ -10,6 +10,8 @@ import optax
 
 from fgo_jax.controller.design import EXTRA_SIGNALS, Design
 
+LARGEST = 1e36  # squared norm; below float32's 3.4e38, so that sums of a few such squares hold
+
 
 def checked_extras(design: Design, extras: dict[str, Any], params: Any) -> dict[str, Any]:
     """The extra arguments of `update` without those that are None, averaged over the axis.
@@ -62,21 +64,32 @@ def _check_probe(design: Design, given: dict[str, Any], model: Any) -> None:
 
 
 def all_finite(grads: Any, value: Any, axis_name: str | None) -> jax.Array:
-    """Whether every gradient and the loss are finite, on every device; [], bool.
+    """Whether gradients and loss are finite and not too large to square, on every device.
+
+    Second moments and norms hold squares. One beyond float32 would stay in a running mean for
+    good, so it is a bad step like one of infinite gradients.
 
     Args:
       grads: pytree of arrays.
       value: the loss, or None.
       axis_name: of the devices that must agree; None for one program.
+
+    Returns:
+      [], bool.
     """
-    # 0 x is zero for every number and NaN for the rest. A sum of it is one pass that vector
-    # units are good at; a test of each entry and a logical reduction are up to three.
+    # A sum of squares is one pass that vector units are good at; a test of each entry and a
+    # logical reduction are up to three. NaN is not below the limit.
     leaves = [jnp.asarray(x) for x in (*jax.tree.leaves(grads), *jax.tree.leaves(value))]
-    sums = [jnp.sum(x * 0).astype(jnp.float32) for x in leaves if x.size]
-    finite = sum(sums[1:], sums[0]) == 0 if sums else jnp.asarray(True)
+    sums = [_sum_of_squares(x) for x in leaves if x.size]
+    finite = sum(sums[1:], sums[0]) < LARGEST if sums else jnp.asarray(True)
     if axis_name is not None:
         finite = jax.lax.pmin(finite.astype(jnp.int32), axis_name) == 1
     return finite
+
+
+def _sum_of_squares(x: jax.Array) -> jax.Array:
+    x = jnp.abs(x) if jnp.iscomplexobj(x) else x
+    return jnp.sum(jnp.square(x.astype(jnp.float32)))
 
 
 def kept(finite: jax.Array, new: Any, old: Any) -> Any:

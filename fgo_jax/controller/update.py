@@ -16,6 +16,7 @@ from fgo_jax.controller.rate import decay_exponent, effective_rate, scaled
 from fgo_jax.controller.smooth import average, smooth
 from fgo_jax.controller.state import FgoState, state_init
 from fgo_jax.controller.transition import advance, judge
+from fgo_jax.controller.uphill import check_directions
 from fgo_jax.linalg.ordering import ordered_after
 from fgo_jax.phases.phase import Phase
 from fgo_jax.probes.probe import Probe
@@ -39,10 +40,10 @@ def update_step(
     towards, transforms, grafts = direction(design, state, grads, params, extras, ready)
     towards, slow, energy = smooth(design, state, towards, finite)
     rate = effective_rate(design, state.clock)
-    updates = scaled(towards, grads, params, jnp.where(finite, rate, 0.0))
+    updates = scaled(towards, grads, params, rate, finite)
 
     exponent = decay_exponent(design, state.clock, energy)
-    clock = advance(design, state.clock, holds, rate, exponent)
+    clock = advance(design, state.clock, holds, rate, exponent, signals)
     hyperparams = {"fgo_learning_rate": rate}
     new = FgoState(
         clock=kept(finite, clock, state.clock),
@@ -85,11 +86,18 @@ def phased(
     graft fades over the same number of steps again.
 
     The update takes the optional extra arguments ``value`` (the loss), ``batch`` (for a
-    probe that runs the model), ``validation_value`` (NaN where not measured) and
-    ``probe_params`` (the whole parameter tree, under `optax.masked`); all of them go on
-    to the phases' transforms with any others. A step with a non-finite gradient or
-    ``value`` gives zero updates and changes nothing but the counter ``skipped_steps``;
-    later members of a chain still run.
+    probe that runs the model), ``validation_value`` and ``probe_params`` (the whole
+    parameter tree, under `optax.masked`). They are passed on to the phases' transforms, as
+    are all other extra arguments.
+
+    A ``validation_value`` is one report. NaN means that nothing was measured at this step. A
+    value held over several steps, until the next validation, counts once; report an equal
+    result again after a NaN. Under `optax.MultiSteps` only the last micro-step's extra
+    arguments arrive, so hold a report over all of them.
+
+    A step is skipped where a gradient or ``value`` is not finite, or so large (a norm of
+    1e18) that squares overflow float32. It gives zero updates and changes nothing but the
+    counter ``skipped_steps``. Later members of a chain still run.
 
     Args:
       phases: at least one :class:`fgo_jax.Phase`.
@@ -114,8 +122,11 @@ def phased(
 
     Raises:
       ValueError: for no phases, a wrong number of triggers, a trigger on a signal that
-        nothing provides, numbers out of range.
-      TypeError: in ``update``, for an extra argument that a probe or trigger needs.
+        nothing provides, numbers out of range, two phases of one name, or a transform that
+        has a learning rate of its own (tried at construction on six numbers); in ``update``,
+        for gradients of the wrong shape and a ``value`` that is no scalar.
+      TypeError: in ``update``, for a missing extra argument that a probe or trigger needs,
+        and for a misspelt one.
 
     Example:
       >>> import optax
@@ -141,6 +152,7 @@ def phased(
         axis_name=axis_name,
         seed=seed,
     )
+    check_directions(parts.phases)
 
     def init(params: Any) -> FgoState:
         return state_init(parts, params)

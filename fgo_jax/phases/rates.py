@@ -20,6 +20,8 @@ class Progress(NamedTuple):
       total_steps: int or [] int32: the horizon; None where it is unknown.
       decay_exponent: [], float32; mean exponent of an adaptive decay so far.
       averaged: whether the weights are averaged.
+      earliest: [], float32; the fewest updates before the phase that a relative decay counts. A
+        phase forced by hand can begin sooner.
 
     Example:
       >>> import fgo_jax as fgo
@@ -35,6 +37,7 @@ class Progress(NamedTuple):
     total_steps: Any
     decay_exponent: jax.Array
     averaged: bool
+    earliest: Any = 1.0
 
 
 Law = Callable[[Progress], jax.Array]
