@@ -9,6 +9,7 @@ from typing import Any
 from fgo_jax import _checks
 from fgo_jax.controller.handover import Plan
 from fgo_jax.phases.phase import Phase
+from fgo_jax.phases.rates import Warmup
 from fgo_jax.probes.probe import Probe
 from fgo_jax.triggers import Trigger
 
@@ -70,6 +71,7 @@ def design(
     phases, triggers = tuple(phases), tuple(triggers)
     _check_phases(phases, total_steps)
     _check_triggers(triggers, len(phases), probe)
+    _checks.integer("handover_steps", handover_steps)
     minima = tuple(min_steps) if isinstance(min_steps, Sequence) else (min_steps,) * len(phases)
     if len(minima) != len(phases):
         raise ValueError(
@@ -77,13 +79,13 @@ def design(
         )
     for minimum in minima:
         _checks.integer("min_steps", minimum, 0)
-    _checks.integer("handover_steps", handover_steps)
     if total_steps is not None:
         _checks.integer("total_steps", total_steps)
+        _check_horizon(phases, total_steps)
     if clip_norm is not None:
         _checks.positive("clip_norm", clip_norm)
     if average_weights is not None:
-        _checks.non_negative("average_weights", average_weights)
+        _checks.unit("average_weights", average_weights)
     return Design(
         phases, triggers, probe, Plan.of(phases), handover_steps, minima, total_steps,
         _deadlines(deadlines, total_steps, len(phases)),
@@ -116,6 +118,18 @@ def _check_phases(phases: tuple[Any, ...], total_steps: Any) -> None:
         )
 
 
+def _check_horizon(phases: tuple[Phase, ...], total_steps: Any) -> None:
+    horizon = _checks.number(total_steps)
+    for phase in phases:
+        warmup = _checks.number(phase.rate.warmup_steps if isinstance(phase.rate, Warmup) else 0)
+        if horizon is not None and warmup is not None and horizon < warmup:
+            raise ValueError(
+                f"total_steps={total_steps} is shorter than the warm-up of phase {phase.name!r} "
+                f"({warmup:.0f} steps), so its peak rate is never reached: pass fewer "
+                "warmup_steps or more total_steps."
+            )
+
+
 def _check_triggers(triggers: tuple[Any, ...], phases: int, probe: Probe | None) -> None:
     if len(triggers) not in (phases - 1, phases):
         raise ValueError(
@@ -130,7 +144,8 @@ def _check_triggers(triggers: tuple[Any, ...], phases: int, probe: Probe | None)
         if unknown:
             raise ValueError(
                 f"a trigger reads {sorted(unknown)}, which nothing measures: choose from "
-                f"{sorted(provided)}, or pass a probe= that provides it."
+                f"{sorted(provided)}, pass a probe= that provides it, or triggers= that read what "
+                "yours provides."
             )
 
 

@@ -75,7 +75,12 @@ def decayed(phases: Sequence[Phase], running: Any, direction: Any, params: Any) 
         chosen = mask(params) if callable(mask) else mask
         if chosen is None:
             return jax.tree.map(lambda p: jnp.asarray(weight, jnp.float32), params)
-        return jax.tree.map(lambda on: jnp.where(on, weight, 0.0), chosen)
+        # A mask may be a prefix of the parameters, as in optax: one answer for a whole branch.
+        return jax.tree.map(
+            lambda on, branch: jax.tree.map(lambda p: jnp.where(on, weight, 0.0), branch),
+            chosen,
+            params,
+        )
 
     def add(leaf: jax.Array, param: jax.Array, *weights: jax.Array) -> jax.Array:
         return leaf + jnp.stack(weights)[running].astype(param.dtype) * param

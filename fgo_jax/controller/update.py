@@ -10,7 +10,8 @@ import optax
 
 from fgo_jax.controller.design import Design, design
 from fgo_jax.controller.direction import direction
-from fgo_jax.controller.guard import all_finite, checked_extras, kept
+from fgo_jax.controller.extras import checked_extras
+from fgo_jax.controller.guard import all_finite, check_shapes, kept
 from fgo_jax.controller.measure import latest, measure, observed
 from fgo_jax.controller.rate import decay_exponent, effective_rate, scaled
 from fgo_jax.controller.smooth import average, smooth
@@ -28,6 +29,7 @@ def update_step(
 ) -> tuple[Any, FgoState]:
     """Updates and new state; a step that is not finite changes `skipped_steps` alone."""
     extras = checked_extras(design, extras, params)
+    check_shapes(grads, params, state)
     finite = all_finite(grads, extras.get("value"), design.axis_name)
 
     model = extras.get("probe_params", params)
@@ -110,7 +112,7 @@ def phased(
       deadlines: with ``total_steps``: share of it by which each phase but the last ends.
         By default evenly spaced up to 0.7.
       clip_norm: global norm to clip to. The probe still sees the raw gradients.
-      average_weights: window c of :func:`fgo_jax.average_weights`; None keeps none.
+      average_weights: window c of :func:`fgo_jax.average_weights`, in [0, 1]; None keeps none.
       axis_name: inside `jax.pmap` or `jax.shard_map`: the axis over which ``value`` and
         ``validation_value`` are averaged, so that all devices decide alike. Gradients
         are expected to be averaged already, as for any optax transformation.
