@@ -44,13 +44,12 @@ def checked_extras(design: Design, extras: dict[str, Any], params: Any) -> dict[
     _check_probe(design, given, given.get("probe_params", params))
     if design.average_weights is not None and params is None:
         raise ValueError("average_weights needs the parameters: call update(grads, state, params).")
-    for name in EXTRA_SIGNALS.values():
-        if name not in given:
-            continue
-        if shape := jnp.shape(given[name]):
+    for name in sorted(set(EXTRA_SIGNALS.values()) & set(given)):
+        number: Any = given[name]
+        if shape := jnp.shape(number):
             raise ValueError(f"{name} has the shape {shape}: pass a scalar, as in {name}.mean().")
         if design.axis_name is not None:
-            given[name] = jax.lax.pmean(given[name], design.axis_name)
+            given[name] = jax.lax.pmean(number, design.axis_name)
     return given
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ def _points_uphill(transform: optax.GradientTransformation) -> bool:
     update = optax.with_extra_args_support(transform).update
     for _ in range(STEPS):
         direction, state = update(grads, state, params)
-        along = optax.tree.vdot(direction, grads)
+        along: Any = optax.tree.vdot(direction, grads)
         if isinstance(along, core.Tracer):
             return False
         if along < 0:

@@ -16,6 +16,9 @@ from fgo_jax.triggers import ConditionState
 def should_stop(opt_state: Any) -> jax.Array:
     """Whether the last phase's trigger has fired: validation stopped improving.
 
+    It counts reports of ``validation_value``. NaN means not measured at this step, and a value
+    held over several steps is one report. :func:`fgo_jax.phased` has the details.
+
     With several states in the tree: whether all of them say so.
 
     Args:
