@@ -82,9 +82,9 @@ def test_a_skipped_step_gives_zeros_even_where_parameters_are_infinite():
     assert all(bool((leaf == 0).all()) for leaf in jax.tree.leaves(updates))
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_streams_of_mixed_extremes(seed):
-    tx, update = make(optax.scale_by_adam(), clip_norm=1.0)
+    tx, update = make(optax.trace(0.9))
     rng = np.random.default_rng(seed)
     state = tx.init(PARAMS)
     for _ in range(25):
