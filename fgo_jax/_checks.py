@@ -10,7 +10,7 @@ import numpy as np
 from jax import core
 
 
-def _number(value: Any) -> float | None:
+def number(value: Any) -> float | None:
     """The value as a float, NaN for what is no number; None for a tracer, which has no value."""
     if isinstance(value, core.Tracer):
         return None
@@ -23,41 +23,41 @@ def _number(value: Any) -> float | None:
 
 def is_zero(value: Any) -> bool:
     """Whether a value is known, at trace time, to be zero."""
-    return _number(value) == 0
+    return number(value) == 0
 
 
 def non_negative(name: str, value: Any) -> None:
     """Raises for what is not a finite number >= 0."""
-    number = _number(value)
-    if number is not None and not (0.0 <= number < math.inf):
+    known = number(value)
+    if known is not None and not (0.0 <= known < math.inf):
         raise ValueError(f"{name} must be a finite number >= 0, got {value!r}.")
 
 
 def positive(name: str, value: Any) -> None:
     """Raises for what is not a finite number > 0."""
-    number = _number(value)
-    if number is not None and not (0.0 < number < math.inf):
+    known = number(value)
+    if known is not None and not (0.0 < known < math.inf):
         raise ValueError(f"{name} must be a finite number > 0, got {value!r}.")
 
 
 def fraction(name: str, value: Any) -> None:
     """Raises for what is not a number in [0, 1)."""
-    number = _number(value)
-    if number is not None and not (0.0 <= number < 1.0):
+    known = number(value)
+    if known is not None and not (0.0 <= known < 1.0):
         raise ValueError(f"{name} must lie in [0, 1), got {value!r}.")
 
 
 def unit(name: str, value: Any) -> None:
     """Raises for what is not a number in [0, 1]."""
-    number = _number(value)
-    if number is not None and not (0.0 <= number <= 1.0):
+    known = number(value)
+    if known is not None and not (0.0 <= known <= 1.0):
         raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
 
 
 def integer(name: str, value: Any, minimum: int = 1) -> None:
     """Raises for what is not an integer >= `minimum`. It may be traced: it shapes no array."""
-    number = _number(value)
-    if number is not None and not (number >= minimum and number == int(number)):
+    known = number(value)
+    if known is not None and not (known >= minimum and known.is_integer()):
         raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}.")
 
 

@@ -61,7 +61,8 @@ def target_acquisition(
     3. ``execution``: the learning rate falls, at most as 1/(1 + s/t), s steps after a start at
        step t. It falls more slowly, or not at all, while past directions still agree. It never
        ends. :func:`fgo_jax.should_stop` says when ten reported ``validation_value`` in a row
-       brought no improvement.
+       brought no improvement; NaN is one that was not measured, and a value held over several
+       steps is one report.
 
     All of it is decided inside the compiled step, from a sketch of the gradients that training
     computes anyway, in the metric of the transform that makes the updates. No horizon is
@@ -76,7 +77,8 @@ def target_acquisition(
         the noise in it, so it is best above the transform's best constant rate.
       warmup_steps: length of the linear warm-up, and the least length of acquisition.
       transform: gradients to a direction: a ``scale_by_*`` with no learning rate and no minus
-        sign. None is :func:`fgo_jax.scale_by_kronecker_fisher`. A dict gives phases their own:
+        sign; an optimizer such as `optax.adam(1e-3)` is refused. None is
+        :func:`fgo_jax.scale_by_kronecker_fisher`. A dict gives phases their own:
         ``{"acquisition": optax.scale_by_adam()}`` makes cheaper first steps, as in the paper,
         but needs more of them and a second state. Acquisition and execution share the
         transform of ``reask`` unless they have their own.
@@ -84,15 +86,17 @@ def target_acquisition(
       mask: which leaves decay, as in `optax.adamw`.
       clip_norm: global norm to clip gradients to, after the probe. A `clip_by_global_norm`
         before this in a chain makes the probe measure clipped gradients.
-      average_weights: window of :func:`fgo_jax.average_weights`; 0.1 is a good one, None keeps
-        no average. Read it with :func:`fgo_jax.eval_params`.
+      average_weights: window of :func:`fgo_jax.average_weights`, in [0, 1]; 0.1 is a good one,
+        None keeps no average. Read it with :func:`fgo_jax.eval_params`.
       slow_share: share of the slow momentum from re-ask on, in [0, 1). None keeps none; then
         `decay` must not be adaptive.
       decay: how the rate falls in execution, from :mod:`fgo_jax.decays`; None is
         `fgo.decays.adaptive()`.
       total_steps: the horizon, where it is known. Acquisition and re-ask then end by 35 % and
         70 % of it, and the decay ends there.
-      probe: what is measured; None is :func:`fgo_jax.probes.gradient_stream`.
+      probe: what is measured; None is :func:`fgo_jax.probes.gradient_stream`. With a probe that
+        measures no agreement of gradients, acquisition ends without that condition, and re-ask
+        when the intrinsic dimension is at rest.
       triggers: what ends a phase instead of :func:`fgo_jax.triggers.defaults`, by the phase's
         name: ``{"reask": fgo.triggers.after(1000)}``. That of ``execution`` raises the flag of
         :func:`fgo_jax.should_stop`.
@@ -108,9 +112,11 @@ def target_acquisition(
       acquisition's own (8 for Adam).
 
     Raises:
-      ValueError: for arguments out of range, names of no phase, or an adaptive decay without
-        slow momentum.
-      TypeError: in ``update``, where a probe or trigger of yours needs an extra argument.
+      ValueError: for arguments out of range, names of no phase, an adaptive decay without slow
+        momentum, a transform with a learning rate of its own, or a horizon shorter than the
+        warm-up; in ``update``, for gradients of the wrong shape and a ``value`` that is no scalar.
+      TypeError: in ``update``, where a probe or trigger of yours needs an extra argument, and
+        for a misspelt one.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -134,7 +140,8 @@ def target_acquisition(
     main = own.get("reask")
     # The very same object in all phases: one state, and no hand-over.
     main = scale_by_kronecker_fisher() if main is None else main
-    ends = {**defaults(), **_by_phase("triggers", triggers)}
+    probe = gradient_stream() if probe is None else probe
+    ends = {**defaults(probe.signals), **_by_phase("triggers", triggers)}
     decaying: dict[str, Any] = {"weight_decay": weight_decay, "mask": mask}
     return phased(
         [
@@ -152,7 +159,7 @@ def target_acquisition(
             ),
         ],
         [ends[name] for name in builders.NAMES],
-        gradient_stream() if probe is None else probe,
+        probe,
         handover_steps=handover_steps,
         min_steps=(warmup_steps, handover_steps, 0),
         total_steps=total_steps,

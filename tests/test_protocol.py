@@ -62,7 +62,7 @@ def test_value_and_batch_are_used_when_given():
     without = train(fgo.target_acquisition(1e-2, 10), 30, extras=lambda *args: {})[1]
     assert jnp.isfinite(with_loss.signals["loss"].value)
     assert jnp.isnan(without.signals["loss"].value)
-    conditions = with_loss.trigger_states[0]
+    conditions = with_loss.trigger_states["0_acquisition"]
     assert "not_loss_increasing" in conditions
 
 
@@ -263,7 +263,7 @@ def test_length_of_the_decay(arguments, ratio, injected):
 
     state, _ = jax.jit(lambda s: jax.lax.scan(step, s, length=200))(tx.init(params))
     seen = fgo.telemetry(state)
-    began = float(seen["started/2"])
+    began = float(seen["started/execution"])
     assert 40 <= began < 60
     wanted = 0.1 / (1 + (199 - began) / (ratio * began))
     np.testing.assert_allclose(seen["learning_rate"], wanted, rtol=1e-5)

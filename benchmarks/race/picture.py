@@ -175,7 +175,7 @@ def _story(figure, entry: Entry) -> None:
 
 def _spans(run: Curves) -> list[tuple[int, float, float]]:
     """(phase, from step, to step) of each stretch."""
-    starts = [run.telemetry[f"started/{index}"][-1] for index in range(len(PHASES))]
+    starts = [run.telemetry[f"started/{phase}"][-1] for phase in PHASES]
     begun = sorted((start, index) for index, start in enumerate(starts) if start >= 0)
     ends = [start for start, _ in begun[1:]] + [float(run.steps[-1])]
     return [(index, start, end) for (start, index), end in zip(begun, ends, strict=True)]

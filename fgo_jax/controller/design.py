@@ -9,6 +9,7 @@ from typing import Any
 from fgo_jax import _checks
 from fgo_jax.controller.handover import Plan
 from fgo_jax.phases.phase import Phase
+from fgo_jax.phases.rates import Warmup
 from fgo_jax.probes.probe import Probe
 from fgo_jax.triggers import Trigger
 
@@ -42,6 +43,12 @@ class Design:
         return any(phase.is_adaptive for phase in self.phases)
 
     @property
+    def keys(self) -> tuple[str, ...]:
+        """The phases' names, numbered so that they sort in the phases' order."""
+        width = len(str(len(self.phases) - 1))
+        return tuple(f"{i:0{width}d}_{phase.name}" for i, phase in enumerate(self.phases))
+
+    @property
     def signals(self) -> tuple[str, ...]:
         return (*EXTRA_SIGNALS, *(() if self.probe is None else self.probe.signals))
 
@@ -64,6 +71,7 @@ def design(
     phases, triggers = tuple(phases), tuple(triggers)
     _check_phases(phases, total_steps)
     _check_triggers(triggers, len(phases), probe)
+    _checks.integer("handover_steps", handover_steps)
     minima = tuple(min_steps) if isinstance(min_steps, Sequence) else (min_steps,) * len(phases)
     if len(minima) != len(phases):
         raise ValueError(
@@ -71,13 +79,13 @@ def design(
         )
     for minimum in minima:
         _checks.integer("min_steps", minimum, 0)
-    _checks.integer("handover_steps", handover_steps)
     if total_steps is not None:
         _checks.integer("total_steps", total_steps)
+        _check_horizon(phases, total_steps)
     if clip_norm is not None:
         _checks.positive("clip_norm", clip_norm)
     if average_weights is not None:
-        _checks.non_negative("average_weights", average_weights)
+        _checks.unit("average_weights", average_weights)
     return Design(
         phases, triggers, probe, Plan.of(phases), handover_steps, minima, total_steps,
         _deadlines(deadlines, total_steps, len(phases)),
@@ -94,12 +102,32 @@ def _check_phases(phases: tuple[Any, ...], total_steps: Any) -> None:
                 f"phases must be made by fgo.acquisition, fgo.reask, fgo.execution or fgo.Phase, "
                 f"got {type(phase).__name__}."
             )
+    names = [phase.name for phase in phases]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"two phases are called {', '.join(map(repr, twice))}: telemetry and fgo.force_phase "
+            "tell phases by their names, so give each its own, as in "
+            "dataclasses.replace(phase, name='polish')."
+        )
     first = phases[0].decay
     if first is not None and first.relative and total_steps is None:
         raise ValueError(
             f"phase {phases[0].name!r} comes first, so no steps before it give its decay a length: "
             "pass one, as in fgo.decays.cosine(1000), or total_steps=."
         )
+
+
+def _check_horizon(phases: tuple[Phase, ...], total_steps: Any) -> None:
+    horizon = _checks.number(total_steps)
+    for phase in phases:
+        warmup = _checks.number(phase.rate.warmup_steps if isinstance(phase.rate, Warmup) else 0)
+        if horizon is not None and warmup is not None and horizon < warmup:
+            raise ValueError(
+                f"total_steps={total_steps} is shorter than the warm-up of phase {phase.name!r} "
+                f"({warmup:.0f} steps), so its peak rate is never reached: pass fewer "
+                "warmup_steps or more total_steps."
+            )
 
 
 def _check_triggers(triggers: tuple[Any, ...], phases: int, probe: Probe | None) -> None:
@@ -116,7 +144,8 @@ def _check_triggers(triggers: tuple[Any, ...], phases: int, probe: Probe | None)
         if unknown:
             raise ValueError(
                 f"a trigger reads {sorted(unknown)}, which nothing measures: choose from "
-                f"{sorted(provided)}, or pass a probe= that provides it."
+                f"{sorted(provided)}, pass a probe= that provides it, or triggers= that read what "
+                "yours provides."
             )
 
 

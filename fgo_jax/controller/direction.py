@@ -40,7 +40,9 @@ def direction(
         state.grafts,
         driving=jnp.where(ready, driving, -1),
         coming=jnp.where(ready, coming, -1),
-        graft_weight=jnp.maximum(1.0 - since / design.handover_steps, 0.0),
+        graft_weight=jnp.where(
+            clock.grafted, jnp.maximum(1.0 - since / design.handover_steps, 0.0), 0.0
+        ),
         # Later steps count more: the new statistics are still filling.
         fill_share=2.0 / (filled + 2.0),
         clip_norm=design.clip_norm,
@@ -73,7 +75,12 @@ def decayed(phases: Sequence[Phase], running: Any, direction: Any, params: Any) 
         chosen = mask(params) if callable(mask) else mask
         if chosen is None:
             return jax.tree.map(lambda p: jnp.asarray(weight, jnp.float32), params)
-        return jax.tree.map(lambda on: jnp.where(on, weight, 0.0), chosen)
+        # A mask may be a prefix of the parameters, as in optax: one answer for a whole branch.
+        return jax.tree.map(
+            lambda on, branch: jax.tree.map(lambda p: jnp.where(on, weight, 0.0), branch),
+            chosen,
+            params,
+        )
 
     def add(leaf: jax.Array, param: jax.Array, *weights: jax.Array) -> jax.Array:
         return leaf + jnp.stack(weights)[running].astype(param.dtype) * param

@@ -74,7 +74,11 @@ def observed(
         if name in extras:
             number = jnp.asarray(extras[name], jnp.float32)
             unknown = jnp.full([], jnp.nan, jnp.float32)
-            signals[signal] = Signal(number, unknown, ~jnp.isnan(number))
+            fresh = ~jnp.isnan(number)
+            if signal == "validation":
+                # A loop may hold the last value between validations: that is no new report.
+                fresh &= number != state.clock.reported
+            signals[signal] = Signal(number, unknown, fresh)
     return signals
 
 

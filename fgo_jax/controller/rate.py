@@ -56,17 +56,34 @@ def progress_of(design: Design, clock: Clock, index: int) -> rates.Progress:
         design.total_steps,
         clock.decay_exponent,
         design.average_weights is not None,
+        _earliest(design, index),
     )
 
 
-def scaled(direction: Any, grads: Any, params: Any, rate: jax.Array) -> Any:
-    """-rate * direction in f32 (or wider), cast to the parameters' dtype."""
+def _earliest(design: Design, index: int) -> jax.Array:
+    """[], float32: the fewest updates before a phase that the length of its decay may count.
+
+    Without a horizon that is the phase's earliest start by triggers, so only a phase forced by
+    hand comes sooner; and never less than a hand-over.
+    """
+    before = design.min_steps[:index] if design.total_steps is None else ()
+    earliest = sum((jnp.asarray(steps, jnp.float32) for steps in before), jnp.float32(0.0))
+    return jnp.maximum(earliest, jnp.asarray(design.handover_steps, jnp.float32))
+
+
+def scaled(direction: Any, grads: Any, params: Any, rate: jax.Array, finite: jax.Array) -> Any:
+    """-rate * direction in f32 (or wider), cast to the parameters' dtype; zero where not finite.
+
+    Args:
+      finite: [], bool; whether the step is taken.
+    """
 
     def scale(leaf: Any, like: Any) -> Any:
         if leaf is None:
             return None
         wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-        return (-rate * wide).astype(like.dtype)
+        # A choice, not a rate of zero: weight decay of an infinite parameter is infinite.
+        return jnp.where(finite, -rate * wide, 0.0).astype(like.dtype)
 
     likes = grads if params is None else params
     return jax.tree.map(scale, direction, likes, is_leaf=lambda x: x is None)

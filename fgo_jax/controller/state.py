@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from fgo_jax.probes.probe import Estimate
 from fgo_jax.smoothing import average_weights, energy_exponent, slow_momentum
 
 # Why a phase began, in Clock.causes.
-NOT_BEGUN, BY_TRIGGER, BY_DEADLINE, BY_HAND = 0, 1, 2, 3
+NOT_BEGUN, BY_TRIGGER, BY_DEADLINE, BY_HAND, AT_START = 0, 1, 2, 3, 4
 
 
 class Clock(NamedTuple):
@@ -29,8 +30,10 @@ class Clock(NamedTuple):
     entry_rate: jax.Array  # [], float32; rate when the phase began; -1: nothing to glide from
     decay_exponent: jax.Array  # [], float32; mean exponent of an adaptive decay so far
     started: jax.Array  # [phases], int32; total_step at which each phase began, -1 before
-    causes: jax.Array  # [phases], int32; NOT_BEGUN, BY_TRIGGER, BY_DEADLINE or BY_HAND
+    causes: jax.Array  # [phases], int32; one of the five above
     stop_flag: jax.Array  # [], bool; the last phase's trigger has fired
+    grafted: jax.Array  # [], bool; the driver took over with norms measured in a hand-over
+    reported: jax.Array  # [], float32; the last step's validation_value; NaN where not measured
 
 
 class FgoState(NamedTuple):
@@ -38,12 +41,14 @@ class FgoState(NamedTuple):
 
     Attributes:
       clock: the scalars that a skipped step keeps: steps, phase, hand-over, causes.
-      skipped_steps: [], int32; steps with non-finite gradients or loss.
+      skipped_steps: [], int32; steps whose gradients or loss are not finite, or so large that
+        their squares overflow float32.
       hyperparams: ``{"fgo_learning_rate": [], float32}``, the effective rate of the last step.
       signals: the newest value of each signal with its standard error; NaN until measured.
       probe_key: [2], uint32.
       probe_state: the probe's own, or ().
-      trigger_states: one for each trigger.
+      trigger_states: for each phase its trigger's conditions, by the phase's index and name:
+        ``{"0_acquisition": {...}, ...}``; empty for a phase without a trigger.
       transforms: the states of the distinct gradient transformations.
       grafts: a float32 scalar for each leaf of the parameters, or ().
       slow: `SlowMomentumState`, or ().
@@ -67,7 +72,7 @@ class FgoState(NamedTuple):
     signals: dict[str, Estimate]
     probe_key: jax.Array
     probe_state: Any
-    trigger_states: tuple[Any, ...]
+    trigger_states: dict[str, Any]
     transforms: tuple[Any, ...]
     grafts: Any
     slow: Any
@@ -87,10 +92,17 @@ def clock_init(phases: int) -> Clock:
         entry_rate=jnp.full([], -1.0, jnp.float32),
         decay_exponent=jnp.zeros([], jnp.float32),
         started=jnp.where(first, 0, -1).astype(jnp.int32),
-        causes=jnp.where(first, BY_HAND, NOT_BEGUN).astype(jnp.int32),
+        causes=jnp.where(first, AT_START, NOT_BEGUN).astype(jnp.int32),
         stop_flag=jnp.zeros([], jnp.bool_),
+        grafted=jnp.zeros([], jnp.bool_),
+        reported=jnp.full([], jnp.nan, jnp.float32),
         **{name: jnp.zeros([], jnp.int32) for name in scalars},
     )
+
+
+def phase_names(state: FgoState) -> list[str]:
+    """The phases' names in their order."""
+    return [key.partition("_")[2] for key in sorted(state.trigger_states)]
 
 
 def state_init(design: Design, params: Any) -> FgoState:
@@ -106,7 +118,10 @@ def state_init(design: Design, params: Any) -> FgoState:
         },
         probe_key=jax.random.key_data(jax.random.key(design.seed, impl="threefry2x32")),
         probe_state=() if probe is None else probe.init(params),
-        trigger_states=tuple(trigger.init() for trigger in design.triggers),
+        trigger_states={
+            key: trigger.init() if trigger else {}
+            for key, trigger in zip_longest(design.keys, design.triggers)
+        },
         transforms=tuple(transform.init(params) for transform in design.plan.transforms),
         grafts=graft_init(params) if design.plan.fills else (),
         slow=slow_momentum.momentum_init(params) if design.has_slow_momentum else (),

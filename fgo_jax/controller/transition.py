@@ -16,30 +16,38 @@ from fgo_jax.triggers import Observation, Signal
 
 def judge(
     design: Design, state: FgoState, signals: dict[str, Signal], finite: jax.Array
-) -> tuple[jax.Array, tuple[Any, ...]]:
+) -> tuple[jax.Array, dict[str, Any]]:
     """Whether the running phase's trigger ends it, and all triggers' states.
 
-    Only the running phase's trigger looks, and not during a hand-over. Its state is new in
-    the phase's first step.
+    Only the running phase's trigger looks, and not during a hand-over. Its state is new from
+    the phase's first step on, also where that step belongs to a hand-over: otherwise what the
+    trigger said before a restart could end the phase.
     """
-    clock = state.clock
-    running = finite & (clock.handover_left == 0)
+    clock, states = state.clock, dict(state.trigger_states)
     observation = Observation(signals, clock.phase_step, clock.total_step)
-    holds, states = jnp.asarray(False), []
-    for index, (trigger, old) in enumerate(zip(design.triggers, state.trigger_states, strict=True)):
-        active = running & (clock.phase == index)
-        begins = clock.phase_step == 0
-        fresh = jax.tree.map(lambda a, b: jnp.where(begins, a, b), trigger.init(), old)  # noqa: B023
-        verdict, new = trigger.update(observation, fresh)
-        holds |= active & (verdict == 1) & (clock.phase_step + 1 >= design.min_steps[index])
-        states.append(
-            jax.tree.map(lambda a, b: jnp.where(active, a, b).astype(b.dtype), new, old)  # noqa: B023
+    holds = jnp.asarray(False)
+    for index, (trigger, key) in enumerate(zip(design.triggers, design.keys, strict=False)):
+        running = finite & (clock.phase == index)
+        begins = running & (clock.phase_step == 0)
+        active = running & (clock.handover_left == 0)
+        old = jax.tree.map(
+            lambda a, b: jnp.where(begins, a, b).astype(b.dtype),  # noqa: B023
+            trigger.init(),
+            states[key],
         )
-    return holds, tuple(states)
+        verdict, new = trigger.update(observation, old)
+        holds |= active & (verdict == 1) & (clock.phase_step + 1 >= design.min_steps[index])
+        states[key] = jax.tree.map(lambda a, b: jnp.where(active, a, b).astype(b.dtype), new, old)  # noqa: B023
+    return holds, states
 
 
 def advance(
-    design: Design, clock: Clock, holds: jax.Array, rate: jax.Array, decay_exponent: jax.Array
+    design: Design,
+    clock: Clock,
+    holds: jax.Array,
+    rate: jax.Array,
+    decay_exponent: jax.Array,
+    signals: dict[str, Signal],
 ) -> Clock:
     """The clock after an update.
 
@@ -47,6 +55,7 @@ def advance(
       holds: [], bool; a trigger ends the running phase.
       rate: [], float32; of the update; a new phase's rate glides from it.
       decay_exponent: [], float32; of the running phase, after the update.
+      signals: those of the update.
     """
     count = len(design.phases)
     total = jnp.asarray(optax.safe_increment(clock.total_step))
@@ -68,6 +77,7 @@ def advance(
     driver = jnp.where(left == 0, phase, clock.driver)
     taken_over = design.plan.transform_at(driver) != design.plan.transform_at(clock.driver)
     cause = jnp.where(forced, BY_HAND, jnp.where(holds, BY_TRIGGER, BY_DEADLINE))
+    unknown = jnp.full([], jnp.nan, jnp.float32)
     begun = leaves & (jnp.arange(count) == target)
     return Clock(
         total_step=total,
@@ -81,5 +91,8 @@ def advance(
         decay_exponent=jnp.where(leaves, 0.0, decay_exponent),
         started=jnp.where(begun, total, clock.started),
         causes=jnp.where(begun, cause, clock.causes),
-        stop_flag=clock.stop_flag | (holds & last),
+        stop_flag=~leaves & (clock.stop_flag | (holds & last)),
+        # A transform that a forced phase puts in charge at once has no graft of its own.
+        grafted=jnp.where(taken_over, ~leaves, clock.grafted),
+        reported=signals["validation"].value if "validation" in signals else unknown,
     )

@@ -10,12 +10,14 @@ import optax
 
 from fgo_jax.controller.design import Design, design
 from fgo_jax.controller.direction import direction
-from fgo_jax.controller.guard import all_finite, checked_extras, kept
+from fgo_jax.controller.extras import checked_extras
+from fgo_jax.controller.guard import all_finite, check_shapes, kept
 from fgo_jax.controller.measure import latest, measure, observed
 from fgo_jax.controller.rate import decay_exponent, effective_rate, scaled
 from fgo_jax.controller.smooth import average, smooth
 from fgo_jax.controller.state import FgoState, state_init
 from fgo_jax.controller.transition import advance, judge
+from fgo_jax.controller.uphill import check_directions
 from fgo_jax.linalg.ordering import ordered_after
 from fgo_jax.phases.phase import Phase
 from fgo_jax.probes.probe import Probe
@@ -27,6 +29,7 @@ def update_step(
 ) -> tuple[Any, FgoState]:
     """Updates and new state; a step that is not finite changes `skipped_steps` alone."""
     extras = checked_extras(design, extras, params)
+    check_shapes(grads, params, state)
     finite = all_finite(grads, extras.get("value"), design.axis_name)
 
     model = extras.get("probe_params", params)
@@ -39,10 +42,10 @@ def update_step(
     towards, transforms, grafts = direction(design, state, grads, params, extras, ready)
     towards, slow, energy = smooth(design, state, towards, finite)
     rate = effective_rate(design, state.clock)
-    updates = scaled(towards, grads, params, jnp.where(finite, rate, 0.0))
+    updates = scaled(towards, grads, params, rate, finite)
 
     exponent = decay_exponent(design, state.clock, energy)
-    clock = advance(design, state.clock, holds, rate, exponent)
+    clock = advance(design, state.clock, holds, rate, exponent, signals)
     hyperparams = {"fgo_learning_rate": rate}
     new = FgoState(
         clock=kept(finite, clock, state.clock),
@@ -96,8 +99,13 @@ def phased(
     | ``batch`` | for a probe that runs the model |
     | ``probe_params`` | the whole parameter tree, under `optax.masked` or `optax.partition` |
 
-    A step with a non-finite gradient or ``value`` gives zero updates and changes nothing but
-    the counter ``skipped_steps``. Later members of a chain still run.
+    A ``validation_value`` is one report. A value held over several steps, until the next
+    validation, counts once; report an equal result again after a NaN. Under `optax.MultiSteps`
+    only the last micro-step's extra arguments arrive, so hold a report over all of them.
+
+    A step is skipped where a gradient or ``value`` is not finite, or so large (a norm of
+    1e18) that squares overflow float32. It gives zero updates and changes nothing but the
+    counter ``skipped_steps``. Later members of a chain still run.
 
     Args:
       phases: at least one :class:`fgo_jax.Phase`.
@@ -110,7 +118,8 @@ def phased(
       deadlines: with ``total_steps``, the share of it by which each phase but the last ends.
         By default they are evenly spaced up to 0.7.
       clip_norm: global norm to clip to. The probe still sees the raw gradients.
-      average_weights: window c of :func:`fgo_jax.average_weights`; None keeps no average.
+      average_weights: window c of :func:`fgo_jax.average_weights`, in [0, 1]; None keeps no
+        average.
       axis_name: inside `jax.pmap` or `jax.shard_map`, the axis over which ``value`` and
         ``validation_value`` are averaged, so that all devices decide alike. Gradients must be
         averaged already, as for any optax transformation.
@@ -122,8 +131,12 @@ def phased(
 
     Raises:
       ValueError: for no phases, a wrong number of triggers, a trigger on a signal that
-        nothing provides, a first phase whose decay has no length, or numbers out of range.
-      TypeError: in ``update``, for an extra argument that a probe or trigger needs.
+        nothing provides, a first phase whose decay has no length, numbers out of range, two
+        phases of one name, or a transform that has a learning rate of its own (tried at
+        construction on six numbers); in ``update``, for gradients of the wrong shape and a
+        ``value`` that is no scalar.
+      TypeError: in ``update``, for a missing extra argument that a probe or trigger needs,
+        and for a misspelt one.
 
     Example:
       >>> import optax
@@ -149,6 +162,7 @@ def phased(
         axis_name=axis_name,
         seed=seed,
     )
+    check_directions(parts.phases)
 
     def init(params: Any) -> FgoState:
         return state_init(parts, params)

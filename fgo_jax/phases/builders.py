@@ -10,7 +10,7 @@ from fgo_jax import _checks
 from fgo_jax.phases import decays
 from fgo_jax.phases.decays import Decay
 from fgo_jax.phases.phase import Phase
-from fgo_jax.phases.rates import peak, warmup
+from fgo_jax.phases.rates import Warmup, peak
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 
 NAMES = ("acquisition", "reask", "execution")
@@ -54,7 +54,7 @@ def acquisition(
     _checks.integer("warmup_steps", warmup_steps, 0)
     return Phase(
         "acquisition",
-        warmup(learning_rate, warmup_steps),
+        Warmup(learning_rate, warmup_steps),
         optax.scale_by_adam() if transform is None else transform,
         weight_decay=weight_decay,
         mask=mask,

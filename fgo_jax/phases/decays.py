@@ -1,7 +1,10 @@
 r"""How the learning rate falls in execution.
 
 A decay is a factor that begins at one. With s updates into the phase and the length
-L = ``steps``, or L = ``ratio`` times the updates before the phase:
+L = ``steps``, or L = ``ratio`` times the updates before the phase. A phase forced by hand may
+come soon after the start: then L counts as many updates as the ``min_steps`` of the phases
+before (those of :func:`fgo_jax.target_acquisition` are its warm-up and a hand-over), and
+``handover_steps`` at least.
 
 | decay | factor | ends |
 |---|---|---|

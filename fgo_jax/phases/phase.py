@@ -20,7 +20,8 @@ class Phase:
     three of the protocol. A phase alone is ``fgo.phased([phase], [])``.
 
     Attributes:
-      name: of the phase, for messages.
+      name: of the phase, for telemetry, :func:`fgo_jax.force_phase` and messages; not empty,
+        without a slash, and not that of another phase.
       rate: the learning rate before `decay`, `fgo.decays.Progress -> [], float32`.
       transform: gradients to a direction: a ``scale_by_*`` or a chain of them, with no
         learning rate and no minus sign. None keeps the transform of the phase before; in the
@@ -32,8 +33,8 @@ class Phase:
         none.
 
     Raises:
-      ValueError: for numbers out of range, a transform that is none, or an adaptive decay
-        without a slow momentum.
+      ValueError: for numbers out of range, an empty name, a transform that is none, or an
+        adaptive decay without a slow momentum.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -54,6 +55,10 @@ class Phase:
     slow_share: Any = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name or "/" in self.name:
+            raise ValueError(
+                f"a phase needs a name without a slash, such as 'polish', got {self.name!r}."
+            )
         _checks.non_negative("weight_decay", self.weight_decay)
         if self.slow_share is not None:
             _checks.fraction("slow_share", self.slow_share)

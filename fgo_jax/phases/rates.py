@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ class Progress(NamedTuple):
       total_steps: int or [] int32: the horizon; None where it is unknown.
       decay_exponent: [], float32; mean exponent of an adaptive decay so far.
       averaged: whether the weights are averaged.
+      earliest: [], float32; the fewest updates before the phase that a relative decay counts. A
+        phase forced by hand can begin sooner.
 
     Example:
       >>> import fgo_jax as fgo
@@ -35,6 +38,7 @@ class Progress(NamedTuple):
     total_steps: Any
     decay_exponent: jax.Array
     averaged: bool
+    earliest: Any = 1.0
 
 
 Law = Callable[[Progress], jax.Array]
@@ -52,17 +56,19 @@ def peak(learning_rate: Any, cut: Any = 0.0) -> Law:
     return law
 
 
-def warmup(learning_rate: Any, warmup_steps: Any) -> Law:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Warmup:
     """Linear from 1/W to 1 of the peak over W updates: no update is wasted at a rate of zero."""
-    full = peak(learning_rate)
 
-    def law(progress: Progress) -> jax.Array:
+    learning_rate: Any
+    warmup_steps: Any
+
+    def __call__(self, progress: Progress) -> jax.Array:
+        """The rate, [], float32."""
         ramp = (progress.phase_step.astype(jnp.float32) + 1.0) / jnp.maximum(
-            jnp.asarray(warmup_steps, jnp.float32), 1.0
+            jnp.asarray(self.warmup_steps, jnp.float32), 1.0
         )
-        return full(progress) * jnp.minimum(ramp, 1.0)
-
-    return law
+        return peak(self.learning_rate)(progress) * jnp.minimum(ramp, 1.0)
 
 
 def glide(entry: jax.Array, target: jax.Array, share: jax.Array) -> jax.Array:

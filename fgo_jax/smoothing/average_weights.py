@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.linalg.wrapped import unwrapped, wrapped_like
 from fgo_jax.smoothing import growing_mean
 
 
@@ -56,14 +57,14 @@ def average_weights(window: float = 0.1) -> optax.GradientTransformationExtraArg
     at any moment and without a horizon.
 
     Args:
-      window: c. 0 keeps a copy of the last parameters, 1 the mean over all of training.
+      window: c, in [0, 1]. 0 keeps a copy of the last parameters, 1 the mean over all of training.
 
     Returns:
       A gradient transformation; :func:`eval_params` reads the average. State: four bytes per
       parameter.
 
     Raises:
-      ValueError: for a negative window; in ``update``, without parameters.
+      ValueError: for a window outside [0, 1]; in ``update``, without parameters.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -77,7 +78,7 @@ def average_weights(window: float = 0.1) -> optax.GradientTransformationExtraArg
 
     Source: Shamir and Zhang (2013), on polynomial-decay averaging.
     """
-    _checks.non_negative("window", window)
+    _checks.unit("window", window)
 
     def init(params: Any) -> AverageWeightsState:
         return average_init(params, window)
@@ -124,14 +125,15 @@ def eval_params(opt_state: Any, params: Any) -> Any:
 
     Source: as :func:`average_weights`.
     """
-    found = [leaf for leaf in jax.tree.leaves(opt_state, is_leaf=_is_average) if _is_average(leaf)]
+    leaves = jax.tree.leaves(opt_state, is_leaf=_is_average)
+    found = [unwrapped(leaf) for leaf in leaves if _is_average(leaf)]
     advice = (
         "pass average_weights= to target_acquisition, or add fgo.average_weights() to the chain "
         "once."
     )
     if not found:
         raise ValueError(f"the state holds 0 averages of the weights, not one: {advice}")
-    averaged, seen = params, set()
+    averaged, seen = unwrapped(params), set()
     for state in found:
         own = {path for path, _ in jax.tree_util.tree_leaves_with_path(state.average)}
         if own & seen:
@@ -147,7 +149,7 @@ def eval_params(opt_state: Any, params: Any) -> Any:
             averaged,
             is_leaf=lambda node: isinstance(node, optax.MaskedNode),
         )
-    return averaged
+    return wrapped_like(averaged, params)
 
 
 def _is_average(node: Any) -> bool:

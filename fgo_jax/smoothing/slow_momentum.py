@@ -90,14 +90,15 @@ def slow_momentum(
 
     Args:
       share: :math:`\sigma`, of the mean in the direction, in [0, 1); 0 changes nothing.
-      window: c.
+      window: c, in (0, 1].
       ramp_steps: r, the number of steps after which half of the share is reached.
 
     Returns:
       A gradient transformation. State: four bytes per parameter.
 
     Raises:
-      ValueError: for a share outside [0, 1), or a window or ramp that is not positive.
+      ValueError: for a share outside [0, 1), a window outside (0, 1], or a ramp that is not
+        positive.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -115,6 +116,7 @@ def slow_momentum(
     """
     _checks.fraction("share", share)
     _checks.positive("window", window)
+    _checks.unit("window", window)
     _checks.positive("ramp_steps", ramp_steps)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, SlowMomentumState]:

@@ -8,13 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax import _checks
-from fgo_jax.controller.state import FgoState, clock_init
-from fgo_jax.phases.builders import NAMES
+from fgo_jax.controller.state import FgoState, clock_init, phase_names
 from fgo_jax.steering.find import mapped, states_in
+from fgo_jax.triggers import ConditionState
 
 
 def should_stop(opt_state: Any) -> jax.Array:
     """Whether the last phase's trigger has fired: validation stopped improving.
+
+    It counts reports of ``validation_value``. NaN means not measured at this step, and a value
+    held over several steps is one report. :func:`fgo_jax.phased` has the details.
 
     With several states in the tree: whether all of them say so.
 
@@ -42,18 +45,18 @@ def force_phase(opt_state: Any, phase: str | int) -> Any:
     """Enters a phase by hand, as if its predecessor's trigger had fired.
 
     The next update still belongs to the running phase. The one after it is the new phase's
-    first, with the usual hand-over.
+    first, with the usual hand-over. Its trigger starts anew, and so does the flag of
+    :func:`should_stop`.
 
     Args:
       opt_state: as in :func:`telemetry`; all states in it enter the phase.
-      phase: "acquisition", "reask" or "execution" for the three-phase protocol, or the
-        phase's index.
+      phase: the phase's name, such as "execution", or its index.
 
     Returns:
       The new state.
 
     Raises:
-      ValueError: for a phase that is not there, or a name where there are not three phases.
+      ValueError: for a phase that is not there.
 
     Example:
       >>> import jax.numpy as jnp
@@ -64,22 +67,22 @@ def force_phase(opt_state: Any, phase: str | int) -> Any:
 
     Source: section 4 of the FGO paper.
     """
-    named = isinstance(phase, str)
-    if isinstance(phase, str):
-        _checks.choice("phase", phase, NAMES)
-        phase = NAMES.index(phase)
 
     def force(state: FgoState) -> FgoState:
-        count = state.clock.started.shape[-1]
-        if named and count != len(NAMES):
+        names, clock, index = phase_names(state), state.clock, phase
+        if isinstance(index, str):
+            _checks.choice("phase", index, tuple(names))
+            index = names.index(index)
+        if not 0 <= index < len(names):
             raise ValueError(
-                f"phases have names in the three-phase protocol alone, and here are {count}: pass "
-                f"an index from 0 to {count - 1}."
+                f"phase {index} is not among the {len(names)} phases 0 to {len(names) - 1}: "
+                f"{', '.join(names)}."
             )
-        if not 0 <= phase < count:
-            raise ValueError(f"phase {phase} is not among the {count} phases 0 to {count - 1}.")
-        requested = jnp.full_like(state.clock.requested_phase, phase)
-        return state._replace(clock=state.clock._replace(requested_phase=requested))
+        clock = clock._replace(
+            requested_phase=jnp.full_like(clock.requested_phase, index),
+            stop_flag=jnp.zeros_like(clock.stop_flag),
+        )
+        return state._replace(clock=clock)
 
     return mapped(force, opt_state)
 
@@ -113,6 +116,19 @@ def restart(opt_state: Any) -> Any:
         fresh = clock_init(state.clock.started.shape[-1])
         # As the old one in shape and sharding: the state may be stacked, or lie on a mesh.
         clock = jax.tree.map(lambda new, old: jnp.full_like(old, new), fresh, state.clock)
-        return state._replace(clock=clock)
+        return state._replace(clock=clock, trigger_states=_unjudged(state.trigger_states))
 
     return mapped(begin, opt_state)
+
+
+def _unjudged(trigger_states: Any) -> Any:
+    """Without verdicts, so that none of the run before is shown; an update renews the rest."""
+
+    def cleared(condition: ConditionState) -> ConditionState:
+        return condition._replace(
+            verdict=jnp.zeros_like(condition.verdict), streak=jnp.zeros_like(condition.streak)
+        )
+
+    return jax.tree.map(
+        cleared, trigger_states, is_leaf=lambda node: isinstance(node, ConditionState)
+    )

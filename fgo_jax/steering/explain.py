@@ -8,8 +8,7 @@ from typing import Any
 import jax
 from jax import core
 
-from fgo_jax.controller.state import BY_DEADLINE, BY_HAND, BY_TRIGGER, FgoState
-from fgo_jax.phases.builders import NAMES
+from fgo_jax.controller.state import BY_DEADLINE, BY_HAND, BY_TRIGGER, FgoState, phase_names
 from fgo_jax.probes.probe import Estimate
 from fgo_jax.steering.find import states_in
 
@@ -53,24 +52,26 @@ def explain(opt_state: Any) -> str:
 def _paragraph(state: FgoState) -> str:
     _check(state)
     clock, rate = state.clock, float(state.hyperparams["fgo_learning_rate"])
-    phase, count = int(clock.phase), clock.started.shape[0]
+    phase, names = int(clock.phase), phase_names(state)
     lines = [
-        f"In {_name(phase, count)} since step {int(clock.started[phase])}; now at step "
+        f"In {names[phase]} since step {int(clock.started[phase])}; now at step "
         f"{int(clock.total_step)}, learning rate {rate:.3g}."
     ]
     if left := int(clock.handover_left):
         lines.append(
-            f"Hand-over: for {left} more steps the transform of {_name(int(clock.driver), count)} "
+            f"Hand-over: for {left} more steps the transform of {names[int(clock.driver)]} "
             "makes the updates while the next one's statistics fill."
         )
-    elif phase < len(state.trigger_states):
+    else:
         lines += _conditions(state, phase)
-    if phase == count - 1:
+    if phase == len(names) - 1:
         stopped = bool(clock.stop_flag)
         lines.append("Its trigger has fired: stop." if stopped else "No phase comes after it.")
     lines += _history(state)
     if skipped := int(state.skipped_steps):
-        lines.append(f"Skipped {skipped} steps whose gradients or loss were not finite.")
+        lines.append(
+            f"Skipped {skipped} steps whose gradients or loss were not finite or overflowed."
+        )
     return "\n".join(lines)
 
 
@@ -78,7 +79,7 @@ def _conditions(state: FgoState, phase: int) -> list[str]:
     """What the running phase waits for, what holds, and what is not known yet."""
     titles = {-1: "Waits for", 0: "Not known yet", 1: "Holds"}
     found: dict[int, list[str]] = {verdict: [] for verdict in titles}
-    for name, condition in state.trigger_states[phase].items():
+    for name, condition in state.trigger_states[sorted(state.trigger_states)[phase]].items():
         bound = float(condition.bound)
         words = name.replace("_", " ") + ("" if math.isnan(bound) else f" {bound:g}")
         found[int(condition.verdict)].append(words + _now(state.signals, name))
@@ -101,19 +102,14 @@ def _now(signals: dict[str, Estimate], name: str) -> str:
 
 
 def _history(state: FgoState) -> list[str]:
-    """When and why each phase but the first began, in the order of their beginnings."""
+    """When and why each phase began, in the order of their beginnings; not that of the start."""
     started, causes = state.clock.started, state.clock.causes
-    count = started.shape[0]
-    begun = sorted((int(started[i]), i) for i in range(count) if int(causes[i]) in _WHY)
+    names = phase_names(state)
+    begun = sorted((int(started[i]), i) for i in range(len(names)) if int(causes[i]) in _WHY)
     return [
-        f"{_name(i, count).capitalize()} began at step {step}: {_WHY[int(causes[i])]}."
+        f"{names[i][:1].upper()}{names[i][1:]} began at step {step}: {_WHY[int(causes[i])]}."
         for step, i in begun
-        if step > 0
     ]
-
-
-def _name(phase: int, count: int) -> str:
-    return NAMES[phase] if count == len(NAMES) else f"phase {phase}"
 
 
 def _check(state: FgoState) -> None:

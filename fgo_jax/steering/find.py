@@ -8,15 +8,18 @@ from typing import Any
 import jax
 
 from fgo_jax.controller.state import FgoState
+from fgo_jax.linalg.wrapped import unwrapped, wrapped_like
 
 
 def states_in(opt_state: Any) -> dict[str, FgoState]:
-    """Every FgoState in a tree, by its path."""
+    """Every FgoState in a tree, by its path; with arrays, also under `nnx.Optimizer`."""
     found, _ = jax.tree_util.tree_flatten_with_path(
         opt_state, is_leaf=lambda node: isinstance(node, FgoState)
     )
     states = {
-        jax.tree_util.keystr(path): node for path, node in found if isinstance(node, FgoState)
+        jax.tree_util.keystr(path): unwrapped(node)
+        for path, node in found
+        if isinstance(node, FgoState)
     }
     if not states:
         raise ValueError(
@@ -27,9 +30,12 @@ def states_in(opt_state: Any) -> dict[str, FgoState]:
 
 
 def mapped(function: Callable[[FgoState], FgoState], opt_state: Any) -> Any:
+    """The tree with each FgoState mapped; variables of `flax.nnx` stay variables."""
     states_in(opt_state)
     return jax.tree.map(
-        lambda node: function(node) if isinstance(node, FgoState) else node,
+        lambda node: (
+            wrapped_like(function(unwrapped(node)), node) if isinstance(node, FgoState) else node
+        ),
         opt_state,
         is_leaf=lambda node: isinstance(node, FgoState),
     )

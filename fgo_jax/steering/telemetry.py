@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from fgo_jax.controller.state import FgoState
+from fgo_jax.controller.state import FgoState, phase_names
 from fgo_jax.smoothing.energy_exponent import EnergyFallState, energy_exponent
 from fgo_jax.smoothing.slow_momentum import SlowMomentumState
 from fgo_jax.steering.find import states_in
@@ -16,10 +16,11 @@ def telemetry(opt_state: Any) -> dict[str, jax.Array]:
     """What a run says about itself, as scalars.
 
     - ``phase``, ``phase_step``, ``total_step``, ``handover_left``, ``learning_rate``;
-    - ``started/i`` and ``cause/i``: the step at which phase i began (-1: not yet) and why
-      (1 the trigger before it, 2 a deadline, 3 by hand);
+    - ``started/PHASE`` and ``cause/PHASE``: the step at which the phase of that name began
+      (-1: not yet) and why (0 not yet, 1 the trigger before it, 2 a deadline, 3 by hand, 4 the
+      start of the run);
     - each signal by its name: ``loss``, ``intrinsic_dimension``, ...; NaN until measured;
-    - ``condition/i/NAME``: verdict of each condition that ends phase i: 1 holds, -1 does
+    - ``condition/PHASE/NAME``: verdict of each condition that ends the phase: 1 holds, -1 does
       not, 0 unknown. In a run that stays in a phase these say what is missing;
     - ``slow_share``: share of the slow momentum in the last direction, where a phase has one;
     - ``energy_exponent``: q, where the energy of the slow momentum falls as 1/t^q, which an
@@ -73,10 +74,11 @@ def _numbers(state: FgoState) -> dict[str, jax.Array]:
         numbers["slow_share"] = state.slow.share
     if isinstance(state.energy_fall, EnergyFallState):
         numbers["energy_exponent"] = energy_exponent(state.energy_fall)
-    for index in range(clock.started.shape[-1]):
-        numbers[f"started/{index}"] = clock.started[..., index]
-        numbers[f"cause/{index}"] = clock.causes[..., index]
-    for index, conditions in enumerate(state.trigger_states):
+    for index, phase in enumerate(phase_names(state)):
+        numbers[f"started/{phase}"] = clock.started[..., index]
+        numbers[f"cause/{phase}"] = clock.causes[..., index]
+    for key, conditions in sorted(state.trigger_states.items()):
+        phase = key.partition("_")[2]
         for name, condition in conditions.items():
-            numbers[f"condition/{index}/{name}"] = condition.verdict
+            numbers[f"condition/{phase}/{name}"] = condition.verdict
     return numbers

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from fgo_jax.triggers.thresholds import below, plateau
-from fgo_jax.triggers.trends import increasing, stopped_falling
+from fgo_jax.triggers.trends import increasing, stall, stopped_falling
 from fgo_jax.triggers.trigger import Trigger, if_given
 
 
-def defaults() -> dict[str, Trigger]:
+def defaults(signals: Collection[str] | None = None) -> dict[str, Trigger]:
     """The triggers of :func:`fgo_jax.target_acquisition`, by the phase that each ends.
 
     - ``acquisition``: the dimension of the gradient noise has stopped falling, successive
       gradients agree in less than three quarters of their energy, and the loss does not rise
       (where a loss is given).
     - ``reask``: successive gradients agree in less than three quarters of their energy.
+      Only :func:`fgo_jax.probes.gradient_stream` measures that agreement. With another probe
+      acquisition ends without it, and re-ask when the dimension is at rest.
     - ``execution``: ten reported validations in a row brought no improvement. This raises the
-      flag of :func:`fgo_jax.should_stop`. Without a ``validation_value`` it never holds.
+      flag of :func:`fgo_jax.should_stop`. Without a ``validation_value`` it never holds; NaN is one
+      that was not measured, and a value held over several steps is one report.
+
+    Args:
+      signals: the names that the probe measures; None for those of the default probe.
 
     Returns:
       A dict from the phase's name to its trigger. Pass the ones that you change to
       ``triggers=`` of :func:`fgo_jax.target_acquisition`.
+
+    Raises:
+      Nothing.
 
     Example:
       >>> import fgo_jax as fgo
@@ -30,10 +41,11 @@ def defaults() -> dict[str, Trigger]:
     Source: Friction-Guided Optimization (2026), section 4. The paper also asks that the loss
     still fall. Here only a rise keeps acquisition going: a loss at rest is a reason to go on.
     """
+    ends, rests = stopped_falling("intrinsic_dimension"), stall("intrinsic_dimension")
+    if signals is None or "agreement" in signals:
+        ends, rests = ends & below("agreement", 0.75), below("agreement", 0.75)
     return {
-        "acquisition": stopped_falling("intrinsic_dimension")
-        & below("agreement", 0.75)
-        & if_given(~increasing("loss"), "loss", otherwise=1),
-        "reask": below("agreement", 0.75),
+        "acquisition": ends & if_given(~increasing("loss"), "loss", otherwise=1),
+        "reask": rests,
         "execution": if_given(plateau("validation", patience=10), "validation", otherwise=0),
     }

@@ -38,7 +38,7 @@ class Observation(NamedTuple):
 
     Attributes:
       signals: by name: those of the probe, ``loss`` if ``value=`` is passed to the update,
-        and ``validation`` if ``validation_value=`` is.
+        and ``validation`` if ``validation_value=`` is (NaN: not measured at this step).
       phase_step: [], int32, updates since the phase began.
       total_step: [], int32, updates since training began.
 

@@ -244,7 +244,8 @@ def if_given(trigger: Trigger, signal: str, otherwise: int) -> Trigger:
     """Replaces a trigger by a fixed verdict in a training loop that never passes ``signal``.
 
     The choice is made when the step is traced, because only then is it known whether
-    ``value=`` or ``validation_value=`` is passed.
+    ``value=`` or ``validation_value=`` is passed. A ``validation_value`` of NaN counts as passed
+    but not measured.
 
     Args:
       trigger: used where the signal is passed.

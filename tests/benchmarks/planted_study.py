@@ -21,9 +21,9 @@ def curves(hit, started, causes):
     steps = np.arange(1, 101)
     values = np.where(steps >= hit, 0.4, 0.6)
     telemetry = {}
-    for index in (1, 2):
-        telemetry[f"started/{index}"] = np.full(100, started[index - 1])
-        telemetry[f"cause/{index}"] = np.full(100, causes[index - 1])
+    for index, phase in enumerate(("reask", "execution")):
+        telemetry[f"started/{phase}"] = np.full(100, started[index])
+        telemetry[f"cause/{phase}"] = np.full(100, causes[index])
     for name in SIGNALS:
         telemetry[name] = np.where(steps > 5, hit + steps, np.nan)
     return Curves(steps, values, values, values, telemetry, {}, 0.0)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fgo_jax as fgo
-from fgo_jax.controller.state import BY_DEADLINE, BY_HAND, BY_TRIGGER, NOT_BEGUN
+from fgo_jax.controller.state import AT_START, BY_DEADLINE, BY_HAND, BY_TRIGGER, NOT_BEGUN
 from tests.problems import mlp_batch, mlp_loss, mlp_params, train, trees_equal
 
 after, never = fgo.triggers.after, fgo.triggers.never
@@ -49,7 +49,7 @@ def test_a_decision_at_step_t_takes_effect_at_t_plus_one():
     np.testing.assert_allclose(record["learning_rate"][:5], 1e-2, rtol=1e-6)
     assert record["learning_rate"][5] < 1e-2
     np.testing.assert_array_equal(state.clock.started, [0, 5])
-    np.testing.assert_array_equal(state.clock.causes, [BY_HAND, BY_TRIGGER])
+    np.testing.assert_array_equal(state.clock.causes, [AT_START, BY_TRIGGER])
 
 
 def test_the_rate_glides_log_linearly_and_ends_on_the_law():
@@ -120,14 +120,14 @@ def test_deadlines_reach_every_phase_and_say_so():
     )
     record, state = history(tx, 40)
     np.testing.assert_array_equal(state.clock.started, [0, 10, 20])
-    np.testing.assert_array_equal(state.clock.causes, [BY_HAND, BY_DEADLINE, BY_DEADLINE])
+    np.testing.assert_array_equal(state.clock.causes, [AT_START, BY_DEADLINE, BY_DEADLINE])
     assert record["learning_rate"][-1] < 0.11 * record["learning_rate"][20], "the decay meets T"
 
 
 def test_without_a_horizon_no_phase_ends_by_itself():
     record, state = history(two_phases([never()]), 60)
     assert not record["phase"].any()
-    np.testing.assert_array_equal(state.clock.causes, [BY_HAND, NOT_BEGUN])
+    np.testing.assert_array_equal(state.clock.causes, [AT_START, NOT_BEGUN])
 
 
 @pytest.mark.parametrize("bad", ["gradient", "value", "parameters"])
@@ -219,13 +219,6 @@ def test_after_a_restart_the_probe_measures_as_at_the_start():
     again, _ = windows(fgo.restart(state), 195)
     assert first.sum() > 5
     np.testing.assert_array_equal(again, first)
-
-
-def test_names_of_phases_are_those_of_three():
-    state = two_phases([never()]).init(mlp_params())
-    with pytest.raises(ValueError, match="pass an index from 0 to 1"):
-        fgo.force_phase(state, "reask")
-    assert int(fgo.force_phase(state, 1).clock.requested_phase) == 1
 
 
 def test_should_stop_after_validation_stopped_improving():

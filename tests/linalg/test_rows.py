@@ -108,8 +108,8 @@ def test_a_rank_near_its_ceiling_ends_no_phase_and_telemetry_says_unknown():
     told = fgo.telemetry(state)
     assert float(told["energy_rank"]) >= 7
     assert int(told["phase"]) == 0
-    assert int(told["condition/0/energy_rank_below"]) == 0
-    assert int(told["condition/0/not_energy_fraction_above"]) == 0
+    assert int(told["condition/acquisition/energy_rank_below"]) == 0
+    assert int(told["condition/acquisition/not_energy_fraction_above"]) == 0
 
 
 PARAMS = {"hidden": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}, "out": jnp.ones(3)}

@@ -154,8 +154,8 @@ def test_at_its_fastest_it_is_the_hyperbolic_law():
     adaptive, _ = told(three(), rows)
     hyperbolic, _ = told(three(fgo.decays.hyperbolic()), rows)
     assert np.all(adaptive["energy_exponent"][130:] > 1)
-    began = int(hyperbolic["started/2"][-1])
-    assert began == int(adaptive["started/2"][-1])
+    began = int(hyperbolic["started/execution"][-1])
+    assert began == int(adaptive["started/execution"][-1])
     behind = adaptive["learning_rate"] / hyperbolic["learning_rate"]
     # The first two measurements come in re-ask, so there is nothing to catch up with.
     np.testing.assert_allclose(behind[began + RAMP :], 1.0, rtol=1e-4)
@@ -163,7 +163,7 @@ def test_at_its_fastest_it_is_the_hyperbolic_law():
 
 def test_a_horizon_bounds_it():
     record, _ = told(three(fgo.decays.adaptive(onset=1.0), total_steps=400), KINDS[0.0][:400])
-    began = int(record["started/2"][-1])
+    began = int(record["started/execution"][-1])
     left = 1 - (np.arange(400) - began) / (400 - began)
     np.testing.assert_allclose(record["learning_rate"][-50:], left[-50:], rtol=1e-4)
 

@@ -118,7 +118,7 @@ def test_the_share_stays_in_execution_as_the_rate_falls():
     _, record = jax.lax.scan(step, (params, tx.init(params)), jnp.arange(300))
     record = jax.tree.map(np.asarray, record)
     assert np.all(record["slow_share"][:20] == 0)
-    began = int(record["started/2"][-1])
+    began = int(record["started/execution"][-1])
     factor = 1 / np.sqrt(1 + np.arange(300 - began) / began)
     np.testing.assert_allclose(
         record["learning_rate"][began + RAMP :], 1e-2 * factor[RAMP:], rtol=1e-5

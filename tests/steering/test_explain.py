@@ -57,15 +57,15 @@ def test_deadlines_hands_handovers_and_skipped_steps_are_said():
         _, state = update(params, state, params)
     _, state = update({"w": jnp.full(3, jnp.nan)}, state, params)
     assert fgo.explain(state).splitlines()[1:] == [
-        "Hand-over: for 39 more steps the transform of phase 0 makes the updates while the next "
-        "one's statistics fill.",
+        "Hand-over: for 39 more steps the transform of acquisition makes the updates while the "
+        "next one's statistics fill.",
         "No phase comes after it.",
-        "Phase 1 began at step 10: its deadline had come.",
-        "Skipped 1 steps whose gradients or loss were not finite.",
+        "Reask began at step 10: its deadline had come.",
+        "Skipped 1 steps whose gradients or loss were not finite or overflowed.",
     ]
     state = fgo.force_phase(state, 0)
     _, state = update(params, state, params)
-    assert "Phase 0 began at step 12: it was asked for by hand." in fgo.explain(state)
+    assert "Acquisition began at step 12: it was asked for by hand." in fgo.explain(state)
 
 
 def test_wrong_states_say_what_to_do():

@@ -36,10 +36,10 @@ def _run(hit, phases=None):
         # A run that never hits has never left re-ask here.
         late = (50, 1) if np.isfinite(hit) else (-1, 0)
         telemetry = {"phase": np.asarray(phases, float)}
-        for index, (start, cause) in enumerate(((20, 1), late), start=1):
+        for phase, (start, cause) in zip(("reask", "execution"), ((20, 1), late), strict=True):
             telemetry |= {
-                f"started/{index}": STEPS * 0 + start,
-                f"cause/{index}": STEPS * 0 + cause,
+                f"started/{phase}": STEPS * 0 + start,
+                f"cause/{phase}": STEPS * 0 + cause,
             }
     test = {"raw": {"loss": 0.5}, "averaged": {"loss": 0.5}}
     return Curves(STEPS, curve, curve, curve, telemetry, test, 0.0)

@@ -1,0 +1,64 @@
+"""Refuses transforms that apply a learning rate already: a second minus sign climbs the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import core
+
+from fgo_jax.controller.state import FgoState
+from fgo_jax.phases.phase import Phase
+
+STEPS = 3  # the first rate of a schedule may be zero
+SIZE = 1e3  # of the gradients' entries, so that noise which a transform adds does not decide
+
+
+def check_directions(phases: Sequence[Phase]) -> None:
+    """Raises a ValueError for a phase whose transform points against the gradient.
+
+    Each distinct transform makes a few steps on six numbers. One that needs a model, extra
+    arguments or traced numbers cannot be tried so and passes.
+    """
+    tried = []
+    for phase in phases:
+        transform = phase.transform
+        # A transform with a metric is one of this library's directions.
+        if transform is None or getattr(transform, "metric", None) or transform in tried:
+            continue
+        tried.append(transform)
+        try:
+            with jax.ensure_compile_time_eval():
+                uphill = _points_uphill(transform)
+        except Exception:  # Its own error comes where it is used in earnest.
+            continue
+        if uphill:
+            raise ValueError(
+                f"the transform of phase {phase.name!r} points against the gradient: it has a "
+                "learning rate or a minus sign already. The phase applies the learning rate, so "
+                "training would climb the loss. Pass the direction alone: optax.scale_by_adam() "
+                "instead of optax.adam(...), optax.contrib.scale_by_muon() instead of muon, "
+                "optax.identity() instead of optax.sgd(...), and never a whole optimizer of "
+                "phases."
+            )
+
+
+def _points_uphill(transform: optax.GradientTransformation) -> bool:
+    params = {"matrix": jnp.ones((2, 2), jnp.float32), "vector": jnp.ones(2, jnp.float32)}
+    grads = jax.tree.map(lambda p: SIZE * p, params)
+    state = transform.init(params)
+    leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, FgoState))
+    if any(isinstance(leaf, FgoState) for leaf in leaves):
+        return True
+    update = optax.with_extra_args_support(transform).update
+    for _ in range(STEPS):
+        direction, state = update(grads, state, params)
+        along: Any = optax.tree.vdot(direction, grads)
+        if isinstance(along, core.Tracer):
+            return False
+        if along < 0:
+            return True
+    return False

@@ -1,0 +1,24 @@
+"""Trees whose arrays lie in boxes of their own, as the variables of `flax.nnx` do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+
+def unwrapped(tree: Any) -> Any:
+    """The tree with arrays in place of variables; other trees as they are."""
+    return jax.tree.map(
+        lambda node: node.get_value() if _is_variable(node) else node, tree, is_leaf=_is_variable
+    )
+
+
+def wrapped_like(tree: Any, like: Any) -> Any:
+    """The arrays of `tree` in the containers and boxes of `like`, which has as many."""
+    return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(tree))
+
+
+def _is_variable(node: Any) -> bool:
+    # Told by its methods: flax is no dependency.
+    return hasattr(type(node), "get_value") and hasattr(type(node), "set_value")

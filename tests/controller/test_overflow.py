@@ -1,0 +1,100 @@
+"""What overflows float32 is a bad step: skipped, counted, and forgotten."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fgo_jax as fgo
+
+SHAPES = {"matrix": (3, 2), "vector": (4,)}
+PARAMS = {name: jnp.ones(shape) for name, shape in SHAPES.items()}
+
+
+def make(transform=None, **options):
+    tx = fgo.target_acquisition(
+        1e-2, 3, transform=transform, handover_steps=4, weight_decay=0.1, average_weights=0.1,
+        triggers={"acquisition": fgo.triggers.after(2), "reask": fgo.triggers.after(2)},
+        **options,
+    )  # fmt: skip
+    return tx, jax.jit(tx.update)
+
+
+def finite(tree):
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return all(bool(jnp.isfinite(x).all()) for x in floats)
+
+
+def gradient(rng, size=1.0):
+    return {name: jnp.asarray(size * rng.normal(size=s), jnp.float32) for name, s in SHAPES.items()}
+
+
+@pytest.mark.parametrize("size", [1e19, 1e25, 1e38])
+@pytest.mark.parametrize("name", ["adam", "identity", "default"])
+def test_a_gradient_too_large_to_square_is_skipped_and_the_stream_recovers(name, size):
+    transform = {"adam": optax.scale_by_adam(), "identity": optax.identity(), "default": None}
+    tx, update = make(transform[name])
+    rng = np.random.default_rng(0)
+    params, state = PARAMS, tx.init(PARAMS)
+    for number in range(30):
+        bad = number in (7, 20, 21)
+        updates, new = update(gradient(rng, size if bad else 1.0), state, params)
+        if bad:
+            assert not any(leaf.any() for leaf in jax.tree.leaves(updates))
+            kept = new._replace(skipped_steps=state.skipped_steps)
+            jax.tree.map(np.testing.assert_array_equal, kept, state)
+        state = new
+        params = optax.apply_updates(params, updates)
+    assert int(state.skipped_steps) == 3
+    assert finite((updates, params, state.slow, state.average, state.transforms))
+    assert any(leaf.any() for leaf in jax.tree.leaves(updates))
+
+
+def test_a_loss_too_large_to_square_is_skipped_too():
+    tx, update = make(optax.identity())
+    _, state = update(PARAMS, tx.init(PARAMS), PARAMS, value=jnp.float32(1e25))
+    assert int(state.skipped_steps) == 1
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-20, 1e15])
+def test_small_and_merely_large_gradients_are_taken(size):
+    tx, update = make(optax.identity())
+    rng = np.random.default_rng(1)
+    updates, state = update(gradient(rng, size), tx.init(PARAMS), PARAMS)
+    assert int(state.skipped_steps) == 0
+    assert finite((updates, state.slow))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_gradients_are_squared_in_float32(dtype):
+    tx, update = make(optax.scale_by_adam())
+    params = {"w": jnp.ones(3, dtype)}
+    _, state = update({"w": jnp.full(3, 3e4, dtype)}, tx.init(params), params)
+    assert int(state.skipped_steps) == 0
+
+
+def test_a_skipped_step_gives_zeros_even_where_parameters_are_infinite():
+    tx, update = make(optax.identity())
+    params = {"matrix": jnp.full((3, 2), jnp.inf), "vector": jnp.ones(4)}
+    grads = {"matrix": jnp.full((3, 2), jnp.nan), "vector": jnp.ones(4)}
+    updates, _ = update(grads, tx.init(PARAMS), params)
+    assert all(bool((leaf == 0).all()) for leaf in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_streams_of_mixed_extremes(seed):
+    tx, update = make(optax.trace(0.9))
+    rng = np.random.default_rng(seed)
+    state = tx.init(PARAMS)
+    for _ in range(25):
+        sizes = rng.choice([0.0, 1e-40, 1e-20, 1.0, 1e10, 1e19, 3e38, np.inf, np.nan], 2)
+        grads = {
+            name: jnp.asarray(rng.choice([-1.0, 1.0], shape) * size, jnp.float32)
+            for size, (name, shape) in zip(sizes, SHAPES.items(), strict=True)
+        }
+        before = int(state.skipped_steps)
+        updates, state = update(grads, state, PARAMS)
+        if int(state.skipped_steps) > before:
+            assert all(bool((leaf == 0).all()) for leaf in jax.tree.leaves(updates))
+        assert finite((updates, state.slow, state.average))
