@@ -151,6 +151,18 @@ def _refresh(
     return bases, tuple(carried), eigenvalues
 
 
+def kind_of_refresh(step: jax.Array, every: Any, factors: Leaves, eigenvalues: Leaves) -> jax.Array:
+    """0 keeps the bases, 1 refines them, 2 makes new ones; `step` counts the updates before."""
+    due = step % jnp.asarray(every, jnp.int32) == 0
+    first = step == 0
+    # Eigenvalues that are all zero would divide a gradient by eps until the next refresh.
+    for leaf, values in zip(factors, eigenvalues or (), strict=False):
+        if leaf:
+            trace = jnp.trace(leaf[0], axis1=-2, axis2=-1)
+            first = first | jnp.any((trace > 0) & (jnp.sum(values[0], axis=-1) == 0))
+    return jnp.where(first, 2, jnp.where(due, 1, 0))
+
+
 def refresh(
     how: jax.Array,
     factors: Leaves,

@@ -91,7 +91,9 @@ def scale_by_kronecker_fisher(
 
     with lambda_i the eigenvalues of L_i along axis i; all L_i have the same trace. It is also
     divided by the length of each axis without a factor. This is Shampoo, with the inverse square
-    root of each side at power 1/2 and Shampoo's own fourth root at power 1/4.
+    root of each side at power 1/2 and Shampoo's own fourth root at power 1/4. The first positive
+    trace makes a refresh of its own. If the trace has more than doubled since the last refresh, the
+    excess is added evenly to V: a spike is held back before its direction is known.
 
     Factors: a leaf of any rank has one for each axis with 1 < length <= `max_dim`; attention and
     convolution kernels have three or four. An axis longer than `max_dim` gets no factor and is not
@@ -125,7 +127,7 @@ def scale_by_kronecker_fisher(
       damping: added to the second moment, relative to its mean. None is 1e-3; at power 1/2 it is
         1e-6 for leaves with a factor, which hides the rounding errors of the rotation, and 0 for
         the others. At power 1/2 a leaf with a factor takes at least 1 at the first step; at other
-        powers every leaf takes at least 1/t.
+        powers, and without `corrected`, every leaf takes at least 1/t.
       momentum_dtype: dtype in which the first moment is stored, float32 if None. The rest of the
         state is float32. Updates have the dtypes of the gradients.
       corrected: whether V is tracked in the eigenbasis, or computed from the factors' eigenvalues.
@@ -174,7 +176,9 @@ def scale_by_kronecker_fisher(
     _checks.non_negative("damping", with_factors)
     momentum_dtype = jnp.dtype(jnp.float32 if momentum_dtype is None else momentum_dtype)
     b1, b2, factor_decay, eps = map(f32, (b1, b2, factor_decay, eps))
-    denominator = Denominator(b2, eps, power, centred, f32(with_factors), f32(without))
+    denominator = Denominator(
+        b2, factor_decay, eps, power, centred, f32(with_factors), f32(without)
+    )
 
     def modes_of(tree: Any) -> list[Modes]:
         shapes = [jnp.shape(x) for x in jax.tree.leaves(tree)]
@@ -229,8 +233,9 @@ def scale_by_kronecker_fisher(
 
         factors = eigenbasis.averaged(state.factors, observed, modes, good, factor_decay)
         bases, values = eigenbasis.replicated(state.bases, state.eigenvalues, grads)
-        due = state.fisher_step % jnp.asarray(refresh_every, jnp.int32) == 0
-        how = jnp.where(due, jnp.where(state.fisher_step == 0, 2, 1), 0)
+        how = eigenbasis.kind_of_refresh(
+            state.fisher_step, refresh_every, factors, () if corrected else values
+        )
         unbiased = jnp.asarray(bias_correction(factor_decay, step))
         bases, second, values = eigenbasis.refresh(
             how, factors, bases, modes, tuple(second), values, unbiased
@@ -248,7 +253,7 @@ def scale_by_kronecker_fisher(
             new_first.append(mean)
             new_second.append(v)
             u = eigenbasis.rotate(mean / bias_correction(b1, step), bases[i], m)
-            u = u / denominator(v, values[i], step, m)
+            u = u / denominator(v, values[i], factors[i], step, m)
             u = eigenbasis.rotate_back(u, bases[i], m)
             # An elementwise function of the leaf is sharded like it. Without it the partitioner
             # picks a sharding that suits the contraction.
@@ -280,7 +285,8 @@ def scale_by_kronecker_fisher(
         for i, (g, m) in enumerate(zip(leaves, modes_of(grads), strict=True)):
             x = eigenbasis.rotate(jnp.asarray(g, jnp.float32), state.bases[i], m)
             values = () if corrected else state.eigenvalues[i]
-            x = x / jnp.where(fresh, 1.0, jnp.sqrt(denominator(second[i], values, step, m)))
+            p = denominator(second[i], values, state.factors[i], step, m)
+            x = x / jnp.where(fresh, 1.0, jnp.sqrt(p))
             rows.append(eigenbasis.rotate_back(x, state.bases[i], m))
         return treedef.unflatten(rows)
 
