@@ -47,7 +47,9 @@ def graft(
 
     A tensor whose M is zero gets a zero update while w > 0; one whose D is zero always does. If the
     norm of M is not finite, the tensor's update is zero; if an entry of D is not finite, that entry
-    is. What a non-finite gradient does to the statistics is up to the two transformations.
+    is. So is the update of a gradient that is not finite, or has a square that overflows float32:
+    both transformations see NaN there, and what becomes NaN or infinite in their states stays as it
+    was. The next gradient counts again.
 
     Args:
       magnitude: gives the norms. It has no learning rate, or both transformations have one.
@@ -87,10 +89,9 @@ def graft(
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
-        wanted, magnitude_state = length.update(
-            updates, state.magnitude_state, params, **extra_args
-        )
-        given, direction_state = course.update(updates, state.direction_state, params, **extra_args)
+        marked = jax.tree.map(_marked, updates)
+        wanted, magnitude_state = length.update(marked, state.magnitude_state, params, **extra_args)
+        given, direction_state = course.update(marked, state.direction_state, params, **extra_args)
         w = weight(state.graft_step) if callable(weight) else weight
         w = jnp.asarray(w, jnp.float32)
 
@@ -103,8 +104,8 @@ def graft(
             )
         state = GraftState(
             graft_step=jnp.asarray(optax.safe_increment(state.graft_step)),
-            magnitude_state=optax.tree.cast_like(magnitude_state, state.magnitude_state),
-            direction_state=optax.tree.cast_like(direction_state, state.direction_state),
+            magnitude_state=_finite_or_old(magnitude_state, state.magnitude_state),
+            direction_state=_finite_or_old(direction_state, state.direction_state),
         )
         return new, state
 
@@ -124,6 +125,27 @@ def grafted_scale(wanted: Any, given: Any, weight: jax.Array) -> jax.Array:
     scale = jnp.exp(weight * jnp.where(known, ratio, 0.0))
     scale = jnp.where(known & (sum_squares(wanted) > 0), scale, 0.0)
     return jnp.where(weight > 0, scale, 1.0)
+
+
+def _marked(gradient: Any) -> jax.Array:
+    """NaN instead of the entries that float32 cannot square."""
+    gradient = jnp.asarray(gradient)
+    square = jnp.square(gradient.astype(jnp.float32))
+    return jnp.where(jnp.isfinite(square), gradient, jnp.nan).astype(gradient.dtype)
+
+
+def _finite_or_old(new: Any, old: Any) -> Any:
+    """The new state in the dtypes of the old one, with the old entries where new ones are not.
+
+    It is elementwise, so it is no further pass over the moments.
+    """
+
+    def keep(new: Any, old: Any) -> Any:
+        if not jnp.issubdtype(jnp.result_type(new), jnp.inexact):
+            return new
+        return jnp.where(jnp.isfinite(new), new, old)
+
+    return jax.tree.map(keep, optax.tree.cast_like(new, old), old)
 
 
 def _scaled(scale: jax.Array, direction: jax.Array, like: jax.Array) -> jax.Array:

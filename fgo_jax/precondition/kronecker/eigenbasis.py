@@ -52,11 +52,12 @@ def averaged(
     modes: Sequence[Modes],
     good: Sequence[jax.Array],
     decay: Any,
+    stays: Any = 1,
 ) -> Leaves:
-    """L <- decay L + (1 - decay) G_(k) G_(k)^T for every mode k, where the leaf is good."""
+    """L <- decay L + (1 - decay) G_(k) G_(k)^T for every mode k, or `stays` L for a bad leaf."""
     return tuple(
         tuple(
-            jnp.where(m.per_factor(ok), decay * f + (1 - decay) * m.gram(g, k, "highest"), f)
+            jnp.where(m.per_factor(ok), decay * f + (1 - decay) * m.gram(g, k), stays * f)
             for k, f in enumerate(fs)
         )
         for fs, g, m, ok in zip(factors, gradients, modes, good, strict=True)
@@ -147,7 +148,7 @@ def _refresh(
     for i, k in places:
         order = new[i, k][1]
         selection = jax.nn.one_hot(order, order.shape[-1], dtype=jnp.float32)
-        carried[i] = modes[i].multiply(carried[i], selection, k, precision="highest")
+        carried[i] = modes[i].multiply(carried[i], selection, k)
     return bases, tuple(carried), eigenvalues
 
 

@@ -87,15 +87,22 @@ def _spread(numbers: jax.Array, eigenvalues: Factors, modes: Modes) -> jax.Array
 
 
 def scaled_noise(
-    gradients: Sequence[jax.Array], previous: Sequence[jax.Array], modes: Sequence[Modes]
-) -> list[jax.Array]:
-    """D / rms(D) of each leaf, D the difference of successive gradients; zero stays zero."""
+    gradients: Sequence[jax.Array],
+    previous: Sequence[jax.Array],
+    modes: Sequence[Modes],
+    good: Sequence[jax.Array],
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """D / rms(D) of each leaf, D the difference of successive gradients; and whether there is one.
+
+    Zero stays zero, and is no observation.
+    """
     rows = [g - before for g, before in zip(gradients, previous, strict=True)]
     squares = [
         m.reduce(jnp.mean, jnp.square(row)) if row.size else jnp.ones(())
         for row, m in zip(rows, modes, strict=True)
     ]
-    return [
+    noise = [
         row * jax.lax.rsqrt(jnp.where(square > 0, square, 1.0))
         for row, square in zip(rows, squares, strict=True)
     ]
+    return noise, [ok & (square > 0) for ok, square in zip(good, squares, strict=True)]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from fgo_jax.precondition.shared.modes import Modes
 
 
 def f32(x: Any) -> Any:
@@ -28,16 +31,35 @@ def check_floating(name: str, leaves: list[Any]) -> None:
             )
 
 
-def finite_leaves(leaves: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Leaves in float32, zero where not finite as a whole; and whether each is finite, bool []."""
-    wide = [jnp.asarray(leaf, jnp.float32) for leaf in leaves]
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in wide]
-    return [jnp.where(ok, leaf, 0.0) for ok, leaf in zip(finite, wide, strict=True)], finite
+def usable(leaf: Any, modes: Modes | None = None) -> tuple[jax.Array, jax.Array]:
+    """A gradient in float32, zero where it cannot be squared; and whether it can, by matrix.
+
+    A sum of squares beyond float32, 3e38, would make statistics infinite for ever. So it counts as
+    a non-finite entry does. The sum is a single pass, which vector units do fast.
+    """
+    g = jnp.asarray(leaf, jnp.float32)
+    square = jnp.sum(g * g) if modes is None else modes.reduce(jnp.sum, g * g)
+    good = jnp.isfinite(square)
+    return jnp.where(good, g, 0.0), good
+
+
+def usable_leaves(
+    leaves: Sequence[Any], modes: Sequence[Modes | None] | None = None
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """`usable` of each leaf: all gradients, and all that tells whether they are usable."""
+    pairs = [usable(*pair) for pair in zip(leaves, modes or [None] * len(leaves), strict=True)]
+    return [g for g, _ in pairs], [good for _, good in pairs]
 
 
 def bias_correction(decay: Any, step: jax.Array) -> Any:
     """1 - decay^step: the weights that a moving average has gathered after `step` updates."""
     return 1 - decay ** step.astype(jnp.float32)
+
+
+def held(decay: Any, step: jax.Array) -> Any:
+    """The factor that keeps a bias-corrected average as it is at a step that adds nothing to it."""
+    before = bias_correction(decay, step - 1)
+    return jnp.where(before > 0, bias_correction(decay, step) / jnp.where(before > 0, before, 1), 1)
 
 
 def empty_field() -> jax.Array:

@@ -100,10 +100,13 @@ def newton_schulz_coefficients(ns_coeffs: Any, ns_steps: int) -> list[list[float
 def newton_schulz(
     x: jax.Array, view: Modes, coefficients: Sequence[Sequence[Any]], eps: Any
 ) -> jax.Array:
-    """About U V^T of every matrix X = U S V^T, by X <- a X + (b A + c A^2) X, A = X X^T."""
+    """About U V^T of every matrix X = U S V^T, by X <- a X + (b A + c A^2) X, A = X X^T.
+
+    The products have the device's default precision, as in Muon: the iteration is approximate.
+    """
     x = x / (jnp.sqrt(view.reduce(jnp.sum, jnp.square(x))) + eps)
     side = 0 if view.dims[0] <= view.dims[1] else 1
     for a, b, c in coefficients:
-        gram = view.gram(x, side)
-        x = a * x + view.multiply(x, b * gram + c * jnp.matmul(gram, gram), side)
+        gram = view.gram(x, side, precision=None)
+        x = a * x + view.multiply(x, b * gram + c * jnp.matmul(gram, gram), side, precision=None)
     return x

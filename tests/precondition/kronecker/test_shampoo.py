@@ -81,7 +81,7 @@ def test_a_first_gradient_of_zero_and_a_spike_give_updates_of_sensible_size(powe
     zero = jnp.zeros((6, 8))
     spike = [1e4 * ordinary[25]]
     for grads in (
-        [zero] + ordinary,
+        [zero, *ordinary],
         [zero] * 50 + ordinary,
         ordinary[:25] + spike + ordinary[26:],
         ordinary[:21] + spike + ordinary[22:],
