@@ -18,7 +18,7 @@ def over_matrices(function: Callable[..., Any], *operands: Sequence[jax.Array]) 
     (three sizes, or eight simulated devices) then wait for ever (jaxlib 0.10, ParallelBatchMap).
     `jax.vmap` over an ensemble would batch them again, so it becomes a loop as well.
     """
-    one_by_one = jax.custom_batching.sequential_vmap(function)
+    one_by_one = jax.custom_batching.sequential_vmap(lambda *matrices: function(*matrices))
     first = operands[0]
     by_size: dict[int, list[int]] = {}
     for i, factor in enumerate(first):
