@@ -59,8 +59,9 @@ def graft(
 
     Returns:
       A gradient transformation in the dtypes of the gradients. If `direction` is a
-      :class:`fgo_jax.precondition.Preconditioner`, so is the result, with the same metric. The
-      state takes as many bytes per parameter as both states together.
+      :class:`fgo_jax.precondition.Preconditioner`, so is the result, with the same metric; it keeps
+      its scale if each member that has a part in its norms does. The state takes as many bytes per
+      parameter as both states together.
 
     Raises:
       ValueError: for a weight outside of [0, 1].
@@ -112,7 +113,12 @@ def graft(
     metric = getattr(direction, "metric", None)
     if metric is None:
         return optax.GradientTransformationExtraArgs(init, update)
-    return Preconditioner(init, update, lambda grads, state: metric(grads, state.direction_state))
+    # The updates are as large as those of each member that has a part in their norm.
+    members = [magnitude] * (weight != 0.0) + [direction] * (weight != 1.0)
+    keeps = all(getattr(member, "keeps_scale", True) for member in members)
+    return Preconditioner(
+        init, update, lambda grads, state: metric(grads, state.direction_state), keeps_scale=keeps
+    )
 
 
 def grafted_scale(wanted: Any, given: Any, weight: jax.Array) -> jax.Array:
@@ -150,4 +156,4 @@ def _finite_or_old(new: Any, old: Any) -> Any:
 
 def _scaled(scale: jax.Array, direction: jax.Array, like: jax.Array) -> jax.Array:
     direction = jnp.where(jnp.isfinite(direction), direction, jnp.zeros_like(direction))
-    return (direction.astype(jnp.float32) * scale).astype(like.dtype)
+    return (direction.astype(jnp.float32) * scale).astype(jnp.result_type(like))

@@ -85,9 +85,9 @@ def scale_by_fismo(
     above 1, as that of a summed loss: it would leave the damping and all earlier gradients behind.
     If the entries of G are far below 1, as those of most networks are, P and Q stay near I and the
     update is near Muon's (in a run on digits their eigenvalues stayed within 0.99 and 1.05).
-    `unit_gradients` puts G / rms(G) into L and R. The factors then follow gradients of any size, and a constant
-    factor of all gradients cancels. The damping then bounds the update: a direction that no
-    gradient has visited is multiplied by up to 1/damping.
+    `unit_gradients` puts G / rms(G) into L and R. The factors then follow gradients of any
+    size, and a constant factor of all gradients cancels. The damping then bounds the update: a
+    direction that no gradient has visited is multiplied by up to 1/damping.
 
     With P = Q = I, that is `factor_decay=1` or `max_dim=1`, the update is that of
     `optax.contrib.scale_by_muon(nesterov=False)`, with the same defaults. One difference: a matrix

@@ -16,6 +16,24 @@ def f32(x: Any) -> Any:
     return x if x is None or isinstance(x, (int, float)) else jnp.asarray(x, jnp.float32)
 
 
+def called(given: Any, tree: Any, is_leaf: Any = None) -> Any:
+    """A tree such as a mask as it is, or what a function makes of the parameters.
+
+    Some trees can be called too, such as those of modules with a `__call__`. They are trees if
+    their structure fits.
+    """
+    if not callable(given):
+        return given
+    if not jax.tree_util.all_leaves([given], is_leaf):
+        try:
+            jax.tree.map(lambda *_: 0, given, tree, is_leaf=is_leaf)
+        except (ValueError, TypeError):
+            pass
+        else:
+            return given
+    return given(tree)
+
+
 def check_floating(name: str, leaves: list[Any]) -> None:
     for leaf in leaves:
         dtype = jnp.result_type(leaf)

@@ -14,6 +14,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from fgo_jax import _checks
+from fgo_jax.precondition.shared.leaves import called
 from fgo_jax.precondition.shared.modes import Modes
 
 # As in optax.contrib.muon: MuonDimensionNumbers for all leaves; a tree of them, or a prefix of one,
@@ -26,9 +27,6 @@ def views(numbers: DimensionNumbers, tree: Any) -> list[Modes | None]:
     shapes = [jnp.shape(x) for x in jax.tree.leaves(tree)]
     if not shapes or numbers is None:
         return [_default(shape) for shape in shapes]
-    given: Any = numbers
-    if callable(given):
-        given = given(tree)
     spread: list[Any] = []
 
     def collect(one: Any, below: Any) -> None:
@@ -42,6 +40,7 @@ def views(numbers: DimensionNumbers, tree: Any) -> list[Modes | None]:
     def is_leaf(x: Any) -> bool:
         return x is None or isinstance(x, (MuonDimensionNumbers, optax.MaskedNode))
 
+    given = called(numbers, tree, is_leaf)
     masked = optax.MaskedNode()
     given = jax.tree.map(lambda x: None if x == masked else x, given, is_leaf=is_leaf)
     jax.tree.map(collect, given, tree, is_leaf=is_leaf)
