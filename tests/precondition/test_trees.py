@@ -65,7 +65,8 @@ class Wrapped(nn.Module):
     @nn.compact
     def __call__(self, x):
         extra = {"update_stats": False} if self.wrapper is nn.SpectralNorm else {}
-        return self.wrapper(nn.Dense(3))(nn.Dense(5)(x), **extra)
+        x = nn.Dense(5)(x)
+        return self.wrapper(nn.Dense(3))(x, **extra)
 
 
 @pytest.mark.parametrize(
