@@ -69,6 +69,8 @@ CASES = {
 }
 # These are linear in the gradient: their size is relative to it.
 LINEAR = ("kronecker, centred", "kfac", "low rank")
+# K-FAC's P^-1 is at most 1 / (damping mean(A) mean(G)), with mean(G) about 0.06 for four classes.
+BOUND = {"kfac, averaged": 500.0}
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -85,7 +87,7 @@ def test_updates_are_finite_and_of_sensible_size(name, case):
         size = max(x for x in largest if x < 1e19) if min(largest) < 1e19 else 1.0
     for tree in updates:
         for u in jax.tree.leaves(tree):
-            assert rms(u) <= 20 * max(size, 1e-3)
+            assert rms(u) <= BOUND.get(name, 20.0) * max(size, 1e-3)
     if case == "times 1e20":
         assert all(rms(u) == 0 for u in jax.tree.leaves(updates))
     elif case != "times 1e-20":
