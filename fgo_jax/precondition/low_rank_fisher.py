@@ -13,7 +13,6 @@ from fgo_jax import _checks
 from fgo_jax.linalg.krylov import coefficients, combination, krylov_space, random_block
 from fgo_jax.linalg.operator import Operator, bind
 from fgo_jax.precondition.shared import model as models
-from fgo_jax.precondition.shared.decompositions import over_matrices
 from fgo_jax.precondition.shared.leaves import bias_correction, check_floating, usable_leaves
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
 
@@ -262,7 +261,9 @@ def reduced(
 
 def top_ritz_pairs(matrix: jax.Array, rank: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(largest eigenvalues, whether each is kept, eigenvectors as rows) of a projected operator."""
-    [(values, vectors)] = over_matrices(jnp.linalg.eigh, [matrix])
+    # An ensemble under `jax.vmap` decomposes one by one: see `over_matrices`.
+    alone = jax.custom_batching.sequential_vmap(lambda matrix: tuple(jnp.linalg.eigh(matrix)))
+    values, vectors = alone(matrix)
     top = jnp.flip(values)[:rank]
     kept = top > _ROUNDING * jnp.max(top)
     return top, kept, jnp.where(kept[:, None], jnp.flip(vectors, 1)[:, :rank].T, 0.0)
