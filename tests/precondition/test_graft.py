@@ -76,7 +76,7 @@ def test_of_a_transform_with_itself_it_is_that_transform():
     grads = sequence()
     plain, _ = run(optax.scale_by_adam(), grads)
     grafted, _ = run(graft(optax.scale_by_adam(), optax.scale_by_adam()), grads)
-    # XLA fuses the two differently: sums of entries of size one that cancel may be rounded once more.
+    # XLA fuses the two differently: a sum of entries of size one that cancels is rounded once more.
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=3e-7), plain, grafted
     )
