@@ -5,6 +5,7 @@ Each `scale_by_*` is a direction: no learning rate, no minus sign. :func:`fgo_ja
 names `kfac` and `fismo` are those of sub-packages.)
 """
 
+from fgo_jax.precondition.composed import chain, masked
 from fgo_jax.precondition.diagonal_fisher import scale_by_diagonal_fisher
 from fgo_jax.precondition.fismo.transform import scale_by_fismo
 from fgo_jax.precondition.graft import graft
@@ -17,9 +18,11 @@ from fgo_jax.precondition.step_limits.softmax_radius import clip_by_softmax_radi
 
 __all__ = [
     "Preconditioner",
+    "chain",
     "clip_by_softmax_radius",
     "graft",
     "kfac_layers",
+    "masked",
     "scale_by_diagonal_fisher",
     "scale_by_fismo",
     "scale_by_friction_limit",

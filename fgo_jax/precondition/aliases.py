@@ -14,6 +14,7 @@ from fgo_jax.precondition.fismo.transform import scale_by_fismo
 from fgo_jax.precondition.kfac import Axes, scale_by_kfac
 from fgo_jax.precondition.kfac.layers import Paths
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
+from fgo_jax.precondition.shared.leaves import called
 from fgo_jax.precondition.shared.matrix_view import DimensionNumbers
 
 
@@ -246,8 +247,9 @@ def _at_rate(
 ) -> optax.GradientTransformationExtraArgs:
     _checks.learning_rate(learning_rate)
     _checks.learning_rate(weight_decay, "weight_decay")
+    decaying = None if mask is None else lambda params: called(mask, params)
     return optax.chain(
         transform,
-        optax.add_decayed_weights(weight_decay, mask),
+        optax.add_decayed_weights(weight_decay, decaying),
         optax.scale_by_learning_rate(learning_rate),
     )

@@ -16,7 +16,7 @@ from fgo_jax.curvature.ggn import ggn
 from fgo_jax.curvature.weights import Select, check_select
 from fgo_jax.linalg.operator import Operator, bind
 from fgo_jax.precondition.shared import model as models
-from fgo_jax.precondition.shared.leaves import bias_correction, check_floating, finite_leaves
+from fgo_jax.precondition.shared.leaves import bias_correction, check_floating, usable_leaves
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
 
 _NAME = "scale_by_diagonal_fisher"
@@ -81,8 +81,9 @@ def scale_by_diagonal_fisher(
       gradients. It is exact for a diagonal F, and h^ may be negative.
 
     An entry of h^ is at worst as noisy as the square of one Gaussian, and h averages 1 / (1 - b2)
-    of them. Until then the clipping bounds the effect of a small draw. A leaf with a non-finite
-    gradient gets a zero update and keeps its M; a leaf with a non-finite estimate keeps its h.
+    of them. Until then the clipping bounds the effect of a small draw. A leaf whose
+    gradient is not finite, or has squares that overflow float32, gets a zero update and keeps its
+    M; a leaf with a non-finite estimate keeps its h.
 
     Everything is sharded like its leaf. Meshes need automatic axes.
 
@@ -213,7 +214,7 @@ def scale_by_diagonal_fisher(
             models.key_of_step(state.fisher_key, state.fisher_step),
             updates,
         )
-        grads, finite = finite_leaves(leaves)
+        grads, finite = usable_leaves(leaves)
         decay = jnp.asarray(b1, jnp.float32)
         moment = [
             jnp.where(ok, decay * m + (1 - decay) * g, m)

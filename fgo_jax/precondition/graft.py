@@ -47,7 +47,9 @@ def graft(
 
     A tensor whose M is zero gets a zero update while w > 0; one whose D is zero always does. If the
     norm of M is not finite, the tensor's update is zero; if an entry of D is not finite, that entry
-    is. What a non-finite gradient does to the statistics is up to the two transformations.
+    is. So is the update of a gradient that is not finite, or has a square that overflows float32:
+    both transformations see NaN there, and what becomes NaN or infinite in their states stays as it
+    was. The next gradient counts again.
 
     Args:
       magnitude: gives the norms. It has no learning rate, or both transformations have one.
@@ -57,8 +59,9 @@ def graft(
 
     Returns:
       A gradient transformation in the dtypes of the gradients. If `direction` is a
-      :class:`fgo_jax.precondition.Preconditioner`, so is the result, with the same metric. The
-      state takes as many bytes per parameter as both states together.
+      :class:`fgo_jax.precondition.Preconditioner`, so is the result, with the same metric; it keeps
+      its scale if each member that has a part in its norms does. The state takes as many bytes per
+      parameter as both states together.
 
     Raises:
       ValueError: for a weight outside of [0, 1].
@@ -87,10 +90,9 @@ def graft(
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
-        wanted, magnitude_state = length.update(
-            updates, state.magnitude_state, params, **extra_args
-        )
-        given, direction_state = course.update(updates, state.direction_state, params, **extra_args)
+        marked = jax.tree.map(_marked, updates)
+        wanted, magnitude_state = length.update(marked, state.magnitude_state, params, **extra_args)
+        given, direction_state = course.update(marked, state.direction_state, params, **extra_args)
         w = weight(state.graft_step) if callable(weight) else weight
         w = jnp.asarray(w, jnp.float32)
 
@@ -103,15 +105,20 @@ def graft(
             )
         state = GraftState(
             graft_step=jnp.asarray(optax.safe_increment(state.graft_step)),
-            magnitude_state=optax.tree.cast_like(magnitude_state, state.magnitude_state),
-            direction_state=optax.tree.cast_like(direction_state, state.direction_state),
+            magnitude_state=_finite_or_old(magnitude_state, state.magnitude_state),
+            direction_state=_finite_or_old(direction_state, state.direction_state),
         )
         return new, state
 
     metric = getattr(direction, "metric", None)
     if metric is None:
         return optax.GradientTransformationExtraArgs(init, update)
-    return Preconditioner(init, update, lambda grads, state: metric(grads, state.direction_state))
+    # The updates are as large as those of each member that has a part in their norm.
+    members = [magnitude] * (weight != 0.0) + [direction] * (weight != 1.0)
+    keeps = all(getattr(member, "keeps_scale", True) for member in members)
+    return Preconditioner(
+        init, update, lambda grads, state: metric(grads, state.direction_state), keeps_scale=keeps
+    )
 
 
 def grafted_scale(wanted: Any, given: Any, weight: jax.Array) -> jax.Array:
@@ -126,6 +133,27 @@ def grafted_scale(wanted: Any, given: Any, weight: jax.Array) -> jax.Array:
     return jnp.where(weight > 0, scale, 1.0)
 
 
+def _marked(gradient: Any) -> jax.Array:
+    """NaN instead of the entries that float32 cannot square."""
+    gradient = jnp.asarray(gradient)
+    square = jnp.square(gradient.astype(jnp.float32))
+    return jnp.where(jnp.isfinite(square), gradient, jnp.nan).astype(gradient.dtype)
+
+
+def _finite_or_old(new: Any, old: Any) -> Any:
+    """The new state in the dtypes of the old one, with the old entries where new ones are not.
+
+    It is elementwise, so it is no further pass over the moments.
+    """
+
+    def keep(new: Any, old: Any) -> Any:
+        if not jnp.issubdtype(jnp.result_type(new), jnp.inexact):
+            return new
+        return jnp.where(jnp.isfinite(new), new, old)
+
+    return jax.tree.map(keep, optax.tree.cast_like(new, old), old)
+
+
 def _scaled(scale: jax.Array, direction: jax.Array, like: jax.Array) -> jax.Array:
     direction = jnp.where(jnp.isfinite(direction), direction, jnp.zeros_like(direction))
-    return (direction.astype(jnp.float32) * scale).astype(like.dtype)
+    return (direction.astype(jnp.float32) * scale).astype(jnp.result_type(like))

@@ -13,7 +13,7 @@ from fgo_jax import _checks
 from fgo_jax.linalg.krylov import coefficients, combination, krylov_space, random_block
 from fgo_jax.linalg.operator import Operator, bind
 from fgo_jax.precondition.shared import model as models
-from fgo_jax.precondition.shared.leaves import bias_correction, check_floating, finite_leaves
+from fgo_jax.precondition.shared.leaves import bias_correction, check_floating, usable_leaves
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
 
 _NAME = "scale_by_low_rank_fisher"
@@ -71,8 +71,8 @@ def scale_by_low_rank_fisher(
     A refresh with a non-finite eigenvalue, or without a positive one, is discarded: the last pairs
     stay. Before the first refresh P = I, and it is tried again at every step. If the operator has a
     lower rank, the remaining eigenvalues are zero and rho follows the smallest positive one.
-    Negative eigenvalues (of a Hessian) count as zero. A leaf with a non-finite gradient gets a zero
-    update and enters nothing, until it is finite again.
+    Negative eigenvalues (of a Hessian) count as zero. A leaf whose gradient is not finite, or has
+    squares that overflow float32, gets a zero update and enters nothing, until it is finite again.
 
     The Lanczos process reorthogonalises fully. With a block of one it finds one copy of an
     eigenvalue that is repeated exactly; a block of b finds b of them.
@@ -206,7 +206,7 @@ def scale_by_low_rank_fisher(
             models.key_of_step(state.fisher_key, state.fisher_step),
             updates,
         )
-        moment, finite = finite_leaves(leaves)
+        moment, finite = usable_leaves(leaves)
         if b1 is not None:
             decay = jnp.asarray(b1, jnp.float32)
             before = treedef.flatten_up_to(resting)
@@ -261,7 +261,9 @@ def reduced(
 
 def top_ritz_pairs(matrix: jax.Array, rank: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(largest eigenvalues, whether each is kept, eigenvectors as rows) of a projected operator."""
-    values, vectors = jnp.linalg.eigh(matrix)
+    # An ensemble under `jax.vmap` decomposes one by one: see `over_matrices`.
+    alone = jax.custom_batching.sequential_vmap(lambda matrix: tuple(jnp.linalg.eigh(matrix)))
+    values, vectors = alone(matrix)
     top = jnp.flip(values)[:rank]
     kept = top > _ROUNDING * jnp.max(top)
     return top, kept, jnp.where(kept[:, None], jnp.flip(vectors, 1)[:, :rank].T, 0.0)

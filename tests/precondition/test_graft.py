@@ -76,7 +76,10 @@ def test_of_a_transform_with_itself_it_is_that_transform():
     grads = sequence()
     plain, _ = run(optax.scale_by_adam(), grads)
     grafted, _ = run(graft(optax.scale_by_adam(), optax.scale_by_adam()), grads)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), plain, grafted)
+    # XLA fuses the two differently: a sum of entries of size one that cancels is rounded once more.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=3e-7), plain, grafted
+    )
 
 
 def test_extra_arguments_and_parameters_reach_both():

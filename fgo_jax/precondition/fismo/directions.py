@@ -14,14 +14,6 @@ from fgo_jax.precondition.shared.matrix_view import newton_schulz
 from fgo_jax.precondition.shared.modes import Modes
 
 
-def finite(leaf: Any, view: Modes | None) -> tuple[jax.Array, jax.Array]:
-    """The gradient in float32, zero where it is not finite, and whether it is, by matrix."""
-    g = jnp.asarray(leaf, jnp.float32)
-    good = jnp.isfinite(g)
-    good = jnp.all(good) if view is None else view.reduce(jnp.all, good)
-    return jnp.where(good, g, 0.0), good
-
-
 def between(view: Modes, x: jax.Array, roots: Pair) -> jax.Array:
     """P^-1/2 X Q^-1/2."""
     for side, root in enumerate(roots):

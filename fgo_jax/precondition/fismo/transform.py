@@ -12,7 +12,13 @@ import optax
 from fgo_jax import _checks
 from fgo_jax.precondition.fismo import directions, whitening
 from fgo_jax.precondition.shared import mesh
-from fgo_jax.precondition.shared.leaves import bias_correction, check_floating, empty_field, f32
+from fgo_jax.precondition.shared.leaves import (
+    bias_correction,
+    check_floating,
+    empty_field,
+    f32,
+    usable_leaves,
+)
 from fgo_jax.precondition.shared.matrix_view import (
     DimensionNumbers,
     newton_schulz_coefficients,
@@ -60,10 +66,12 @@ def scale_by_fismo(
 
     It is a direction: no learning rate, no minus sign. :func:`fgo_jax.fismo` adds both.
 
-    For a matrix with m rows, n columns and gradient G, from P = Q = I and M = 0 on,
+    For a matrix with m rows, n columns and gradient G, from P = Q = I and M = 0 on, with
+    X = G Q^-1 G^T / n and Y = G^T P^-1 G / m,
 
-        L = G Q^-1 G^T / n + damping tr(P)/m I,   P <- m S / tr S,  S = decay P + (1 - decay) L,
-        R = G^T P^-1 G / m + damping tr(Q)/n I,   Q <- n T / tr T,  T = decay Q + (1 - decay) R,
+        L = X / max(1, tr(X)/m) + damping tr(P)/m I,   S = decay P + (1 - decay) L,
+        R = Y / max(1, tr(Y)/n) + damping tr(Q)/n I,   T = decay Q + (1 - decay) R,
+        P <- m S / tr S,   Q <- n T / tr T,
         M <- beta M + (1 - beta) P^-1/2 G Q^-1/2,
         update = P^-1/2 polar(M / (1 - beta^t)) Q^-1/2.
 
@@ -72,13 +80,14 @@ def scale_by_fismo(
     `refresh_every` steps. At a refresh R already uses the new P^-1. polar(.) is approximate: Newton
     and Schulz's iteration, an odd polynomial of the singular values.
 
-    Size of the gradients: the equations above are the published ones. Their damping is absolute,
-    since tr(P) = m, and so is the weight of a gradient. If the entries of G are far below 1, as
-    those of most networks are, P and Q stay near I and the update is near Muon's (in a run on
-    digits their eigenvalues stayed within 0.99 and 1.05). `unit_gradients` puts G / rms(G) into L
-    and R. The factors then follow gradients of any size, and a constant factor of all gradients
-    cancels. The damping then bounds the update: a direction that no gradient has visited is
-    multiplied by up to 1/damping.
+    Size of the gradients: the published equations do not divide X and Y. Their damping is absolute,
+    since tr(P) = m, and so is the weight of a gradient. The division bounds that weight where G is
+    above 1, as that of a summed loss: it would leave the damping and all earlier gradients behind.
+    If the entries of G are far below 1, as those of most networks are, P and Q stay near I and the
+    update is near Muon's (in a run on digits their eigenvalues stayed within 0.99 and 1.05).
+    `unit_gradients` puts G / rms(G) into L and R. The factors then follow gradients of any
+    size, and a constant factor of all gradients cancels. The damping then bounds the update: a
+    direction that no gradient has visited is multiplied by up to 1/damping.
 
     With P = Q = I, that is `factor_decay=1` or `max_dim=1`, the update is that of
     `optax.contrib.scale_by_muon(nesterov=False)`, with the same defaults. One difference: a matrix
@@ -96,8 +105,8 @@ def scale_by_fismo(
     of matrices, each with its own factors (for stacked, scanned layers, name the other axes). No
     leaf is reshaped.
 
-    A matrix, or another leaf, whose gradient has a non-finite entry keeps its statistics and gets
-    a zero update.
+    A matrix, or another leaf, whose gradient is not finite, or has squares that overflow float32,
+    keeps its statistics and gets a zero update.
 
     The roots come from eigendecompositions. A coupled Newton iteration would need only products,
     but its rounding error in float32 grows with the condition number, and at damping = 0 nothing
@@ -199,7 +208,7 @@ def scale_by_fismo(
         check_floating(_NAME, leaves)
         found = views(weight_dimension_numbers, updates)
         first, second = treedef.flatten_up_to(state.first_moment), list(state.second_moment)
-        grads, finite = zip(*map(directions.finite, leaves, found), strict=True)
+        grads, finite = usable_leaves(leaves, found)
         due = state.fisher_step % jnp.asarray(refresh_every, jnp.int32) == 0
         factors, roots = _whitened(
             grads,
@@ -221,7 +230,7 @@ def scale_by_fismo(
                 m, u = directions.orthogonalised(
                     g, first[i], roots[i], view, step, beta, coefficients, eps
                 )
-                good = good & jnp.isfinite(view.reduce(jnp.sum, jnp.abs(m)))
+                good = good & jnp.isfinite(view.reduce(jnp.sum, jnp.square(m)))
                 if consistent_rms is not None:
                     u = u * (f32(consistent_rms) * max(view.dims) ** 0.5)
             first[i] = jnp.where(good, m, first[i])

@@ -57,11 +57,14 @@ def next_factor(
         return None
     d, others = view.dims[side], view.dims[1 - side]
     eye = jnp.broadcast_to(jnp.eye(d, dtype=jnp.float32), factor.shape)
-    gram = view.gram(x, side, "highest") / others + damping * _trace(factor) / d * eye
+    gram = view.gram(x, side) / others
+    # At most the factor's own trace: or else the last gradient alone would make the factor, and
+    # leave the damping behind.
+    gram = gram / jnp.maximum(_trace(gram) / d, 1.0) + damping * _trace(factor) / d * eye
     new = decay * factor + (1 - decay) * gram
     new = (new + jnp.swapaxes(new, -1, -2)) / 2
     trace = _trace(new)
-    # The squares of finite gradients can overflow.
+    # The squares of whitened gradients can overflow.
     good = jnp.isfinite(trace) & (trace > 0)
     return jnp.where(good, new * (d / jnp.where(good, trace, 1.0)), factor)
 

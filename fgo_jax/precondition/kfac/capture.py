@@ -71,7 +71,8 @@ class Recorder:
         if missing:
             raise ValueError(
                 f"scale_by_kfac finds no dictionary of parameters at {missing[:3]}: it takes the "
-                "nested dictionaries of Flax linen modules, as `init` makes them."
+                "nested dictionaries of Flax linen modules, as `init` makes them. Name the scales "
+                "of an nn.WeightNorm in diagonal=, together with the layer that it wraps."
             )
         return model
 
@@ -83,6 +84,8 @@ class Recorder:
             module, method = context.module, context.method_name
             if method not in ("__call__", "attend") or module.scope is None:
                 return next_fun(*args, **kwargs)
+            if isinstance(module, (nn.SpectralNorm, nn.WeightNorm)):
+                self.check_wrapped(module)
             held = module.variables.get("params", {})
             marks = [key for key in held if key.startswith(self.prefix)]
             if not marks:
@@ -90,10 +93,30 @@ class Recorder:
             path = marks[0].removeprefix(self.prefix)
             seen = _identify(nn, module, method, held)
             self.seen.setdefault(path, []).append(seen)
-            return handle(next_fun, args, kwargs, module, method, seen, path, held[marks[0]])
+            probe = held[marks[0]]
+            # A FrozenDict freezes the dictionaries inside.
+            probe = dict(probe) if isinstance(probe, Mapping) else probe
+            return handle(next_fun, args, kwargs, module, method, seen, path, probe)
 
         with nn.intercept_methods(intercept):
             return predict_fn(model, batch)
+
+    def check_wrapped(self, module: Any) -> None:
+        """Raises if a probe lies in a layer whose kernel is not what the layer multiplies with."""
+
+        def paths(node: Any) -> list[str]:
+            if not isinstance(node, Mapping):
+                return []
+            found = [k.removeprefix(self.prefix) for k in node if k.startswith(self.prefix)]
+            return found + [path for item in node.values() for path in paths(item)]
+
+        marked = paths(module.layer_instance.variables.get("params", {}))
+        if marked:
+            raise ValueError(
+                f"scale_by_kfac cannot capture {marked} inside {type(module).__name__}, which "
+                "multiplies with another kernel than the one among the parameters. "
+                + advice(WAY_OUT, [f"{path}/*".lstrip("/") for path in marked])
+            )
 
     def captured(self, path: str) -> Seen | None:
         """The first module with parameters at this path that can be captured."""

@@ -14,10 +14,10 @@ from fgo_jax.curvature import losses
 from fgo_jax.curvature.weights import Select, check_select
 from fgo_jax.precondition.kfac import roots, statistics
 from fgo_jax.precondition.kfac.cadence import Cadence, brought_up_to_date
-from fgo_jax.precondition.kfac.estimate import all_finite, estimator
+from fgo_jax.precondition.kfac.estimate import estimator
 from fgo_jax.precondition.kfac.layers import Axes, Layout, Paths, check_diagonal, layout
 from fgo_jax.precondition.shared import mesh
-from fgo_jax.precondition.shared.leaves import bias_correction, empty_field, f32
+from fgo_jax.precondition.shared.leaves import bias_correction, empty_field, f32, usable_leaves
 from fgo_jax.precondition.shared.model import key_data, key_of_step, model_and_batch
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
 
@@ -107,8 +107,9 @@ def scale_by_kfac(
     Sums go over the whole batch under `jax.jit`, sharded or not. Kernels and their updates keep
     their sharding; factors are small, and replicated unless the partitioner splits them. If a
     layer's statistics of a batch are not finite, they stay as they were. If a layer's gradient
-    (kernel or bias) is not finite, the layer gets a zero update and keeps its average. A layer that
-    has never been seen does not move. On a busy CPU set OPENBLAS_NUM_THREADS=1.
+    (kernel or bias) is not finite, or has squares that overflow float32, the layer gets a zero
+    update and keeps its average. A layer that has never been seen does not move. On a busy CPU set
+    OPENBLAS_NUM_THREADS=1.
 
     Args:
       predict_fn: ``(params, batch) -> outputs`` [..., C]. It calls Flax linen modules on the very
@@ -231,12 +232,12 @@ def scale_by_kfac(
             damping=damping,
         )
 
-        grads = [jnp.asarray(g, jnp.float32) for g in leaves]
-        good = finite_layers(plan, grads)
-        grads = [jnp.where(ok, g, 0.0) for ok, g in zip(good, grads, strict=True)]
+        grads, good = usable_layers(plan, leaves)
         out = roots.apply_all(plan, inverse, roots.apply_all(plan, inverse, grads))
         if norm_constraint is not None:
             out = shortened(out, grads, norm_constraint)
+        # P^-1 can be far above one.
+        good = [ok & jnp.isfinite(u) for ok, u in zip(good, out, strict=True)]
         direction: Any = ()
         if b1 is not None:
             old = treedef.flatten_up_to(state.direction)
@@ -267,24 +268,24 @@ def scale_by_kfac(
     return Preconditioner(init, update, metric, keeps_scale=False)
 
 
-def finite_layers(plan: Layout, grads: list[jax.Array]) -> list[jax.Array]:
-    """Whether each gradient is finite, with all others of its layer."""
-    good = [jnp.asarray(True)] * len(grads)
-    for members in [*(x.leaves for x in plan.layers), *((d.leaf,) for d in plan.diagonals)]:
-        together = all_finite([grads[i] for i in members])
-        for i in members:
-            good[i] = together
-    return good
+def usable_layers(plan: Layout, leaves: list[Any]) -> tuple[list[jax.Array], list[jax.Array]]:
+    """Gradients in float32, and whether each can be squared, with all others of its layer."""
+    grads, alone = usable_leaves(leaves)
+    good = list(alone)
+    for layer in plan.layers:
+        for i in layer.leaves:
+            good[i] = jnp.all(jnp.stack([alone[j] for j in layer.leaves]))
+    return [jnp.where(ok, g, 0.0) for ok, g in zip(good, grads, strict=True)], good
 
 
 def shortened(updates: list[Any], grads: list[Any], limit: Any) -> list[Any]:
-    """The updates u, shortened until u^T P u <= limit, where P u = g."""
-    square = sum(
-        (
-            jnp.tensordot(g, u, axes=g.ndim, out_sharding=mesh.replicated(g, 0))
-            for g, u in zip(grads, updates, strict=True)
-        ),
-        jnp.zeros((), jnp.float32),
-    )
-    scale = jnp.sqrt(limit / jnp.maximum(square, limit))
-    return [scale * u for u in updates]
+    """The updates u, shortened until u^T P u <= limit, where P u = g; zero where that overflows."""
+    squares = [
+        jnp.tensordot(g, u, axes=g.ndim, precision="highest", out_sharding=mesh.replicated(g, 0))
+        for g, u in zip(grads, updates, strict=True)
+    ]
+    total = sum((jnp.where(jnp.isfinite(s), s, 0.0) for s in squares), jnp.zeros((), jnp.float32))
+    scale = jnp.sqrt(limit / jnp.maximum(total, limit))
+    return [
+        jnp.where(jnp.isfinite(s), scale * u, 0.0) for s, u in zip(squares, updates, strict=True)
+    ]

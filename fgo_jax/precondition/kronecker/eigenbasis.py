@@ -52,11 +52,12 @@ def averaged(
     modes: Sequence[Modes],
     good: Sequence[jax.Array],
     decay: Any,
+    stays: Any = 1,
 ) -> Leaves:
-    """L <- decay L + (1 - decay) G_(k) G_(k)^T for every mode k, where the leaf is good."""
+    """L <- decay L + (1 - decay) G_(k) G_(k)^T for every mode k, or `stays` L for a bad leaf."""
     return tuple(
         tuple(
-            jnp.where(m.per_factor(ok), decay * f + (1 - decay) * m.gram(g, k, "highest"), f)
+            jnp.where(m.per_factor(ok), decay * f + (1 - decay) * m.gram(g, k), stays * f)
             for k, f in enumerate(fs)
         )
         for fs, g, m, ok in zip(factors, gradients, modes, good, strict=True)
@@ -147,8 +148,20 @@ def _refresh(
     for i, k in places:
         order = new[i, k][1]
         selection = jax.nn.one_hot(order, order.shape[-1], dtype=jnp.float32)
-        carried[i] = modes[i].multiply(carried[i], selection, k, precision="highest")
+        carried[i] = modes[i].multiply(carried[i], selection, k)
     return bases, tuple(carried), eigenvalues
+
+
+def kind_of_refresh(step: jax.Array, every: Any, factors: Leaves, eigenvalues: Leaves) -> jax.Array:
+    """0 keeps the bases, 1 refines them, 2 makes new ones; `step` counts the updates before."""
+    due = step % jnp.asarray(every, jnp.int32) == 0
+    first = step == 0
+    # Eigenvalues that are all zero would divide a gradient by eps until the next refresh.
+    for leaf, values in zip(factors, eigenvalues or (), strict=False):
+        if leaf:
+            trace = jnp.trace(leaf[0], axis1=-2, axis2=-1)
+            first = first | jnp.any((trace > 0) & (jnp.sum(values[0], axis=-1) == 0))
+    return jnp.where(first, 2, jnp.where(due, 1, 0))
 
 
 def refresh(

@@ -11,7 +11,14 @@ import optax
 from fgo_jax import _checks
 from fgo_jax.precondition.kronecker import eigenbasis
 from fgo_jax.precondition.kronecker.second_moment import Denominator, scaled_noise
-from fgo_jax.precondition.shared.leaves import bias_correction, check_floating, empty_field, f32
+from fgo_jax.precondition.shared.leaves import (
+    bias_correction,
+    check_floating,
+    empty_field,
+    f32,
+    held,
+    usable_leaves,
+)
 from fgo_jax.precondition.shared.matrix_view import DimensionNumbers, views
 from fgo_jax.precondition.shared.modes import Modes
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
@@ -91,7 +98,9 @@ def scale_by_kronecker_fisher(
 
     with lambda_i the eigenvalues of L_i along axis i; all L_i have the same trace. It is also
     divided by the length of each axis without a factor. This is Shampoo, with the inverse square
-    root of each side at power 1/2 and Shampoo's own fourth root at power 1/4.
+    root of each side at power 1/2 and Shampoo's own fourth root at power 1/4. The first positive
+    trace makes a refresh of its own. If the trace has more than doubled since the last refresh, the
+    excess is added evenly to V: a spike is held back before its direction is known.
 
     Factors: a leaf of any rank has one for each axis with 1 < length <= `max_dim`; attention and
     convolution kernels have three or four. An axis longer than `max_dim` gets no factor and is not
@@ -103,8 +112,9 @@ def scale_by_kronecker_fisher(
     are a batch of matrices with factors of their own (stacked, scanned layers). A leaf for which
     it gives None has no factor.
 
-    A leaf (or a matrix of a batch) whose gradient has a non-finite entry keeps its statistics and
-    gets a zero update. The bias corrections count that step like any other.
+    A leaf (or a matrix of a batch) whose gradient is not finite, or has squares that overflow
+    float32, keeps its statistics and gets a zero update. The bias corrections count that step like
+    any other. With `centred`, two equal gradients in a row hold no noise: A and L_i stay.
 
     Updates and moments are sharded like their leaf. Factors and bases are replicated on a mesh with
     explicit axes; with automatic axes the partitioner may split them unless `out_shardings` pins
@@ -125,7 +135,7 @@ def scale_by_kronecker_fisher(
       damping: added to the second moment, relative to its mean. None is 1e-3; at power 1/2 it is
         1e-6 for leaves with a factor, which hides the rounding errors of the rotation, and 0 for
         the others. At power 1/2 a leaf with a factor takes at least 1 at the first step; at other
-        powers every leaf takes at least 1/t.
+        powers, and without `corrected`, every leaf takes at least 1/t.
       momentum_dtype: dtype in which the first moment is stored, float32 if None. The rest of the
         state is float32. Updates have the dtypes of the gradients.
       corrected: whether V is tracked in the eigenbasis, or computed from the factors' eigenvalues.
@@ -174,7 +184,9 @@ def scale_by_kronecker_fisher(
     _checks.non_negative("damping", with_factors)
     momentum_dtype = jnp.dtype(jnp.float32 if momentum_dtype is None else momentum_dtype)
     b1, b2, factor_decay, eps = map(f32, (b1, b2, factor_decay, eps))
-    denominator = Denominator(b2, eps, power, centred, f32(with_factors), f32(without))
+    denominator = Denominator(
+        b2, factor_decay, eps, power, centred, f32(with_factors), f32(without)
+    )
 
     def modes_of(tree: Any) -> list[Modes]:
         shapes = [jnp.shape(x) for x in jax.tree.leaves(tree)]
@@ -221,21 +233,24 @@ def scale_by_kronecker_fisher(
             return updates, state._replace(fisher_step=step)
         check_floating(_NAME, leaves)
         modes = modes_of(updates)
-        grads, good = _finite(leaves, modes)
+        grads, good = usable_leaves(leaves, modes)
         first = treedef.flatten_up_to(state.first_moment)
         second = treedef.flatten_up_to(state.second_moment)
         previous = treedef.flatten_up_to(state.previous) if centred else grads
-        observed = scaled_noise(grads, previous, modes) if centred else grads
-
-        factors = eigenbasis.averaged(state.factors, observed, modes, good, factor_decay)
+        observed, seen, stays = grads, good, (1, 1)
+        if centred:
+            observed, seen = scaled_noise(grads, previous, modes, good)
+            # A constant gradient shows no noise. Averages that fade would raise it by b2^-t.
+            stays = held(factor_decay, step), held(b2, step)
+        factors = eigenbasis.averaged(state.factors, observed, modes, seen, factor_decay, stays[0])
         bases, values = eigenbasis.replicated(state.bases, state.eigenvalues, grads)
-        due = state.fisher_step % jnp.asarray(refresh_every, jnp.int32) == 0
-        how = jnp.where(due, jnp.where(state.fisher_step == 0, 2, 1), 0)
+        how = eigenbasis.kind_of_refresh(
+            state.fisher_step, refresh_every, factors, () if corrected else values
+        )
         unbiased = jnp.asarray(bias_correction(factor_decay, step))
         bases, second, values = eigenbasis.refresh(
             how, factors, bases, modes, tuple(second), values, unbiased
         )
-
         new_first, new_second, out = [], [], []
         for i, (g, x, m, ok) in enumerate(zip(grads, observed, modes, good, strict=True)):
             before = first[i].astype(jnp.float32)
@@ -244,16 +259,18 @@ def scale_by_kronecker_fisher(
             mean = jnp.where(ok, (1 - b1) * g + b1 * before, before)
             v = second[i]
             if tracked(m):
-                v = jnp.where(ok, (1 - b2) * eigenbasis.rotate(x, bases[i], m) ** 2 + b2 * v, v)
+                new = (1 - b2) * eigenbasis.rotate(x, bases[i], m) ** 2 + b2 * v
+                v = jnp.where(seen[i], new, stays[1] * v)
             new_first.append(mean)
             new_second.append(v)
             u = eigenbasis.rotate(mean / bias_correction(b1, step), bases[i], m)
-            u = u / denominator(v, values[i], step, m)
+            u = u / denominator(v, values[i], factors[i], step, m)
             u = eigenbasis.rotate_back(u, bases[i], m)
             # An elementwise function of the leaf is sharded like it. Without it the partitioner
             # picks a sharding that suits the contraction.
-            out.append(jnp.where(ok & jnp.isfinite(leaves[i]), u, 0.0))
-
+            u = jnp.where(ok & jnp.isfinite(leaves[i]), u, 0.0)
+            out.append(u.astype(jnp.result_type(leaves[i])))
+        kept = [jnp.where(ok, g, p) for ok, g, p in zip(good, grads, previous, strict=True)]
         new = ScaleByKroneckerFisherState(
             fisher_step=step,
             first_moment=treedef.unflatten(new_first),
@@ -261,13 +278,8 @@ def scale_by_kronecker_fisher(
             factors=factors,
             bases=bases,
             eigenvalues=state.eigenvalues if corrected else values,
-            previous=treedef.unflatten(
-                [jnp.where(ok, g, p) for ok, g, p in zip(good, grads, previous, strict=True)]
-            )
-            if centred
-            else (),
+            previous=treedef.unflatten(kept) if centred else (),
         )
-        out = [u.astype(jnp.result_type(g)) for u, g in zip(out, leaves, strict=True)]
         return treedef.unflatten(out), optax.tree.cast_like(new, state)
 
     def metric(grads: Any, state: Any) -> Any:
@@ -280,16 +292,9 @@ def scale_by_kronecker_fisher(
         for i, (g, m) in enumerate(zip(leaves, modes_of(grads), strict=True)):
             x = eigenbasis.rotate(jnp.asarray(g, jnp.float32), state.bases[i], m)
             values = () if corrected else state.eigenvalues[i]
-            x = x / jnp.where(fresh, 1.0, jnp.sqrt(denominator(second[i], values, step, m)))
+            p = denominator(second[i], values, state.factors[i], step, m)
+            x = x / jnp.where(fresh, 1.0, jnp.sqrt(p))
             rows.append(eigenbasis.rotate_back(x, state.bases[i], m))
         return treedef.unflatten(rows)
 
     return Preconditioner(init, update, metric, keeps_scale=not centred)
-
-
-def _finite(leaves: list[Any], modes: list[Modes]) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Gradients in float32, zero where they are not finite, and (by matrix) whether they are."""
-    grads = [jnp.asarray(g, jnp.float32) for g in leaves]
-    # 0 g is 0 for every finite number. The sum is a single pass, which vector units do fast.
-    good = [m.reduce(jnp.sum, 0 * g) == 0 for g, m in zip(grads, modes, strict=True)]
-    return [jnp.where(ok, g, 0.0) for g, ok in zip(grads, good, strict=True)], good

@@ -16,7 +16,9 @@ def over_matrices(function: Callable[..., Any], *operands: Sequence[jax.Array]) 
     Factors of equal size share one compiled loop. They are not batched: on CPU a batched
     decomposition waits for workers of the pool that it runs on itself. A few of them at once
     (three sizes, or eight simulated devices) then wait for ever (jaxlib 0.10, ParallelBatchMap).
+    `jax.vmap` over an ensemble would batch them again, so it becomes a loop as well.
     """
+    one_by_one = jax.custom_batching.sequential_vmap(lambda *matrices: function(*matrices))
     first = operands[0]
     by_size: dict[int, list[int]] = {}
     for i, factor in enumerate(first):
@@ -26,7 +28,7 @@ def over_matrices(function: Callable[..., Any], *operands: Sequence[jax.Array]) 
         stacked = tuple(
             jnp.concatenate([operand[i].reshape(-1, d, d) for i in same]) for operand in operands
         )
-        mapped = jax.lax.map(lambda matrices: function(*matrices), stacked)
+        mapped = jax.lax.map(lambda matrices: one_by_one(*matrices), stacked)
         start = 0
         for i in same:
             batch = first[i].shape[:-2]

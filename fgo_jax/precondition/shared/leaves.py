@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from fgo_jax.precondition.shared.modes import Modes
+
 
 def f32(x: Any) -> Any:
     """None or a Python number as it is; an injected hyperparameter of any dtype in float32."""
     return x if x is None or isinstance(x, (int, float)) else jnp.asarray(x, jnp.float32)
+
+
+def called(given: Any, tree: Any, is_leaf: Any = None) -> Any:
+    """A tree such as a mask as it is, or what a function makes of the parameters.
+
+    Some trees can be called too, such as those of modules with a `__call__`. They are trees if
+    their structure fits.
+    """
+    if not callable(given):
+        return given
+    if not jax.tree_util.all_leaves([given], is_leaf):
+        try:
+            jax.tree.map(lambda *_: 0, given, tree, is_leaf=is_leaf)
+        except (ValueError, TypeError):
+            pass
+        else:
+            return given
+    return given(tree)
 
 
 def check_floating(name: str, leaves: list[Any]) -> None:
@@ -28,16 +49,35 @@ def check_floating(name: str, leaves: list[Any]) -> None:
             )
 
 
-def finite_leaves(leaves: list[jax.Array]) -> tuple[list[jax.Array], list[jax.Array]]:
-    """Leaves in float32, zero where not finite as a whole; and whether each is finite, bool []."""
-    wide = [jnp.asarray(leaf, jnp.float32) for leaf in leaves]
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in wide]
-    return [jnp.where(ok, leaf, 0.0) for ok, leaf in zip(finite, wide, strict=True)], finite
+def usable(leaf: Any, modes: Modes | None = None) -> tuple[jax.Array, jax.Array]:
+    """A gradient in float32, zero where it cannot be squared; and whether it can, by matrix.
+
+    A sum of squares beyond float32, 3e38, would make statistics infinite for ever. So it counts as
+    a non-finite entry does. The sum is a single pass, which vector units do fast.
+    """
+    g = jnp.asarray(leaf, jnp.float32)
+    square = jnp.sum(g * g) if modes is None else modes.reduce(jnp.sum, g * g)
+    good = jnp.isfinite(square)
+    return jnp.where(good, g, 0.0), good
+
+
+def usable_leaves(
+    leaves: Sequence[Any], modes: Sequence[Modes | None] | None = None
+) -> tuple[list[jax.Array], list[jax.Array]]:
+    """`usable` of each leaf: all gradients, and all that tells whether they are usable."""
+    pairs = [usable(*pair) for pair in zip(leaves, modes or [None] * len(leaves), strict=True)]
+    return [g for g, _ in pairs], [good for _, good in pairs]
 
 
 def bias_correction(decay: Any, step: jax.Array) -> Any:
     """1 - decay^step: the weights that a moving average has gathered after `step` updates."""
     return 1 - decay ** step.astype(jnp.float32)
+
+
+def held(decay: Any, step: jax.Array) -> Any:
+    """The factor that keeps a bias-corrected average as it is at a step that adds nothing to it."""
+    before = bias_correction(decay, step - 1)
+    return jnp.where(before > 0, bias_correction(decay, step) / jnp.where(before > 0, before, 1), 1)
 
 
 def empty_field() -> jax.Array:

@@ -14,6 +14,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from fgo_jax import _checks
+from fgo_jax.precondition.shared.leaves import called
 from fgo_jax.precondition.shared.modes import Modes
 
 # As in optax.contrib.muon: MuonDimensionNumbers for all leaves; a tree of them, or a prefix of one,
@@ -26,9 +27,6 @@ def views(numbers: DimensionNumbers, tree: Any) -> list[Modes | None]:
     shapes = [jnp.shape(x) for x in jax.tree.leaves(tree)]
     if not shapes or numbers is None:
         return [_default(shape) for shape in shapes]
-    given: Any = numbers
-    if callable(given):
-        given = given(tree)
     spread: list[Any] = []
 
     def collect(one: Any, below: Any) -> None:
@@ -42,6 +40,7 @@ def views(numbers: DimensionNumbers, tree: Any) -> list[Modes | None]:
     def is_leaf(x: Any) -> bool:
         return x is None or isinstance(x, (MuonDimensionNumbers, optax.MaskedNode))
 
+    given = called(numbers, tree, is_leaf)
     masked = optax.MaskedNode()
     given = jax.tree.map(lambda x: None if x == masked else x, given, is_leaf=is_leaf)
     jax.tree.map(collect, given, tree, is_leaf=is_leaf)
@@ -100,10 +99,13 @@ def newton_schulz_coefficients(ns_coeffs: Any, ns_steps: int) -> list[list[float
 def newton_schulz(
     x: jax.Array, view: Modes, coefficients: Sequence[Sequence[Any]], eps: Any
 ) -> jax.Array:
-    """About U V^T of every matrix X = U S V^T, by X <- a X + (b A + c A^2) X, A = X X^T."""
+    """About U V^T of every matrix X = U S V^T, by X <- a X + (b A + c A^2) X, A = X X^T.
+
+    The products have the device's default precision, as in Muon: the iteration is approximate.
+    """
     x = x / (jnp.sqrt(view.reduce(jnp.sum, jnp.square(x))) + eps)
     side = 0 if view.dims[0] <= view.dims[1] else 1
     for a, b, c in coefficients:
-        gram = view.gram(x, side)
-        x = a * x + view.multiply(x, b * gram + c * jnp.matmul(gram, gram), side)
+        gram = view.gram(x, side, precision=None)
+        x = a * x + view.multiply(x, b * gram + c * jnp.matmul(gram, gram), side, precision=None)
     return x

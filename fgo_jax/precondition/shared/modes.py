@@ -60,7 +60,10 @@ class Modes(NamedTuple):
         """A result of `reduce` as [*batch, 1, 1], which broadcasts against a factor."""
         return jnp.squeeze(x, self.unbatched)[..., None, None]
 
-    def gram(self, x: jax.Array, k: int, precision: Any = None) -> jax.Array:
+    # Accelerators multiply float32 in lower precision by default. Its rounding would be divided by
+    # small second moments and become noise as large as the update.
+
+    def gram(self, x: jax.Array, k: int, precision: Any = "highest") -> jax.Array:
         """X_(k) X_(k)^T, where X_(k) unfolds X along mode k: [*batch, d, d]."""
         kept, batch = self._letters(self.groups[k]), self._letters(self.batch)
         product = jnp.einsum(
@@ -78,7 +81,7 @@ class Modes(NamedTuple):
         matrix: jax.Array,
         k: int,
         transpose: bool = False,
-        precision: Any = None,
+        precision: Any = "highest",
     ) -> jax.Array:
         """A X_(k), or A^T X_(k), folded back to the shape of X; sharded as X."""
         kept, batch = self._letters(self.groups[k]), self._letters(self.batch)

@@ -21,7 +21,8 @@ class Preconditioner(optax.GradientTransformationExtraArgs):
     A probe that reads rows P^(-1/2) g measures the gradient covariance C in the metric of the
     running phase, P^(-1/2) C P^(-1/2). :func:`fgo_jax.phased` passes them to its probe. A
     transformation without a metric works there too: its probe then reads raw gradients.
-    `optax.chain` and other wrappers return plain transformations, without a metric.
+    `optax.chain`, `optax.masked` and other wrappers return plain transformations, without a metric;
+    :func:`fgo_jax.precondition.chain` and :func:`fgo_jax.precondition.masked` keep it.
 
     Attributes:
       init: ``params -> state``.

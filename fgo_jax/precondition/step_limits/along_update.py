@@ -82,7 +82,7 @@ def limit_updates(
         _check_call(name, params, extra_args, needs_gradient)
         if not jax.tree.leaves(updates):
             return updates, state
-        leaves, treedef = jax.tree.flatten(updates)
+        leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, updates))
         # At least float32: a tiny factor would be zero in a narrower type.
         proposed = [u.astype(jnp.promote_types(u.dtype, jnp.float32)) for u in leaves]
         good, norm = _finite_norm(proposed)
@@ -151,7 +151,7 @@ def _slope(grads: Sequence[jax.Array], proposed: Sequence[jax.Array]) -> jax.Arr
     """g^T p over the leaves where the product is finite."""
     products = jnp.stack(
         [
-            vdot(g.astype(jnp.float32), p.astype(jnp.float32))
+            vdot(jnp.asarray(g, jnp.float32), p.astype(jnp.float32))
             for g, p in zip(grads, proposed, strict=True)
         ]
     )

@@ -24,6 +24,11 @@ def of_trace(p):
     return len(p) * p / np.trace(p)
 
 
+def at_most_one(x):
+    """Divided until the mean of the diagonal is at most one."""
+    return x / max(np.trace(x) / len(x), 1.0)
+
+
 def polar(x):
     x = x / (np.linalg.norm(x) + EPS)
     for _ in range(5):
@@ -40,10 +45,10 @@ def reference(grads, unit):
     for t, g in enumerate(grads):
         refresh = t % EVERY == 0
         h = g / np.sqrt(np.mean(g**2)) if unit else g
-        left = h @ q_root @ q_root @ h.T / n + DAMPING * np.trace(p) / m * np.eye(m)
+        left = at_most_one(h @ q_root @ q_root @ h.T / n) + DAMPING * np.trace(p) / m * np.eye(m)
         p = of_trace(DECAY * p + (1 - DECAY) * left)
         p_root = inverse_root(p) if refresh else p_root
-        right = h.T @ p_root @ p_root @ h / m + DAMPING * np.trace(q) / n * np.eye(n)
+        right = at_most_one(h.T @ p_root @ p_root @ h / m) + DAMPING * np.trace(q) / n * np.eye(n)
         q = of_trace(DECAY * q + (1 - DECAY) * right)
         q_root = inverse_root(q) if refresh else q_root
         moment = BETA * moment + (1 - BETA) * p_root @ g @ q_root

@@ -110,7 +110,9 @@ def shampoo(grads, power, rows, damping=1e-3):
                 np.diag(q.T @ f @ q) / (1 - DECAY**t) for q, f in zip(bases, factors, strict=True)
             ]
         v = np.outer(*sides) / sides[0].sum()
-        v = v + max(damping, 1 / t if power != 0.5 else float(t == 1)) * v.mean()
+        trace = np.trace(factors[0]) / (1 - DECAY**t)
+        v = v + max(trace - 2 * sides[0].sum(), 0.0) / v.size
+        v = v + max(damping, 1 / t) * v.mean()
         p = np.sqrt(v) + EPS
         if power != 0.5:
             p = (v + EPS**2) ** power * np.sqrt(np.mean((v + EPS**2) ** (1 - 2 * power)))

@@ -1,0 +1,79 @@
+"""Every natural gradient on one small network, for what all of them have to withstand."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import fgo_jax as fgo
+
+
+class Network(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(4)(nn.tanh(nn.Dense(5)(x)))
+
+
+def predict(params, batch):
+    return Network().apply({"params": params}, batch)
+
+
+BATCH = jax.random.normal(jax.random.key(0), (16, 6))
+PARAMS = Network().init(jax.random.key(1), BATCH)["params"]
+CURVATURE = fgo.curvature.ggn(predict)
+
+MAKERS = {
+    "kronecker": fgo.scale_by_kronecker_fisher,
+    "kronecker, power 1": functools.partial(fgo.scale_by_kronecker_fisher, power=1.0),
+    "kronecker, centred": functools.partial(
+        fgo.scale_by_kronecker_fisher, power=1.0, centred=True, vector_factors=True
+    ),
+    "shampoo": functools.partial(fgo.scale_by_kronecker_fisher, corrected=False),
+    "shampoo, power 1/4": functools.partial(
+        fgo.scale_by_kronecker_fisher, corrected=False, power=0.25
+    ),
+    "fismo": fgo.scale_by_fismo,
+    "fismo, unit": functools.partial(fgo.scale_by_fismo, unit_gradients=True),
+    "kfac": functools.partial(fgo.scale_by_kfac, predict),
+    "kfac, averaged": functools.partial(fgo.scale_by_kfac, predict, b1=0.9, norm_constraint=None),
+    "diagonal": functools.partial(fgo.scale_by_diagonal_fisher, predict),
+    "low rank": functools.partial(fgo.scale_by_low_rank_fisher, CURVATURE, rank=3, num_steps=6),
+    "graft": lambda: fgo.graft(optax.scale_by_adam(), optax.trace(0.9)),
+    "graft on kronecker": lambda: fgo.graft(optax.scale_by_adam(), fgo.scale_by_kronecker_fisher()),
+}
+
+
+def like_params(make, dtype=jnp.float32):
+    """A tree shaped like the parameters, each leaf made from its shape."""
+    return jax.tree.map(lambda p: jnp.asarray(make(p.shape), dtype), PARAMS)
+
+
+def random_gradients(steps, seed=0):
+    rng = np.random.default_rng(seed)
+    mean = like_params(lambda s: rng.normal(size=s))
+    noise = [like_params(lambda s: rng.normal(size=s)) for _ in range(steps)]
+    return [jax.tree.map(lambda m, x: 0.3 * m + x, mean, tree) for tree in noise]
+
+
+def run(transform, grads, params=PARAMS, batch=BATCH):
+    """All updates of a sequence of gradient trees, and all states."""
+    state = transform.init(params)
+    update = jax.jit(optax.with_extra_args_support(transform).update)
+    updates, states = [], []
+    for g in grads:
+        u, state = update(g, state, params, batch=batch)
+        updates.append(u)
+        states.append(state)
+    return updates, states
+
+
+def finite(tree):
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return all(bool(jnp.all(jnp.isfinite(x))) for x in leaves)
+
+
+def rms(x):
+    return float(np.sqrt(np.mean(np.square(np.asarray(x, np.float64)))))
