@@ -53,7 +53,9 @@ def spectrum(
 
     The few outliers that dominate the variance of a random trace thus add nothing to it.
     Traces are unbiased, ratios to first order. The rank and the density are those of Ritz
-    values, which resolve the bulk as far as the steps allow.
+    values, which resolve the bulk as far as the steps allow. The error of every figure that
+    the steps may not resolve includes what their last third changed. It is infinite, and the
+    table says "unresolved", where that is more than half of the figure: take more steps.
 
     The operator may be indefinite, as :func:`fgo_jax.curvature.hessian` is. ``trace``,
     ``trace_square`` and the eigenvalues are then signed, and ``participation_ratio`` and
@@ -174,6 +176,7 @@ def spectrum(
         noise_scale=noise.get("noise_scale"),
         energy=float(energy),
         rule=whole.rule,
+        short_rule=whole.short,
         layers={
             name: LayerReport(
                 dimension=part.dimension,
