@@ -65,7 +65,7 @@ def spectral_density(
     ax.set_xscale("asinh", linear_width=density.linear_width, base=10)
     ax.set_yscale("log")
     top = 3.0 * max(np.max(height), 1.0)
-    # An unresolved figure (infinite error) gets a band or a line as long as itself.
+    # An unresolved figure (infinite error) gets a band as wide as itself.
     errors = density.per_decade_errors
     band = np.where(np.isinf(errors), density.per_decade, 2.0 * errors)
     ax.fill_between(x, _FLOOR, np.maximum(height, _FLOOR), color=_BULK, alpha=0.25, lw=0)
@@ -154,7 +154,6 @@ def layers(report: SpectrumReport, ax: Any = None) -> Any:
         values = np.array([abs(float(read(part).value)) / divisor(part) for _, part in parts])
         factor = 1.0 if label.startswith("top") else 2.0
         errors = np.array([factor * float(read(part).error) / divisor(part) for _, part in parts])
-        errors = np.where(np.isinf(errors), values, errors)
         left = np.minimum(errors, 0.9 * values)  # stays above zero, for the logarithmic axis
         ax.barh(
             place + offset,

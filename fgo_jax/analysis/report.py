@@ -85,9 +85,10 @@ class SpectrumReport:
 
     Every `Estimate` is a value and its standard error: the spread over the random starts,
     widened to Student's t, and for figures of :math:`|\lambda|` also what the last third of
-    the steps changed. It is infinite where the steps do not resolve the figure. The error of an eigenvalue is its residual |A v - value v| instead: within
-    it there is an eigenvalue for certain. Sums of energy are over :math:`|\lambda|`, which is
-    :math:`\lambda` for a positive semi-definite operator.
+    the steps changed. It is infinite where the steps do not resolve the figure. The error of
+    an eigenvalue is its residual |A v - value v| instead: within it there is an eigenvalue
+    for certain. Sums of energy are over :math:`|\lambda|`, which is :math:`\lambda` for a
+    positive semi-definite operator.
 
     Attributes:
       eigenvalues: [k], the largest in size first. Negative ones keep their sign.
