@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax import _checks
+from fgo_jax.linalg import devices
 
 # `(params, batch) -> matvec`, as fgo_jax.curvature makes them; some also require `key=`.
 Operator = Callable[..., Callable[[Any], Any]]
@@ -19,17 +20,49 @@ Operator = Callable[..., Callable[[Any], Any]]
 _DRAWS = 0x6472_6177
 
 
-def bind(operator: Operator, params: Any, batch: Any, key: jax.Array, part: Any = 0) -> Any:
+def bind(
+    operator: Operator,
+    params: Any,
+    batch: Any,
+    key: jax.Array,
+    part: Any = 0,
+    axis_name: devices.AxisName = None,
+) -> Any:
     """`operator(params, batch)`, with a key of its own where the operator requires `key=`.
 
     That key differs from all others that a probe derives from `key`. An operator that
     requires no key does not depend on it. Parts of one measurement that must draw
-    independently, such as the halves of a batch, have different numbers `part`.
+    independently, such as the halves of a batch, have different numbers `part`. With
+    `axis_name` the result is of this device's part of the batch, with draws of its own.
     """
+    axes = devices.varying_axes(batch, axis_name)
+    params = devices.on_each_device(params, batch, axis_name)
     if not _requires_key(operator):
-        return operator(params, batch)
+        return _on_each_device(operator(params, batch), axes)
     drawn = jax.random.fold_in(jax.random.fold_in(key, _DRAWS), part)
-    return operator(params, batch, key=drawn)
+    if axis_name is not None:
+        drawn = jax.random.fold_in(drawn, jax.lax.axis_index(axis_name))
+    return _on_each_device(operator(params, batch, key=drawn), axes)
+
+
+def _on_each_device(result: Any, axes: frozenset[str]) -> Any:
+    """A matvec that takes vectors which are equal on all devices; rows stay as they are."""
+    if not axes or not callable(result):
+        return result
+    return lambda vector: result(devices.as_varying(vector, axes))
+
+
+def bind_mean(
+    operator: Operator,
+    params: Any,
+    batch: Any,
+    key: jax.Array,
+    part: Any = 0,
+    axis_name: devices.AxisName = None,
+) -> Callable[[Any], Any]:
+    """As `bind`, the matvec of the mean over the devices of `axis_name`; products in float32."""
+    matvec = bind(operator, params, batch, key, part, axis_name)
+    return lambda vector: devices.mean_over(axis_name, matvec(vector))
 
 
 def _requires_key(operator: Operator) -> bool:

@@ -173,9 +173,12 @@ def _measure(
 ) -> averages.GramState:
     examples = count(inputs.batch)
     batch = jax.tree.map(lambda leaf: leaf[:examples], inputs.batch)
-    rows = bind(rows_fn, inputs.params, batch, inputs.key)
+    axis_name = inputs.axis_name
+    rows = bind(rows_fn, inputs.params, batch, inputs.key, axis_name=axis_name)
     n = row_count(rows, 5 if centred else 3)
-    leaves = [leaf_gram(leaf) for leaf in jax.tree.leaves(rows)]
+    size = sum(leaf.size // n for leaf in jax.tree.leaves(rows))
+    n *= 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    leaves = [leaf_gram(leaf, axis_name) for leaf in jax.tree.leaves(rows)]
     empty = jnp.zeros([n, n], jnp.float32)
     grams = [sum((leaves[i] for i in those), empty) for those in slots(groups, rows)]
 
@@ -186,7 +189,6 @@ def _measure(
     covariance = jax.vmap(functools.partial(_jackknife, centred=centred))(grams)
 
     freedom = n - 1 if centred else n
-    size = sum(leaf.size // n for leaf in jax.tree.leaves(rows))
     read = row_spectrum(sums.centre(grams[0]) if centred else grams[0], freedom, energy)
     rank, influence = read.energy_rank, read.rank_influence
     influences = jnp.stack([read.top_influence, influence, influence / freedom])

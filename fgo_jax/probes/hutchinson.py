@@ -14,7 +14,7 @@ from fgo_jax import _checks
 from fgo_jax.linalg.krylov import combination, krylov_space, random_block
 from fgo_jax.linalg.operator import (
     Operator,
-    bind,
+    bind_mean,
     check_examples,
     example_count,
     is_due,
@@ -174,7 +174,14 @@ def _measure(
     half = count(inputs.batch) // 2
     halves = (slice(0, half), slice(half, 2 * half))
     first, second = (
-        bind(operator, params, jax.tree.map(lambda x, i=i: x[i], inputs.batch), inputs.key, part)
+        bind_mean(
+            operator,
+            params,
+            jax.tree.map(lambda x, i=i: x[i], inputs.batch),
+            inputs.key,
+            part,
+            inputs.axis_name,
+        )
         for part, i in enumerate(halves)
     )
     members = slots(groups, params)

@@ -14,7 +14,7 @@ from fgo_jax import _checks
 from fgo_jax.linalg.krylov import EigenvalueCounts, count_eigenvalues, krylov_space, random_block
 from fgo_jax.linalg.operator import (
     Operator,
-    bind,
+    bind_mean,
     check_examples,
     example_count,
     is_due,
@@ -183,7 +183,7 @@ def _measure(
 ) -> LanczosState:
     examples = count(inputs.batch)
     batch = jax.tree.map(lambda leaf: leaf[:examples], inputs.batch)
-    matvec = bind(operator, inputs.params, batch, inputs.key)
+    matvec = bind_mean(operator, inputs.params, batch, inputs.key, axis_name=inputs.axis_name)
 
     def run(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         result = krylov_space(matvec, random_block(key, inputs.params, block_size), num_steps)
