@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,22 @@ def stack_batches(batch: Any, batches: Sequence[Any] | None) -> Data:
             f"{len(batches)} of {len(kinds)} kinds: leave out a smaller last batch."
         )
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *batches)
+
+
+def refuse_batches(operator: Operator, params: Any, data: Data, key: jax.Array) -> NoReturn:
+    """Says why products are not finite."""
+    for index in range(jax.tree.leaves(data)[0].shape[0]):
+        one = jax.tree.map(lambda leaf, i=index: leaf[i], data)
+
+        # For its errors: the batch has no values inside a `jit`, and here it has.
+        def run(p: Any, one: Any = one) -> None:
+            bind(operator, p, one, key)
+
+        jax.eval_shape(run, params)
+    raise ValueError(
+        "the operator's products are not finite: check that the parameters and the batch hold no "
+        "NaN or infinity, and that labels are within the classes."
+    )
 
 
 def mean_product(
@@ -91,4 +107,9 @@ def gradient_noise(
     state = probe.init(params)
     for index in range(count):
         state = measure(min(examples, size), jnp.int32(index), params, data, state)
+    if int(state.evaluations) < count:
+        raise ValueError(
+            "the rows of rows_fn are not finite: check that the batch holds no NaN or infinity, "
+            "and that labels are within the classes."
+        )
     return {name: value for name, value in probe.read(state).items() if "noise_scale" in name}

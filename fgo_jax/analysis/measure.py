@@ -11,7 +11,7 @@ import numpy as np
 
 from fgo_jax import _checks
 from fgo_jax.analysis import quadrature
-from fgo_jax.analysis.batches import gradient_noise, stack_batches
+from fgo_jax.analysis.batches import gradient_noise, refuse_batches, stack_batches
 from fgo_jax.analysis.report import LayerReport, SpectrumReport
 from fgo_jax.analysis.runs import CONVERGED, Analysis, Setting, analyse, product
 from fgo_jax.linalg.krylov import random_block
@@ -141,7 +141,10 @@ def spectrum(
 
     probe = jax.tree.map(lambda leaf: leaf[0], random_block(keys[0], params, 1))
     run = Setting(operator, params, data, key, num_steps, num_starts, block_size, top, energy)
-    acting = _acting_leaves(product(run, probe))
+    drawn = product(run, probe)
+    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(drawn)):
+        refuse_batches(operator, params, data, key)
+    acting = _acting_leaves(drawn)
     whole = analyse(run, keys[1], acting)
     layers = {}
     for name, those, group_key in zip(names, members[1:], keys[2:], strict=True):
@@ -193,11 +196,6 @@ def spectrum(
 def _acting_leaves(drawn: Any) -> set[int]:
     """The leaves on which a product with a random vector is not exactly zero."""
     sizes = [float(jnp.max(jnp.abs(leaf), initial=0.0)) for leaf in jax.tree.leaves(drawn)]
-    if not np.all(np.isfinite(sizes)):
-        raise ValueError(
-            "the operator's products are not finite: check that the parameters and the batch "
-            "hold no NaN or infinity."
-        )
     if not any(sizes):
         raise ValueError(
             "the operator's product with a random vector is zero, so it has no spectrum: check "

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.linalg.decompositions import eigh
 from fgo_jax.linalg.krylov import combination, krylov_space, random_block
 from fgo_jax.linalg.operator import (
     Operator,
@@ -227,7 +228,7 @@ def _top_subspace(
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) / 2, total)
 
     space = krylov_space(mean, random_block(key, params, 1), 2 * size + 4)
-    _, vectors = jnp.linalg.eigh(space.matrix)
+    _, vectors = eigh(space.matrix)
     return combination(jnp.flip(vectors, 1)[:, :size].T, space.basis)
 
 
