@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from fgo_jax.analysis.batches import gradient_noise, refuse_batches, stack_batch
 from fgo_jax.analysis.report import LayerReport, SpectrumReport
 from fgo_jax.analysis.runs import CONVERGED, Analysis, Setting, analyse, product
 from fgo_jax.linalg.krylov import random_block
-from fgo_jax.linalg.operator import Operator
+from fgo_jax.linalg.operator import Operator, check_operator
 from fgo_jax.linalg.trees import vdot
 from fgo_jax.probes.gram import RowsFn
 from fgo_jax.probes.groups import Groups, check_groups, slots
@@ -30,7 +30,7 @@ def spectrum(
     params: Any,
     batch: Any = None,
     *,
-    batches: Sequence[Any] | None = None,
+    batches: Iterable[Any] | None = None,
     key: jax.Array | None = None,
     num_steps: int = 48,
     num_starts: int = 6,
@@ -121,6 +121,7 @@ def spectrum(
     Hessian eigenvalue density"; Golub and Meurant (2010), on the quadrature; Meyer et al.
     (2021), "Hutch++", on taking the top exactly.
     """
+    check_operator(operator)
     for name, value in (("num_steps", num_steps), ("block_size", block_size), ("top", top)):
         _checks.positive_int(name, value)
     _checks.positive_int("num_starts", num_starts, 2)
@@ -131,7 +132,7 @@ def spectrum(
         raise ValueError(
             f"num_steps={num_steps} products show at most as many eigenpairs, too few for "
             f"block_size={block_size} and top={top}: pass num_steps= of at least "
-            f"{2 * max(block_size, top)}."
+            f"{2 * max(block_size, top)}, or smaller block_size= and top=."
         )
     names = check_groups(groups)
     members = slots(groups, params)
@@ -141,7 +142,11 @@ def spectrum(
 
     probe = jax.tree.map(lambda leaf: leaf[0], random_block(keys[0], params, 1))
     run = Setting(operator, params, data, key, num_steps, num_starts, block_size, top, energy)
-    drawn = product(run, probe)
+    try:
+        drawn = product(run, probe)
+    except Exception as error:
+        error.add_note("fgo.spectrum takes (operator, params, batch), in this order.")
+        raise
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(drawn)):
         refuse_batches(operator, params, data, key)
     acting = _acting_leaves(drawn)

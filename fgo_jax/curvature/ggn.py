@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fgo_jax import _checks
 from fgo_jax.curvature import losses
 from fgo_jax.curvature.chunks import Matvec, Part, check_options, mean_over_chunks
 from fgo_jax.curvature.selection import Mask, linearise
@@ -84,6 +85,7 @@ def ggn(
     """
     losses.check_loss(loss)
     check_options(weights, chunk_size)
+    _checks.function("predict_fn", predict_fn, "(params, batch) -> outputs")
 
     def build(params: Any, batch: Any, part: Part) -> Matvec:
         del part

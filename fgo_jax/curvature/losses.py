@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jax import core
 
+from fgo_jax import _checks
 from fgo_jax.curvature.weights import Select, check_select, mean_and_weights, pick
 
 Loss = str | Callable[[Any, Any], jax.Array]
@@ -74,7 +75,9 @@ _LIKELIHOODS = {
 
 
 def check_loss(loss: Loss) -> None:
-    """Raises for a name that is none of the losses."""
+    """Raises for a name that is none of the losses, and for a function of another form."""
+    if callable(loss):
+        _checks.function("loss", loss, "(outputs, batch) -> losses")
     if not callable(loss) and loss not in _LIKELIHOODS:
         raise ValueError(
             f"loss must be one of {', '.join(_LIKELIHOODS)}, or a function "
@@ -222,6 +225,7 @@ def example_losses(
     """
     check_likelihood(loss, "example_losses", "write (params, batch) -> losses directly.")
     check_select("labels", labels)
+    _checks.function("predict_fn", predict_fn, "(params, batch) -> outputs")
 
     def example_loss_fn(params: Any, batch: Any) -> jax.Array:
         outputs = named_outputs(loss, predict_fn(params, batch))

@@ -35,21 +35,34 @@ def bind(
     independently, such as the halves of a batch, have different numbers `part`. With
     `axis_name` the result is of this device's part of the batch, with draws of its own.
     """
-    axes = devices.varying_axes(batch, axis_name)
     params = devices.on_each_device(params, batch, axis_name)
     if not _requires_key(operator):
-        return _on_each_device(operator(params, batch), axes)
+        return operator(params, batch)
     drawn = jax.random.fold_in(jax.random.fold_in(key, _DRAWS), part)
     if axis_name is not None:
         drawn = jax.random.fold_in(drawn, jax.lax.axis_index(axis_name))
-    return _on_each_device(operator(params, batch, key=drawn), axes)
+    return operator(params, batch, key=drawn)
 
 
-def _on_each_device(result: Any, axes: frozenset[str]) -> Any:
-    """A matvec that takes vectors which are equal on all devices; rows stay as they are."""
-    if not axes or not callable(result):
-        return result
-    return lambda vector: result(devices.as_varying(vector, axes))
+def bind_matvec(
+    operator: Operator,
+    params: Any,
+    batch: Any,
+    key: jax.Array,
+    part: Any = 0,
+    axis_name: devices.AxisName = None,
+) -> Callable[[Any], Any]:
+    """As `bind`, for an operator that must return a matvec; it takes equal vectors everywhere."""
+    matvec = bind(operator, params, batch, key, part, axis_name)
+    if not callable(matvec):
+        shapes = jax.tree.map(jnp.shape, matvec)
+        raise ValueError(
+            "operator must return a function from a vector to its product, got arrays of shape "
+            f"{shapes}: make an operator of a loss by fgo.curvature.hessian(loss_fn), or of a "
+            "model by fgo.curvature.ggn(predict_fn)."
+        )
+    axes = devices.varying_axes(batch, axis_name)
+    return (lambda vector: matvec(devices.as_varying(vector, axes))) if axes else matvec
 
 
 def bind_mean(
@@ -60,9 +73,14 @@ def bind_mean(
     part: Any = 0,
     axis_name: devices.AxisName = None,
 ) -> Callable[[Any], Any]:
-    """As `bind`, the matvec of the mean over the devices of `axis_name`; products in float32."""
-    matvec = bind(operator, params, batch, key, part, axis_name)
+    """The matvec of the mean over the devices of `axis_name`; products in float32."""
+    matvec = bind_matvec(operator, params, batch, key, part, axis_name)
     return lambda vector: devices.mean_over(axis_name, matvec(vector))
+
+
+def check_operator(operator: Any) -> None:
+    """Raises for what cannot be an operator."""
+    _checks.function("operator", operator, "(params, batch) -> matvec")
 
 
 def _requires_key(operator: Operator) -> bool:

@@ -12,7 +12,7 @@ from jax import core
 from fgo_jax import _checks
 from fgo_jax.linalg.devices import mean_over
 from fgo_jax.linalg.krylov import coefficients, combination, krylov_space, random_block
-from fgo_jax.linalg.operator import Operator, bind
+from fgo_jax.linalg.operator import Operator, bind_matvec
 from fgo_jax.precondition.shared import model as models
 from fgo_jax.precondition.shared.leaves import bias_correction, check_floating, finite_leaves
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
@@ -141,7 +141,7 @@ def scale_by_low_rank_fisher(
 
     def refreshed(old: Any, model: Any, batch: Any, key: jax.Array, updates: Any) -> Any:
         inner = models.restrict(model, updates)
-        matvec = bind(operator, model, batch, key, axis_name=axis_name)
+        matvec = bind_matvec(operator, model, batch, key, axis_name=axis_name)
 
         def product(vector: Any) -> Any:
             whole = matvec(models.lift(vector, model))

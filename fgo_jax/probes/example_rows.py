@@ -45,6 +45,7 @@ def example_gradients(
 
     Source: the definition above.
     """
+    _checks.function("example_loss_fn", example_loss_fn, "(params, example) -> loss")
     if chunk_size is not None:
         _checks.positive_int("chunk_size", chunk_size)
 
@@ -70,6 +71,11 @@ def example_gradients(
 
 def row_count(rows: Any, minimum: int) -> int:
     """The common leading axis of all leaves, as a Python integer."""
+    if callable(rows):
+        raise ValueError(
+            "rows_fn must return rows, got a function, as an operator returns: pass "
+            "fgo.probes.example_gradients(example_loss_fn)."
+        )
     shapes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(rows)}
     if len(shapes) != 1 or () in shapes:
         raise ValueError(

@@ -122,6 +122,7 @@ def gram(
     Source: Chun et al. (ICLR 2026), on the bias of the participation ratio; McCandlish et
     al. (2018), "An empirical model of large-batch training", appendix A.
     """
+    _checks.function("rows_fn", rows_fn, "(params, batch) -> rows")
     _checks.integer("every", every)
     _checks.fraction("energy", energy)
     _checks.fraction("smoothing", smoothing)

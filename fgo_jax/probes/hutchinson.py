@@ -17,6 +17,7 @@ from fgo_jax.linalg.operator import (
     Operator,
     bind_mean,
     check_examples,
+    check_operator,
     example_count,
     is_due,
     random_signs,
@@ -123,6 +124,7 @@ def hutchinson(
     matrix"; Meyer et al. (2021), "Hutch++", on deflation; Chun et al. (ICLR 2026) on the
     bias that the two halves remove.
     """
+    check_operator(operator)
     _checks.positive_int("num_samples", num_samples, 2)
     _checks.integer("every", every)
     _checks.fraction("smoothing", smoothing)

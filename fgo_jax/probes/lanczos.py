@@ -16,6 +16,7 @@ from fgo_jax.linalg.operator import (
     Operator,
     bind_mean,
     check_examples,
+    check_operator,
     example_count,
     is_due,
     student_width,
@@ -121,6 +122,7 @@ def lanczos(
     Source: Golub and Meurant (2010), "Matrices, moments and quadrature"; Ghorbani et al.
     (2019), "An investigation into neural net optimization via Hessian eigenvalue density".
     """
+    check_operator(operator)
     _checks.positive_int("num_steps", num_steps)
     _checks.positive_int("num_starts", num_starts)
     _checks.positive_int("block_size", block_size)
