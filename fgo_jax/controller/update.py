@@ -103,8 +103,9 @@ def phased(
         By default evenly spaced up to 0.7.
       clip_norm: global norm to clip to. The probe still sees the raw gradients.
       average_weights: window c of :func:`fgo_jax.average_weights`; None keeps none.
-      axis_name: inside `jax.pmap` or `jax.shard_map`: the axis over which ``value`` and
-        ``validation_value`` are averaged, so that all devices decide alike. Gradients
+      axis_name: inside `jax.pmap` or `jax.shard_map`: the axis over which ``value``,
+        ``validation_value`` and what a probe measures on ``batch`` (each device's part) are
+        averaged, so that all devices decide alike. The probe gets it from here. Gradients
         are expected to be averaged already, as for any optax transformation.
       seed: of the probe's key.
 

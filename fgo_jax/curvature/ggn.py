@@ -43,6 +43,9 @@ def ggn(
     gradient, a product keeps nothing of the outputs' size but the outputs and one tangent.
     There is no state and no randomness; a dropout key belongs into ``predict_fn``.
 
+    Inside `jax.shard_map`, with its checks or without, and inside `jax.pmap` the product is of
+    the device's own part of the batch: average it (`jax.lax.pmean`) for that of the whole.
+
     Args:
       predict_fn: ``(params, batch) -> outputs``; picks its inputs out of the batch.
       loss: a name from above. Or ``(outputs, batch) -> losses``, twice differentiable and

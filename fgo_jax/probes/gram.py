@@ -86,6 +86,7 @@ def gram(
         requires a keyword ``key``, each measurement passes a fresh one.
       every: steps between measurements, which are at ``every, 2 * every, ...``.
       examples: how many leading examples of ``batch`` to read; None for an eighth.
+        Under the ``axis_name`` of :func:`fgo_jax.phased`, of each device's part.
       batch_size: the declared size of ``batch``; None for any.
       centred: whether to measure the covariance (at least 5 rows) or the empirical Fisher
         (at least 3 rows, each of a single example).

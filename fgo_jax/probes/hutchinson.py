@@ -91,7 +91,8 @@ def hutchinson(
       num_samples: m, sign vectors of a measurement, at least 2.
       every: steps between measurements, which are at ``every, 2 * every, ...``.
       examples: how many leading examples of ``batch`` to read, an even number; None for an
-        eighth of the batch, at least 2.
+        eighth of the batch, at least 2. Under the ``axis_name`` of :func:`fgo_jax.phased`,
+        of each device's part.
       batch_size: the declared size of ``batch``; None for any.
       smoothing: weight of the old average in the new one, in [0, 1).
       deflate: k, Ritz vectors that are taken exactly; fewer than there are parameters.

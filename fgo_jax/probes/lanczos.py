@@ -92,6 +92,7 @@ def lanczos(
       every: steps between measurements, which are at ``every, 2 * every, ...``.
       num_starts: random starts, run one after the other.
       examples: how many leading examples of ``batch`` to read; None for an eighth of it.
+        Under the ``axis_name`` of :func:`fgo_jax.phased`, of each device's part.
       batch_size: the declared size of ``batch``; None for any.
       energy: share of the trace that the energy rank holds, in [0, 1).
       block_size: vectors of each start, at most ``num_steps``. A block wider than the
