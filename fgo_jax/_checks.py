@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -86,3 +87,21 @@ def learning_rate(value: Any, name: str = "learning_rate") -> None:
     """Raises for what is neither a finite number >= 0 nor an optax schedule."""
     if not callable(value):
         non_negative(name, value)
+
+
+def function(name: str, value: Any, form: str) -> None:
+    """Raises for what is not a function, and for one of optax's losses: none has the form."""
+    if not callable(value):
+        raise ValueError(
+            f"{name} must be a function {form}, got {type(value).__name__}: check the order of "
+            "the arguments."
+        )
+    inner = value
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    if (getattr(inner, "__module__", None) or "").startswith("optax.losses"):
+        raise ValueError(
+            f"{name} must be a function {form}, but optax.{inner.__name__} takes outputs and "
+            "labels: wrap it in a function that picks the labels out of the batch, such as "
+            f"lambda outputs, batch: optax.{inner.__name__}(outputs, batch['label'])."
+        )

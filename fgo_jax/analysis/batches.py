@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from fgo_jax.linalg.operator import Operator, bind
+from fgo_jax.linalg.operator import Operator, bind_matvec, bind_mean
 from fgo_jax.probes.gram import RowsFn, gram
 from fgo_jax.probes.groups import Groups
 from fgo_jax.probes.probe import Estimate, ProbeInputs
@@ -19,18 +19,19 @@ from fgo_jax.probes.probe import Estimate, ProbeInputs
 Data = Any
 
 
-def stack_batches(batch: Any, batches: Sequence[Any] | None) -> Data:
+def stack_batches(batch: Any, batches: Iterable[Any] | None) -> Data:
     """The batches along a new leading axis, once it is known that their shapes agree."""
     if (batch is None) == (batches is None):
         raise ValueError(
             "pass one batch as batch= or several of equal shapes as batches=, but not both: a "
             "batch may itself be a list, so the two cannot be told apart."
         )
-    if not jax.tree.leaves(batch if batches is None else list(batches)):
+    if batches is not None:
+        batches = list(batches)  # a generator gives its batches once
+    if not jax.tree.leaves(batch if batches is None else batches):
         raise ValueError("the batch holds no arrays: pass what the operator reads.")
     if batches is None:
         return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], batch)
-    batches = list(batches)
     kinds = {(jax.tree.structure(one), *map(jnp.shape, jax.tree.leaves(one))) for one in batches}
     if len(kinds) != 1:
         raise ValueError(
@@ -38,6 +39,22 @@ def stack_batches(batch: Any, batches: Sequence[Any] | None) -> Data:
             f"{len(batches)} of {len(kinds)} kinds: leave out a smaller last batch."
         )
     return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(leaf) for leaf in leaves]), *batches)
+
+
+def refuse_batches(operator: Operator, params: Any, data: Data, key: jax.Array) -> NoReturn:
+    """Says why products are not finite."""
+    for index in range(jax.tree.leaves(data)[0].shape[0]):
+        one = jax.tree.map(lambda leaf, i=index: leaf[i], data)
+
+        # For its errors: the batch has no values inside a `jit`, and here it has.
+        def run(p: Any, one: Any = one) -> None:
+            bind_matvec(operator, p, one, key)
+
+        jax.eval_shape(run, params)
+    raise ValueError(
+        "the operator's products are not finite: check that the parameters and the batch hold no "
+        "NaN or infinity, and that labels are within the classes."
+    )
 
 
 def mean_product(
@@ -49,14 +66,13 @@ def mean_product(
     """
     count = jax.tree.leaves(data)[0].shape[0]
     if count == 1:
-        matvec = bind(operator, params, jax.tree.map(lambda leaf: leaf[0], data), key)
-        return lambda vector: optax.tree.cast(matvec(vector), jnp.float32)
+        return bind_mean(operator, params, jax.tree.map(lambda leaf: leaf[0], data), key)
 
     def mean(vector: Any) -> Any:
         def add(total: Any, step: tuple[Any, jax.Array]) -> tuple[Any, None]:
             one, index = step
-            matvec = bind(operator, params, one, key, index)
-            return optax.tree.add(total, optax.tree.cast(matvec(vector), jnp.float32)), None
+            matvec = bind_mean(operator, params, one, key, index)
+            return optax.tree.add(total, matvec(vector)), None
 
         steps = (data, jnp.arange(count, dtype=jnp.int32))
         total = jax.lax.scan(add, optax.tree.zeros_like(vector), steps)[0]
@@ -91,4 +107,9 @@ def gradient_noise(
     state = probe.init(params)
     for index in range(count):
         state = measure(min(examples, size), jnp.int32(index), params, data, state)
+    if int(state.evaluations) < count:
+        raise ValueError(
+            "the rows of rows_fn are not finite: check that the batch holds no NaN or infinity, "
+            "and that labels are within the classes."
+        )
     return {name: value for name, value in probe.read(state).items() if "noise_scale" in name}

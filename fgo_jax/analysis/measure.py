@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -11,11 +11,11 @@ import numpy as np
 
 from fgo_jax import _checks
 from fgo_jax.analysis import quadrature
-from fgo_jax.analysis.batches import gradient_noise, stack_batches
+from fgo_jax.analysis.batches import gradient_noise, refuse_batches, stack_batches
 from fgo_jax.analysis.report import LayerReport, SpectrumReport
 from fgo_jax.analysis.runs import CONVERGED, Analysis, Setting, analyse, product
 from fgo_jax.linalg.krylov import random_block
-from fgo_jax.linalg.operator import Operator
+from fgo_jax.linalg.operator import Operator, check_operator
 from fgo_jax.linalg.trees import vdot
 from fgo_jax.probes.gram import RowsFn
 from fgo_jax.probes.groups import Groups, check_groups, slots
@@ -30,7 +30,7 @@ def spectrum(
     params: Any,
     batch: Any = None,
     *,
-    batches: Sequence[Any] | None = None,
+    batches: Iterable[Any] | None = None,
     key: jax.Array | None = None,
     num_steps: int = 48,
     num_starts: int = 6,
@@ -53,7 +53,9 @@ def spectrum(
 
     The few outliers that dominate the variance of a random trace thus add nothing to it.
     Traces are unbiased, ratios to first order. The rank and the density are those of Ritz
-    values, which resolve the bulk as far as the steps allow.
+    values, which resolve the bulk as far as the steps allow. The error of every figure that
+    the steps may not resolve includes what their last third changed. It is infinite, and the
+    table says "unresolved", where that is more than half of the figure: take more steps.
 
     The operator may be indefinite, as :func:`fgo_jax.curvature.hessian` is. ``trace``,
     ``trace_square`` and the eigenvalues are then signed, and ``participation_ratio`` and
@@ -119,6 +121,7 @@ def spectrum(
     Hessian eigenvalue density"; Golub and Meurant (2010), on the quadrature; Meyer et al.
     (2021), "Hutch++", on taking the top exactly.
     """
+    check_operator(operator)
     for name, value in (("num_steps", num_steps), ("block_size", block_size), ("top", top)):
         _checks.positive_int(name, value)
     _checks.positive_int("num_starts", num_starts, 2)
@@ -129,7 +132,7 @@ def spectrum(
         raise ValueError(
             f"num_steps={num_steps} products show at most as many eigenpairs, too few for "
             f"block_size={block_size} and top={top}: pass num_steps= of at least "
-            f"{2 * max(block_size, top)}."
+            f"{2 * max(block_size, top)}, or smaller block_size= and top=."
         )
     names = check_groups(groups)
     members = slots(groups, params)
@@ -139,7 +142,14 @@ def spectrum(
 
     probe = jax.tree.map(lambda leaf: leaf[0], random_block(keys[0], params, 1))
     run = Setting(operator, params, data, key, num_steps, num_starts, block_size, top, energy)
-    acting = _acting_leaves(product(run, probe))
+    try:
+        drawn = product(run, probe)
+    except Exception as error:
+        error.add_note("fgo.spectrum takes (operator, params, batch), in this order.")
+        raise
+    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(drawn)):
+        refuse_batches(operator, params, data, key)
+    acting = _acting_leaves(drawn)
     whole = analyse(run, keys[1], acting)
     layers = {}
     for name, those, group_key in zip(names, members[1:], keys[2:], strict=True):
@@ -174,6 +184,7 @@ def spectrum(
         noise_scale=noise.get("noise_scale"),
         energy=float(energy),
         rule=whole.rule,
+        short_rule=whole.short,
         layers={
             name: LayerReport(
                 dimension=part.dimension,
@@ -190,11 +201,6 @@ def spectrum(
 def _acting_leaves(drawn: Any) -> set[int]:
     """The leaves on which a product with a random vector is not exactly zero."""
     sizes = [float(jnp.max(jnp.abs(leaf), initial=0.0)) for leaf in jax.tree.leaves(drawn)]
-    if not np.all(np.isfinite(sizes)):
-        raise ValueError(
-            "the operator's products are not finite: check that the parameters and the batch "
-            "hold no NaN or infinity."
-        )
     if not any(sizes):
         raise ValueError(
             "the operator's product with a random vector is zero, so it has no spectrum: check "

@@ -65,7 +65,9 @@ def spectral_density(
     ax.set_xscale("asinh", linear_width=density.linear_width, base=10)
     ax.set_yscale("log")
     top = 3.0 * max(np.max(height), 1.0)
-    band = 2.0 * density.per_decade_errors
+    # An unresolved figure (infinite error) gets a band as wide as itself.
+    errors = density.per_decade_errors
+    band = np.where(np.isinf(errors), density.per_decade, 2.0 * errors)
     ax.fill_between(x, _FLOOR, np.maximum(height, _FLOOR), color=_BULK, alpha=0.25, lw=0)
     lower, upper = np.maximum(height - band, _FLOOR), np.maximum(height + band, _FLOOR)
     ax.fill_between(x, lower, upper, color=_BULK, alpha=0.35, lw=0)

@@ -12,6 +12,8 @@ from fgo_jax.probes.probe import Estimate
 
 # A share of the energy that is reached exactly must not need one more eigenvalue.
 _ROUNDING = 1e-6
+# A figure that the last third of the steps changed by more than this share is not resolved.
+_UNRESOLVED = 0.5
 
 
 class Ritz(NamedTuple):
@@ -64,6 +66,21 @@ def ritz_values(matrix: Any, coupling: Any, valid: Any) -> Ritz:
     return Ritz(values, np.sum(first, 0) / max(len(first), 1), residuals, coefficients)
 
 
+def fewer_steps(ritz: Ritz, matrix: Any, valid: Any, block: int) -> Ritz | None:
+    """The same run stopped after two thirds of its steps; None for a run too short to cut.
+
+    The leading part of the band matrix is that of fewer steps, so this takes no product. An
+    exhausted Krylov space gives every sum exactly, and no step more would change it.
+    """
+    steps = len(valid)
+    if len(ritz.values) < steps:
+        return ritz
+    kept = min(-(-2 * steps // 3), steps - block)
+    if kept < max(block, 2):  # one step gives no spread of eigenvalues
+        return None
+    return ritz_values(matrix[:kept, :kept], matrix[kept : kept + block, :kept], valid[:kept])
+
+
 def combine(exact: np.ndarray, bulks: list[Ritz], dimension: int) -> Rule:
     """The rule of exact eigenvalues, of weight one each, and the quadratures of the rest."""
     rest = dimension - len(exact)
@@ -73,21 +90,17 @@ def combine(exact: np.ndarray, bulks: list[Ritz], dimension: int) -> Rule:
     return Rule(np.concatenate(nodes), np.concatenate(weights), np.concatenate(starts), len(bulks))
 
 
-def moments(rule: Rule, exact_residuals: np.ndarray) -> dict[str, Estimate]:
+def moments(rule: Rule, short: Rule | None, exact_residuals: np.ndarray) -> dict[str, Estimate]:
     r"""Trace, trace of the square, participation ratio and negative share.
 
     The first two are unbiased over the starts for any vectors Q taken exactly. With P the
     projector off them, :math:`\mathrm{tr}\,A = \mathrm{tr}\,QAQ^T + \mathrm{tr}\,PAP` and
     :math:`\mathrm{tr}\,A^2 = \mathrm{tr}\,(QAQ^T)^2 + 2 \|PAQ^T\|^2 +
-    \mathrm{tr}\,(PAP)^2`. The middle term holds the squared residuals.
+    \mathrm{tr}\,(PAP)^2`. The middle term holds the squared residuals. The other two hold
+    :math:`|\lambda|`, which is no polynomial. Their errors include what the last third of
+    the steps changed, from the rule `short` of the first two thirds.
     """
-    parts = np.array(
-        [
-            [np.dot(weights, f(nodes)) for f in (_same, np.abs, np.square, _negative)]
-            for nodes, weights in map(rule.of_start, range(rule.num_starts))
-        ]
-    )
-    parts[:, 2] += 2.0 * np.sum(np.square(exact_residuals))
+    parts = _parts(rule, exact_residuals)
     means, width = np.mean(parts, axis=0), student_width(rule.num_starts - 1)
     root = rule.num_starts**0.5
     errors = width * np.std(parts, axis=0, ddof=1) / root
@@ -99,22 +112,51 @@ def moments(rule: Rule, exact_residuals: np.ndarray) -> dict[str, Estimate]:
     if size <= 0.0 or square <= 0.0:
         nothing = _estimate(np.nan, np.nan)
         return {**result, "participation_ratio": nothing, "negative_share": nothing}
-    # Less its variance, by which the square of an unbiased mean is too large.
-    ratio = (size**2 - np.var(parts[:, 1], ddof=1) / rule.num_starts) / square
+    ratio, share = _ratios(parts)
+    before = (np.nan, np.nan) if short is None else _ratios(_parts(short, exact_residuals))
     influence = 2.0 * parts[:, 1] / size - parts[:, 2] / square
-    result["participation_ratio"] = _estimate(
-        ratio, width * ratio * np.std(influence, ddof=1) / root
-    )
+    error = width * ratio * np.std(influence, ddof=1) / root
+    result["participation_ratio"] = _truncated(ratio, error, before[0])
     influence = parts[:, 3] / size - negative * parts[:, 1] / size**2
-    result["negative_share"] = _estimate(negative / size, width * np.std(influence, ddof=1) / root)
+    error = width * np.std(influence, ddof=1) / root
+    result["negative_share"] = _truncated(share, error, before[1], of=1.0)
     return result
 
 
-def energy_rank(rule: Rule, energy: float) -> Estimate:
+def _parts(rule: Rule, exact_residuals: np.ndarray) -> np.ndarray:
+    """[starts, 4]: sums of the eigenvalues, their sizes, squares and negative parts."""
+    parts = np.array(
+        [
+            [np.dot(weights, f(nodes)) for f in (_same, np.abs, np.square, _negative)]
+            for nodes, weights in map(rule.of_start, range(rule.num_starts))
+        ]
+    )
+    parts[:, 2] += 2.0 * np.sum(np.square(exact_residuals))
+    return parts
+
+
+def _ratios(parts: np.ndarray) -> tuple[float, float]:
+    """The participation ratio and the negative share."""
+    size, square, negative = np.mean(parts, axis=0)[1:]
+    # Less its variance, by which the square of an unbiased mean is too large.
+    size_squared = size**2 - np.var(parts[:, 1], ddof=1) / len(parts)
+    return float(size_squared / square), float(negative / size)
+
+
+def _truncated(value: float, error: float, before: float, of: float | None = None) -> Estimate:
+    """A figure whose error includes what the last steps changed; infinite if not resolved."""
+    change = abs(value - before)
+    if not change <= _UNRESOLVED * (abs(value) if of is None else of):  # also for NaN
+        return _estimate(value, np.inf)
+    return _estimate(value, np.hypot(error, change))
+
+
+def energy_rank(rule: Rule, short: Rule | None, energy: float) -> Estimate:
     """The fewest eigenvalues that hold a share of the sum of |eigenvalue|.
 
-    The error is a jackknife over the starts, of the count with its fraction. Where the count
-    may cross a whole number, the error reaches the next one.
+    The error is a jackknife over the starts, of the count with its fraction, and what the
+    last third of the steps changed. Where the count may cross a whole number, the error
+    reaches the next one.
     """
     fraction, exact = _count(rule, energy)
     if np.isnan(fraction):
@@ -122,8 +164,9 @@ def energy_rank(rule: Rule, energy: float) -> Estimate:
     n = rule.num_starts
     others = np.array([_count(rule.without(start), energy)[0] for start in range(n)])
     spread = np.sqrt((n - 1) / n * np.sum(np.square(others - np.mean(others))))
-    error = student_width(n - 1) * spread
-    if not exact:
+    before = np.nan if short is None else _count(short, energy)[0]
+    error = float(_truncated(fraction, student_width(n - 1) * spread, before).error)
+    if not exact or np.isinf(error):
         return _estimate(fraction, error)
     rank, reach = np.ceil(fraction), 1.96 * error
     furthest = max(np.ceil(fraction + reach) - rank, rank - np.ceil(fraction - reach))

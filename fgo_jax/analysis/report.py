@@ -25,7 +25,8 @@ class Density(NamedTuple):
       eigenvalues: [n], ascending.
       values: [n], eigenvalues per unit of eigenvalue. The integral is the dimension.
       per_decade: [n], eigenvalues per factor of ten; not meaningful near zero.
-      per_decade_errors: [n], standard errors of these over the starts.
+      per_decade_errors: [n], standard errors of these: the spread over the starts, and what
+        the last third of the steps changed.
       linear_width: within this distance of zero the grid is linear, beyond it logarithmic.
 
     Example:
@@ -82,10 +83,12 @@ class LayerReport:
 class SpectrumReport:
     r"""The spectrum of a symmetric operator A. Printing it gives a table.
 
-    Every `Estimate` is a value and its standard error over the random starts, widened to
-    Student's t. The error of an eigenvalue is its residual |A v - value v| instead: within
-    it there is an eigenvalue for certain. Sums of energy are over :math:`|\lambda|`, which is
-    :math:`\lambda` for a positive semi-definite operator.
+    Every `Estimate` is a value and its standard error: the spread over the random starts,
+    widened to Student's t, and for figures of :math:`|\lambda|` also what the last third of
+    the steps changed. It is infinite where the steps do not resolve the figure. The error of
+    an eigenvalue is its residual |A v - value v| instead: within it there is an eigenvalue
+    for certain. Sums of energy are over :math:`|\lambda|`, which is :math:`\lambda` for a
+    positive semi-definite operator.
 
     Attributes:
       eigenvalues: [k], the largest in size first. Negative ones keep their sign.
@@ -106,6 +109,8 @@ class SpectrumReport:
         gradient is not distinguishable from zero.
       energy: the share that was asked for.
       rule: ``nodes`` and ``weights`` of the quadrature, for any other sum over the spectrum.
+      short_rule: the same from the first two thirds of the steps. A sum that differs much
+        between the two rules is not resolved. None for runs too short to cut.
       layers: :class:`LayerReport` by the name of the group; empty without groups.
 
     Example:
@@ -139,6 +144,7 @@ class SpectrumReport:
     noise_scale: Estimate | None
     energy: float
     rule: Rule
+    short_rule: Rule | None
     layers: dict[str, LayerReport]
 
     def eigenvector(self, index: int) -> Any:
@@ -226,8 +232,13 @@ class SpectrumReport:
 
         n = self.rule.num_starts
         each = np.stack([smooth(*self.rule.of_start(start)) for start in range(n)])
-        errors = student_width(n - 1) * np.std(each, axis=0, ddof=1) / n**0.5
         per_unit_y = np.mean(each, axis=0)
+        errors = student_width(n - 1) * np.std(each, axis=0, ddof=1) / n**0.5
+        if self.short_rule is None:
+            errors = np.full_like(errors, np.inf)
+        else:
+            short = smooth(self.short_rule.nodes, self.short_rule.weights)
+            errors = np.hypot(errors, per_unit_y - short)
         return Density(
             eigenvalues=linear_width * np.sinh(y),
             values=per_unit_y / (linear_width * np.cosh(y)),
@@ -281,4 +292,6 @@ class SpectrumReport:
 def _number(estimate: Estimate) -> str:
     if np.isnan(estimate.value):
         return "not told from noise"
+    if np.isinf(estimate.error):
+        return f"{float(estimate.value):.4g} (unresolved)"
     return f"{float(estimate.value):.4g} +- {float(estimate.error):.2g}"

@@ -44,6 +44,7 @@ class Analysis(NamedTuple):
     vectors: Any  # leaves [keep, *leaf.shape]; its first Ritz vectors
     bulks: list[quadrature.Ritz]  # of the random runs
     rule: quadrature.Rule
+    short: quadrature.Rule | None  # from two thirds of the steps; None for too few steps
     estimates: dict[str, Estimate]
 
 
@@ -79,14 +80,19 @@ def analyse(run: Setting, key: jax.Array, acting: set[int]) -> Analysis:
     del space  # frees its basis: the next run needs the room for its own
     rows_off = jnp.asarray(np.append(converged, np.zeros(keep))[:keep], jnp.float32)
     off = jax.tree.map(lambda leaf: jnp.einsum("k,k...->k...", rows_off, leaf), vectors)
-    bulks = []
+    bulks, shorter = [], []
     for start_key in keys[1:]:
         part = krylov(start_key, off)
         bulks.append(quadrature.ritz_values(part.matrix, part.coupling, part.valid))
-    rule = quadrature.combine(main.values[converged], bulks, dimension)
-    estimates = quadrature.moments(rule, main.residuals[converged])
-    estimates["energy_rank"] = quadrature.energy_rank(rule, run.energy)
-    return Analysis(dimension, main, vectors, bulks, rule, estimates)
+        matrix, valid = np.asarray(part.matrix), np.asarray(part.valid)
+        shorter.append(quadrature.fewer_steps(bulks[-1], matrix, valid, run.block_size))
+    exact = main.values[converged]
+    rule = quadrature.combine(exact, bulks, dimension)
+    cut = [ritz for ritz in shorter if ritz is not None]
+    short = quadrature.combine(exact, cut, dimension) if len(cut) == len(bulks) else None
+    estimates = quadrature.moments(rule, short, main.residuals[converged])
+    estimates["energy_rank"] = quadrature.energy_rank(rule, short, run.energy)
+    return Analysis(dimension, main, vectors, bulks, rule, short, estimates)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

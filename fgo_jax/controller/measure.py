@@ -47,7 +47,8 @@ def measure(
         del estimates
         rows = design.plan.rows(inputs.grads, transforms, driver)
         key = _step_key(inputs.key, inputs.step)
-        new = optax.tree.cast_like(probe.measure(inputs._replace(rows=rows, key=key), old), old)
+        inputs = inputs._replace(rows=rows, key=key, axis_name=design.axis_name)
+        new = optax.tree.cast_like(probe.measure(inputs, old), old)
         return new, probe.read(new)
 
     def wait(inputs, transforms, driver, old, estimates):

@@ -120,9 +120,10 @@ def phased(
       clip_norm: global norm to clip to. The probe still sees the raw gradients.
       average_weights: window c of :func:`fgo_jax.average_weights`, in [0, 1]; None keeps no
         average.
-      axis_name: inside `jax.pmap` or `jax.shard_map`, the axis over which ``value`` and
-        ``validation_value`` are averaged, so that all devices decide alike. Gradients must be
-        averaged already, as for any optax transformation.
+      axis_name: inside `jax.pmap` or `jax.shard_map`, the axis over which ``value``,
+        ``validation_value`` and what a probe measures on ``batch`` (each device's part) are
+        averaged, so that all devices decide alike. The probe gets it from here. Gradients must
+        be averaged already, as for any optax transformation.
       seed: of the probe's key.
 
     Returns:

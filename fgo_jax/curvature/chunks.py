@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from fgo_jax import _checks
 from fgo_jax.curvature import weights as weighting
+from fgo_jax.linalg.devices import as_varying, varying_axes
 
 Matvec = Callable[[Any], Any]
 
@@ -49,10 +50,14 @@ def mean_over_chunks(
     """The matvec of the whole batch, where `build` makes the mean matvec of any part.
 
     Every product scans the chunks and linearises each again, so nothing of a chunk is kept.
+    Under `jax.shard_map` the batch is the device's own, and so are the products.
     """
+    axes = varying_axes(batch)
+    params = as_varying(params, axes)
     count = 1 if chunk_size is None else _examples(batch, chunk_size) // chunk_size
     if chunk_size is None or count == 1:
-        return build(params, batch, Part())
+        whole = build(params, batch, Part())
+        return lambda vector: whole(as_varying(vector, axes))
 
     def chunk(index: Any) -> Any:
         # Every count-th example, not a block: in a batch sharded over examples every device
@@ -79,6 +84,8 @@ def mean_over_chunks(
         shares = totals / weighting.safe_total(jnp.sum(totals))
 
     def matvec(vector: Any) -> Any:
+        vector = as_varying(vector, axes)
+
         def add(carry: Any, step: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
             index, share = step
             part = Part(index, count, chunk_size)
@@ -86,7 +93,7 @@ def mean_over_chunks(
             return jax.tree.map(lambda c, p: c + share * p, carry, product), None
 
         zeros = jax.tree.map(lambda leaf: jnp.zeros(jnp.shape(leaf), jnp.float32), params)
-        return jax.lax.scan(add, zeros, (indices, shares))[0]
+        return jax.lax.scan(add, as_varying(zeros, axes), (indices, shares))[0]
 
     return matvec
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fgo_jax import _checks
 from fgo_jax.curvature.chunks import Matvec, Part, check_options, mean_over_chunks
 from fgo_jax.curvature.selection import Mask, linearise
 from fgo_jax.curvature.weights import Select, mean_and_weights
@@ -64,6 +65,7 @@ def empirical_fisher(
     Source: Kunstner et al. (2019), equation 3; Martens (2020), section 11.
     """
     check_options(weights, chunk_size)
+    _checks.function("example_loss_fn", example_loss_fn, "(params, batch) -> losses")
 
     def build(params: Any, batch: Any, part: Part) -> Matvec:
         del part

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fgo_jax import _checks
 from fgo_jax.curvature import losses
 from fgo_jax.curvature.chunks import Matvec, Part, check_options, mean_over_chunks
 from fgo_jax.curvature.selection import Mask, linearise
@@ -41,6 +42,9 @@ def ggn(
     forward and one backward linear pass. For a named loss H is applied by its formula: like a
     gradient, a product keeps nothing of the outputs' size but the outputs and one tangent.
     There is no state and no randomness; a dropout key belongs into ``predict_fn``.
+
+    Inside `jax.shard_map`, with its checks or without, and inside `jax.pmap` the product is of
+    the device's own part of the batch: average it (`jax.lax.pmean`) for that of the whole.
 
     Args:
       predict_fn: ``(params, batch) -> outputs``; picks its inputs out of the batch.
@@ -84,6 +88,7 @@ def ggn(
     """
     losses.check_loss(loss)
     check_options(weights, chunk_size)
+    _checks.function("predict_fn", predict_fn, "(params, batch) -> outputs")
 
     def build(params: Any, batch: Any, part: Part) -> Matvec:
         del part

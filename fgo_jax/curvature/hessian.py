@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from fgo_jax import _checks
 from fgo_jax.curvature.chunks import Matvec, Part, check_options, mean_over_chunks
 from fgo_jax.curvature.selection import Mask, select
 from fgo_jax.curvature.weights import Select, mean_and_weights
@@ -53,6 +54,7 @@ def hessian(
     Source: Pearlmutter (1994), "Fast exact multiplication by the Hessian".
     """
     check_options(weights, chunk_size)
+    _checks.function("loss_fn", loss_fn, "(params, batch) -> losses")
 
     def build(params: Any, batch: Any, part: Part) -> Matvec:
         del part

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jax import core
 
+from fgo_jax import _checks
 from fgo_jax.curvature.weights import Select, check_select, mean_and_weights, pick
 
 Loss = str | Callable[[Any, Any], jax.Array]
@@ -74,7 +75,9 @@ _LIKELIHOODS = {
 
 
 def check_loss(loss: Loss) -> None:
-    """Raises for a name that is none of the losses."""
+    """Raises for a name that is none of the losses, and for a function of another form."""
+    if callable(loss):
+        _checks.function("loss", loss, "(outputs, batch) -> losses")
     if not callable(loss) and loss not in _LIKELIHOODS:
         raise ValueError(
             f"loss must be one of {', '.join(_LIKELIHOODS)}, or a function "
@@ -206,7 +209,8 @@ def example_losses(
 
     Raises:
       ValueError: for an unknown name; when called, for outputs or labels whose shapes do not
-        fit, and for concrete labels out of range. Labels traced by a ``jit`` are not checked.
+        fit, and for concrete labels out of range. Labels traced by a ``jit`` have no value
+        to check: an example whose label is out of range then has the loss NaN.
 
     Example:
       >>> import jax.numpy as jnp
@@ -221,14 +225,36 @@ def example_losses(
     """
     check_likelihood(loss, "example_losses", "write (params, batch) -> losses directly.")
     check_select("labels", labels)
+    _checks.function("predict_fn", predict_fn, "(params, batch) -> outputs")
 
     def example_loss_fn(params: Any, batch: Any) -> jax.Array:
         outputs = named_outputs(loss, predict_fn(params, batch))
         found = pick("labels", labels, batch)
         _check_labels(loss, outputs.shape, found)
-        return _LIKELIHOODS[loss].value(outputs, jnp.asarray(found))
+        values = _LIKELIHOODS[loss].value(outputs, jnp.asarray(found))
+        # A factor, not a `where`: that would give derivatives of zero, and a wrong curvature.
+        return values * _one_or_nan(loss, outputs.shape, jnp.asarray(found))
 
     return example_loss_fn
+
+
+def _limit(loss: str, outputs: tuple[int, ...], labels: Any) -> float | None:
+    """The largest valid label; the smallest is zero. None where any number is valid."""
+    integers = loss == "softmax_cross_entropy" and jnp.shape(labels) == outputs[:-1]
+    return outputs[-1] - 1 if integers else _LIKELIHOODS[loss].limit
+
+
+def _one_or_nan(loss: str, outputs: tuple[int, ...], labels: jax.Array) -> jax.Array:
+    """[...]: 1, and NaN for a label out of range, which a `jit` hides from `_check_labels`."""
+    limit = _limit(loss, outputs, labels)
+    if limit is None:
+        return jnp.ones(outputs[:-1], jnp.float32)
+    # Mixed labels may be above their limit by rounding.
+    exact = jnp.issubdtype(labels.dtype, jnp.integer)
+    valid = (labels >= 0) & (labels <= (int(limit) if exact else limit * (1 + 1e-3)))
+    if labels.ndim == len(outputs):
+        valid = jnp.all(valid, axis=-1)
+    return jnp.where(valid, jnp.float32(1.0), jnp.float32(jnp.nan))
 
 
 def _check_labels(loss: str, outputs: tuple[int, ...], labels: Any) -> None:
@@ -244,7 +270,7 @@ def _check_labels(loss: str, outputs: tuple[int, ...], labels: Any) -> None:
             f"{loss} of outputs {outputs} takes labels of shape {form}, got {dtype} of shape "
             f"{shape}: reshape or cast the labels."
         )
-    limit = outputs[-1] - 1 if integers else _LIKELIHOODS[loss].limit
+    limit = _limit(loss, outputs, labels)
     # numpy, because inside a trace jnp.min() of even a concrete array is traced.
     concrete = not isinstance(labels, core.Tracer) and getattr(labels, "is_fully_addressable", True)
     if limit is None or not concrete or not np.size(labels):

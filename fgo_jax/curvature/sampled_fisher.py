@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from fgo_jax import _checks
 from fgo_jax.curvature import losses
 from fgo_jax.curvature.chunks import Matvec, Part, check_options, mean_over_chunks
 from fgo_jax.curvature.selection import Mask, linearise
@@ -67,6 +68,7 @@ def sampled_fisher(
     """
     losses.check_likelihood(loss, "sampled_fisher", "use ggn, which needs no labels.")
     check_options(weights, chunk_size)
+    _checks.function("predict_fn", predict_fn, "(params, batch) -> outputs")
 
     def operator(params: Any, batch: Any, *, key: jax.Array) -> Matvec:
         def build(params: Any, batch: Any, part: Part) -> Matvec:

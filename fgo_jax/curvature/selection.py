@@ -27,6 +27,7 @@ def select(params: Any, mask: Mask | None) -> Selection:
     """The leaves that the mask chooses; all of them for None."""
     leaves, treedef = jax.tree.flatten(params)
     chosen = [True] * len(leaves) if mask is None else _chosen(params, mask)
+    _check_floating(params, chosen)
 
     def merge(part: list[Any]) -> Any:
         given = iter(part)
@@ -50,22 +51,51 @@ def select(params: Any, mask: Mask | None) -> Selection:
 
 def _chosen(params: Any, mask: Mask) -> list[bool]:
     tree = mask(params) if callable(mask) else mask
-
-    def spread(flag: Any, below: Any) -> Any:
+    # By paths, so that a mask of plain dicts fits parameters in a FrozenDict.
+    flags = {_keys(path): flag for path, flag in jax.tree_util.tree_leaves_with_path(tree)}
+    for flag in flags.values():
         if not isinstance(flag, (bool, np.bool_)):
             raise ValueError(
                 "mask must hold a bool per leaf of the parameters, because a leaf is chosen as "
                 f"a whole, got {type(flag).__name__}: pass True or False for each leaf."
             )
-        return jax.tree.map(lambda _: bool(flag), below)
-
-    chosen = jax.tree.leaves(jax.tree.map(spread, tree, params))
+    chosen, used = [], set()
+    for path, _ in jax.tree_util.tree_leaves_with_path(params):
+        keys = _keys(path)
+        found = [keys[:n] for n in range(len(keys) + 1) if keys[:n] in flags]
+        if not found:
+            raise ValueError(
+                f"mask has no entry for the parameter {'/'.join(keys)!r}: give it True or False, "
+                "or give one to a tree above it."
+            )
+        used.add(found[0])
+        chosen.append(bool(flags[found[0]]))
+    strangers = sorted("/".join(keys) for keys in set(flags) - used)
+    if strangers:
+        raise ValueError(
+            f"mask has entries for {strangers[:3]}, which are no parameters: make it from the "
+            "parameters' own tree."
+        )
     if not any(chosen):
         raise ValueError(
             "mask chooses no parameters, so there is no curvature to measure: make it True for at "
             "least one leaf, or pass mask=None for all."
         )
     return chosen
+
+
+def _keys(path: Any) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def _check_floating(params: Any, chosen: list[bool]) -> None:
+    for (path, leaf), c in zip(jax.tree_util.tree_leaves_with_path(params), chosen, strict=True):
+        if c and not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise ValueError(
+                f"curvature is of floating-point parameters, but {'/'.join(_keys(path))!r} is "
+                f"{jnp.result_type(leaf)}: check that params and batch are in this order, and "
+                "set other leaves False in mask=."
+            )
 
 
 class Linearised(NamedTuple):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fgo_jax.linalg.decompositions import eigh
 from fgo_jax.linalg.trees import vdot
 
 # A residual below this share of the largest product is rounding.
@@ -70,8 +71,7 @@ def count_eigenvalues(
     Source: Golub and Meurant (2010), chapters 3 and 4 (quadrature, error bound).
     """
     starts, block = couplings.shape[:2]
-    # One at a time: batched decompositions can deadlock on CPU.
-    values, vectors = jax.lax.map(lambda matrix: tuple(jnp.linalg.eigh(matrix)), matrices)
+    values, vectors = jax.lax.map(eigh, matrices)
     ritz = jnp.maximum(jnp.flip(values, 1), 0.0)
     vectors = jnp.flip(vectors, 2)
     weights = jnp.sum(jnp.square(vectors[:, :block]), axis=1)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax import _checks
+from fgo_jax.linalg import devices
 
 # `(params, batch) -> matvec`, as fgo_jax.curvature makes them; some also require `key=`.
 Operator = Callable[..., Callable[[Any], Any]]
@@ -19,17 +20,67 @@ Operator = Callable[..., Callable[[Any], Any]]
 _DRAWS = 0x6472_6177
 
 
-def bind(operator: Operator, params: Any, batch: Any, key: jax.Array, part: Any = 0) -> Any:
+def bind(
+    operator: Operator,
+    params: Any,
+    batch: Any,
+    key: jax.Array,
+    part: Any = 0,
+    axis_name: devices.AxisName = None,
+) -> Any:
     """`operator(params, batch)`, with a key of its own where the operator requires `key=`.
 
     That key differs from all others that a probe derives from `key`. An operator that
     requires no key does not depend on it. Parts of one measurement that must draw
-    independently, such as the halves of a batch, have different numbers `part`.
+    independently, such as the halves of a batch, have different numbers `part`. With
+    `axis_name` the result is of this device's part of the batch, with draws of its own.
     """
+    params = devices.on_each_device(params, batch, axis_name)
     if not _requires_key(operator):
         return operator(params, batch)
     drawn = jax.random.fold_in(jax.random.fold_in(key, _DRAWS), part)
+    if axis_name is not None:
+        drawn = jax.random.fold_in(drawn, jax.lax.axis_index(axis_name))
     return operator(params, batch, key=drawn)
+
+
+def bind_matvec(
+    operator: Operator,
+    params: Any,
+    batch: Any,
+    key: jax.Array,
+    part: Any = 0,
+    axis_name: devices.AxisName = None,
+) -> Callable[[Any], Any]:
+    """As `bind`, for an operator that must return a matvec; it takes equal vectors everywhere."""
+    matvec = bind(operator, params, batch, key, part, axis_name)
+    if not callable(matvec):
+        shapes = jax.tree.map(jnp.shape, matvec)
+        raise ValueError(
+            "operator must return a function from a vector to its product, got arrays of shape "
+            f"{shapes}: make an operator of a loss by fgo.curvature.hessian(loss_fn), or of a "
+            "model by fgo.curvature.ggn(predict_fn)."
+        )
+    axes = devices.varying_axes(batch, axis_name)
+    return (lambda vector: matvec(devices.as_varying(vector, axes))) if axes else matvec
+
+
+def bind_mean(
+    operator: Operator,
+    params: Any,
+    batch: Any,
+    key: jax.Array,
+    part: Any = 0,
+    axis_name: devices.AxisName = None,
+) -> Callable[[Any], Any]:
+    """The matvec of the mean over the devices of `axis_name`; products in float32."""
+    matvec = bind_matvec(operator, params, batch, key, part, axis_name)
+    return lambda vector: devices.mean_over(axis_name, matvec(vector))
+
+
+def check_operator(operator: Any) -> None:
+    """Raises for what cannot be an operator."""
+    _checks.function("operator", operator, "(params, batch) -> matvec")
 
 
 def _requires_key(operator: Operator) -> bool:

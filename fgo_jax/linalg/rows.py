@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fgo_jax.linalg import sums
+from fgo_jax.linalg.decompositions import eigh
 
 # A rank above this share of that of white noise is not distinguishable from it.
 _NEAR = 0.85
@@ -55,7 +56,7 @@ def row_spectrum(gram: jax.Array, freedom: int, energy: Any) -> RowSpectrum:
     chapter 6, on the infinitesimal jackknife.
     """
     n = gram.shape[0]
-    values, vectors = jnp.linalg.eigh(gram.astype(jnp.float32))
+    values, vectors = eigh(gram.astype(jnp.float32))
     values, vectors = jnp.maximum(jnp.flip(values), 0.0), jnp.flip(vectors, 1)
     rank = sums.energy_rank(values, energy)
     shares = values[None, :] * jnp.square(vectors)  # [row, eigenvalue]

@@ -14,7 +14,8 @@ from fgo_jax.curvature import losses
 from fgo_jax.curvature.chunks import Part
 from fgo_jax.curvature.ggn import ggn
 from fgo_jax.curvature.weights import Select, check_select
-from fgo_jax.linalg.operator import Operator, bind
+from fgo_jax.linalg.devices import mean_over, on_each_device
+from fgo_jax.linalg.operator import Operator, bind_matvec
 from fgo_jax.precondition.shared import model as models
 from fgo_jax.precondition.shared.leaves import bias_correction, check_floating, usable_leaves
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
@@ -169,7 +170,7 @@ def scale_by_diagonal_fisher(
             ok = jnp.all(jnp.isfinite(new))
             return jnp.where(ok, h + share * (new - h), h)
 
-        new = models.mean_over(axis_name, estimate(model, batch, key, updates))
+        new = mean_over(axis_name, estimate(model, batch, key, updates))
         diagonal = jax.tree.map(average, old.diagonal, new)
         return old._replace(refreshes=count, diagonal=diagonal)
 
@@ -254,6 +255,8 @@ Estimate = Callable[[Any, Any, jax.Array, Any], Any]
 
 def _bartlett(predict_fn: Any, loss: Any, weights: Any, axis_name: str | None) -> Estimate:
     def estimate(model: Any, batch: Any, key: jax.Array, updates: Any) -> Any:
+        model = on_each_device(model, batch, axis_name)
+
         def outputs_of(part: Any) -> Any:
             return predict_fn(models.merge(part, model), batch)
 
@@ -271,7 +274,7 @@ def _hutchinson(fisher: Operator, axis_name: str | None) -> Estimate:
     def estimate(model: Any, batch: Any, key: jax.Array, updates: Any) -> Any:
         inner = models.restrict(model, updates)
         signs = optax.tree.random_like(key, inner, jax.random.rademacher, jnp.float32)
-        matvec = bind(fisher, model, batch, key, models.device_number(axis_name))
+        matvec = bind_matvec(fisher, model, batch, key, axis_name=axis_name)
         product = models.restrict(matvec(models.lift(signs, model)), updates)
         return jax.tree.map(jnp.multiply, signs, optax.tree.cast(product, jnp.float32))
 

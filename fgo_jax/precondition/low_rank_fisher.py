@@ -10,8 +10,9 @@ import optax
 from jax import core
 
 from fgo_jax import _checks
+from fgo_jax.linalg.devices import mean_over
 from fgo_jax.linalg.krylov import coefficients, combination, krylov_space, random_block
-from fgo_jax.linalg.operator import Operator, bind
+from fgo_jax.linalg.operator import Operator, bind_matvec
 from fgo_jax.precondition.shared import model as models
 from fgo_jax.precondition.shared.leaves import bias_correction, check_floating, usable_leaves
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
@@ -140,11 +141,11 @@ def scale_by_low_rank_fisher(
 
     def refreshed(old: Any, model: Any, batch: Any, key: jax.Array, updates: Any) -> Any:
         inner = models.restrict(model, updates)
-        matvec = bind(operator, model, batch, key, models.device_number(axis_name))
+        matvec = bind_matvec(operator, model, batch, key, axis_name=axis_name)
 
         def product(vector: Any) -> Any:
             whole = matvec(models.lift(vector, model))
-            return models.mean_over(axis_name, models.restrict(whole, updates))
+            return mean_over(axis_name, models.restrict(whole, updates))
 
         # One power step: random start vectors move into the range of the operator and nearer to its
         # top. A start with a part in the null space would leave Ritz vectors that have not

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax import _checks
+from fgo_jax.linalg.devices import AxisName, as_varying, mean_over, varying_axes
 
 # `(params, batch) -> pytree shaped like the parameters, with a leading axis of rows`.
 RowsFn = Callable[[Any, Any], Any]
@@ -44,10 +45,13 @@ def example_gradients(
 
     Source: the definition above.
     """
+    _checks.function("example_loss_fn", example_loss_fn, "(params, example) -> loss")
     if chunk_size is not None:
         _checks.positive_int("chunk_size", chunk_size)
 
     def rows_fn(params: Any, batch: Any) -> Any:
+        params = as_varying(params, varying_axes(batch))
+
         def gradient(example: Any) -> Any:
             return jax.grad(example_loss_fn)(params, example)
 
@@ -67,6 +71,11 @@ def example_gradients(
 
 def row_count(rows: Any, minimum: int) -> int:
     """The common leading axis of all leaves, as a Python integer."""
+    if callable(rows):
+        raise ValueError(
+            "rows_fn must return rows, got a function, as an operator returns: pass "
+            "fgo.probes.example_gradients(example_loss_fn)."
+        )
     shapes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(rows)}
     if len(shapes) != 1 or () in shapes:
         raise ValueError(
@@ -82,13 +91,20 @@ def row_count(rows: Any, minimum: int) -> int:
     return n
 
 
-def leaf_gram(leaf: jax.Array) -> jax.Array:
-    """[n, n], float32; the part of a leaf [n, ...] in the inner products of rows."""
+def leaf_gram(leaf: jax.Array, axis_name: AxisName = None) -> jax.Array:
+    """[n, n], float32; the part of a leaf [n, ...] in the inner products of rows.
+
+    With `axis_name` the rows are those of all its devices, gathered one leaf at a time.
+    """
     axes = tuple(range(1, leaf.ndim))
-    return jnp.tensordot(
+    if axis_name is not None:
+        leaf = jax.lax.all_gather(leaf, axis_name, tiled=True)
+    products = jnp.tensordot(
         leaf,
         leaf,
         axes=(axes, axes),
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
+    # Equal on all devices already. Only a mean tells JAX so.
+    return mean_over(axis_name, products)

@@ -86,6 +86,7 @@ def gram(
         requires a keyword ``key``, each measurement passes a fresh one.
       every: steps between measurements, which are at ``every, 2 * every, ...``.
       examples: how many leading examples of ``batch`` to read; None for an eighth.
+        Under the ``axis_name`` of :func:`fgo_jax.phased`, of each device's part.
       batch_size: the declared size of ``batch``; None for any.
       centred: whether to measure the covariance (at least 5 rows) or the empirical Fisher
         (at least 3 rows, each of a single example).
@@ -122,6 +123,7 @@ def gram(
     Source: Chun et al. (ICLR 2026), on the bias of the participation ratio; McCandlish et
     al. (2018), "An empirical model of large-batch training", appendix A.
     """
+    _checks.function("rows_fn", rows_fn, "(params, batch) -> rows")
     _checks.integer("every", every)
     _checks.fraction("energy", energy)
     _checks.fraction("smoothing", smoothing)
@@ -173,9 +175,12 @@ def _measure(
 ) -> averages.GramState:
     examples = count(inputs.batch)
     batch = jax.tree.map(lambda leaf: leaf[:examples], inputs.batch)
-    rows = bind(rows_fn, inputs.params, batch, inputs.key)
+    axis_name = inputs.axis_name
+    rows = bind(rows_fn, inputs.params, batch, inputs.key, axis_name=axis_name)
     n = row_count(rows, 5 if centred else 3)
-    leaves = [leaf_gram(leaf) for leaf in jax.tree.leaves(rows)]
+    size = sum(leaf.size // n for leaf in jax.tree.leaves(rows))
+    n *= 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    leaves = [leaf_gram(leaf, axis_name) for leaf in jax.tree.leaves(rows)]
     empty = jnp.zeros([n, n], jnp.float32)
     grams = [sum((leaves[i] for i in those), empty) for those in slots(groups, rows)]
 
@@ -186,7 +191,6 @@ def _measure(
     covariance = jax.vmap(functools.partial(_jackknife, centred=centred))(grams)
 
     freedom = n - 1 if centred else n
-    size = sum(leaf.size // n for leaf in jax.tree.leaves(rows))
     read = row_spectrum(sums.centre(grams[0]) if centred else grams[0], freedom, energy)
     rank, influence = read.energy_rank, read.rank_influence
     influences = jnp.stack([read.top_influence, influence, influence / freedom])

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.linalg.decompositions import eigh
 from fgo_jax.linalg.krylov import combination, krylov_space, random_block
 from fgo_jax.linalg.operator import (
     Operator,
-    bind,
+    bind_mean,
     check_examples,
+    check_operator,
     example_count,
     is_due,
     random_signs,
@@ -89,7 +91,8 @@ def hutchinson(
       num_samples: m, sign vectors of a measurement, at least 2.
       every: steps between measurements, which are at ``every, 2 * every, ...``.
       examples: how many leading examples of ``batch`` to read, an even number; None for an
-        eighth of the batch, at least 2.
+        eighth of the batch, at least 2. Under the ``axis_name`` of :func:`fgo_jax.phased`,
+        of each device's part.
       batch_size: the declared size of ``batch``; None for any.
       smoothing: weight of the old average in the new one, in [0, 1).
       deflate: k, Ritz vectors that are taken exactly; fewer than there are parameters.
@@ -122,6 +125,7 @@ def hutchinson(
     matrix"; Meyer et al. (2021), "Hutch++", on deflation; Chun et al. (ICLR 2026) on the
     bias that the two halves remove.
     """
+    check_operator(operator)
     _checks.positive_int("num_samples", num_samples, 2)
     _checks.integer("every", every)
     _checks.fraction("smoothing", smoothing)
@@ -174,7 +178,14 @@ def _measure(
     half = count(inputs.batch) // 2
     halves = (slice(0, half), slice(half, 2 * half))
     first, second = (
-        bind(operator, params, jax.tree.map(lambda x, i=i: x[i], inputs.batch), inputs.key, part)
+        bind_mean(
+            operator,
+            params,
+            jax.tree.map(lambda x, i=i: x[i], inputs.batch),
+            inputs.key,
+            part,
+            inputs.axis_name,
+        )
         for part, i in enumerate(halves)
     )
     members = slots(groups, params)
@@ -220,7 +231,7 @@ def _top_subspace(
         return jax.tree.map(lambda leaf: leaf.astype(jnp.float32) / 2, total)
 
     space = krylov_space(mean, random_block(key, params, 1), 2 * size + 4)
-    _, vectors = jnp.linalg.eigh(space.matrix)
+    _, vectors = eigh(space.matrix)
     return combination(jnp.flip(vectors, 1)[:, :size].T, space.basis)
 
 

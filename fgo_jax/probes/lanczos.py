@@ -14,8 +14,9 @@ from fgo_jax import _checks
 from fgo_jax.linalg.krylov import EigenvalueCounts, count_eigenvalues, krylov_space, random_block
 from fgo_jax.linalg.operator import (
     Operator,
-    bind,
+    bind_mean,
     check_examples,
+    check_operator,
     example_count,
     is_due,
     student_width,
@@ -91,6 +92,7 @@ def lanczos(
       every: steps between measurements, which are at ``every, 2 * every, ...``.
       num_starts: random starts, run one after the other.
       examples: how many leading examples of ``batch`` to read; None for an eighth of it.
+        Under the ``axis_name`` of :func:`fgo_jax.phased`, of each device's part.
       batch_size: the declared size of ``batch``; None for any.
       energy: share of the trace that the energy rank holds, in [0, 1).
       block_size: vectors of each start, at most ``num_steps``. A block wider than the
@@ -121,6 +123,7 @@ def lanczos(
     Source: Golub and Meurant (2010), "Matrices, moments and quadrature"; Ghorbani et al.
     (2019), "An investigation into neural net optimization via Hessian eigenvalue density".
     """
+    check_operator(operator)
     _checks.positive_int("num_steps", num_steps)
     _checks.positive_int("num_starts", num_starts)
     _checks.positive_int("block_size", block_size)
@@ -183,7 +186,7 @@ def _measure(
 ) -> LanczosState:
     examples = count(inputs.batch)
     batch = jax.tree.map(lambda leaf: leaf[:examples], inputs.batch)
-    matvec = bind(operator, inputs.params, batch, inputs.key)
+    matvec = bind_mean(operator, inputs.params, batch, inputs.key, axis_name=inputs.axis_name)
 
     def run(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         result = krylov_space(matvec, random_block(key, inputs.params, block_size), num_steps)

@@ -45,6 +45,10 @@ class ProbeInputs(NamedTuple):
       step: [], int32; updates before this one. 0 at the first update, and again at the first
         one after `fgo_jax.restart`.
 
+      axis_name: inside `jax.pmap` or `jax.shard_map`, the axis over which the batch is split,
+        as :func:`fgo_jax.phased` was given it; None for one program. A probe that reads the
+        batch averages over it (`jax.lax.pmean`), so that all devices decide alike.
+
     Example:
       >>> import jax, jax.numpy as jnp
       >>> import fgo_jax as fgo
@@ -63,6 +67,7 @@ class ProbeInputs(NamedTuple):
     batch: Any
     key: jax.Array
     step: jax.Array
+    axis_name: str | tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -200,3 +200,31 @@ def test_products_are_float32_under_strict_promotion_and_x64(kind):
     with jax.enable_x64(True), strict[0], strict[1]:
         leaves = jax.tree.leaves(product(PARAMS, BATCH))
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.float32)}
+
+
+LABELLED = {
+    "hessian": lambda **k: curvature.hessian(curvature.example_losses(predict, **k)),
+    "empirical_fisher": lambda **k: curvature.empirical_fisher(
+        curvature.example_losses(predict, **k)
+    ),
+    "own loss": lambda **k: curvature.ggn(
+        predict, lambda z, b: curvature.example_losses(lambda p, b: p, **k)(z, b)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LABELLED)
+@pytest.mark.parametrize("label", [-100, -1, 4])
+def test_labels_out_of_range_give_nan_inside_a_jit(kind, label):
+    batch = BATCH | {"label": BATCH["label"].at[5].set(label)}
+    product = jax.jit(lambda p, b: LABELLED[kind]()(p, b)(p))
+    assert np.all(np.isnan(product(PARAMS, batch)["w"]))
+    assert np.all(np.isfinite(product(PARAMS, BATCH)["w"]))
+
+
+@pytest.mark.parametrize("label", [-0.5, 1.5])
+def test_labels_that_are_no_probabilities_give_nan_inside_a_jit(label):
+    rows = jax.nn.one_hot(BATCH["label"], 4).at[2, 1].set(label)
+    losses = curvature.example_losses(predict, "sigmoid_cross_entropy")
+    found = jax.jit(losses)(PARAMS, BATCH | {"label": rows})
+    assert np.isnan(found).tolist() == [False, False, True, False, False, False]

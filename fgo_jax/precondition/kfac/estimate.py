@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from fgo_jax.curvature import losses
 from fgo_jax.curvature.chunks import Part
 from fgo_jax.curvature.weights import Select
+from fgo_jax.linalg.devices import as_varying, on_each_device, varying_axes
 from fgo_jax.precondition.kfac import statistics
 from fgo_jax.precondition.kfac.capture import Recorder, run_tapped
 from fgo_jax.precondition.kfac.layers import Layout, leaf_paths
@@ -31,6 +32,7 @@ def estimator(
     recorder = Recorder()
 
     def estimate(plan: Layout, model: Any, batch: Any, key: jax.Array) -> Found:
+        model = on_each_device(model, batch, axis_name)
         leaves = dict(zip(leaf_paths(model), jax.tree.leaves(model), strict=True))
         plain = {d.path: leaves[d.path] for d in plan.diagonals if d.norm is None}
         probes: dict[str, Any] = {
@@ -40,6 +42,9 @@ def estimator(
             if d.norm is not None:
                 zeros = jnp.zeros(jnp.shape(leaves[d.path]), jnp.float32)
                 probes.setdefault(d.norm, {})[_name(d.path)] = zeros
+
+        # The statistics are the probes' cotangents: each device wants its own.
+        probes = as_varying(probes, varying_axes(batch, axis_name))
 
         def outputs_of(probes: Mapping[str, Any], plain: Mapping[str, Any]) -> Any:
             return run_tapped(recorder, predict_fn, model, batch, plan, probes, plain, reduce)
@@ -52,7 +57,7 @@ def estimator(
         found: list[Any] = [
             statistics.normalised(layer, moments[layer.path]) for layer in plan.layers
         ]
-        used = [jnp.any(sum(moments[layer.path]["uses"]) > 0) for layer in plan.layers]
+        uses = [sum(moments[layer.path]["uses"]) for layer in plan.layers]
         for d in plan.diagonals:
             if d.norm is not None:
                 found.append(moments[d.norm][_name(d.path)])
@@ -60,9 +65,9 @@ def estimator(
                 # The labels of different rows are independent. So the squared sum of their scores
                 # and the sum of the squared scores have the same mean.
                 found.append(jnp.square(gradients[d.path].astype(jnp.float32)))
-            used.append(jnp.asarray(True))
         if axis_name is not None:
-            found = jax.lax.pmean(found, axis_name)
+            found, uses = jax.lax.pmean((found, uses), axis_name)
+        used = [jnp.any(count > 0) for count in uses] + [jnp.asarray(True)] * len(plan.diagonals)
         return [(item, good & all_finite(item)) for item, good in zip(found, used, strict=True)]
 
     return estimate

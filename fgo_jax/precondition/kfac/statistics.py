@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fgo_jax.linalg.devices import as_varying, varying_axes
 from fgo_jax.precondition.kfac.layers import Layer
 from fgo_jax.precondition.shared import mesh
 
@@ -72,7 +73,8 @@ def tap(
         else:
             found = _linear(layer, module, x, g, like, reduce)
         # A model may cast its parameters to a lower precision, and the probe with them.
-        return g, None, jax.tree.map(lambda new, old: new.astype(old.dtype), found, like)
+        found = jax.tree.map(lambda new, old: new.astype(old.dtype), found, like)
+        return g, None, as_varying(found, varying_axes(g))
 
     identity.defvjp(forward, backward)
     return identity(y, x, probe)

@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fgo_jax.linalg.decompositions import one_at_a_time
+
 
 def over_matrices(function: Callable[..., Any], *operands: Sequence[jax.Array]) -> list[Any]:
     """function(*matrices [d, d]) over factors [*batch, d, d], for every place in the operands.
@@ -18,7 +20,7 @@ def over_matrices(function: Callable[..., Any], *operands: Sequence[jax.Array]) 
     (three sizes, or eight simulated devices) then wait for ever (jaxlib 0.10, ParallelBatchMap).
     `jax.vmap` over an ensemble would batch them again, so it becomes a loop as well.
     """
-    one_by_one = jax.custom_batching.sequential_vmap(lambda *matrices: function(*matrices))
+    one_by_one = one_at_a_time(lambda *matrices: function(*matrices))
     first = operands[0]
     by_size: dict[int, list[int]] = {}
     for i, factor in enumerate(first):

@@ -60,9 +60,3 @@ def key_of_step(data: jax.Array, step: jax.Array) -> jax.Array:
 def device_number(axis_name: str | None) -> Any:
     """A number that makes the draws of devices with different examples differ."""
     return 0 if axis_name is None else jax.lax.axis_index(axis_name)
-
-
-def mean_over(axis_name: str | None, tree: Any) -> Any:
-    """In float32; averaged over the devices of `axis_name`, each of which has part of the batch."""
-    tree = optax.tree.cast(tree, jnp.float32)
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)

@@ -1,0 +1,244 @@
+"""Run by test_devices.py on eight devices: every reading against that of one device."""
+
+import functools
+import sys
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+import fgo_jax as fgo
+from fgo_jax import probes
+from tests.problems import mlp, mlp_batch, mlp_params
+
+PARAMS, BATCH = mlp_params(), mlp_batch(0, 64)
+MESH = jax.make_mesh((8,), ("i",), axis_types=(AxisType.Auto,))
+
+
+def checked(f):
+    return jax.jit(jax.shard_map(f, mesh=MESH, in_specs=(P(), P("i")), out_specs=P()))
+
+
+def unchecked(f):
+    return jax.jit(
+        jax.shard_map(f, mesh=MESH, in_specs=(P(), P("i")), out_specs=P(), check_vma=False)
+    )
+
+
+def split(batch):
+    return jax.tree.map(lambda x: x.reshape(8, -1, *x.shape[1:]), batch)
+
+
+def alike(tree):
+    """The value of the first device, once it is known that all devices have the same."""
+    jax.tree.map(lambda x: np.testing.assert_array_equal(x, np.broadcast_to(x[:1], x.shape)), tree)
+    return jax.tree.map(lambda x: x[0], tree)
+
+
+def mapped(f):
+    run = jax.pmap(f, axis_name="i", in_axes=(None, 0))
+    return lambda params, batch: alike(run(params, split(batch)))
+
+
+def batched(f):
+    run = jax.jit(jax.vmap(f, axis_name="i", in_axes=(None, 0)))
+    return lambda params, batch: alike(run(params, split(batch)))
+
+
+WAYS = {"checked": checked, "unchecked": unchecked, "pmap": mapped, "vmap": batched}
+
+
+def close(one, many, rtol=2e-4):
+    largest = max(float(jnp.max(jnp.abs(x))) for x in jax.tree.leaves(one))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(b, a, rtol=rtol, atol=rtol * largest * 0.01),
+        one,
+        many,
+    )
+
+
+def predict(params, batch):
+    return mlp(params, batch["x"])
+
+
+def losses(params, batch):
+    logits = predict(params, batch)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"])
+
+
+def own(params, batch):
+    """An operator that knows nothing of devices."""
+    gradient = jax.grad(lambda p: jnp.mean(losses(p, batch)))
+    return lambda vector: jax.jvp(gradient, (params,), (vector,))[1]
+
+
+def own_rows(params, batch):
+    return jax.vmap(
+        lambda e: jax.grad(lambda p: losses(p, jax.tree.map(lambda x: x[None], e))[0])(params)
+    )(batch)
+
+
+MASK = {"hidden": True, "out": False}
+OPERATORS = {
+    "ggn": fgo.curvature.ggn(predict),
+    "ggn in chunks": fgo.curvature.ggn(predict, chunk_size=4),
+    "ggn, masked": fgo.curvature.ggn(predict, mask=MASK),
+    "ggn, own loss": fgo.curvature.ggn(
+        predict, lambda z, b: optax.softmax_cross_entropy_with_integer_labels(z, b["y"])
+    ),
+    "hessian": fgo.curvature.hessian(losses),
+    "hessian in chunks": fgo.curvature.hessian(losses, chunk_size=4),
+    "empirical_fisher": fgo.curvature.empirical_fisher(losses),
+    "own": own,
+}
+
+
+def operators(way):
+    """Called by hand: the product is of the device's own batch, so its mean is of the whole."""
+    vector = jax.tree.map(jnp.cos, PARAMS)
+    for name, operator in OPERATORS.items():
+        if name == "own" and way == "checked":
+            continue  # without a probe to bind it, its gradients are JAX's own business
+        run = WAYS[way](lambda p, b, op=operator: jax.lax.pmean(op(p, b)(vector), "i"))
+        close(operator(PARAMS, BATCH)(vector), run(PARAMS, BATCH))
+    drawn = fgo.curvature.sampled_fisher(predict)
+
+    def product(params, batch):
+        key = jax.random.fold_in(jax.random.key(0), jax.lax.axis_index("i"))
+        return jax.lax.pmean(drawn(params, batch, key=key)(vector), "i")
+
+    # Other labels are drawn, so only the size can be compared.
+    many = optax.tree.norm(WAYS[way](product)(PARAMS, BATCH))
+    one = optax.tree.norm(drawn(PARAMS, BATCH, key=jax.random.key(0))(vector))
+    assert 0.3 < many / one < 3.0, many / one
+
+
+def readings(probe, axis_name):
+    def read(params, batch):
+        key = jax.random.key(3)
+        inputs = probes.ProbeInputs(None, None, params, batch, key, jnp.int32(200), axis_name)
+        return probe.read(probe.measure(inputs, probe.init(params)))
+
+    return read
+
+
+def probes_of(examples):
+    rows = probes.example_gradients(lambda p, e: losses(p, jax.tree.map(lambda x: x[None], e))[0])
+    groups = probes.layer_groups(PARAMS)
+    return {
+        "hutchinson": probes.hutchinson(OPERATORS["ggn"], examples=examples, groups=groups),
+        "hutchinson, own": probes.hutchinson(own, examples=examples, num_samples=8),
+        "hutchinson, deflated": probes.hutchinson(OPERATORS["ggn"], examples=examples, deflate=3),
+        "lanczos": probes.lanczos(OPERATORS["ggn"], 16, examples=examples),
+        "gram": probes.gram(rows, examples=examples, groups=groups),
+        "gram, uncentred": probes.gram(own_rows, examples=examples, centred=False),
+    }
+
+
+def all_probes(way):
+    # Each device reads its own eight examples. The halves of one device are those of all.
+    halves = jax.tree.map(lambda x: x.reshape(8, 2, 4, *x.shape[1:]).swapaxes(0, 1), BATCH)
+    whole = jax.tree.map(lambda x: x.reshape(64, *x.shape[3:]), halves)
+    one, many = probes_of(64), probes_of(8)
+    for name, probe in many.items():
+        run = WAYS[way](readings(probe, "i"))
+        found = {k: tuple(v) for k, v in run(PARAMS, BATCH).items()}
+        truth = {k: tuple(v) for k, v in readings(one[name], None)(PARAMS, whole).items()}
+        for signal in truth:
+            close(truth[signal], found[signal], rtol=5e-3)
+    sampled = probes.lanczos(fgo.curvature.sampled_fisher(predict), 8, examples=8)
+    trace = WAYS[way](readings(sampled, "i"))(PARAMS, BATCH)["trace"].value
+    exact = readings(one["lanczos"], None)(PARAMS, whole)["trace"].value
+    assert 0.5 < trace / exact < 2.0, (trace, exact)
+
+
+def training(way):
+    """The axis is named once, for the controller; devices and their parameters stay alike."""
+    adam = optax.scale_by_adam()
+
+    def mean(grads):
+        if way == "checked":  # there JAX has summed them over the devices already
+            return jax.tree.map(lambda g: g / 8, grads)
+        return jax.lax.pmean(grads, "i")
+
+    def run(examples, axis_name, params, batch):
+        phases = [fgo.acquisition(0.01, transform=adam), fgo.execution(0.01, transform=adam)]
+        probe = probes.lanczos(OPERATORS["ggn"], 8, every=2, examples=examples)
+        tx = fgo.phased(phases, [fgo.triggers.after(3)], probe, axis_name=axis_name)
+        state = tx.init(params)
+        for _ in range(5):
+            value, grads = jax.value_and_grad(lambda p: jnp.mean(losses(p, batch)))(params)
+            grads = mean(grads) if examples == 8 else grads
+            updates, state = tx.update(grads, state, params, value=value, batch=batch)
+            params = optax.apply_updates(params, updates)
+        return params, {k: tuple(v) for k, v in state.signals.items() if k != "value"}
+
+    expected = jax.jit(functools.partial(run, 64, None))(PARAMS, BATCH)
+    found = WAYS[way](functools.partial(run, 8, "i"))(PARAMS, BATCH)
+    close(expected[0], found[0], rtol=1e-2)
+    close(expected[1]["trace"], found[1]["trace"], rtol=1e-2)
+    if way == "checked":
+        unnamed = checked(readings(probes.lanczos(OPERATORS["ggn"], 8, examples=8), None))
+        with pytest.raises(ValueError, match="pass axis_name='i'"):
+            unnamed(PARAMS, BATCH)
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Embed(5, 6)(tokens).mean(1)
+        return nn.Dense(3)(jnp.tanh(nn.LayerNorm()(nn.Dense(8)(x))))
+
+
+def transforms(way):
+    ggn, axis = OPERATORS["ggn"], {"axis_name": "i"}
+    dense = {
+        "diagonal": lambda **k: fgo.scale_by_diagonal_fisher(operator=ggn, **k),
+        "low rank": lambda **k: fgo.scale_by_low_rank_fisher(ggn, rank=4, num_steps=12, **k),
+    }
+
+    def updates(tx):
+        def step(params, batch):
+            return tx.update(params, tx.init(params), params, batch=batch)[0]
+
+        return step
+
+    for make in dense.values():
+        one = jax.jit(updates(make()))(PARAMS, BATCH)
+        close(one, WAYS[way](updates(make(**axis)))(PARAMS, BATCH), rtol=2e-2)
+
+    tokens = jax.random.randint(jax.random.key(0), (64, 3), 0, 5)
+    params = Net().init(jax.random.key(1), tokens)["params"]
+    fn = lambda p, b: Net().apply({"params": p}, b)  # noqa: E731
+
+    def curvature(tx, name):
+        def step(params, batch):
+            return getattr(tx.update(params, tx.init(params), params, batch=batch)[1], name)
+
+        return step
+
+    # Devices draw labels of their own, so sizes are compared; inputs' factors are exact.
+    for name, make in {
+        "diagonal": lambda **k: fgo.scale_by_diagonal_fisher(fn, **k),
+        "factors": lambda **k: fgo.scale_by_kfac(fn, **k),
+    }.items():
+        one = jax.jit(curvature(make(), name))(params, tokens)
+        many = WAYS[way](curvature(make(**axis), name))(params, tokens)
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+            a, b = float(jnp.sum(jnp.abs(a))), float(jnp.sum(jnp.abs(b)))
+            assert abs(a - b) <= 0.7 * max(a, b), (name, a, b)
+        if name == "factors":
+            close(one[1][0][0], many[1][0][0], rtol=1e-3)
+
+
+if __name__ == "__main__":
+    part, way = sys.argv[1:]
+    {"operators": operators, "probes": all_probes, "training": training, "transforms": transforms}[
+        part
+    ](way)
+    print("as on one device")
