@@ -10,6 +10,7 @@ import optax
 from jax import core
 
 from fgo_jax import _checks
+from fgo_jax.linalg.decompositions import eigh
 from fgo_jax.linalg.devices import mean_over
 from fgo_jax.linalg.krylov import coefficients, combination, krylov_space, random_block
 from fgo_jax.linalg.operator import Operator, bind_matvec
@@ -263,8 +264,7 @@ def reduced(
 def top_ritz_pairs(matrix: jax.Array, rank: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(largest eigenvalues, whether each is kept, eigenvectors as rows) of a projected operator."""
     # An ensemble under `jax.vmap` decomposes one by one: see `over_matrices`.
-    alone = jax.custom_batching.sequential_vmap(lambda matrix: tuple(jnp.linalg.eigh(matrix)))
-    values, vectors = alone(matrix)
+    values, vectors = eigh(matrix)
     top = jnp.flip(values)[:rank]
     kept = top > _ROUNDING * jnp.max(top)
     return top, kept, jnp.where(kept[:, None], jnp.flip(vectors, 1)[:, :rank].T, 0.0)
