@@ -9,6 +9,12 @@ from typing import Any
 
 import fgo_jax
 
+# What has no docstring of its own.
+CONSTANTS = {
+    "STATIC_ARGS": "The arguments of target_acquisition to name in optax.inject_hyperparams.",
+    "Operator": "A curvature operator: `(params, batch) -> (vector -> vector)`.",
+}
+
 
 def public_names(module: ModuleType, prefix: str) -> Iterator[tuple[str, Any]]:
     """The names in a module's `__all__`, and in those of the modules among them."""
@@ -21,8 +27,9 @@ def public_names(module: ModuleType, prefix: str) -> Iterator[tuple[str, Any]]:
 
 def main() -> None:
     for name, item in public_names(fgo_jax, "fgo"):
-        documented = inspect.ismodule(item) or callable(item)
-        line = (inspect.getdoc(item) or "").partition("\n")[0] if documented else ""
+        own = inspect.ismodule(item) or inspect.isclass(item) or inspect.isfunction(item)
+        text = inspect.getdoc(item) if own else CONSTANTS[name.rpartition(".")[2]]
+        line = (text or "").partition("\n")[0]
         print(f"{name}  {line}".rstrip())
 
 

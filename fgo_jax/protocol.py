@@ -113,8 +113,9 @@ def target_acquisition(
 
     Raises:
       ValueError: for arguments out of range, names of no phase, an adaptive decay without slow
-        momentum, a transform with a learning rate of its own, or a horizon shorter than the
-        warm-up; in ``update``, for gradients of the wrong shape and a ``value`` that is no scalar.
+        momentum, or a horizon shorter than the warm-up; in ``init``, for a transform with a
+        learning rate of its own; in ``update``, for gradients of the wrong shape and a ``value``
+        that is no scalar.
       TypeError: in ``update``, where a probe or trigger of yours needs an extra argument, and
         for a misspelt one.
 

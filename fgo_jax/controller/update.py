@@ -132,10 +132,10 @@ def phased(
 
     Raises:
       ValueError: for no phases, a wrong number of triggers, a trigger on a signal that
-        nothing provides, a first phase whose decay has no length, numbers out of range, two
-        phases of one name, or a transform that has a learning rate of its own (tried at
-        construction on six numbers); in ``update``, for gradients of the wrong shape and a
-        ``value`` that is no scalar.
+        nothing provides, a first phase whose decay has no length, numbers out of range, or two
+        phases of one name; in ``init``, for a transform that has a learning rate of its own
+        (tried on six numbers); in ``update``, for gradients of the wrong shape and a ``value``
+        that is no scalar.
       TypeError: in ``update``, for a missing extra argument that a probe or trigger needs,
         and for a misspelt one.
 
@@ -163,9 +163,10 @@ def phased(
         axis_name=axis_name,
         seed=seed,
     )
-    check_directions(parts.phases)
 
     def init(params: Any) -> FgoState:
+        # Not at construction: it computes, and `jax.distributed.initialize` must come before.
+        check_directions(parts.phases)
         return state_init(parts, params)
 
     def update(updates: Any, state: Any, params: Any = None, **extras: Any) -> tuple[Any, Any]:

@@ -30,7 +30,7 @@ def defaults(signals: Collection[str] | None = None) -> dict[str, Trigger]:
       ``triggers=`` of :func:`fgo_jax.target_acquisition`.
 
     Raises:
-      Nothing.
+      TypeError: for signals that are no collection of names.
 
     Example:
       >>> import fgo_jax as fgo

@@ -7,6 +7,7 @@ import pytest
 
 import fgo_jax as fgo
 
+PARAMS = {"w": jnp.ones(2)}
 OPTIMIZERS = {
     "adam": lambda: optax.adam(1e-1),
     "sgd": lambda: optax.sgd(1.0),
@@ -30,19 +31,20 @@ DIRECTIONS = {
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_as_a_transform_is_refused(name):
     with pytest.raises(ValueError, match=r"'acquisition' points against the gradient"):
-        fgo.target_acquisition(1e-2, transform=OPTIMIZERS[name]())
+        fgo.target_acquisition(1e-2, transform=OPTIMIZERS[name]()).init(PARAMS)
 
 
 def test_every_phase_and_both_front_doors_are_checked():
     with pytest.raises(ValueError, match="'execution' points against"):
-        fgo.target_acquisition(1e-2, transform={"execution": optax.adam(0.1)})
+        fgo.target_acquisition(1e-2, transform={"execution": optax.adam(0.1)}).init(PARAMS)
+    phase = fgo.Phase("constant", lambda _: jnp.float32(0.1), optax.sgd(1.0))
     with pytest.raises(ValueError, match="'constant' points against"):
-        fgo.phased([fgo.Phase("constant", lambda _: jnp.float32(0.1), optax.sgd(1.0))], [])
+        fgo.phased([phase], []).init(PARAMS)
 
 
 @pytest.mark.parametrize("name", DIRECTIONS)
 def test_directions_pass(name):
-    fgo.target_acquisition(1e-2, transform=DIRECTIONS[name]())
+    fgo.target_acquisition(1e-2, transform=DIRECTIONS[name]()).init(PARAMS)
 
 
 def test_a_transform_that_needs_more_than_gradients_passes_and_keeps_its_own_error():
