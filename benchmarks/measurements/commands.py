@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from benchmarks.measurements import calibration, overhead, sketch, stream
+from benchmarks.measurements import calibration, overhead, probe_accuracy, stream
 from benchmarks.measurements import revision as revisions
 from benchmarks.measurements.calibration import tables as calibration_tables
 from benchmarks.measurements.workloads import WORKLOADS
@@ -55,12 +55,14 @@ def calibrate(runs, windows, output) -> None:
 @click.option("--sizes", help="Comma-separated, of those timed; all by default.")
 @_OUTPUT
 def measure_sketch(draws, rounds, sizes, output) -> None:
-    """Probes against dense truth and against matfree and traceax; writes sketch.json."""
-    chosen = names_in(sizes, list(sketch.LAYERS), "size")
+    """Probes against dense truth and against matfree and traceax; writes probe_accuracy.json."""
+    chosen = names_in(sizes, list(probe_accuracy.LAYERS), "size")
     with console.status("starting") as status:
-        results = sketch.measure(draws=draws, rounds=rounds, sizes=chosen, announce=status.update)
+        results = probe_accuracy.measure(
+            draws=draws, rounds=rounds, sizes=chosen, announce=status.update
+        )
     path = _path("sketch", output, (draws, rounds, sizes) == (_DRAWS, _ROUNDS, None))
-    _write(path, results, sketch.print_tables)
+    _write(path, results, probe_accuracy.print_tables)
 
 
 @click.command("overhead")

@@ -13,8 +13,8 @@ from benchmarks.methods import (
     muon,
     natural,
     other_triggers,
-    protocol,
     switches,
+    three_phases,
 )
 from benchmarks.methods.method import TRANSFORM_TASKS, Method
 from benchmarks.tasks.task import Task
@@ -22,8 +22,7 @@ from benchmarks.tasks.task import Task
 METHODS: dict[str, Method] = {
     method.name: method
     for module in (
-        baselines, muon, natural, library_transforms, protocol,
-        other_triggers,
+        baselines, muon, natural, library_transforms, three_phases, other_triggers,
     )
     for method in module.METHODS
 }  # fmt: skip

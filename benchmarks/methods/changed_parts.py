@@ -9,7 +9,7 @@ import optax
 
 import fgo_jax as fgo
 from benchmarks.methods.method import Method
-from benchmarks.methods.protocol import target_acquisition
+from benchmarks.methods.three_phases import target_acquisition
 from benchmarks.tasks.task import Task
 
 DECAYS = (

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks import rival_triggers as rivals
 from benchmarks.methods.method import KNOWS_T, Method
-from benchmarks.methods.protocol import raw, target_acquisition
+from benchmarks.methods.three_phases import raw, target_acquisition
 from benchmarks.tasks.task import Task
 
 # Steps that stand for the sources' epoch: a run of theirs has about as many epochs as one of

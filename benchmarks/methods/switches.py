@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.methods.method import Method
-from benchmarks.methods.protocol import target_acquisition
+from benchmarks.methods.three_phases import target_acquisition
 from benchmarks.rival_triggers import at_steps
 
 

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks.measurements import overhead, sketch, stream
+from benchmarks.measurements import overhead, probe_accuracy, stream
 from benchmarks.measurements.calibration import tables as calibration
 from benchmarks.report import field, readme
 from benchmarks.report.race_tables import ladder_table, print_race
@@ -23,7 +23,7 @@ from benchmarks.studies.study import print_tables
 WIDTH = 250  # characters; the widest table's rows stay on one line
 _PRINTERS: dict[str, Callable[[Any, Console], None]] = {
     "transforms": lambda content, console: transforms.print_tables(content["tasks"], console),
-    "sketch": sketch.print_tables,
+    "sketch": probe_accuracy.print_tables,
     "overhead": overhead.print_tables,
     "stream": stream.print_table,
     "calibration": calibration.print_tables,

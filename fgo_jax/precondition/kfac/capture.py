@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fgo_jax.precondition.kfac import statistics
+from fgo_jax.precondition.kfac import taps
 from fgo_jax.precondition.kfac.layers import WAY_OUT, Axes, Layer, Layout, advice, leaf_paths
 
 _NORMS = ("LayerNorm", "RMSNorm", "GroupNorm", "BatchNorm", "InstanceNorm")
@@ -227,10 +227,10 @@ def run_tapped(
         if seen.axes is None:
             return y
         if path not in by_path:
-            return statistics.tap_norm(_standardised(module, args, kwargs), y, probe)
+            return taps.tap_norm(_standardised(module, args, kwargs), y, probe)
         x = args[0] if args else next(iter(kwargs.values()))
         _check_axes(by_path[path], seen, module)
-        return statistics.tap(by_path[path], module, method, x, y, probe, reduce)
+        return taps.tap(by_path[path], module, method, x, y, probe, reduce)
 
     outputs = recorder.run(predict_fn, recorder.put(model, probes, leaves), batch, handle)
     _check_seen(recorder, layout, predict_fn, model, batch)

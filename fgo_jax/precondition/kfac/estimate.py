@@ -12,7 +12,7 @@ from fgo_jax.curvature import losses
 from fgo_jax.curvature.chunks import Part
 from fgo_jax.curvature.weights import Select
 from fgo_jax.linalg.devices import as_varying, on_each_device, varying_axes
-from fgo_jax.precondition.kfac import statistics
+from fgo_jax.precondition.kfac import taps
 from fgo_jax.precondition.kfac.capture import Recorder, run_tapped
 from fgo_jax.precondition.kfac.layers import Layout, leaf_paths
 
@@ -36,7 +36,7 @@ def estimator(
         leaves = dict(zip(leaf_paths(model), jax.tree.leaves(model), strict=True))
         plain = {d.path: leaves[d.path] for d in plan.diagonals if d.norm is None}
         probes: dict[str, Any] = {
-            layer.path: statistics.zero_probe(layer, max_dim) for layer in plan.layers
+            layer.path: taps.zero_probe(layer, max_dim) for layer in plan.layers
         }
         for d in plan.diagonals:
             if d.norm is not None:
@@ -54,9 +54,7 @@ def estimator(
         drawn = losses.drawn_cotangent(loss, outputs, labels, batch, weights)
         moments, gradients = pull(drawn.astype(outputs.dtype))
 
-        found: list[Any] = [
-            statistics.normalised(layer, moments[layer.path]) for layer in plan.layers
-        ]
+        found: list[Any] = [taps.normalised(layer, moments[layer.path]) for layer in plan.layers]
         uses = [sum(moments[layer.path]["uses"]) for layer in plan.layers]
         for d in plan.diagonals:
             if d.norm is not None:

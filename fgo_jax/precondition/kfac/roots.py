@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from fgo_jax.precondition.kfac.layers import Diagonal, Layer, Layout
 from fgo_jax.precondition.shared import mesh
-from fgo_jax.precondition.shared.decompositions import over_matrices
+from fgo_jax.precondition.shared.over_matrices import over_matrices
 
 Terms = tuple[tuple[jax.Array, jax.Array], ...]
 

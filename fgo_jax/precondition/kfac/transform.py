@@ -12,10 +12,10 @@ import optax
 from fgo_jax import _checks
 from fgo_jax.curvature import losses
 from fgo_jax.curvature.weights import Select, check_select
-from fgo_jax.precondition.kfac import roots, statistics
-from fgo_jax.precondition.kfac.cadence import Cadence, brought_up_to_date
+from fgo_jax.precondition.kfac import roots, taps
 from fgo_jax.precondition.kfac.estimate import estimator
 from fgo_jax.precondition.kfac.layers import Axes, Layout, Paths, check_diagonal, layout
+from fgo_jax.precondition.kfac.refresh import Cadence, brought_up_to_date
 from fgo_jax.precondition.shared import mesh
 from fgo_jax.precondition.shared.leaves import bias_correction, empty_field, f32, usable_leaves
 from fgo_jax.precondition.shared.model import key_data, key_of_step, model_and_batch
@@ -193,8 +193,8 @@ def scale_by_kfac(
     def init(params: Any) -> ScaleByKfacState:
         leaves = jax.tree.leaves(params)
         plan = layout_of(params)
-        factors: list[Any] = [statistics.zero_terms(layer, max_dim) for layer in plan.layers]
-        inverse: list[Any] = [statistics.zero_terms(layer, max_dim)[0] for layer in plan.layers]
+        factors: list[Any] = [taps.zero_terms(layer, max_dim) for layer in plan.layers]
+        inverse: list[Any] = [taps.zero_terms(layer, max_dim)[0] for layer in plan.layers]
         for d in plan.diagonals:
             factors.append(jnp.zeros(jnp.shape(leaves[d.leaf]), jnp.float32))
             inverse.append(jnp.zeros(jnp.shape(leaves[d.leaf]), jnp.float32))

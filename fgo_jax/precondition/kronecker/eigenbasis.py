@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax.precondition.shared import mesh
-from fgo_jax.precondition.shared.decompositions import over_matrices
 from fgo_jax.precondition.shared.modes import Modes
+from fgo_jax.precondition.shared.over_matrices import over_matrices
 
 # The rounding error of a float32, relative to the largest entry.
 _ROUNDING = float(jnp.finfo(jnp.float32).eps)

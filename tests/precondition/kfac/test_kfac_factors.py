@@ -10,7 +10,7 @@ import pytest
 
 import fgo_jax as fgo
 from fgo_jax.curvature import losses
-from fgo_jax.precondition.kfac import statistics
+from fgo_jax.precondition.kfac import taps
 from fgo_jax.precondition.kfac.estimate import estimator
 from fgo_jax.precondition.kfac.layers import layout
 from tests.precondition.kfac.first_factors import ROWS, close, first_factors, moment
@@ -96,7 +96,7 @@ def test_patches_times_the_kernel_are_the_convolution(options):
     x = jax.random.normal(jax.random.key(0), (2, *(6,) * len(options["kernel_size"]), 2))
     params = model.init(jax.random.key(1), x)["params"]
     layer = layout(params, None, lambda path: False).layers[0]
-    patches = statistics._patches(layer, model, x)
+    patches = taps._patches(layer, model, x)
     out = jnp.tensordot(patches, params["kernel"], len(layer.inputs)) + params["bias"]
     np.testing.assert_allclose(out, model.apply({"params": params}, x), atol=1e-5)
 

@@ -23,8 +23,8 @@ import optax
 from rich.console import Console
 
 import fgo_jax as fgo
-from benchmarks.measurements import sketch_speed
-from benchmarks.measurements.sketch_speed import LAYERS, Model, mlp
+from benchmarks.measurements import probe_speed
+from benchmarks.measurements.probe_speed import LAYERS, Model, mlp
 from benchmarks.runs.store import environment
 from benchmarks.tasks import get_task
 from benchmarks.terminal import figures
@@ -94,10 +94,10 @@ def measure(
         ritz += [{"model": name, **row} for row in ritz_of(model, exact, draws)]
     for name in sizes:
         announce(f"speed at {name} parameters")
-        speed += [{"size": name, **row} for row in sketch_speed.measure(LAYERS[name], rounds)]
+        speed += [{"size": name, **row} for row in probe_speed.measure(LAYERS[name], rounds)]
     return {
         "environment": {**environment(), **{name: metadata.version(name) for name in PEERS}},
-        "limits": {"time_ratio_upper": sketch_speed.LIMIT, "memory_ratio": 1.0},
+        "limits": {"time_ratio_upper": probe_speed.LIMIT, "memory_ratio": 1.0},
         "rounds": rounds,
         "signals": signals,
         "ritz": ritz,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fgo_jax.precondition.shared.decompositions import over_matrices
+from fgo_jax.precondition.shared.over_matrices import over_matrices
 
 
 def test_every_place_gets_the_result_of_its_own_matrix():

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks.__main__ import main
-from benchmarks.measurements import commands, sketch, sketch_speed
+from benchmarks.measurements import commands, probe_accuracy, probe_speed
 from benchmarks.runs import timing
 
 pytest.importorskip("matfree")
@@ -20,13 +20,15 @@ TINY = (3, 4, 3)
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(sketch, "MODELS", {"mlp": lambda: sketch_speed.mlp(TINY, examples=8)})
-    monkeypatch.setattr(sketch, "LAYERS", {"tiny": TINY})
-    monkeypatch.setattr(sketch, "SETTINGS", sketch.SETTINGS[:1])
+    monkeypatch.setattr(
+        probe_accuracy, "MODELS", {"mlp": lambda: probe_speed.mlp(TINY, examples=8)}
+    )
+    monkeypatch.setattr(probe_accuracy, "LAYERS", {"tiny": TINY})
+    monkeypatch.setattr(probe_accuracy, "SETTINGS", probe_accuracy.SETTINGS[:1])
 
 
 def test_truth_is_the_hessian_of_the_loss_of_the_linearised_model():
-    model = sketch_speed.mlp(TINY, examples=6)
+    model = probe_speed.mlp(TINY, examples=6)
     flat, unravel = jax.flatten_util.ravel_pytree(model.params)
 
     def fisher(batch):
@@ -42,7 +44,7 @@ def test_truth_is_the_hessian_of_the_loss_of_the_linearised_model():
 
     whole = fisher(model.batch)
     first, second = (fisher({"x": x}) for x in jnp.split(model.batch["x"], 2))
-    found = sketch.truth(model)
+    found = probe_accuracy.truth(model)
     wanted = np.linalg.eigvalsh(whole)[::-1][: len(found.eigenvalues)]
     # The dense Hessian is float32.
     np.testing.assert_allclose(found.eigenvalues[: len(wanted)], wanted, atol=1e-5 * wanted[0])
@@ -52,7 +54,7 @@ def test_truth_is_the_hessian_of_the_loss_of_the_linearised_model():
 
 def test_both_forms_of_the_timed_operators_are_the_same():
     for kind in ("diagonal", "ggn"):
-        given = sketch_speed.problem(kind, TINY)
+        given = probe_speed.problem(kind, TINY)
         flat, unravel = jax.flatten_util.ravel_pytree(given.params)
         vector = jnp.linspace(-1.0, 1.0, flat.size)
         tree = given.operator(given.params, given.batch)(unravel(vector))
