@@ -17,16 +17,19 @@ from fgo_jax import probes
 from tests.problems import mlp, mlp_batch, mlp_params
 
 PARAMS, BATCH = mlp_params(), mlp_batch(0, 64)
-MESH = jax.make_mesh((8,), ("i",), axis_types=(AxisType.Auto,))
+
+
+def mesh():
+    return jax.make_mesh((8,), ("i",), axis_types=(AxisType.Auto,))
 
 
 def checked(f):
-    return jax.jit(jax.shard_map(f, mesh=MESH, in_specs=(P(), P("i")), out_specs=P()))
+    return jax.jit(jax.shard_map(f, mesh=mesh(), in_specs=(P(), P("i")), out_specs=P()))
 
 
 def unchecked(f):
     return jax.jit(
-        jax.shard_map(f, mesh=MESH, in_specs=(P(), P("i")), out_specs=P(), check_vma=False)
+        jax.shard_map(f, mesh=mesh(), in_specs=(P(), P("i")), out_specs=P(), check_vma=False)
     )
 
 
