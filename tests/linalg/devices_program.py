@@ -240,8 +240,10 @@ def transforms(way):
 
 
 if __name__ == "__main__":
-    part, way = sys.argv[1:]
-    {"operators": operators, "probes": all_probes, "training": training, "transforms": transforms}[
-        part
-    ](way)
+    parts = {
+        "operators": operators, "probes": all_probes, "training": training,
+        "transforms": transforms,
+    }  # fmt: skip
+    for chosen in sys.argv[2:]:
+        parts[sys.argv[1]](chosen)
     print("as on one device")

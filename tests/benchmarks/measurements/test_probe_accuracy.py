@@ -101,8 +101,8 @@ def test_the_command_names_an_unknown_size():
 
 def test_a_look_does_not_take_the_place_of_what_is_committed(tmp_path, monkeypatch):
     monkeypatch.setattr(commands, "RESULTS", tmp_path / "results")
-    monkeypatch.setattr(commands.sketch, "measure", lambda **options: {"draws": 1})
-    monkeypatch.setattr(commands.sketch, "print_tables", lambda *args: None)
+    monkeypatch.setattr(commands.probe_accuracy, "measure", lambda **options: {"draws": 1})
+    monkeypatch.setattr(commands.probe_accuracy, "print_tables", lambda *args: None)
     monkeypatch.chdir(tmp_path)
     look, whole = tmp_path / "runs" / "sketch.json", tmp_path / "results" / "sketch.json"
     assert CliRunner().invoke(main, ["sketch", "--draws", "4"]).exit_code == 0
