@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax.controller.design import Design
-from fgo_jax.controller.handover import select
+from fgo_jax.controller.select import select
 from fgo_jax.controller.state import BY_DEADLINE, BY_HAND, BY_TRIGGER, Clock, FgoState
 from fgo_jax.triggers import Observation, Signal, Trigger
 
@@ -42,17 +42,14 @@ def judge(
 def _look(
     trigger: Trigger, observation: Observation, state: Any, begins: jax.Array, active: jax.Array
 ) -> tuple[jax.Array, Any]:
-    old = _choose(begins, trigger.init(), state)
+    old = optax.tree.where(begins, trigger.init(), state)
     verdict, new = trigger.update(observation, old)
-    return active & (verdict == 1), _choose(active, new, old)
+    new = optax.tree.where(active, new, old)
+    return active & (verdict == 1), optax.tree.cast_like(new, state)
 
 
 def _wait(state: Any, begins: jax.Array, active: jax.Array) -> tuple[jax.Array, Any]:
     return begins & active & False, state
-
-
-def _choose(first: jax.Array, one: Any, other: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(first, a, b).astype(b.dtype), one, other)
 
 
 def advance(
