@@ -1,7 +1,5 @@
 """The README's table of the claim: what stands between two markers is written here."""
 
-from __future__ import annotations
-
 from benchmarks.report import glance, regrets
 from benchmarks.report.reading import Results
 from benchmarks.report.text import markdown_table
