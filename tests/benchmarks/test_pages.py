@@ -44,16 +44,14 @@ def test_the_front_page_is_short_and_gives_the_commands():
     assert any(line.endswith("-m benchmarks demo") for line in lines)
 
 
-@pytest.mark.parametrize(("words", "key"), ROWS.items())
-def test_the_front_pages_figures_are_the_committed_ones(words, key):
-    races, (claim,) = read(RESULTS).races, [c for c in CLAIMS if c.key == key]
-    (line,) = [row for row in FRONT.read_text().splitlines() if row.startswith(f"| {words}")]
-    found = []
-    for task in CLAIM_TASKS:
-        comparison = compare(races[task], claim)
-        assert comparison is not None
-        found.append(number(comparison.ratio["median"], "{:.2f}", "∞"))
-    assert [cell.strip() for cell in line.split("|")[2:-1]] == found
+def test_the_front_pages_figures_are_the_committed_ones():
+    races, lines = read(RESULTS).races, FRONT.read_text().splitlines()
+    for words, key in ROWS.items():
+        (claim,) = [claim for claim in CLAIMS if claim.key == key]
+        (line,) = [line for line in lines if line.startswith(f"| {words}")]
+        compared = [compare(races[task], claim) for task in CLAIM_TASKS]
+        medians = [number(c.ratio["median"], "{:.2f}", "∞") for c in compared if c is not None]
+        assert [cell.strip() for cell in line.split("|")[2:-1]] == medians
 
 
 @pytest.mark.parametrize("path", [FRONT, BACK], ids=["front", "back"])
