@@ -87,7 +87,10 @@ def phased(
     - If the new phase has another gradient transformation, the old one makes the updates for
       these steps while the statistics of the new one fill. When the new one takes over, each
       tensor's update keeps the norm that the old one gave it. This graft fades over as many
-      steps again.
+      steps again, if updates of the new transform and of the first phase's keep their size
+      while gradients shrink, as Adam's do. Otherwise, as with SGD or K-FAC, it stays: all rates
+      are in the unit of the first phase's transform. A transform without the attribute
+      ``keeps_scale`` of :class:`fgo_jax.precondition.Preconditioner` is tried on six numbers.
 
     The update takes these optional extra arguments, and passes them and all others on to the
     phases' transforms:
