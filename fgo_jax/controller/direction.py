@@ -1,4 +1,4 @@
-"""The direction of a step: the driving transform's, with the running phase's weight decay."""
+"""The direction of a step: the driving transform's, then the running phase's weight decay."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def direction(
     extras: dict[str, Any],
     ready: jax.Array,
 ) -> tuple[Any, tuple[Any, ...], Any]:
-    """The direction before smoothing, the transforms' states and the grafts.
+    """The driving transform's direction, the transforms' states and the grafts.
 
     Args:
       extras: extra arguments of `update`, for the transforms.
@@ -48,8 +48,7 @@ def direction(
         clip_norm=design.clip_norm,
         extras=extras,
     )
-    # Outside the transforms' conditionals, where it fuses with what follows.
-    return decayed(design.phases, clock.phase, towards, params), transforms, grafts
+    return towards, transforms, grafts
 
 
 def decayed(phases: Sequence[Phase], running: Any, direction: Any, params: Any) -> Any:

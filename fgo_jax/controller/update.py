@@ -8,8 +8,9 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
+from fgo_jax.controller.descent import descent_update
 from fgo_jax.controller.design import Design, design
-from fgo_jax.controller.direction import direction
+from fgo_jax.controller.direction import decayed, direction
 from fgo_jax.controller.extras import checked_extras
 from fgo_jax.controller.guard import all_finite, check_shapes, kept
 from fgo_jax.controller.measure import latest, measure, observed
@@ -40,6 +41,16 @@ def update_step(
     # The probe may read the transforms' states: it does so before they change.
     ready = finite if design.probe is None else ordered_after(finite, probe_state.evaluations)
     towards, transforms, grafts = direction(design, state, grads, params, extras, ready)
+    descent = descent_update(
+        state.descent,
+        grads,
+        towards,
+        step=state.clock.total_step,
+        driver_since=state.clock.driver_since,
+        finite=finite,
+    )
+    # Outside the transforms' conditionals, where it fuses with what follows.
+    towards = decayed(design.phases, state.clock.phase, towards, params)
     towards, slow, energy = smooth(design, state, towards, finite)
     rate = effective_rate(design, state.clock)
     updates = scaled(towards, grads, params, rate, finite)
@@ -57,6 +68,7 @@ def update_step(
         trigger_states=trigger_states,
         transforms=transforms,
         grafts=grafts,
+        descent=descent,
         slow=slow,
         energy_fall=energy,
         average=average(design, state, params, finite),
