@@ -36,7 +36,7 @@ def judge(
             states[key],
         )
         verdict, new = trigger.update(observation, old)
-        holds |= active & (verdict == 1) & (clock.phase_step + 1 >= design.min_steps[index])
+        holds |= active & (verdict == 1) & (clock.phase_step >= design.min_steps[index] - 1)
         states[key] = jax.tree.map(lambda a, b: jnp.where(active, a, b).astype(b.dtype), new, old)  # noqa: B023
     return holds, states
 

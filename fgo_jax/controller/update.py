@@ -60,7 +60,9 @@ def update_step(
     hyperparams = {"fgo_learning_rate": rate}
     new = FgoState(
         clock=kept(finite, clock, state.clock),
-        skipped_steps=state.skipped_steps + jnp.where(finite, 0, 1),
+        skipped_steps=jnp.where(
+            finite, state.skipped_steps, optax.safe_increment(state.skipped_steps)
+        ),
         hyperparams=kept(finite, hyperparams, state.hyperparams),
         signals=latest(state, estimates, signals, finite),
         probe_key=state.probe_key,
