@@ -1,4 +1,4 @@
-"""States with masked and empty parts: what a checkpoint takes, and the way out where it does not."""
+"""States with masked and empty parts: what checkpoints take, and the way out where they do not."""
 
 import flax.serialization
 import jax
@@ -81,3 +81,21 @@ def test_arrays_of_no_size(tmp_path):
     state, fresh = moved(tx, WITHOUT_SIZE), tx.init(WITHOUT_SIZE)
     assert_same(by_flax(state, fresh, tmp_path), state)
     assert_same(by_leaves(state, fresh, tmp_path / "leaves"), state)
+
+
+TRANSFORMS = {
+    "kronecker": fgo.scale_by_kronecker_fisher,
+    "shampoo": lambda: fgo.scale_by_kronecker_fisher(corrected=False),
+    "kfac": lambda: fgo.scale_by_kfac(lambda params, batch: batch),
+    "fismo": fgo.scale_by_fismo,
+    "diagonal": lambda: fgo.scale_by_diagonal_fisher(lambda params, batch: batch),
+    "low rank": lambda: fgo.scale_by_low_rank_fisher(
+        fgo.curvature.ggn(lambda params, batch: batch)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_the_state_of_a_part_without_leaves_has_only_arrays_that_can_be_saved(name):
+    state = TRANSFORMS[name]().init({"a": optax.MaskedNode(), "b": None})
+    assert all(leaf.size for leaf in jax.tree.leaves(state))

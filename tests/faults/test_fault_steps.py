@@ -82,9 +82,7 @@ def one_example(given):
     given.images[:], given.labels[:] = given.images[:, :1], given.labels[:, :1]
 
 
-@pytest.mark.parametrize(
-    ("fault", "most"), [(spike, 1.5), (identical, 1.0), (one_example, 6.0)]
-)
+@pytest.mark.parametrize(("fault", "most"), [(spike, 1.5), (identical, 1.0), (one_example, 6.0)])
 def test_training_survives(fault, most):
     given = whole(STEPS)
     fault(given)
