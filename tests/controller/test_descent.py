@@ -46,7 +46,6 @@ def record(tx, steps, seed=0, noise=1.0):
 # At these rates each is at rest after a while: its directions swing to and fro.
 DOWN = {
     "sgd": (optax.identity, 0.5),
-    "momentum": (lambda: optax.trace(0.9), 0.1),
     "long momentum": (lambda: optax.trace(0.99), 0.01),
     "adam": (optax.scale_by_adam, 0.1),
     "adam with a long memory": (lambda: optax.scale_by_adam(b1=0.99), 0.03),
@@ -64,18 +63,19 @@ def test_noise_and_momentum_never_raise_the_flag(name):
     assert (np.asarray(seen["cosine"]).mean(axis=1) > 0).all()
 
 
-@pytest.mark.parametrize("noise", [0.0, 1.0])
 @pytest.mark.parametrize("at", [10, 300])
-def test_a_transform_that_turns_uphill_is_flagged(noise, at):
-    tx = alone(turning(optax.identity(), at), 1e-3)
-    (_, state), seen = jax.jit(lambda: record(tx, 2 * at + 80, noise=noise))()
-    uphill = np.asarray(seen["uphill"])
-    assert not uphill[:at].any()
+def test_a_transform_that_turns_uphill_is_flagged(at):
+    tx = alone(turning(optax.trace(0.5), at), 1e-3)
+    run = jax.jit(lambda noise: record(tx, 2 * at + 80, noise=noise))
     # Thirty measurements, until the good ones are forgotten.
     within = at + 30 * max(2, int(1.5 * GROWTH * at))
-    assert uphill[within:].all()
-    assert float(seen["cosine"][-1]) < -0.9
-    assert "The directions point uphill (cosine -" in fgo.explain(state)
+    for noise in (0.0, 1.0):
+        (_, state), seen = run(noise)
+        uphill = np.asarray(seen["uphill"])
+        assert not uphill[:at].any()
+        assert uphill[within:].all()
+        assert float(seen["cosine"][-1]) < -0.6
+        assert "The directions point uphill (cosine -" in fgo.explain(state)
 
 
 def test_the_next_transform_has_a_record_of_its_own():
