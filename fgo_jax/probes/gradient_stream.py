@@ -217,7 +217,7 @@ def _close(
         if name.startswith("intrinsic_dimension"):
             estimates[name] = jnp.where(jnp.isnan(estimates[name][0]), last, estimates[name])
     return {
-        "evaluations": optax.safe_increment(state.evaluations),
+        "evaluations": jnp.asarray(optax.safe_increment(state.evaluations)),
         "filled": jnp.zeros_like(state.filled),
         "held": jnp.where(held, optax.safe_increment(state.held), state.held),
         "estimates": jnp.stack(list(estimates.values())),
