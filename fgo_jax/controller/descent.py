@@ -39,7 +39,7 @@ def descent_update(
     *,
     step: jax.Array,
     driver_since: jax.Array,
-    finite: jax.Array,
+    taken: jax.Array,
 ) -> DescentState:
     """Measures where it is due; a comparison is all that it costs at other steps.
 
@@ -48,7 +48,7 @@ def descent_update(
       direction: the transform's, before weight decay and slow momentum.
       step: [], int32; updates before this one; 0 again after a restart.
       driver_since: [], int32; the step at which the transform took over.
-      finite: [], bool; a step that is not finite measures nothing.
+      taken: [], bool; a step that is not taken measures nothing.
     """
 
     def measured(grads: Any, direction: Any, state: DescentState) -> DescentState:
@@ -72,7 +72,7 @@ def descent_update(
         del grads, direction
         return state
 
-    due = finite & ((step >= state.due_at) | (step == 0))
+    due = taken & ((step >= state.due_at) | (step == 0))
     return jax.lax.cond(due, measured, wait, grads, direction, state)
 
 

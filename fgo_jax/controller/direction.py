@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.controller.descent import descent_update
 from fgo_jax.controller.design import Design
 from fgo_jax.controller.state import FgoState
 from fgo_jax.phases.phase import Phase
@@ -22,8 +23,8 @@ def direction(
     params: Any,
     extras: dict[str, Any],
     ready: jax.Array,
-) -> tuple[Any, tuple[Any, ...], Any]:
-    """The driving transform's direction, the transforms' states and the grafts.
+) -> tuple[Any, tuple[Any, ...], Any, Any]:
+    """The direction before smoothing, the transforms' states, the grafts and the descent.
 
     Args:
       extras: extra arguments of `update`, for the transforms.
@@ -48,7 +49,16 @@ def direction(
         clip_norm=design.clip_norm,
         extras=extras,
     )
-    return towards, transforms, grafts
+    descent = descent_update(
+        state.descent,
+        grads,
+        towards,
+        step=clock.total_step,
+        driver_since=clock.driver_since,
+        taken=ready,
+    )
+    # Outside the transforms' conditionals, where it fuses with what follows.
+    return decayed(design.phases, clock.phase, towards, params), transforms, grafts, descent
 
 
 def decayed(phases: Sequence[Phase], running: Any, direction: Any, params: Any) -> Any:

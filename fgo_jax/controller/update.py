@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 
-from fgo_jax.controller.descent import descent_update
 from fgo_jax.controller.design import Design, design
-from fgo_jax.controller.direction import decayed, direction
+from fgo_jax.controller.direction import direction
 from fgo_jax.controller.extras import checked_extras
-from fgo_jax.controller.guard import all_finite, check_shapes, kept
+from fgo_jax.controller.guard import all_finite, check_shapes, kept, skipped
 from fgo_jax.controller.measure import latest, measure, observed
 from fgo_jax.controller.rate import decay_exponent, effective_rate, scaled
 from fgo_jax.controller.smooth import average, smooth
@@ -40,17 +38,7 @@ def update_step(
 
     # The probe may read the transforms' states: it does so before they change.
     ready = finite if design.probe is None else ordered_after(finite, probe_state.evaluations)
-    towards, transforms, grafts = direction(design, state, grads, params, extras, ready)
-    descent = descent_update(
-        state.descent,
-        grads,
-        towards,
-        step=state.clock.total_step,
-        driver_since=state.clock.driver_since,
-        finite=finite,
-    )
-    # Outside the transforms' conditionals, where it fuses with what follows.
-    towards = decayed(design.phases, state.clock.phase, towards, params)
+    towards, transforms, grafts, descent = direction(design, state, grads, params, extras, ready)
     towards, slow, energy = smooth(design, state, towards, finite)
     rate = effective_rate(design, state.clock)
     updates = scaled(towards, grads, params, rate, finite)
@@ -60,9 +48,7 @@ def update_step(
     hyperparams = {"fgo_learning_rate": rate}
     new = FgoState(
         clock=kept(finite, clock, state.clock),
-        skipped_steps=jnp.where(
-            finite, state.skipped_steps, optax.safe_increment(state.skipped_steps)
-        ),
+        skipped_steps=skipped(finite, state.skipped_steps),
         hyperparams=kept(finite, hyperparams, state.hyperparams),
         signals=latest(state, estimates, signals, finite),
         probe_key=state.probe_key,
