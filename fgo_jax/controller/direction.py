@@ -1,4 +1,4 @@
-"""The direction of a step: the driving transform's, with the running phase's weight decay."""
+"""The direction of a step: the driving transform's, then the running phase's weight decay."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.controller.descent import descent_update
 from fgo_jax.controller.design import Design
 from fgo_jax.controller.select import select
 from fgo_jax.controller.state import FgoState
@@ -23,8 +24,8 @@ def direction(
     params: Any,
     extras: dict[str, Any],
     ready: jax.Array,
-) -> tuple[Any, tuple[Any, ...], Any]:
-    """The direction before smoothing, the transforms' states and the grafts.
+) -> tuple[Any, tuple[Any, ...], Any, Any]:
+    """The direction before smoothing, the transforms' states, the grafts and the descent.
 
     Args:
       extras: extra arguments of `update`, for the transforms.
@@ -49,8 +50,16 @@ def direction(
         clip_norm=design.clip_norm,
         extras=extras,
     )
+    descent = descent_update(
+        state.descent,
+        grads,
+        towards,
+        step=clock.total_step,
+        driver_since=clock.driver_since,
+        taken=ready,
+    )
     # Outside the transforms' conditionals, where it fuses with what follows.
-    return decayed(design.phases, clock.phase, towards, params), transforms, grafts
+    return decayed(design.phases, clock.phase, towards, params), transforms, grafts, descent
 
 
 def decayed(phases: Sequence[Phase], running: Any, direction: Any, params: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fgo_jax.controller.state import FgoState
 
@@ -65,3 +66,8 @@ def all_finite(grads: Any, value: Any, axis_name: str | None) -> jax.Array:
 def _sum_of_squares(x: jax.Array) -> jax.Array:
     x = jnp.abs(x) if jnp.iscomplexobj(x) else x
     return jnp.sum(jnp.square(x.astype(jnp.float32)))
+
+
+def skipped(finite: jax.Array, count: jax.Array) -> Any:
+    """[], int32: the number of skipped steps with this one; it stops at the largest int32."""
+    return jnp.where(finite, count, optax.safe_increment(count))

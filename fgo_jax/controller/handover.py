@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,8 @@ import numpy as np
 import optax
 
 from fgo_jax.controller.select import select
-from fgo_jax.linalg.trees import log_norm_ratio
+from fgo_jax.controller.trial import keeps_scale
+from fgo_jax.linalg.trees import log_norm_ratio, sum_squares
 from fgo_jax.phases.phase import Phase
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 
@@ -45,6 +47,17 @@ class Plan:
         fills = {transform_of[new] for new in np.flatnonzero(needs_fill.any(axis=0))}
         with_extras = tuple(map(optax.with_extra_args_support, transforms))
         return cls(with_extras, transform_of, tuple(sorted(fills)), needs_fill)
+
+    @functools.cached_property
+    def kept(self) -> frozenset[int]:
+        """Transforms that keep for good the size at which they take over.
+
+        A learning rate has the unit of the first phase's transform. The size of another one is
+        right by itself only where the updates of neither shrink with the gradients.
+        """
+        keeps = [keeps_scale(transform) for transform in self.transforms]
+        first = self.transform_of[0]
+        return frozenset(i for i in self.fills if i != first and not (keeps[first] and keeps[i]))
 
     def transform_at(self, phase: jax.Array) -> jax.Array:
         """[], int32: the index of a phase's transform."""
@@ -99,6 +112,7 @@ class Plan:
         Args:
           driving: [], int32; the transform whose direction it is, or -1 for zeros.
           coming: [], int32; the transform that fills, or -1.
+          grafts: for each transform that fills, by `fills`.
           graft_weight: [], float32; 1 when a transform takes over, fading to 0.
           fill_share: [], float32; weight of this step in the hand-over's mean graft.
           clip_norm: global norm, or None.
@@ -119,8 +133,10 @@ class Plan:
                 del before
                 direction, state = advance(index, grads, params, state)
                 if index in self.fills:
-                    if not getattr(self.transforms[index], "keeps_scale", True):
+                    if index in self.kept:
                         weight = jnp.ones([], jnp.float32)
+                        # A transform in charge without a hand-over before has its own size.
+                        grafts = jax.tree.map(lambda g: jnp.where(jnp.isnan(g), 0.0, g), grafts)
                     direction = jax.tree.map(
                         lambda d, g: d * jnp.exp(weight * g).astype(d.dtype), direction, grafts
                     )
@@ -135,6 +151,8 @@ class Plan:
         def fill(index: int):
             def branch(grads, params, state, direction, grafts, share):
                 other, state = advance(index, grads, params, state)
+                if index in self.kept:
+                    return state, _measured(grafts, direction, other, share)
                 grafts = jax.tree.map(
                     lambda old, a, b: old + share * (log_norm_ratio(a, b) - old),
                     grafts,
@@ -152,18 +170,46 @@ class Plan:
         new = list(states)
         direction = None
         for index in range(len(self.transforms)):
+            graft = grafts[self.fills.index(index)] if index in self.fills else ()
             direction, new[index] = jax.lax.cond(
                 driving == index, drive(index), stand_by,
-                grads, params, new[index], direction, grafts, graft_weight,
+                grads, params, new[index], direction, graft, graft_weight,
             )  # fmt: skip
-        for index in self.fills:
-            new[index], grafts = jax.lax.cond(
+        measured = []
+        for index, graft in zip(self.fills, grafts, strict=True):
+            new[index], graft = jax.lax.cond(
                 coming == index, fill(index), leave,
-                grads, params, new[index], direction, grafts, fill_share,
+                grads, params, new[index], direction, graft, fill_share,
             )  # fmt: skip
-        return direction, tuple(new), grafts
+            measured.append(graft)
+        return direction, tuple(new), tuple(measured)
 
 
 def graft_init(params: Any) -> Any:
     """For each tensor the log of the norm that its update should have over its own norm."""
     return jax.tree.map(lambda p: jnp.zeros([], jnp.float32), params)
+
+
+def _measured(grafts: Any, wanted: Any, given: Any, share: jax.Array) -> Any:
+    """Grafts that stay for good, with this step's ratios; NaN until there is one.
+
+    A tensor without a norm, such as that of a dead layer, takes the ratio of the whole tree:
+    when it wakes its update fits the others. A step without any update says nothing.
+    """
+    squares = jax.tree.map(lambda a, b: jnp.stack([sum_squares(a), sum_squares(b)]), wanted, given)
+
+    def log_ratio(pair: Any) -> jax.Array:
+        known = (pair > 0).all()
+        wanted, given = jnp.where(known, pair, 1.0)
+        return jnp.where(known, 0.5 * jnp.log(wanted / given), jnp.nan)
+
+    whole = log_ratio(sum(jax.tree.leaves(squares), jnp.zeros(2)))
+
+    def moved(old: jax.Array, pair: jax.Array) -> jax.Array:
+        ratio = log_ratio(pair)
+        ratio = jnp.where(jnp.isnan(ratio), whole, ratio)
+        old = jnp.where(share < 1, old, jnp.nan)  # of an earlier hand-over
+        new = jnp.where(jnp.isnan(old), ratio, old + share * (ratio - old))
+        return jnp.where(jnp.isnan(ratio), old, new)
+
+    return jax.tree.map(moved, grafts, squares)

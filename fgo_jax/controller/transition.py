@@ -31,7 +31,7 @@ def judge(
         running = clock.phase == index
         begins = running & (clock.phase_step == 0)
         active = finite & running & (clock.handover_left == 0)
-        long_enough = clock.phase_step + 1 >= design.min_steps[index]
+        long_enough = clock.phase_step >= design.min_steps[index] - 1
         look = functools.partial(_look, trigger, observation)
         # Two triggers of three are not computed, and XLA repeats none of it in what reads `holds`.
         ends, states[key] = jax.lax.cond(begins | active, look, _wait, states[key], begins, active)

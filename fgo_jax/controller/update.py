@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 
 from fgo_jax.controller.design import Design, design
 from fgo_jax.controller.direction import direction
 from fgo_jax.controller.extras import checked_extras
-from fgo_jax.controller.guard import all_finite, check_shapes
+from fgo_jax.controller.guard import all_finite, check_shapes, skipped
 from fgo_jax.controller.measure import latest, measure, observed
 from fgo_jax.controller.rate import decay_exponent, effective_rate, scaled
 from fgo_jax.controller.smooth import average, smooth
@@ -40,7 +39,7 @@ def update_step(
 
     # The probe may read the transforms' states: it does so before they change.
     ready = finite if design.probe is None else ordered_after(finite, probe_state.evaluations)
-    towards, transforms, grafts = direction(design, state, grads, params, extras, ready)
+    towards, transforms, grafts, descent = direction(design, state, grads, params, extras, ready)
     towards, slow, energy = smooth(design, state, towards, finite)
     rate = effective_rate(design, state.clock)
     updates = scaled(towards, grads, params, rate, finite)
@@ -50,7 +49,7 @@ def update_step(
     hyperparams = {"fgo_learning_rate": rate}
     new = FgoState(
         clock=optax.tree.where(finite, clock, state.clock),
-        skipped_steps=state.skipped_steps + jnp.where(finite, 0, 1),
+        skipped_steps=skipped(finite, state.skipped_steps),
         hyperparams=optax.tree.where(finite, hyperparams, state.hyperparams),
         signals=latest(state, estimates, signals, finite),
         probe_key=state.probe_key,
@@ -58,6 +57,7 @@ def update_step(
         trigger_states=trigger_states,
         transforms=transforms,
         grafts=grafts,
+        descent=descent,
         slow=slow,
         energy_fall=energy,
         average=average(design, state, params, finite),
@@ -88,7 +88,10 @@ def phased(
     - If the new phase has another gradient transformation, the old one makes the updates for
       these steps while the statistics of the new one fill. When the new one takes over, each
       tensor's update keeps the norm that the old one gave it. This graft fades over as many
-      steps again.
+      steps again, if updates of the new transform and of the first phase's keep their size
+      while gradients shrink, as Adam's do. Otherwise, as with SGD or K-FAC, it stays: all rates
+      are in the unit of the first phase's transform. A transform without the attribute
+      ``keeps_scale`` of :class:`fgo_jax.precondition.Preconditioner` is tried on six numbers.
 
     The update takes these optional extra arguments, and passes them and all others on to the
     phases' transforms:

@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax import core
 
 from fgo_jax.controller.state import FgoState
+from fgo_jax.controller.trial import SIZES, directions, numbers
 from fgo_jax.phases.phase import Phase
-
-STEPS = 3  # the first rate of a schedule may be zero
-SIZE = 1e3  # of the gradients' entries, so that noise which a transform adds does not decide
 
 
 def check_directions(phases: Sequence[Phase]) -> None:
@@ -47,15 +44,11 @@ def check_directions(phases: Sequence[Phase]) -> None:
 
 
 def _points_uphill(transform: optax.GradientTransformation) -> bool:
-    params = {"matrix": jnp.ones((2, 2), jnp.float32), "vector": jnp.ones(2, jnp.float32)}
-    grads = jax.tree.map(lambda p: SIZE * p, params)
-    state = transform.init(params)
+    state = transform.init(numbers())
     leaves = jax.tree.leaves(state, is_leaf=lambda node: isinstance(node, FgoState))
     if any(isinstance(leaf, FgoState) for leaf in leaves):
         return True
-    update = optax.with_extra_args_support(transform).update
-    for _ in range(STEPS):
-        direction, state = update(grads, state, params)
+    for grads, direction in directions(transform, SIZES[0]):
         along: Any = optax.tree.vdot(direction, grads)
         if isinstance(along, core.Tracer):
             return False

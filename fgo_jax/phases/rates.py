@@ -50,7 +50,9 @@ def peak(learning_rate: Any, cut: Any = 0.0) -> Law:
     def law(progress: Progress) -> jax.Array:
         rate = learning_rate
         if callable(rate):
-            rate = rate(progress.phase_step + progress.phase_start)
+            # Both counters stop at the largest int32; their sum must not pass it.
+            left = jnp.iinfo(jnp.int32).max - progress.phase_step
+            rate = rate(progress.phase_step + jnp.minimum(progress.phase_start, left))
         return jnp.asarray(rate, jnp.float32) * jnp.asarray(1.0 - cut, jnp.float32)
 
     return law

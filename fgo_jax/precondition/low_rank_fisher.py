@@ -15,7 +15,12 @@ from fgo_jax.linalg.devices import mean_over
 from fgo_jax.linalg.krylov import coefficients, combination, krylov_space, random_block
 from fgo_jax.linalg.operator import Operator, bind_matvec
 from fgo_jax.precondition.shared import model as models
-from fgo_jax.precondition.shared.leaves import bias_correction, check_floating, usable_leaves
+from fgo_jax.precondition.shared.leaves import (
+    bias_correction,
+    check_floating,
+    empty_field,
+    usable_leaves,
+)
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
 
 _NAME = "scale_by_low_rank_fisher"
@@ -182,9 +187,7 @@ def scale_by_low_rank_fisher(
             refreshes=jnp.zeros([], jnp.int32),
             eigenvalues=jnp.zeros([rank], jnp.float32),
             rho=jnp.ones([], jnp.float32),
-            # For a tree without leaves: see `empty_field`.
-            eigenvectors=tuple(_rows_like(p, rank) for p in leaves)
-            or jnp.zeros([rank, 0], jnp.float32),
+            eigenvectors=tuple(_rows_like(p, rank) for p in leaves) or empty_field(),
             fisher_key=models.key_data(seed),
         )
 

@@ -191,7 +191,7 @@ def _measure(
         differences=put(state.differences, (row - first) * jnp.float32(0.5**0.5), slot),
         products=put(state.products, jnp.vdot(first[0], row[0]) / 2, slot),
         norms=put(state.norms, (jnp.vdot(first[0], first[0]) + jnp.vdot(row[0], row[0])) / 4, slot),
-        next_row=inputs.step + jnp.where(half == 1, _gap(inputs.step, every, growth), 1),
+        next_row=_later(inputs.step, jnp.where(half == 1, _gap(inputs.step, every, growth), 1)),
     )
     close = functools.partial(
         _close, energy=energy, size=optax.tree.size(inputs.rows), names=check_groups(groups)
@@ -217,11 +217,16 @@ def _close(
         if name.startswith("intrinsic_dimension"):
             estimates[name] = jnp.where(jnp.isnan(estimates[name][0]), last, estimates[name])
     return {
-        "evaluations": state.evaluations + 1,
+        "evaluations": jnp.asarray(optax.safe_increment(state.evaluations)),
         "filled": jnp.zeros_like(state.filled),
-        "held": state.held + jnp.where(held, 1, 0),
+        "held": jnp.where(held, optax.safe_increment(state.held), state.held),
         "estimates": jnp.stack(list(estimates.values())),
     }
+
+
+def _later(step: jax.Array, gap: jax.Array) -> jax.Array:
+    """The sum, but never beyond int32, where it would be negative and always due."""
+    return step + jnp.minimum(gap, jnp.iinfo(jnp.int32).max - step)
 
 
 def _gap(step: jax.Array, every: int | None, growth: float) -> jax.Array:

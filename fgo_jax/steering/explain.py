@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from jax import core
 
+from fgo_jax.controller.descent import points_uphill
 from fgo_jax.controller.state import BY_DEADLINE, BY_HAND, BY_TRIGGER, FgoState, phase_names
 from fgo_jax.probes.probe import Estimate
 from fgo_jax.steering.find import states_in
@@ -68,6 +69,11 @@ def _paragraph(state: FgoState) -> str:
         stopped = bool(clock.stop_flag)
         lines.append("Its trigger has fired: stop." if stopped else "No phase comes after it.")
     lines += _history(state)
+    if points_uphill(state.descent):
+        lines.append(
+            f"The directions point uphill (cosine {float(state.descent.cosine):.2f} with the "
+            "gradients): does the transform have a minus sign or a learning rate of its own?"
+        )
     if skipped := int(state.skipped_steps):
         lines.append(
             f"Skipped {skipped} steps whose gradients or loss were not finite or overflowed."

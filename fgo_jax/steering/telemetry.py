@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from fgo_jax.controller.descent import mean_cosine, points_uphill
 from fgo_jax.controller.state import FgoState, phase_names
 from fgo_jax.smoothing.energy_exponent import EnergyFallState, energy_exponent
 from fgo_jax.smoothing.slow_momentum import SlowMomentumState
@@ -22,6 +23,11 @@ def telemetry(opt_state: Any) -> dict[str, jax.Array]:
     - each signal by its name: ``loss``, ``intrinsic_dimension``, ...; NaN until measured;
     - ``condition/PHASE/NAME``: verdict of each condition that ends the phase: 1 holds, -1 does
       not, 0 unknown. In a run that stays in a phase these say what is missing;
+    - ``uphill``: whether the directions of the transform go up the measured gradient, so that
+      training climbs the loss: their mean ``cosine`` with the raw gradients, over the last
+      sixteen measurements, is negative by four standard errors. Then the transform has a minus
+      sign of its own, or gradients and loss do not belong together. ``cosine`` is NaN until
+      measured, which takes place every 2 steps at first and every 1 % of the steps later;
     - ``slow_share``: share of the slow momentum in the last direction, where a phase has one;
     - ``energy_exponent``: q, where the energy of the slow momentum falls as 1/t^q, which an
       adaptive decay follows; NaN until measured;
@@ -68,6 +74,8 @@ def _numbers(state: FgoState) -> dict[str, jax.Array]:
         "learning_rate": state.hyperparams["fgo_learning_rate"],
         "skipped_steps": state.skipped_steps,
         "stop": clock.stop_flag,
+        "uphill": points_uphill(state.descent),
+        "cosine": mean_cosine(state.descent),
         **{name: estimate.value for name, estimate in state.signals.items()},
     }
     if isinstance(state.slow, SlowMomentumState):

@@ -209,8 +209,8 @@ def scale_by_kronecker_fisher(
         factors, bases = zip(*started, strict=True) if leaves else (empty_field(), empty_field())
         values: Any = ()
         if not corrected:
-            first_columns = tuple(tuple(f[..., 0] for f in leaf) for leaf in factors)
-            values = first_columns if leaves else empty_field()
+            first_columns = [tuple(f[..., 0] for f in leaf) for leaf, _ in started]
+            values = tuple(first_columns) if leaves else empty_field()
         second = [
             optax.tree.zeros_like(x, dtype=jnp.float32) if tracked(m) else optax.MaskedNode()
             for x, m in zip(leaves, modes, strict=True)

@@ -84,6 +84,7 @@ def empty_field() -> jax.Array:
     """The value of a field that goes leaf by leaf, for a tree without leaves.
 
     `optax.tree.map_params` calls `init` on such a tree to find the fields that are shaped like the
-    parameters. In all other fields it takes a single array, and no empty tuple.
+    parameters. In all other fields it takes a single array, and no empty tuple. Orbax, which saves
+    the state of a part of `optax.partition` that has no leaves, takes no array without entries.
     """
-    return jnp.zeros((0,), jnp.float32)
+    return jnp.zeros([], jnp.float32)

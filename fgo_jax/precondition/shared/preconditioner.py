@@ -35,7 +35,8 @@ class Preconditioner(optax.GradientTransformationExtraArgs):
         update it should be the identity.
       keeps_scale: whether a learning rate means what it means for Adam, because the updates do not
         shrink with the gradients. If it is False, the transformation takes over from another one
-        with the size of the other's updates and keeps that size; otherwise its own size returns as
+        with the size of the other's updates and keeps that size, and so does one that takes over
+        from it, if it belongs to the first phase. Otherwise a transformation's own size returns as
         the graft of :func:`fgo_jax.phased` fades.
 
     Returns:

@@ -1,0 +1,108 @@
+"""Do the directions go down? Their cosine with the raw gradients, at a few of the steps."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+GROWTH = 0.01  # steps from one measurement to the next, as a share of the steps taken
+WINDOW = 16  # measurements in the running means
+LEAST = 8  # measurements behind a verdict
+LARGEST = np.iinfo(np.int32).max
+ERRORS = 4.0  # standard errors below zero: with momentum single cosines are often negative
+
+
+class DescentState(NamedTuple):
+    """Running means of the cosine, of the transform that drives."""
+
+    measured: jax.Array  # [], int32; cosines in the means
+    measured_at: jax.Array  # [], int32; total_step of the last one
+    due_at: jax.Array  # [], int32; total_step of the next one
+    cosine: jax.Array  # [], float32
+    square: jax.Array  # [], float32
+
+
+def descent_init() -> DescentState:
+    """No measurement yet."""
+    # One array for each field: a buffer that is there twice cannot be donated.
+    dtypes = (jnp.int32, jnp.int32, jnp.int32, jnp.float32, jnp.float32)
+    return DescentState(*(jnp.zeros([], dtype) for dtype in dtypes))
+
+
+def descent_update(
+    state: DescentState,
+    grads: Any,
+    direction: Any,
+    *,
+    step: jax.Array,
+    driver_since: jax.Array,
+    taken: jax.Array,
+) -> DescentState:
+    """Measures where it is due; a comparison is all that it costs at other steps.
+
+    Args:
+      grads: raw, before any clipping.
+      direction: the transform's, before weight decay and slow momentum.
+      step: [], int32; updates before this one; 0 again after a restart.
+      driver_since: [], int32; the step at which the transform took over.
+      taken: [], bool; a step that is not taken measures nothing.
+    """
+
+    def measured(grads: Any, direction: Any, state: DescentState) -> DescentState:
+        anew = (step == 0) | (driver_since > state.measured_at)
+        count = jnp.where(anew, 0, state.measured)
+        cosine = _cosine(grads, direction)
+        share = 1.0 / jnp.minimum(count + 1.0, WINDOW)
+        gap = jnp.maximum(2, (GROWTH * step.astype(jnp.float32)).astype(jnp.int32))
+        new = DescentState(
+            jnp.minimum(count + 1, WINDOW),
+            step,
+            step + jnp.minimum(gap, LARGEST - step),
+            state.cosine + share * (cosine - state.cosine),
+            state.square + share * (jnp.square(cosine) - state.square),
+        )
+        # No gradient or no direction, no cosine.
+        known, waiting = jnp.isfinite(cosine), state._replace(due_at=new.due_at)
+        return optax.tree.where(known, new, waiting)
+
+    def wait(grads: Any, direction: Any, state: DescentState) -> DescentState:
+        del grads, direction
+        return state
+
+    due = taken & ((step >= state.due_at) | (step == 0))
+    return jax.lax.cond(due, measured, wait, grads, direction, state)
+
+
+def mean_cosine(state: DescentState) -> jax.Array:
+    """[], float32: of the last measurements; NaN before the first."""
+    return jnp.where(state.measured > 0, state.cosine, jnp.nan)
+
+
+def points_uphill(state: DescentState) -> jax.Array:
+    """[], bool: whether the mean cosine is below zero with confidence.
+
+    A mean of cosines, not of inner products, so that one large gradient does not decide.
+    """
+    count = jnp.maximum(state.measured, 1).astype(jnp.float32)
+    variance = jnp.maximum(state.square - jnp.square(state.cosine), 0.0)
+    return (state.measured >= LEAST) & (state.cosine + ERRORS * jnp.sqrt(variance / count) < 0)
+
+
+def _cosine(grads: Any, direction: Any) -> jax.Array:
+    """[], float32; not finite where either is zero."""
+
+    def products(g: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        if jnp.iscomplexobj(g):
+            g, d = (jnp.stack([x.real, x.imag]) for x in (g, d))
+        g, d = g.astype(jnp.float32), d.astype(jnp.float32)
+        return jnp.sum(g * d), jnp.sum(g * g), jnp.sum(d * d)
+
+    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True)
+    along, steepness, length = jnp.zeros(3, jnp.float32)
+    for gd, gg, dd in [products(*pair) for pair in pairs]:
+        along, steepness, length = along + gd, steepness + gg, length + dd
+    return along / jnp.sqrt(steepness) / jnp.sqrt(length)
