@@ -15,6 +15,8 @@ from fgo_jax.linalg.trees import log_norm_ratio
 from fgo_jax.phases.phase import Phase
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 
+LARGEST = 40.0  # log of a graft; times a direction that the guard lets pass it is within float32
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -98,6 +100,7 @@ class Plan:
         Args:
           driving: [], int32; the transform whose direction it is, or -1 for zeros.
           coming: [], int32; the transform that fills, or -1.
+          grafts: for each transform that fills, by `fills`.
           graft_weight: [], float32; 1 when a transform takes over, fading to 0.
           fill_share: [], float32; weight of this step in the hand-over's mean graft.
           clip_norm: global norm, or None.
@@ -121,7 +124,9 @@ class Plan:
                     if not getattr(self.transforms[index], "keeps_scale", True):
                         weight = jnp.ones([], jnp.float32)
                     direction = jax.tree.map(
-                        lambda d, g: d * jnp.exp(weight * g).astype(d.dtype), direction, grafts
+                        lambda d, g: d * jnp.exp(jnp.minimum(weight * g, LARGEST)).astype(d.dtype),
+                        direction,
+                        grafts,
                     )
                 return direction, state
 
@@ -135,7 +140,7 @@ class Plan:
             def branch(grads, params, state, direction, grafts, share):
                 other, state = advance(index, grads, params, state)
                 grafts = jax.tree.map(
-                    lambda old, a, b: old + share * (log_norm_ratio(a, b) - old),
+                    lambda old, a, b: _mean(old, log_norm_ratio(a, b), share),
                     grafts,
                     direction,
                     other,
@@ -151,16 +156,19 @@ class Plan:
         new = list(states)
         direction = None
         for index in range(len(self.transforms)):
+            graft = grafts[self.fills.index(index)] if index in self.fills else ()
             direction, new[index] = jax.lax.cond(
                 driving == index, drive(index), stand_by,
-                grads, params, new[index], direction, grafts, graft_weight,
+                grads, params, new[index], direction, graft, graft_weight,
             )  # fmt: skip
-        for index in self.fills:
-            new[index], grafts = jax.lax.cond(
+        measured = []
+        for index, graft in zip(self.fills, grafts, strict=True):
+            new[index], graft = jax.lax.cond(
                 coming == index, fill(index), leave,
-                grads, params, new[index], direction, grafts, fill_share,
+                grads, params, new[index], direction, graft, fill_share,
             )  # fmt: skip
-        return direction, tuple(new), grafts
+            measured.append(graft)
+        return direction, tuple(new), tuple(measured)
 
 
 def select(index: jax.Array, cases: Sequence[Any]) -> jax.Array:
@@ -176,3 +184,8 @@ def select(index: jax.Array, cases: Sequence[Any]) -> jax.Array:
 def graft_init(params: Any) -> Any:
     """For each tensor the log of the norm that its update should have over its own norm."""
     return jax.tree.map(lambda p: jnp.zeros([], jnp.float32), params)
+
+
+def _mean(old: jax.Array, new: jax.Array, share: jax.Array) -> jax.Array:
+    """The old mean with a share of the new number, where that is finite."""
+    return jnp.where(jnp.isfinite(new), old + share * (new - old), old)

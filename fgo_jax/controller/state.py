@@ -50,7 +50,8 @@ class FgoState(NamedTuple):
       trigger_states: for each phase its trigger's conditions, by the phase's index and name:
         ``{"0_acquisition": {...}, ...}``; empty for a phase without a trigger.
       transforms: the states of the distinct gradient transformations.
-      grafts: a float32 scalar for each leaf of the parameters, or ().
+      grafts: for each transform that takes over in a hand-over, a float32 scalar for each leaf
+        of the parameters.
       slow: `SlowMomentumState`, or ().
       energy_fall: `EnergyFallState`, or ().
       average: `AverageWeightsState`, or ().
@@ -123,7 +124,7 @@ def state_init(design: Design, params: Any) -> FgoState:
             for key, trigger in zip_longest(design.keys, design.triggers)
         },
         transforms=tuple(transform.init(params) for transform in design.plan.transforms),
-        grafts=graft_init(params) if design.plan.fills else (),
+        grafts=tuple(graft_init(params) for _ in design.plan.fills),
         slow=slow_momentum.momentum_init(params) if design.has_slow_momentum else (),
         energy_fall=energy_exponent.energy_fall_init() if design.has_adaptive_decay else (),
         average=() if window is None else average_weights.average_init(params, window),
