@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import fgo_jax as fgo
-from tests.controller.clock_model import NOTHING, RESTART, Model, limits
+from tests.controller.clock_model import NOTHING, Model, limits
 from tests.controller.phased_runs import STRUCTURES, examples, program
 from tests.streams import STEPS
 
