@@ -222,7 +222,7 @@ def infinite(tree):
 
 @functools.cache
 def program(name):
-    """(start, walk) of a structure: numbers -> carry; (numbers, inputs, carry) -> carry, record."""
+    """(start, walk, step) of a structure, compiled; all are given its numbers first."""
     structure = STRUCTURES[name]
 
     def start(n):
@@ -254,7 +254,6 @@ def program(name):
         }
         return (optax.apply_updates(params, updates), new), record
 
-    @jax.jit
     def walk(n, carry, inputs, first, last):
         """The steps from `first` to `last` alone, so that a part of a run is the same program."""
         blank = jax.eval_shape(
@@ -268,4 +267,4 @@ def program(name):
 
         return jax.lax.scan(step, carry, inputs)
 
-    return jax.jit(start), walk
+    return jax.jit(start), jax.jit(walk), jax.jit(one)
