@@ -91,6 +91,9 @@ def _ceiling(size: int, pairs: int, width: int, energy: Any) -> jax.Array:
 def _dimension(gram: jax.Array) -> jax.Array:
     """[2]: participation ratio and error from the Gram matrices [2, n, n]; NaN: no ratio."""
     pairs = gram.shape[-1]
+    # The ratio has no unit. A power of two as unit changes no digit, and keeps products of squares
+    # within float32 for gradients of any size.
+    gram = jnp.ldexp(gram, -jnp.frexp(jnp.max(gram))[1])
     # The product of K_ij from two independent sketches is an unbiased K_ij^2. The square of
     # one would add the sketch's own variance, which reads as a smaller dimension.
     sums = functools.partial(_cross_sums, gram)
@@ -123,6 +126,6 @@ def _jackknife_ratio(numerators: jax.Array, denominators: jax.Array) -> jax.Arra
     """Standard error of sum(numerators) / sum(denominators) over independent pairs."""
     rows = numerators.shape[0]
     ratios = (jnp.sum(numerators) - numerators) / jnp.maximum(
-        jnp.sum(denominators) - denominators, 1e-30
+        jnp.sum(denominators) - denominators, jnp.finfo(jnp.float32).tiny
     )
     return jnp.sqrt((rows - 1) * jnp.var(ratios))
