@@ -12,6 +12,8 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), "fgo_jax-compiled-tests")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+# Compiling is most of the work here, and the tests ask what a program computes, not how fast.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 # The first example of a property compiles its program, so no example has a deadline. The checks
 # are the same at every run; `--hypothesis-profile=thorough` draws ten times as many, and others.

@@ -35,7 +35,7 @@ def _trend(
     _checks.positive("memory", memory)
     _checks.integer("min_points", min_points, 4)
 
-    def judge(observation: Observation, state: regression.Regression) -> Judged:
+    def judge(observation: Observation, state: jax.Array) -> Judged:
         value, _, fresh = observation.signals[signal]
         usable = (value > 0) & jnp.isfinite(value) if logarithm else jnp.abs(value) < LARGEST
         evaluated = fresh & usable
