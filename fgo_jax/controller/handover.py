@@ -18,6 +18,8 @@ from fgo_jax.linalg.trees import log_norm_ratio, sum_squares
 from fgo_jax.phases.phase import Phase
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 
+LARGEST = 40.0  # log of a graft; times a direction that the guard lets pass it is within float32
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -138,7 +140,9 @@ class Plan:
                         # A transform in charge without a hand-over before has its own size.
                         grafts = jax.tree.map(lambda g: jnp.where(jnp.isnan(g), 0.0, g), grafts)
                     direction = jax.tree.map(
-                        lambda d, g: d * jnp.exp(weight * g).astype(d.dtype), direction, grafts
+                        lambda d, g: d * jnp.exp(jnp.minimum(weight * g, LARGEST)).astype(d.dtype),
+                        direction,
+                        grafts,
                     )
                 return direction, state
 
@@ -154,7 +158,7 @@ class Plan:
                 if index in self.kept:
                     return state, _measured(grafts, direction, other, share)
                 grafts = jax.tree.map(
-                    lambda old, a, b: old + share * (log_norm_ratio(a, b) - old),
+                    lambda old, a, b: _mean(old, log_norm_ratio(a, b), share),
                     grafts,
                     direction,
                     other,
@@ -190,6 +194,11 @@ def graft_init(params: Any) -> Any:
     return jax.tree.map(lambda p: jnp.zeros([], jnp.float32), params)
 
 
+def _mean(old: jax.Array, new: jax.Array, share: jax.Array) -> jax.Array:
+    """The old mean with a share of the new number, where that is finite."""
+    return jnp.where(jnp.isfinite(new), old + share * (new - old), old)
+
+
 def _measured(grafts: Any, wanted: Any, given: Any, share: jax.Array) -> Any:
     """Grafts that stay for good, with this step's ratios; NaN until there is one.
 
@@ -200,8 +209,8 @@ def _measured(grafts: Any, wanted: Any, given: Any, share: jax.Array) -> Any:
 
     def log_ratio(pair: Any) -> jax.Array:
         known = (pair > 0).all()
-        wanted, given = jnp.where(known, pair, 1.0)
-        return jnp.where(known, 0.5 * jnp.log(wanted / given), jnp.nan)
+        wanted, given = jnp.log(jnp.where(known, pair, 1.0))
+        return jnp.where(known, 0.5 * (wanted - given), jnp.nan)
 
     whole = log_ratio(sum(jax.tree.leaves(squares), jnp.zeros(2)))
 
@@ -209,7 +218,6 @@ def _measured(grafts: Any, wanted: Any, given: Any, share: jax.Array) -> Any:
         ratio = log_ratio(pair)
         ratio = jnp.where(jnp.isnan(ratio), whole, ratio)
         old = jnp.where(share < 1, old, jnp.nan)  # of an earlier hand-over
-        new = jnp.where(jnp.isnan(old), ratio, old + share * (ratio - old))
-        return jnp.where(jnp.isnan(ratio), old, new)
+        return jnp.where(jnp.isnan(old), ratio, _mean(old, ratio, share))
 
     return jax.tree.map(moved, grafts, squares)

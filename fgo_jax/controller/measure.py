@@ -49,7 +49,7 @@ def measure(
         key = _step_key(inputs.key, inputs.step)
         inputs = inputs._replace(rows=rows, key=key, axis_name=design.axis_name)
         new = optax.tree.cast_like(probe.measure(inputs, old), old)
-        return new, probe.read(new)
+        return new, {name: _finite(estimate) for name, estimate in probe.read(new).items()}
 
     def wait(inputs, transforms, driver, old, estimates):
         del inputs, transforms, driver
@@ -97,6 +97,12 @@ def latest(
         return old._replace(value=jnp.where(finite & fresh, value, old.value))
 
     return {name: newest(name, old) for name, old in state.signals.items()}
+
+
+def _finite(estimate: Estimate) -> Estimate:
+    """The estimate, with NaN for a value beyond float32. An infinite error has a meaning."""
+    value = jnp.where(jnp.isinf(estimate.value), jnp.nan, estimate.value)
+    return estimate._replace(value=value)
 
 
 def _step_key(data: jax.Array, step: jax.Array) -> jax.Array:

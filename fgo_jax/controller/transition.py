@@ -22,15 +22,15 @@ def judge(
 
     Only the running phase's trigger looks, and not during a hand-over. Its state is new from
     the phase's first step on, also where that step belongs to a hand-over: otherwise what the
-    trigger said before a restart could end the phase.
+    trigger said before a restart could end the phase. A step that is not finite changes none.
     """
     clock, states = state.clock, dict(state.trigger_states)
     observation = Observation(signals, clock.phase_step, clock.total_step)
     holds = jnp.asarray(False)
     for index, (trigger, key) in enumerate(zip(design.triggers, design.keys, strict=False)):
-        running = clock.phase == index
+        running = finite & (clock.phase == index)
         begins = running & (clock.phase_step == 0)
-        active = finite & running & (clock.handover_left == 0)
+        active = running & (clock.handover_left == 0)
         long_enough = clock.phase_step >= design.min_steps[index] - 1
         look = functools.partial(_look, trigger, observation)
         # Two triggers of three are not computed, and XLA repeats none of it in what reads `holds`.

@@ -83,5 +83,6 @@ def log_norm_ratio(wanted: Any, given: Any) -> jax.Array:
     """log(||wanted|| / ||given||); 0 where either norm is 0."""
     numerator, denominator = sum_squares(wanted), sum_squares(given)
     known = (numerator > 0) & (denominator > 0)
-    ratio = jnp.where(known, numerator, 1.0) / jnp.where(known, denominator, 1.0)
-    return 0.5 * jnp.log(ratio)
+    # Of logarithms: the ratio of two squares that float32 holds may be one that it does not.
+    above, below = (jnp.log(jnp.where(known, x, 1.0)) for x in (numerator, denominator))
+    return 0.5 * (above - below)

@@ -128,7 +128,8 @@ def grafted_scale(wanted: Any, given: Any, weight: jax.Array) -> jax.Array:
     """
     ratio = log_norm_ratio(wanted, given)
     known = jnp.isfinite(ratio)
-    scale = jnp.exp(weight * jnp.where(known, ratio, 0.0))
+    # exp(88) is the largest that float32 holds.
+    scale = jnp.exp(weight * jnp.where(known, jnp.minimum(ratio, 88.0), 0.0))
     scale = jnp.where(known & (sum_squares(wanted) > 0), scale, 0.0)
     return jnp.where(weight > 0, scale, 1.0)
 

@@ -46,6 +46,9 @@ def window_estimates(
       groups: names.
     """
     pairs, _, _, width = differences.shape
+    # A power of two as unit changes no digit, and the fourth powers below stay within float32.
+    unit = jnp.frexp(jnp.max(jnp.abs(differences)))[1]
+    differences, squared = jnp.ldexp(differences, -unit), jnp.ldexp(jnp.float32(1.0), 2 * unit)
     grams = jnp.einsum(
         "iask,jask->asij", differences, differences, precision=jax.lax.Precision.HIGHEST
     )
@@ -61,7 +64,7 @@ def window_estimates(
     estimates = {
         "energy_rank": jnp.stack([read.energy_rank, rank_error]),
         "energy_fraction": jnp.stack([read.energy_rank, rank_error]) / pairs,
-        "top_eigenvalue": jnp.stack([read.top_eigenvalue, top_error]),
+        "top_eigenvalue": squared * jnp.stack([read.top_eigenvalue, top_error]),
         "agreement": jnp.where(
             known, jnp.stack([agreement, _jackknife_ratio(products, norms)]), jnp.nan
         ),
@@ -69,7 +72,7 @@ def window_estimates(
     suffixes = ("", *(f"/{name}" for name in groups))
     of_part = zip(suffixes, jnp.mean(traces, 1), trace_errors, _dimensions(grams), strict=True)
     for suffix, trace, error, dimension in of_part:
-        estimates[f"trace{suffix}"] = jnp.stack([trace, error])
+        estimates[f"trace{suffix}"] = squared * jnp.stack([trace, error])
         estimates[f"intrinsic_dimension{suffix}"] = dimension
     return {name: estimates[name].astype(jnp.float32) for name in signal_names(groups)}
 
@@ -124,6 +127,6 @@ def _jackknife_ratio(numerators: jax.Array, denominators: jax.Array) -> jax.Arra
     """Standard error of sum(numerators) / sum(denominators) over independent pairs."""
     rows = numerators.shape[0]
     ratios = (jnp.sum(numerators) - numerators) / jnp.maximum(
-        jnp.sum(denominators) - denominators, 1e-30
+        jnp.sum(denominators) - denominators, jnp.finfo(jnp.float32).tiny
     )
     return jnp.sqrt((rows - 1) * jnp.var(ratios))

@@ -20,7 +20,8 @@ def telemetry(opt_state: Any) -> dict[str, jax.Array]:
     - ``started/PHASE`` and ``cause/PHASE``: the step at which the phase of that name began
       (-1: not yet) and why (0 not yet, 1 the trigger before it, 2 a deadline, 3 by hand, 4 the
       start of the run);
-    - each signal by its name: ``loss``, ``intrinsic_dimension``, ...; NaN until measured;
+    - each signal by its name: ``loss``, ``intrinsic_dimension``, ...; NaN until measured, and
+      where the newest measurement has no answer, as for gradients that are all zero;
     - ``condition/PHASE/NAME``: verdict of each condition that ends the phase: 1 holds, -1 does
       not, 0 unknown. In a run that stays in a phase these say what is missing;
     - ``uphill``: whether the directions of the transform go up the measured gradient, so that

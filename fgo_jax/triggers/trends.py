@@ -15,6 +15,10 @@ from fgo_jax.triggers.trigger import Judged, Trigger, condition
 # (slope, margin) -> (holds, fails)
 Verdicts = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
+# Sums of squares of as many as a run can have are within float32. One beyond it would stay in the
+# regression for good, and no verdict would come of it any more.
+LARGEST = 1e15
+
 
 def _trend(
     name: str,
@@ -33,7 +37,7 @@ def _trend(
 
     def judge(observation: Observation, state: jax.Array) -> Judged:
         value, _, fresh = observation.signals[signal]
-        usable = jnp.isfinite(value) & ((value > 0) if logarithm else True)
+        usable = (value > 0) & jnp.isfinite(value) if logarithm else jnp.abs(value) < LARGEST
         evaluated = fresh & usable
         safe = jnp.where(usable, value, 1.0)
         time = jnp.log(observation.total_step.astype(jnp.float32) + 1.0)
@@ -179,7 +183,7 @@ def decreasing(
     negative, so its log may not exist.
 
     Args:
-      signal: the name of a signal of any sign.
+      signal: the name of a signal of any sign; numbers beyond 1e15 are not evaluated.
       z: normal quantile of the confidence bound; 1.645 is the one-sided 95 % bound.
       memory: of the regression, in units of log t.
       patience: measurements in a row.
@@ -229,7 +233,7 @@ def increasing(
     It is the mirror image of :func:`decreasing`.
 
     Args:
-      signal: the name of a signal of any sign.
+      signal: the name of a signal of any sign; numbers beyond 1e15 are not evaluated.
       z: normal quantile of the confidence bound; 1.645 is the one-sided 95 % bound.
       memory: of the regression, in units of log t.
       patience: measurements in a row.

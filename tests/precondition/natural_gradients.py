@@ -58,10 +58,24 @@ def random_gradients(steps, seed=0):
     return [jax.tree.map(lambda m, x: 0.3 * m + x, mean, tree) for tree in noise]
 
 
+@functools.cache
+def compiled(name):
+    """(init, update) of one of the `MAKERS`, traced and compiled once for all tests of a dtype."""
+    return programs(MAKERS[name]())
+
+
+def programs(transform):
+    return transform.init, jax.jit(optax.with_extra_args_support(transform).update)
+
+
 def run(transform, grads, params=PARAMS, batch=BATCH):
-    """All updates of a sequence of gradient trees, and all states."""
-    state = transform.init(params)
-    update = jax.jit(optax.with_extra_args_support(transform).update)
+    """All updates of a sequence of gradient trees, and all states.
+
+    Args:
+      transform: one of its own, or the name of one of the `MAKERS`.
+    """
+    init, update = compiled(transform) if isinstance(transform, str) else programs(transform)
+    state = init(params)
     updates, states = [], []
     for g in grads:
         u, state = update(g, state, params, batch=batch)
@@ -71,8 +85,8 @@ def run(transform, grads, params=PARAMS, batch=BATCH):
 
 
 def finite(tree):
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return all(bool(jnp.all(jnp.isfinite(x))) for x in leaves)
+    leaves = [np.asarray(x) for x in jax.tree.leaves(tree)]
+    return all(np.isfinite(x).all() for x in leaves if jnp.issubdtype(x.dtype, jnp.floating))
 
 
 def rms(x):

@@ -1,0 +1,270 @@
+"""Optimizers of phases whose every number is traced, and their runs over a stream.
+
+One program serves all numbers that an example draws: a compiled one for each structure.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from hypothesis import strategies as st
+
+import fgo_jax as fgo
+from tests import streams
+from tests.streams import STEPS
+
+t = fgo.triggers
+SHAPES = {"matrix": (3, 2), "vector": (3,), "scalar": ()}
+SIZE = 10
+ADAM, TRACE, RMS = optax.scale_by_adam(), optax.trace(0.9), optax.scale_by_rms()
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """How an optimizer is built from an example's numbers, and what its phases end by."""
+
+    build: Callable[[dict[str, Any]], Any]
+    # For each phase: (its conditions' verdicts, numbers) -> the trigger's verdict.
+    verdicts: tuple[Callable[[dict[str, Any], dict[str, Any]], int], ...]
+    minima: Callable[[dict[str, Any]], tuple[int, ...]]
+    shares: tuple[float, ...] = ()  # deadlines, of total_steps
+    transform_of: tuple[int, ...] = (0, 0, 0)
+    cuts: tuple[bool, ...] = (False, False, False)
+    dtype: Any = jnp.float32
+
+
+def protocol(n, **options):
+    return fgo.target_acquisition(
+        n["rate"], n["warmup"], weight_decay=n["decay"], clip_norm=n["clip"],
+        average_weights=n["window"], slow_share=n["share"], handover_steps=n["handover"],
+        probe=fgo.probes.gradient_stream(pairs=4, width=8, every=2), **options,
+    )  # fmt: skip
+
+
+def one_transform(n, transform=ADAM):
+    soon = {"acquisition": t.below("agreement", 0.75), "reask": t.below("agreement", 0.9)}
+    return protocol(n, transform=transform, triggers=soon)
+
+
+def horizon(n):
+    own = {"acquisition": ADAM, "reask": TRACE, "execution": RMS}
+    later = {"reask": t.after(n["after"]) & t.if_given(t.decreasing("loss"), "loss", -1)}
+    return protocol(
+        n, transform=own, triggers=later, total_steps=n["total"], decay=fgo.decays.cosine()
+    )
+
+
+def four_phases(n):
+    def law(step):
+        return n["rate"] / (1.0 + 0.1 * step)
+
+    phases = [
+        fgo.acquisition(law, n["warmup"], transform=ADAM, weight_decay=n["decay"]),
+        fgo.reask(law, n["cut"], transform=TRACE, slow_share=n["share"]),
+        fgo.Phase("polish", lambda progress: n["rate"] * (1.0 - n["cut"]), RMS),
+        fgo.execution(law, n["cut"], decay=fgo.decays.one_minus_sqrt(floor=0.1), transform=ADAM),
+    ]
+    ends = [
+        t.after(n["after"]) | t.plateau("loss", patience=3),
+        ~t.above("validation", 0.5, patience=1),
+        t.after(n["after"]),
+        t.plateau("validation", patience=2),
+    ]
+    return fgo.phased(
+        phases, ends, handover_steps=n["handover"], min_steps=n["minima"],
+        total_steps=n["total"], deadlines=(0.3, 0.4, 0.8), average_weights=n["window"],
+    )  # fmt: skip
+
+
+def execution_alone(n):
+    phase = fgo.execution(
+        n["rate"], n["cut"], decay=fgo.decays.linear(n["total"]), transform=optax.identity()
+    )
+    return fgo.phased([phase], [t.plateau("validation", patience=2)], handover_steps=n["handover"])
+
+
+def warmup_then_handover(n):
+    return n["warmup"], n["handover"], 0
+
+
+def alone(name):
+    return lambda c, n: c[name]
+
+
+SOON = (alone("agreement_below"), alone("agreement_below"), alone("validation_plateau"))
+STRUCTURES = {
+    "one transform": Structure(one_transform, SOON, warmup_then_handover),
+    "own transforms and a horizon": Structure(
+        horizon,
+        (
+            lambda c, n: min(
+                c["intrinsic_dimension_stopped_falling"],
+                c["agreement_below"],
+                c["not_loss_increasing"],
+            ),
+            lambda c, n: min(c["after"], c["loss_decreasing"]),
+            alone("validation_plateau"),
+        ),
+        warmup_then_handover,
+        shares=(0.35, 0.7),
+        transform_of=(1, 0, 2),
+    ),
+    "four phases": Structure(
+        four_phases,
+        (
+            lambda c, n: max(c["after"], c["loss_plateau"]),
+            alone("not_validation_above"),
+            alone("after"),
+            alone("validation_plateau"),
+        ),
+        lambda n: n["minima"],
+        shares=(0.3, 0.4, 0.8),
+        transform_of=(0, 1, 2, 0),
+        cuts=(False, True, True, True),
+    ),
+    "execution alone": Structure(
+        execution_alone,
+        (alone("validation_plateau"),),
+        lambda n: (0,),
+        transform_of=(0,),
+        cuts=(True,),
+    ),
+    "bfloat16": Structure(one_transform, SOON, warmup_then_handover, dtype=jnp.bfloat16),
+    "natural gradient": Structure(
+        functools.partial(one_transform, transform=None), SOON, warmup_then_handover
+    ),
+}
+
+
+def numbers():
+    """A strategy for the numbers of an optimizer; every one is traced."""
+    steps = functools.partial(st.integers, 0)
+    return st.fixed_dictionaries(
+        {
+            "rate": st.sampled_from((0.0, 1e-3, 0.1, 1.0)),
+            "warmup": steps(30),
+            "handover": st.integers(1, 12),
+            "minima": st.tuples(*[steps(12)] * 4),
+            "after": steps(25),
+            "total": st.integers(30, 120),
+            "decay": st.sampled_from((0.0, 0.1)),
+            "clip": st.sampled_from((1e-6, 1.0, 1e30)),
+            "window": st.sampled_from((0.0, 0.1, 1.0)),
+            "share": st.sampled_from((0.1, 0.5, 0.9)),
+            "cut": st.sampled_from((0.0, 0.5, 0.9)),
+        }
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """The numbers of an optimizer, the streams that it meets, and what is done to it by hand."""
+
+    numbers: dict[str, Any]
+    gradients: list[streams.Segment]
+    losses: list[streams.Segment]
+    validations: list[streams.Segment]
+    every: int  # steps from one validation to the next
+    acts: dict[int, int]  # step -> -2: restart, 0 and more: force that phase
+
+    def inputs(self):
+        """What the program reads at each step: [STEPS, ...] each."""
+        step = np.arange(STEPS)
+        validations = streams.series(self.validations)
+        acts = [self.acts.get(number, -1) for number in step]
+        return {
+            "step": step.astype(np.int32),
+            "grads": streams.rows(self.gradients, SIZE),
+            "value": streams.series(self.losses),
+            "validation": np.where(step % self.every == 0, validations, np.float32(np.nan)),
+            "act": np.asarray(acts, np.int32),
+        }
+
+
+def examples(phases):
+    """A strategy for examples of an optimizer with so many phases."""
+    acts = st.dictionaries(
+        st.integers(0, STEPS - 1), st.sampled_from((-2, *range(phases))), max_size=4
+    )
+    return st.builds(
+        Example,
+        numbers(),
+        streams.any_segments(),
+        streams.any_segments(),
+        streams.any_segments(),
+        st.integers(1, 4),
+        acts,
+    )
+
+
+def as_tree(flat, dtype):
+    parts = jnp.split(flat, np.cumsum([int(np.prod(s)) for s in SHAPES.values()])[:-1])
+    named = zip(SHAPES.items(), parts, strict=True)
+    return {name: part.reshape(shape).astype(dtype) for (name, shape), part in named}
+
+
+def unlike(new, old):
+    """[], int32: how many numbers of two trees differ."""
+    pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+    return sum(jnp.sum((a != b) & ~((a != a) & (b != b))) for a, b in pairs)
+
+
+def infinite(tree):
+    """[], int32: how many numbers of a tree are not finite."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return sum((jnp.sum(~jnp.isfinite(x)) for x in floats), jnp.int32(0))
+
+
+@functools.cache
+def program(name):
+    """(start, walk, step) of a structure, compiled; all are given its numbers first."""
+    structure = STRUCTURES[name]
+
+    def start(n):
+        params = as_tree(jnp.ones(SIZE), structure.dtype)
+        return params, structure.build(n).init(params)
+
+    def one(n, carry, now):
+        params, state = carry
+        forced = [
+            functools.partial(fgo.force_phase, phase=i) for i in range(len(structure.verdicts))
+        ]
+        state = jax.lax.switch(now["act"] + 2, [fgo.restart, lambda s: s, *forced], state)
+        updates, new = structure.build(n).update(
+            as_tree(now["grads"], structure.dtype),
+            state,
+            params,
+            value=now["value"],
+            validation_value=now["validation"],
+        )
+        means = (new.transforms, new.slow, new.energy_fall, new.average, new.grafts)
+        record = {
+            "clock": new.clock,
+            "skipped": new.skipped_steps,
+            "told": fgo.telemetry(new),
+            "errors": {key: estimate.error for key, estimate in new.signals.items()},
+            "changed": unlike(new._replace(skipped_steps=state.skipped_steps), state),
+            "moved": unlike(updates, jax.tree.map(jnp.zeros_like, updates)),
+            "infinite": infinite((updates, means)),
+        }
+        return (optax.apply_updates(params, updates), new), record
+
+    def walk(n, carry, inputs, first, last):
+        """The steps from `first` to `last` alone, so that a part of a run is the same program."""
+        blank = jax.eval_shape(
+            lambda now: one(n, carry, now)[1], jax.tree.map(lambda x: x[0], inputs)
+        )
+        empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank)
+
+        def step(carry, now):
+            due = (first <= now["step"]) & (now["step"] < last)
+            return jax.lax.cond(due, lambda c: one(n, c, now), lambda c: (c, empty), carry)
+
+        return jax.lax.scan(step, carry, inputs)
+
+    return jax.jit(start), jax.jit(walk), jax.jit(one)

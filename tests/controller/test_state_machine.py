@@ -1,0 +1,160 @@
+"""The phases' state machine under any stream: gradients, losses, validations and hands."""
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.controller.clock_model import NOTHING, Model, limits
+from tests.controller.phased_runs import STRUCTURES, examples, program
+from tests.streams import STEPS
+
+FAST = ("own transforms and a horizon", "one transform")
+structures = pytest.mark.parametrize(
+    "name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in STRUCTURES]
+)
+NAMES = {  # of phases, as telemetry has them
+    name: ("acquisition", "reask", "execution") for name in STRUCTURES
+} | {
+    "four phases": ("acquisition", "reask", "polish", "execution"),
+    "execution alone": ("execution",),
+}
+
+
+def drawn(name, data):
+    """An example and its whole run, as numpy arrays."""
+    example = data.draw(examples(len(STRUCTURES[name].verdicts)))
+    start, walk, _ = program(name)
+    carry = start(example.numbers)
+    inputs = example.inputs()
+    end, record = walk(example.numbers, carry, inputs, 0, STEPS)
+    return example, inputs, carry, end, jax.device_get(record)
+
+
+def taken_steps(name, inputs):
+    """Which steps a run has to take: squares of gradients and of the loss do not overflow."""
+    grads = np.asarray(jnp.asarray(inputs["grads"], STRUCTURES[name].dtype), np.float64)
+    with np.errstate(invalid="ignore"):
+        sums = np.sum(grads**2, axis=1) + inputs["value"].astype(np.float64) ** 2
+    return sums < 1e36
+
+
+def same_bits(left, right):
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
+
+
+@structures
+@given(data=st.data())
+def test_the_clock_follows_its_rules(name, data):
+    example, inputs, _, _, record = drawn(name, data)
+    structure, n = STRUCTURES[name], example.numbers
+    phases = len(structure.verdicts)
+    model = Model(
+        structure.minima(n),
+        limits(structure.shares, n["total"], phases),
+        structure.transform_of,
+        n["handover"],
+    )
+    for step, taken in enumerate(taken_steps(name, inputs)):
+        model.act(inputs["act"][step])
+        if taken:
+            phase = NAMES[name][model.phase]
+            prefix = f"condition/{phase}/"
+            told = {
+                key.removeprefix(prefix): int(value[step])
+                for key, value in record["told"].items()
+                if key.startswith(prefix)
+            }
+            model.update(structure.verdicts[model.phase](told, n))
+        clock = jax.tree.map(lambda x: x[step], record["clock"])  # noqa: B023
+        for field in (
+            "total_step", "phase", "phase_step", "requested_phase", "driver", "driver_since",
+            "handover_left", "started", "causes", "stop_flag", "grafted",
+        ):  # fmt: skip
+            got, expected = getattr(clock, field), getattr(model, field)
+            assert np.array_equal(got, expected), (step, field, got, expected)
+
+
+@structures
+@given(data=st.data())
+def test_what_holds_at_every_step(name, data):
+    example, inputs, _, _, record = drawn(name, data)
+    taken = taken_steps(name, inputs)
+    clock, told = record["clock"], record["told"]
+    phases = len(STRUCTURES[name].verdicts)
+    by_hand = inputs["act"] != NOTHING
+
+    # A skipped step changes its counter alone and moves nothing.
+    np.testing.assert_array_equal(record["skipped"], np.cumsum(~taken))
+    assert not record["changed"][~taken].any()
+    assert not record["moved"][~taken].any()
+    # Whatever came before, updates and means are finite.
+    assert not record["infinite"].any()
+
+    # Phases: in range, one after the other, each by its deadline; otherwise only by hand.
+    phase = clock.phase.astype(int)
+    assert ((phase >= 0) & (phase < phases)).all()
+    moves = np.diff(phase, prepend=0)
+    if not by_hand.any():
+        assert np.isin(moves, (0, 1)).all()
+        for index, share in enumerate(STRUCTURES[name].shares):
+            latest = np.ceil(share * example.numbers["total"]) + index * example.numbers["handover"]
+            assert (phase[clock.total_step > latest + index] > index).all()
+
+    # The rate: finite, never above the peak, not above the warm-up.
+    rate, peak = told["learning_rate"], np.float32(example.numbers["rate"])
+    assert ((rate >= 0) & (rate <= peak * (1 + 1e-5))).all()
+    if not by_hand.any() and name != "execution alone":
+        ramp = np.minimum(np.arange(1, STEPS + 1) / max(example.numbers["warmup"], 1), 1)
+        first = (clock.total_step > 0) & (phase == 0)
+        assert (rate <= peak * ramp[np.maximum(clock.total_step - 1, 0)] * (1 + 1e-5))[first].all()
+
+    # Telemetry: numbers. A signal is NaN until measured, and one of the probe's where the last
+    # window told nothing. Only a validation is whatever was passed.
+    for key, value in told.items():
+        known = ~np.isnan(value.astype(np.float64))
+        assert key == "validation" or not np.isinf(value[known]).any(), key
+        if key in ("loss", "validation"):
+            assert (np.diff(known.astype(int)) >= 0).all(), key
+        else:
+            assert known.all() or key in record["errors"] or key == "energy_exponent", key
+
+
+@structures
+@given(data=st.data())
+def test_a_run_is_a_function_of_its_state(name, data):
+    """Again is the same bit for bit, and so is a run that was saved, loaded and continued."""
+    example, inputs, carry, end, record = drawn(name, data)
+    _, walk, _ = program(name)
+    stop = data.draw(st.integers(0, STEPS))
+    half, first = walk(example.numbers, carry, inputs, 0, stop)
+    saved = flax.serialization.to_bytes(half)
+    blank = jax.tree.map(jnp.zeros_like, half)
+    loaded = flax.serialization.from_bytes(blank, saved)
+    again, second = walk(example.numbers, loaded, inputs, stop, STEPS)
+    assert same_bits(again, end)
+    first, second = jax.device_get((first, second))
+    parts = jax.tree.map(lambda a, b: np.concatenate([a[:stop], b[stop:]]), first, second)
+    assert same_bits(parts, record)
+
+
+@pytest.mark.slow  # a second program of each structure
+@pytest.mark.parametrize("name", STRUCTURES)
+@given(data=st.data())
+def test_step_by_step_is_the_scan(name, data):
+    """Another program, so rounding may differ; the first decisions do not."""
+    example, inputs, carry, _, record = drawn(name, data)
+    _, _, step = program(name)
+    for number in range(8):
+        now = jax.tree.map(lambda x: x[number], inputs)  # noqa: B023
+        carry, alone = step(example.numbers, carry, now)
+        scanned = jax.tree.map(lambda x: x[number], record)  # noqa: B023
+        for field in ("phase", "phase_step", "driver", "handover_left", "started", "causes"):
+            got, expected = (getattr(r["clock"], field) for r in (alone, scanned))
+            np.testing.assert_array_equal(got, expected)
+        got, expected = (r["told"]["learning_rate"] for r in (alone, scanned))
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
