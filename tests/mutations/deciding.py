@@ -1,0 +1,331 @@
+"""Mutations of what decides: triggers, controller, phases and steering."""
+
+from tests.mutations.mutation import mutations
+
+TRIGGERS = [
+    *mutations(
+        "triggers/trends.py",
+        "triggers/test_verdicts.py triggers/test_triggers.py",
+        ("slope - margin > 0,", "slope + margin > 0,", "increasing holds on the upper bound"),
+        ("slope - margin <= 0", "slope + margin <= 0", "increasing fails on the upper bound"),
+        ("slope + margin < 0,", "slope - margin < 0,", "decreasing holds on the lower bound"),
+        ("slope + margin >= 0", "slope - margin >= 0", "decreasing fails on the lower bound"),
+        (
+            "slope - margin > -tol",
+            "slope + margin > -tol",
+            "stopped falling: the upper bound holds",
+        ),
+        (
+            "slope + margin < -tol",
+            "slope - margin < -tol",
+            "stopped falling: the lower bound fails",
+        ),
+        ("- margin > tolerance", "+ margin > tolerance", "a stall fails on the upper bound"),
+        ("slope.points >= min_points", "slope.points >= 0", "few points are known"),
+        ("fails & known", "fails", "few points can fail"),
+        ("holds & known", "holds", "few points can hold"),
+        ("observation.total_step.astype", "observation.phase_step.astype", "time is of the phase"),
+        ("time = jnp.log(", "time = (", "time is not logarithmic"),
+        ("(value > 0) if logarithm else True", "True", "a negative value has a logarithm"),
+        ("jnp.log(safe) if logarithm", "safe if logarithm", "a stall is not relative"),
+        ("regression.margin(slope, z)", "z * slope.error", "the margin is a normal one"),
+    ),
+    *mutations(
+        "triggers/trigger.py",
+        "triggers/test_verdicts.py triggers/test_triggers.py",
+        ("evaluated &= ~distrusted", "evaluated &= True", "a distrusted value is remembered"),
+        ("jnp.where(distrusted, zero, new.streak)", "new.streak", "distrust keeps the streak"),
+        ("jnp.where(distrusted, zero, new.verdict)", "new.verdict", "distrust keeps the verdict"),
+        ("streak >= patience", "streak > patience", "patience is one longer"),
+        ("jnp.where(holds, old.streak + 1, 0)", "old.streak + holds", "a streak may have gaps"),
+        ("jnp.where(fails, -1, 0)", "-1", "unknown is a failure"),
+        ("(evaluated, a, b).astype", "(True, a, b).astype", "stale signals are judged"),
+        ("_combine(jnp.minimum, self", "_combine(jnp.maximum, self", "and is or"),
+        ("return -verdict, {", "return verdict, {", "a negation is none"),
+        ("old._replace(verdict=verdict)", "old", "a fixed verdict is not shown"),
+    ),
+    *mutations(
+        "triggers/thresholds.py",
+        "triggers/test_verdicts.py triggers/test_triggers.py",
+        ("phase_step >= steps", "phase_step > steps", "after is a step late"),
+        ("excess - margin > 0", "excess > 0", "a threshold holds inside its bound"),
+        ("excess + margin <= 0", "excess <= 0", "a threshold fails inside its bound"),
+        ("jnp.where(jnp.isnan(error), 0.0, error)", "error", "without an error nothing is known"),
+        ("fresh & jnp.isfinite(value), ~better", "fresh, ~better", "a plateau counts bad values"),
+        ("jnp.abs(state.best), 0.0", "state.best, 0.0", "a plateau below zero is none"),
+        ("jnp.where(better, value, state.best)", "value", "a plateau is from value to value"),
+    ),
+    *mutations(
+        "triggers/regression.py",
+        "triggers/test_triggers.py",
+        ("-elapsed / memory", "0.0 * elapsed / memory", "a trend never forgets"),
+        ("slope.points - 2.0, 1.0", "slope.points, 1.0", "the margin has two degrees too many"),
+        ("fade**2 * state.weight_square", "fade * state.weight_square", "points are miscounted"),
+    ),
+]
+
+CONTROLLER = [
+    *mutations(
+        "controller/transition.py",
+        "controller/test_transition.py controller/test_again.py",
+        ("& (clock.handover_left == 0)\n", "\n", "a trigger looks during a hand-over"),
+        ("late = (clock.handover_left == 0) & (total", "late = (total", "a hand-over can be late"),
+        (">= limit", "> limit", "a deadline is a step late"),
+        ("stop_flag=~leaves & (", "stop_flag=(", "the stop flag outlives its phase"),
+        ("(clock.stop_flag | (holds & last))", "(holds & last)", "the stop flag falls by itself"),
+        ("(holds & last)", "holds", "any trigger raises the stop flag"),
+        ("jnp.where(leaves, 0.0, decay_exponent)", "decay_exponent", "a decay goes on when anew"),
+        ("(clock.phase_step == 0)\n", "(clock.phase_step < 0)\n", "old verdicts count again"),
+        ("active = finite & (", "active = (", "a skipped step is judged"),
+        ("phase_step + 1 >= design", "phase_step >= design", "a least length is one longer"),
+        ("jnp.where(holds, BY_TRIGGER, BY_DEADLINE)", "BY_TRIGGER", "deadlines have no name"),
+        ("(holds | late) & ~last", "holds & ~last", "no deadline ends a phase"),
+        (
+            "(taken_over, total, clock.driver",
+            "(taken_over, clock.total_step, clock.driver",
+            "a new driver began a step ago",
+        ),
+        (
+            "(taken_over, ~leaves, clock.grafted)",
+            "(taken_over, True, clock.grafted)",
+            "a forced phase has a graft",
+        ),
+        ("jnp.where(leaves, rate, clock.entry_rate)", "rate", "the rate glides from itself"),
+        (
+            "jnp.where(fills, design.handover_steps, 0)",
+            "design.handover_steps",
+            "phases of one transform hand over",
+        ),
+    ),
+    *mutations(
+        "controller/direction.py",
+        "controller/test_handover.py controller/test_update.py",
+        ("2.0 / (filled + 2.0)", "1.0 / (filled + 1.0)", "a graft is a plain mean"),
+        ("since / design.handover_steps, 0.0", "0.0 * since, 0.0", "a graft stays"),
+        ("coming=jnp.where(ready, coming, -1)", "coming=coming", "a skipped step fills"),
+        ("driving=jnp.where(ready, driving, -1)", "driving=driving", "a skipped step drives"),
+        ("[running]", "[0]", "all phases have the first one's weight decay"),
+    ),
+    *mutations(
+        "controller/handover.py",
+        "controller/test_handover.py controller/test_update.py",
+        ("weight = jnp.ones([], jnp.float32)", "pass", "a graft of another scale fades"),
+        (
+            "if clip_norm is not None:",
+            "if clip_norm is not None and index == 0:",
+            "a filling transform is not clipped",
+        ),
+        ("old < new and driving != coming", "driving != coming", "a phase forced back fills"),
+        ("log_norm_ratio(a, b) - old", "log_norm_ratio(b, a) - old", "a graft is inverted"),
+        ("old + share *", "share *", "a graft is of its last step"),
+        (
+            "self.transform_at(driver), branches",
+            "0 * driver, branches",
+            "rows are in the first metric",
+        ),
+        (
+            "return self.transform_at(driver), jnp",
+            "return self.transform_at(phase), jnp",
+            "the new transform drives while it fills",
+        ),
+    ),
+    *mutations(
+        "controller/measure.py",
+        "controller/test_measure.py",
+        (
+            "begun = finite & (clock.driver_since == clock.total_step)",
+            "begun = finite & (False)",
+            "a window holds rows of two metrics",
+        ),
+        (
+            "_step_key(inputs.key, inputs.step)",
+            "_step_key(inputs.key, 0 * inputs.step)",
+            "all steps have one key",
+        ),
+        ("axis_name=design.axis_name", "axis_name=None", "each device measures for itself"),
+        ("!= state.probe_state.evaluations", ">= 0", "a measurement is always fresh"),
+        ("jnp.where(finite & fresh, value, old.value)", "value", "a NaN replaces a validation"),
+        ("finite & probe.due(", "probe.due(", "a skipped step is measured"),
+    ),
+    *mutations(
+        "controller/guard.py",
+        "controller/test_axis.py controller/test_overflow.py",
+        ("jax.lax.pmin(finite", "jax.lax.pmax(finite", "one sound device takes a step for all"),
+        (
+            "(*jax.tree.leaves(grads), *jax.tree.leaves(value))",
+            "jax.tree.leaves(grads)",
+            "a loss that is not finite is taken",
+        ),
+        ("LARGEST = 1e36", 'LARGEST = float("inf")', "squares may come near overflow"),
+    ),
+    *mutations(
+        "controller/extras.py",
+        "controller/test_axis.py",
+        ("jax.lax.pmean(number, design.axis_name)", "number", "each device has its own loss"),
+    ),
+    *mutations(
+        "controller/rate.py",
+        "phases/test_rates.py controller/test_update.py",
+        ("clock.entry_rate < 0", "clock.entry_rate <= 0", "no rate glides from zero"),
+        (
+            "(clock.phase_step.astype(jnp.float32) + 1.0)",
+            "clock.phase_step.astype(jnp.float32)",
+            "a glide is a step late",
+        ),
+        (
+            "jnp.where(finite, -rate * wide, 0.0)",
+            "(finite * -rate * wide)",
+            "a skipped step may be NaN",
+        ),
+    ),
+    *mutations(
+        "controller/smooth.py",
+        "smoothing/test_slow_momentum.py",
+        ("ramp_steps=design.handover_steps", "ramp_steps=1", "a mean's share starts large"),
+        ("taken=taken", "taken=True", "a skipped step moves the slow momentum"),
+    ),
+    *mutations(
+        "controller/smooth.py",
+        "smoothing/test_average_weights.py",
+        (
+            "design.average_weights, finite)",
+            "design.average_weights, True)",
+            "a skipped step is averaged",
+        ),
+    ),
+    *mutations(
+        "controller/smooth.py",
+        "smoothing/test_energy_exponent.py",
+        ("finite, anew=anew", "finite, anew=False", "another transform's energy goes on"),
+    ),
+    *mutations(
+        "controller/state.py",
+        "controller/test_measure.py",
+        ("jax.random.key(design.seed", "jax.random.key(0 * design.seed", "all seeds are one"),
+    ),
+]
+
+PHASES = [
+    *mutations(
+        "phases/rates.py",
+        "phases/test_rates.py",
+        ("jnp.where(share >= 1.0, target, moving)", "moving", "a glide ends beside its target"),
+        ("entry + (target - entry) * share", "entry", "a glide to zero jumps"),
+        ("entry * ratio**share", "entry + (target - entry) * share", "a glide is linear"),
+        (
+            "progress.phase_step + progress.phase_start",
+            "progress.phase_step",
+            "a schedule counts from the phase",
+        ),
+        (
+            "jnp.asarray(1.0 - cut, jnp.float32)",
+            "jnp.asarray(cut, jnp.float32)",
+            "a cut is what stays",
+        ),
+    ),
+    *mutations(
+        "phases/decays.py",
+        "phases/test_decays.py phases/test_rates.py",
+        ("jnp.where(jnp.isnan(own), 0.0, own)", "own", "an unknown exponent is NaN"),
+        ("jnp.float32), 0.0, 1.0)", "jnp.float32), 0.0, 9.0)", "a rate falls faster than 1/t"),
+        ("(1.0 if progress.averaged else 0.0)", "0.0", "averaged weights have no later onset"),
+        ("jnp.exp(-jnp.minimum(share, 1.0) * ", "jnp.exp(-share * ", "an exponential never ends"),
+        ("jnp.float32(100.0)", "jnp.float32(10.0)", "an exponential ends at a tenth"),
+        (
+            "jnp.log1p(1.0 / (length + elapsed))",
+            "(1.0 / (length + elapsed))",
+            "exponents are averaged over another time",
+        ),
+    ),
+    *mutations(
+        "phases/decay.py",
+        "phases/test_decays.py",
+        (
+            "jnp.minimum(factor(progress, elapsed / length), line)",
+            "factor(progress, elapsed / length)",
+            "a horizon is no bound",
+        ),
+        ("jnp.maximum(value, jnp.asarray(floor, jnp.float32))", "value", "there is no floor"),
+    ),
+]
+
+SMOOTHING = [
+    *mutations(
+        "smoothing/slow_momentum.py",
+        "smoothing/test_growing_mean.py smoothing/test_slow_momentum.py",
+        (
+            "steps = jnp.where(in_use, state.averaged_steps, 0)",
+            "steps = state.averaged_steps",
+            "a mean that is not in use grows old",
+        ),
+        (
+            "jnp.where(in_use, optax.safe_increment(steps), 0)",
+            "optax.safe_increment(steps)",
+            "directions count that are not in use",
+        ),
+        ("taken, share, state.share", "True, share, state.share", "a skipped step has a share"),
+        ("share * count / (count + ramp_steps)", "share", "a share starts large"),
+    ),
+    *mutations(
+        "smoothing/growing_mean.py",
+        "smoothing/test_growing_mean.py",
+        ("+ 1.0)", "+ 2.0)", "zeros are in the mean"),
+        (
+            "jnp.where(taken, m + (step * (x.astype(m.dtype) - m)).astype(m.dtype), m)",
+            "m + taken * (step * (x.astype(m.dtype) - m)).astype(m.dtype)",
+            "an infinite tree enters untaken",
+        ),
+    ),
+    *mutations(
+        "smoothing/average_weights.py",
+        "smoothing/test_growing_mean.py smoothing/test_average_weights.py",
+        (
+            "jnp.where(taken, optax.safe_increment(steps), steps)",
+            "optax.safe_increment(steps)",
+            "an untaken step is counted",
+        ),
+        (
+            "average=_moved(state, params, taken)",
+            "average=_moved(state, params)",
+            "an untaken step is averaged",
+        ),
+        (
+            "_moved(state._replace(average=average), part)",
+            "average",
+            "an evaluation lacks the present weights",
+        ),
+    ),
+    *mutations(
+        "smoothing/energy_exponent.py",
+        "smoothing/test_energy_exponent.py",
+        ("jnp.isfinite(energy) & ", "", "an infinite energy is measured"),
+        ("0.5 * (energy + state.energy)", "energy", "the exponent is of the later energy"),
+        ("taken & (seen % EVERY == 0)", "(seen % EVERY == 0)", "a skipped step is measured"),
+    ),
+]
+
+STEERING = [
+    *mutations(
+        "steering/by_hand.py",
+        "steering/test_by_hand.py controller/test_again.py",
+        ("jnp.all(jnp.stack", "jnp.any(jnp.stack", "one of several runs stops all"),
+        (
+            "stop_flag=jnp.zeros_like(clock.stop_flag)",
+            "stop_flag=clock.stop_flag",
+            "a forced phase is stopped already",
+        ),
+        ("trigger_states=_unjudged(state.trigger_states)", "", "a restart keeps old verdicts"),
+        (
+            "jnp.full_like(clock.requested_phase, index)",
+            "jnp.full_like(clock.requested_phase, 0)",
+            "only the first phase can be forced",
+        ),
+    ),
+    *mutations(
+        "steering/telemetry.py",
+        "steering/test_by_hand.py",
+        ("clock.started[..., index]", "clock.started[index]", "of stacked runs one is told"),
+    ),
+]
+
+DECIDING = [*TRIGGERS, *CONTROLLER, *PHASES, *SMOOTHING, *STEERING]
