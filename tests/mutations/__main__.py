@@ -45,15 +45,19 @@ def run_tests(copy: Path, tests: tuple[str, ...], mutated: bool) -> str:
 
 def outcome(mutation: Mutation, copy: Path) -> str:
     file = copy / "fgo_jax" / mutation.file
+    text, times = file.read_text(), file.stat()
     try:
-        file.write_text(mutation.applied(mutation.path.read_text()))
+        file.write_text(mutation.applied(text))
         return run_tests(copy, mutation.tests, mutated=True)
     finally:
-        shutil.copy2(mutation.path, file)
+        # With its old time it is the file that was compiled.
+        file.write_text(text)
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def fingerprint(mutation: Mutation) -> str:
-    texts = [mutation.path.read_text(), *((ROOT / "tests" / t).read_text() for t in mutation.tests)]
+    files = [mutation.path, *(ROOT / "tests" / test.partition("::")[0] for test in mutation.tests)]
+    texts = [file.read_text() for file in files]
     return hashlib.sha256(repr((mutation, texts)).encode()).hexdigest()
 
 
@@ -67,7 +71,8 @@ def main() -> int:
     chosen = [
         m for m in MUTATIONS if not options.words or any(word in m.file for word in options.words)
     ]
-    open_ones = [m for m in chosen if fingerprint(m) not in known]
+    prints = {m: fingerprint(m) for m in chosen}
+    open_ones = [m for m in chosen if prints[m] not in known]
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         for package in ("fgo_jax", "tests", "benchmarks"):
@@ -78,22 +83,22 @@ def main() -> int:
         if used and run_tests(copy, used, mutated=False) != "survived":
             raise SystemExit("A test fails without any mutation: mend it first.")
         for number, mutation in enumerate(open_ones, 1):
-            found = known[fingerprint(mutation)] = outcome(mutation, copy)
+            found = known[prints[mutation]] = outcome(mutation, copy)
             kept.write_text(json.dumps(known))
             place = f"{number} of {len(open_ones)}"
             print(f"{place}: {found}: {mutation.file}: {mutation.wrong}", flush=True)
-    return report(chosen, known)
+    return report({m: known[prints[m]] for m in chosen})
 
 
-def report(chosen: list[Mutation], known: dict[str, str]) -> int:
-    caught = sum(known[fingerprint(m)] == "caught" for m in chosen)
-    rate = caught / max(len(chosen), 1)
+def report(found: dict[Mutation, str]) -> int:
     print("\n| outcome | file | what the mutated package does |\n|---|---|---|")
-    for m in chosen:
-        print(f"| {known[fingerprint(m)]} | {m.file} | {m.wrong} |")
-    for m, reason in EQUIVALENT:
-        print(f"| equivalent | {m.file} | {m.wrong}: {reason} |")
-    print(f"\n{caught} of {len(chosen)} caught: {rate:.0%}.")
+    for mutation, outcome in found.items():
+        print(f"| {outcome} | {mutation.file} | {mutation.wrong} |")
+    for mutation, reason in EQUIVALENT:
+        print(f"| equivalent | {mutation.file} | {mutation.wrong}: {reason} |")
+    caught = list(found.values()).count("caught")
+    rate = caught / max(len(found), 1)
+    print(f"\n{caught} of {len(found)} caught: {rate:.0%}.")
     return int(rate < LEAST)
 
 

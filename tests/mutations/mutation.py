@@ -13,7 +13,7 @@ class Mutation(NamedTuple):
     old: str  # occurs exactly once in the file
     new: str
     wrong: str  # what the package then does
-    tests: tuple[str, ...]  # files below tests/ of which one must fail
+    tests: tuple[str, ...]  # below tests/, files or `file::test`; one must fail
 
     @property
     def path(self) -> Path:

@@ -142,3 +142,9 @@ def test_a_fixed_verdict_is_shown_as_the_conditions_own():
     trigger = t.if_given(t.increasing("x"), "x", otherwise=-1)
     verdict, state = trigger.update(Observation({}, jnp.int32(1), jnp.int32(1)), trigger.init())
     assert int(verdict) == int(state["x_increasing"].verdict) == -1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_validation_that_is_no_number_is_no_report_without_improvement(bad):
+    found, _ = followed(t.plateau("x", patience=2), [1.0, bad, bad, bad, 1.0, 1.0])
+    np.testing.assert_array_equal(found[0], [-1, -1, -1, -1, 0, 1])
