@@ -72,7 +72,6 @@ CONTROLLER = [
         ("late = (clock.handover_left == 0) & (total", "late = (total", "a hand-over can be late"),
         (">= limit", "> limit", "a deadline is a step late"),
         ("(clock.stop_flag | (holds & last))", "(holds & last)", "the stop flag falls by itself"),
-        ("(holds & last)", "holds", "any trigger raises the stop flag"),
         ("jnp.where(leaves, 0.0, decay_exponent)", "decay_exponent", "a decay goes on when anew"),
         ("active = finite & (", "active = (", "a skipped step is judged"),
         ("phase_step + 1 >= design", "phase_step >= design", "a least length is one longer"),

@@ -5,7 +5,7 @@ from tests.mutations.mutation import mutations
 PROBES = [
     *mutations(
         "probes/gradient_stream.py",
-        "probes/test_gradient_stream_state.py",
+        "probes/test_gradient_window.py",
         (
             "jnp.asarray(every, jnp.int32) - 1",
             "jnp.asarray(every, jnp.int32)",

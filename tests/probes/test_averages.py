@@ -1,0 +1,96 @@
+"""Averages of measurements: weights, variances, errors of ratios, and bad draws."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fgo_jax.probes import gram_averages, hutchinson_averages
+
+KEEP = 0.25
+DRAWS = 3
+
+
+def covariances(rng, size):
+    mixers = 0.1 * rng.standard_normal((DRAWS, 2, size, size))
+    return np.float32(mixers @ mixers.swapaxes(-1, -2))
+
+
+def averaged(draws):
+    """A plain average with weights KEEP^age, and the variance of such an average."""
+    weights = (1 - KEEP) * KEEP ** np.arange(DRAWS)[::-1]
+    mean = np.tensordot(weights, draws[0], 1) / weights.sum()
+    return mean, np.tensordot(weights**2, draws[1], 1) / weights.sum() ** 2
+
+
+def relative_error(mean, covariance, top, bottom):
+    slope = np.zeros_like(mean)
+    slope[top], slope[bottom] = 1 / mean[top], -1 / mean[bottom]
+    return np.sqrt(slope @ covariance @ slope)
+
+
+@pytest.fixture(scope="module")
+def hutchinson():
+    return jax.jit(hutchinson_averages.accumulate)
+
+
+@pytest.fixture(scope="module")
+def gram():
+    return jax.jit(gram_averages.accumulate)
+
+
+def test_hutchinsons_ratio_has_the_error_of_correlated_averages(hutchinson):
+    rng = np.random.default_rng(0)
+    moments = np.float32(rng.uniform(2, 3, (DRAWS, 2, 3)))
+    spread = covariances(rng, 3)
+    state = hutchinson_averages.init(2)
+    for draw in zip(moments, spread, strict=True):
+        state = hutchinson(state, *draw, KEEP)
+    mean, covariance = averaged((moments, spread))
+    read = hutchinson_averages.read(state, names=("g",))
+    for slot, suffix in enumerate(("", "/g")):
+        _, square, bottom = mean[slot]
+        dimension = read[f"intrinsic_dimension{suffix}"]
+        error = relative_error(mean[slot], covariance[slot], 1, 2)
+        np.testing.assert_allclose(dimension.value, square / bottom, rtol=1e-5)
+        np.testing.assert_allclose(dimension.error, square / bottom * error, rtol=1e-4)
+        trace = read[f"trace{suffix}"]
+        np.testing.assert_allclose(trace.value, mean[slot, 0], rtol=1e-5)
+        np.testing.assert_allclose(trace.error, covariance[slot, 0, 0] ** 0.5, rtol=1e-4)
+
+
+def test_hutchinson_keeps_its_last_dimension_where_a_draw_gives_none(hutchinson):
+    zeros = jnp.zeros((1, 3, 3))
+    state = hutchinson(hutchinson_averages.init(1), jnp.float32([[2.0, 4.0, 2.0]]), zeros, KEEP)
+    bad = hutchinson(state, jnp.float32([[2.0, 4.0, -9.0]]), zeros, KEEP)
+    np.testing.assert_array_equal(bad.dimension, state.dimension)
+    assert int(bad.held) == 1
+    assert int(bad.evaluations) == 2
+    lost = hutchinson(state, jnp.full((1, 3), jnp.nan), zeros, KEEP)
+    np.testing.assert_array_equal(lost.moments, state.moments)
+    assert int(lost.evaluations) == 1
+
+
+def test_grams_ratios_have_the_errors_of_correlated_averages(gram):
+    rng = np.random.default_rng(1)
+    moments = np.float32(rng.uniform(2, 3, (DRAWS, 2, 4)))
+    spread = covariances(rng, 4)
+    eigen = np.float32(rng.uniform(1, 2, (DRAWS, 3)))
+    eigen_spread = np.float32(rng.uniform(0.1, 0.2, (DRAWS, 3)))
+    state = gram_averages.init(2)
+    for draw in zip(moments, spread, eigen, eigen_spread, strict=True):
+        state = gram(state, jnp.float32(1.0), draw, KEEP)
+    mean, covariance = averaged((moments, spread))
+    read = gram_averages.read(state, names=("g",), row_size=1, centred=True)
+    for slot, suffix in enumerate(("", "/g")):
+        for name, top, bottom in (("intrinsic_dimension", 0, 1), ("noise_scale", 2, 3)):
+            found = read[f"{name}{suffix}"]
+            ratio = mean[slot, top] / mean[slot, bottom]
+            error = relative_error(mean[slot], covariance[slot], top, bottom)
+            np.testing.assert_allclose(found.value, ratio, rtol=1e-5)
+            np.testing.assert_allclose(found.error, ratio * error, rtol=1e-4)
+        np.testing.assert_allclose(
+            read[f"trace{suffix}"].error, covariance[slot, 2, 2] ** 0.5, rtol=1e-4
+        )
+    top, variance = averaged((eigen, eigen_spread))
+    np.testing.assert_allclose(read["top_eigenvalue"], (top[0], variance[0] ** 0.5), rtol=1e-5)
