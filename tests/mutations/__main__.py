@@ -29,7 +29,14 @@ def run_tests(copy: Path, tests: tuple[str, ...], mutated: bool) -> str:
     options = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:randomly"]
     command = [sys.executable, "-m", "pytest", *options, *(f"tests/{test}" for test in tests)]
     # Only the plain package is compiled to files: what a mutation leaves must not be read again.
-    environment = {**os.environ, "PYTHONPATH": str(copy)}
+    # JAX keeps every program that it compiled: most are the same in all mutations.
+    environment = {
+        "OPENBLAS_NUM_THREADS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / "fgo_jax-mutations"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        **os.environ,
+        "PYTHONPATH": str(copy),
+    }
     if mutated:
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
     try:

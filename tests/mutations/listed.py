@@ -1,11 +1,12 @@
 """All mutations, and those that no test can notice."""
 
+from tests.mutations.controlling import CONTROLLER
 from tests.mutations.deciding import DECIDING
 from tests.mutations.measuring import MEASURING
 from tests.mutations.mutation import Mutation
 from tests.mutations.preconditioning import PRECONDITIONING
 
-MUTATIONS = [*DECIDING, *MEASURING, *PRECONDITIONING]
+MUTATIONS = [*DECIDING, *CONTROLLER, *MEASURING, *PRECONDITIONING]
 
 # Each with the reason why no run can tell.
 EQUIVALENT = [

@@ -64,7 +64,7 @@ PROBES = [
     ),
     *mutations(
         "probes/gram.py",
-        "probes/test_gram.py",
+        "probes/test_averages.py",
         ("(n - 1) / n * jnp.matmul(gaps.T", "1 / n * jnp.matmul(gaps.T", "errors are no jackknife"),
         ("jnp.mean(gram) - covariance / n", "jnp.mean(gram)", "the mean gradient holds noise"),
     ),
@@ -94,13 +94,17 @@ PROBES = [
     ),
     *mutations(
         "probes/hutchinson.py",
-        "probes/test_hutchinson.py",
+        "probes/test_hutchinson.py::test_moments_are_unbiased_over_vectors_and_examples",
         ("slice(half, 2 * half)", "slice(0, half)", "both halves are the same examples"),
         (
             "jnp.sum(x) * jnp.sum(y) - jnp.sum(x * y)",
             "jnp.sum(x) * jnp.sum(y)",
             "a vector is paired with itself",
         ),
+    ),
+    *mutations(
+        "probes/hutchinson.py",
+        "probes/test_hutchinson.py::test_errors_are_the_spread_over_vectors",
         ("student_width(m - 1) ** 2", "1.0", "few vectors have a normal error"),
     ),
     *mutations(
@@ -117,6 +121,10 @@ PROBES = [
             "a start is paired with itself",
         ),
         ("influence = 2.0 * first", "influence = 1.0 * first", "the dimension's error is wrong"),
+    ),
+    *mutations(
+        "probes/lanczos.py",
+        "probes/test_lanczos.py::test_small_operators_are_solved_exactly_and_one_start_has_no_error",
         ("jnp.where(single, jnp.ceil(x), u)", "u", "the rank is a broken number"),
     ),
 ]
@@ -124,16 +132,33 @@ PROBES = [
 LINALG = [
     *mutations(
         "linalg/sums.py",
-        "linalg/test_sums.py",
+        "linalg/test_sums.py::test_energy_rank_at_an_exact_share_and_at_the_edges",
         (" * (1.0 - _ROUNDING)", "", "an exact share needs one more eigenvalue"),
+        ("held < wanted", "held <= 0.5 * wanted", "the energy rank holds half of its share"),
+    ),
+    *mutations(
+        "linalg/sums.py",
+        "linalg/test_errors_of_ratios.py",
         ("jnp.sqrt((n - 1) * jnp.var", "jnp.sqrt(n * jnp.var", "the jackknife is too large"),
+    ),
+    *mutations(
+        "linalg/sums.py",
+        "linalg/test_sums.py::test_centred_sums_are_means_over_distinct_quadruples",
         ("own = n / (n - 2) * t2", "own = t2", "centred sums are biased"),
+    ),
+    *mutations(
+        "linalg/sums.py",
+        "linalg/test_sums.py::test_uncentred_sums_are_means_over_distinct_pairs",
         ("jnp.sum(diagonal) - diagonal)", "jnp.sum(diagonal))", "a row is paired with itself"),
     ),
     *mutations(
         "linalg/rows.py",
-        "linalg/test_rows.py",
+        "linalg/test_errors_of_ratios.py",
         ("rank > _NEAR * ceiling", "rank > ceiling", "a rank at its ceiling is trusted"),
+    ),
+    *mutations(
+        "linalg/rows.py",
+        "linalg/test_rows.py::test_the_ceiling_is_what_white_noise_reads",
         ("np.sqrt(few - index[1:])", "np.sqrt(few - index[:-1])", "the ceiling is too high"),
     ),
     *mutations(
@@ -157,7 +182,7 @@ LINALG = [
     ),
     *mutations(
         "linalg/operator.py",
-        "probes/test_hutchinson.py",
+        "probes/test_hutchinson.py::test_cadence",
         ("(step > 0) & (step %", "(step %", "a probe measures before training"),
     ),
 ]
@@ -165,12 +190,16 @@ LINALG = [
 CURVATURE = [
     *mutations(
         "curvature/losses.py",
-        "curvature/test_ggn.py",
+        "curvature/test_ggn.py::test_softmax_is_the_fisher_over_the_models_own_labels",
         (
             "p * (tangent - jnp.sum(p * tangent, axis=-1, keepdims=True))",
             "p * tangent",
             "the softmax has independent classes",
         ),
+    ),
+    *mutations(
+        "curvature/losses.py",
+        "curvature/test_ggn.py::test_saturated_sigmoids_keep_their_variance",
         (
             "* jax.nn.sigmoid(-outputs)",
             "* (1 - jax.nn.sigmoid(outputs))",
@@ -179,7 +208,7 @@ CURVATURE = [
     ),
     *mutations(
         "curvature/chunks.py",
-        "curvature/test_against_dense.py",
+        "curvature/test_against_dense.py::test_weighted_and_chunked_is_the_dense_weighted_mean",
         (
             "shares = totals / weighting.safe_total(jnp.sum(totals))",
             "pass",
@@ -188,7 +217,7 @@ CURVATURE = [
     ),
     *mutations(
         "curvature/chunks.py",
-        "curvature/test_sampled_fisher.py",
+        "curvature/test_sampled_fisher.py::test_rows_are_numbered_in_the_batch_and_not_in_the_chunk",
         (
             "(example * self.of + self.index) * per_example + row",
             "local",
@@ -197,7 +226,7 @@ CURVATURE = [
     ),
     *mutations(
         "curvature/empirical_fisher.py",
-        "curvature/test_against_dense.py",
+        "curvature/test_against_dense.py::test_is_its_dense_definition",
         (
             "model.pull(shares * model.push(vector))",
             "model.pull(model.push(vector))",
@@ -206,7 +235,7 @@ CURVATURE = [
     ),
     *mutations(
         "curvature/selection.py",
-        "curvature/test_against_dense.py",
+        "curvature/test_against_dense.py::test_masked_is_the_dense_sub_block",
         (
             "if c else jnp.zeros(jnp.shape(leaf), jnp.float32)",
             "if c else jnp.ones(jnp.shape(leaf), jnp.float32)",
@@ -215,12 +244,12 @@ CURVATURE = [
     ),
     *mutations(
         "curvature/weights.py",
-        "curvature/test_options.py",
+        "curvature/test_options.py::test_weights_that_are_all_zero_give_zero",
         ("jnp.where(total > 0.0, total, 1.0)", "total", "weights of zero give NaN"),
     ),
     *mutations(
         "curvature/friction.py",
-        "curvature/test_against_dense.py",
+        "curvature/test_friction.py",
         ("vdot(direction, optax", "0.5 * vdot(direction, optax", "friction is halved"),
     ),
 ]

@@ -144,7 +144,7 @@ KRONECKER = [
     ),
     *mutations(
         "precondition/kronecker/transform.py",
-        "precondition/kronecker/test_eigenbasis.py precondition/kronecker/test_kronecker_reference.py",
+        "precondition/kronecker/test_eigenbasis.py",
         (
             "(1 - b2) * eigenbasis.rotate(x, bases[i], m) ** 2 + b2 * v",
             "eigenbasis.rotate(x, bases[i], m) ** 2 + v",
@@ -156,61 +156,94 @@ KRONECKER = [
             "jnp.where(fresh, 1.0, p)",
             "the metric is applied twice",
         ),
+        (
+            "keeps_scale=not centred",
+            "keeps_scale=True",
+            "the noise's scale passes as the update's",
+        ),
+    ),
+    *mutations(
+        "precondition/kronecker/transform.py",
+        "precondition/test_bad_steps.py::test_a_constant_gradient_is_no_noise_to_a_centred_transform",
         ("stays[1] * v)", "v)", "a moment without noise fades"),
-        ("keeps_scale=not centred", "keeps_scale=True", "the noise's scale passes as the update's"),
     ),
 ]
 
 OTHERS = [
     *mutations(
         "precondition/graft.py",
-        "precondition/test_graft.py",
+        "precondition/test_graft.py::test_zero_empty_and_non_finite_leaves",
         ("known & (sum_squares(wanted) > 0)", "known", "a zero length moves"),
-        (
-            "weight(state.graft_step) if callable",
-            "weight(0) if callable",
-            "a schedule stands still",
-        ),
         (
             "_finite_or_old(direction_state, state.direction_state)",
             "direction_state",
             "a bad step poisons the direction's state",
         ),
+    ),
+    *mutations(
+        "precondition/graft.py",
+        "precondition/test_graft.py::test_equals_a_float64_reference_step_by_step",
+        (
+            "weight(state.graft_step) if callable",
+            "weight(0) if callable",
+            "a schedule stands still",
+        ),
         ("jnp.exp(weight * ", "jnp.exp(", "half a graft is a whole one"),
+    ),
+    *mutations(
+        "precondition/graft.py",
+        "precondition/test_graft.py::test_of_a_preconditioner_it_is_one",
         ("[magnitude] * (weight != 0.0)", "[]", "the magnitude's scale does not count"),
     ),
     *mutations(
         "precondition/step_limits/along_update.py",
-        "precondition/step_limits/test_step_limits.py",
-        ("(due | (state.measurements == 0))", "due", "a first measurement is not made up for"),
+        "precondition/step_limits/test_step_limits.py::test_zero_updates_are_not_measured_and_made_up_for",
+        (
+            "(due | (state.measurements == 0))",
+            "due",
+            "a first measurement is not made up for",
+        ),
+    ),
+    *mutations(
+        "precondition/step_limits/along_update.py",
+        "precondition/step_limits/test_step_limits.py::test_outputs_that_are_not_finite_leave_the_last_measurement",
         ("taken = due & jnp.all(jnp.isfinite(found))", "taken = due", "a NaN is a measurement"),
         (
             "jnp.clip(jnp.stack(allowed).min(), 0.0, 1.0)",
             "jnp.stack(allowed).min()",
             "a limit lengthens",
         ),
+    ),
+    *mutations(
+        "precondition/step_limits/along_update.py",
+        "precondition/step_limits/test_step_limits.py::test_an_update_beyond_float32_is_no_step_and_no_measurement",
         ("jnp.where(jnp.isfinite(norm), shrinkage, 0.0)", "shrinkage", "an infinite step is taken"),
     ),
     *mutations(
         "precondition/step_limits/softmax_radius.py",
-        "precondition/step_limits/test_step_limits.py",
+        "precondition/step_limits/test_scales.py",
         ("math.pi * radius", "radius", "the radius is not in units of pi"),
     ),
     *mutations(
         "precondition/step_limits/friction_limit.py",
-        "precondition/step_limits/test_step_limits.py",
+        "precondition/step_limits/test_scales.py",
         ("(curvature + damping) * step.norm", "curvature * step.norm", "friction is not damped"),
         ("jnp.where(step.slope < 0, jnp.inf, 0.0)", "0.0", "a step without friction is refused"),
     ),
     *mutations(
         "precondition/low_rank_fisher.py",
-        "precondition/test_low_rank_reference.py",
+        "precondition/test_low_rank_reference.py::"
+        "test_a_measurement_without_a_spectrum_is_not_taken_over",
         ("jnp.where(good, a, b), new, old)", "a, new, old)", "a spectrum that is none is kept"),
+    ),
+    *mutations(
+        "precondition/low_rank_fisher.py",
+        "precondition/test_metrics.py",
         ("gains(state) / (1 + left)", "gains(state)", "the metric is applied twice"),
     ),
     *mutations(
         "precondition/diagonal_fisher.py",
-        "precondition/test_diagonal_reference.py",
+        "precondition/test_metrics.py",
         (
             "(1 - decay) / (1 - decay ** jnp",
             "(1 - decay) / (1 - 0 * decay ** jnp",
@@ -224,7 +257,7 @@ OTHERS = [
     ),
     *mutations(
         "precondition/shared/leaves.py",
-        "precondition/test_bad_steps.py",
+        "precondition/kronecker/test_eigenbasis.py",
         (
             "bias_correction(decay, step) / jnp.where(before > 0, before, 1), 1)",
             "1.0, 1)",

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fgo_jax.linalg import sums
 from fgo_jax.probes import gram_averages, hutchinson_averages
+from fgo_jax.probes.gram import gram as gram_probe
+from fgo_jax.probes.probe import ProbeInputs
 
 KEEP = 0.25
 DRAWS = 3
@@ -94,3 +97,26 @@ def test_grams_ratios_have_the_errors_of_correlated_averages(gram):
         )
     top, variance = averaged((eigen, eigen_spread))
     np.testing.assert_allclose(read["top_eigenvalue"], (top[0], variance[0] ** 0.5), rtol=1e-5)
+
+
+def test_grams_covariance_is_the_jackknifes_of_its_four_moments():
+    rng = np.random.default_rng(2)
+    rows = rng.standard_normal((7, 9)) * 0.8 ** np.arange(9) + 0.5
+    probe = gram_probe(lambda params, batch: batch, examples=7, smoothing=0.0)
+    state = probe.init(None)
+    inputs = ProbeInputs(None, None, None, jnp.float32(rows), jax.random.key(0), jnp.int32(200))
+    state = jax.jit(lambda batch: probe.measure(inputs._replace(batch=batch), state))(inputs.batch)
+
+    def moments(rows):
+        n = len(rows)
+        top, bottom = sums.centred_sums(jnp.float32(rows @ rows.T))
+        spread = np.cov(rows, rowvar=False).trace()
+        # The squared length of the mean, less the noise in it.
+        return [float(top), float(bottom), spread, np.square(rows.mean(0)).sum() - spread / n]
+
+    unit = moments(rows)[2]
+    scale = np.array([unit**2, unit**2, unit, unit])
+    left_out = np.array([moments(np.delete(rows, out, 0)) for out in range(7)]) / scale
+    gaps = left_out - left_out.mean(0)
+    np.testing.assert_allclose(state.moments[0], moments(rows) / scale, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(state.covariance[0], 6 / 7 * gaps.T @ gaps, rtol=1e-2, atol=1e-4)
