@@ -11,6 +11,7 @@ import optax
 
 from fgo_jax import _checks
 from fgo_jax.controller.design import Design
+from fgo_jax.controller.select import select
 from fgo_jax.controller.state import FgoState
 from fgo_jax.phases.phase import Phase
 
@@ -83,6 +84,6 @@ def decayed(phases: Sequence[Phase], running: Any, direction: Any, params: Any) 
         )
 
     def add(leaf: jax.Array, param: jax.Array, *weights: jax.Array) -> jax.Array:
-        return leaf + jnp.stack(weights)[running].astype(param.dtype) * param
+        return leaf + select(running, weights).astype(param.dtype) * param
 
     return jax.tree.map(add, direction, params, *(strengths(*decay) for decay in decays))

@@ -65,8 +65,3 @@ def all_finite(grads: Any, value: Any, axis_name: str | None) -> jax.Array:
 def _sum_of_squares(x: jax.Array) -> jax.Array:
     x = jnp.abs(x) if jnp.iscomplexobj(x) else x
     return jnp.sum(jnp.square(x.astype(jnp.float32)))
-
-
-def kept(finite: jax.Array, new: Any, old: Any) -> Any:
-    """`new` after a finite step, `old` after a skipped one."""
-    return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)

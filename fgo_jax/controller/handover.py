@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fgo_jax.controller.select import select
 from fgo_jax.linalg.trees import log_norm_ratio
 from fgo_jax.phases.phase import Phase
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
@@ -161,16 +162,6 @@ class Plan:
                 grads, params, new[index], direction, grafts, fill_share,
             )  # fmt: skip
         return direction, tuple(new), grafts
-
-
-def select(index: jax.Array, cases: Sequence[Any]) -> jax.Array:
-    """One of some scalars; a constant where all are the same number.
-
-    An indexed array would be clamped, stacked and sliced at every step.
-    """
-    if all(isinstance(case, (bool, int, np.bool_)) and case == cases[0] for case in cases):
-        return jnp.asarray(cases[0])
-    return jax.lax.select_n(index, *map(jnp.asarray, cases))
 
 
 def graft_init(params: Any) -> Any:

@@ -36,7 +36,7 @@ def measure(
     if len(design.plan.transforms) > 1:
         # Rows in another metric do not belong into the window that is open.
         begun = finite & (clock.driver_since == clock.total_step) & (clock.total_step > 0)
-        old = jax.tree.map(lambda a, b: jnp.where(begun, a, b), probe.renew(old), old)
+        old = optax.tree.where(begun, probe.renew(old), old)
     key = _step_key(state.probe_key, clock.total_step)
     inputs = ProbeInputs(grads, None, params, extras.get("batch"), key, clock.total_step)
     probe.check(inputs)

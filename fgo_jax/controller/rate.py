@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax.controller.design import Design
-from fgo_jax.controller.handover import select
+from fgo_jax.controller.select import select
 from fgo_jax.controller.state import Clock
 from fgo_jax.phases import rates
 from fgo_jax.smoothing.energy_exponent import energy_exponent

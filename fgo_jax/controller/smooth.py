@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax.controller.design import Design
-from fgo_jax.controller.handover import select
+from fgo_jax.controller.select import select
 from fgo_jax.controller.state import FgoState
 from fgo_jax.linalg.ordering import ordered_after
 from fgo_jax.smoothing import average_weights, energy_exponent, slow_momentum

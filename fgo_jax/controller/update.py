@@ -11,13 +11,14 @@ import optax
 from fgo_jax.controller.design import Design, design
 from fgo_jax.controller.direction import direction
 from fgo_jax.controller.extras import checked_extras
-from fgo_jax.controller.guard import all_finite, check_shapes, kept
+from fgo_jax.controller.guard import all_finite, check_shapes
 from fgo_jax.controller.measure import latest, measure, observed
 from fgo_jax.controller.rate import decay_exponent, effective_rate, scaled
 from fgo_jax.controller.smooth import average, smooth
 from fgo_jax.controller.state import FgoState, state_init
 from fgo_jax.controller.transition import advance, judge
 from fgo_jax.controller.uphill import check_directions
+from fgo_jax.linalg.compiled import compiled_once
 from fgo_jax.linalg.ordering import ordered_after
 from fgo_jax.phases.phase import Phase
 from fgo_jax.probes.probe import Probe
@@ -48,9 +49,9 @@ def update_step(
     clock = advance(design, state.clock, holds, rate, exponent, signals)
     hyperparams = {"fgo_learning_rate": rate}
     new = FgoState(
-        clock=kept(finite, clock, state.clock),
+        clock=optax.tree.where(finite, clock, state.clock),
         skipped_steps=state.skipped_steps + jnp.where(finite, 0, 1),
-        hyperparams=kept(finite, hyperparams, state.hyperparams),
+        hyperparams=optax.tree.where(finite, hyperparams, state.hyperparams),
         signals=latest(state, estimates, signals, finite),
         probe_key=state.probe_key,
         probe_state=probe_state,
@@ -172,4 +173,4 @@ def phased(
     def update(updates: Any, state: Any, params: Any = None, **extras: Any) -> tuple[Any, Any]:
         return update_step(parts, updates, state, params, extras)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, compiled_once(update))

@@ -171,7 +171,7 @@ def scale_by_low_rank_fisher(
         )
         # The maximum is finite only if no eigenvalue is NaN or positive infinity.
         good = jnp.isfinite(jnp.max(top)) & (jnp.max(top) > 0) & jnp.isfinite(new.rho)
-        return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+        return optax.tree.where(good, new, old)
 
     def init(params: Any) -> ScaleByLowRankFisherState:
         leaves = jax.tree.leaves(params)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import jax
@@ -50,31 +49,27 @@ def window_estimates(
     grams = jnp.einsum(
         "iask,jask->asij", differences, differences, precision=jax.lax.Precision.HIGHEST
     )
-    dimensions = [_dimension(gram) for gram in grams]
-    traces = [jnp.diagonal(jnp.mean(gram, 0)) for gram in grams]
+    traces = jnp.diagonal(jnp.mean(grams, 1), axis1=1, axis2=2)  # [1 + groups, pairs]
     read = row_spectrum(jnp.mean(grams[0], 0), pairs, energy)
-    rank_error = trusted_error(
-        read.energy_rank,
-        jnp.std(read.rank_influence, ddof=1) / pairs**0.5,
-        _ceiling(size, pairs, width, energy),
-    )
+    # All at once, here and below: a small operation costs more to compile than to run.
+    by_row = jnp.concatenate([jnp.stack([read.rank_influence, read.top_influence]), traces])
+    rank_error, top_error, *trace_errors = jnp.std(by_row, axis=1, ddof=1) / pairs**0.5
+    rank_error = trusted_error(read.energy_rank, rank_error, _ceiling(size, pairs, width, energy))
     power = jnp.sum(norms)
     known = power > 0  # false where all gradients are zero
     agreement = jnp.sum(products) / jnp.where(known, power, 1.0)
     estimates = {
         "energy_rank": jnp.stack([read.energy_rank, rank_error]),
         "energy_fraction": jnp.stack([read.energy_rank, rank_error]) / pairs,
-        "top_eigenvalue": jnp.stack(
-            [read.top_eigenvalue, jnp.std(read.top_influence, ddof=1) / pairs**0.5]
-        ),
+        "top_eigenvalue": jnp.stack([read.top_eigenvalue, top_error]),
         "agreement": jnp.where(
             known, jnp.stack([agreement, _jackknife_ratio(products, norms)]), jnp.nan
         ),
     }
     suffixes = ("", *(f"/{name}" for name in groups))
-    for suffix, trace, dimension in zip(suffixes, traces, dimensions, strict=True):
-        error = jnp.std(trace, ddof=1) / pairs**0.5
-        estimates[f"trace{suffix}"] = jnp.stack([jnp.mean(trace), error])
+    of_part = zip(suffixes, jnp.mean(traces, 1), trace_errors, _dimensions(grams), strict=True)
+    for suffix, trace, error, dimension in of_part:
+        estimates[f"trace{suffix}"] = jnp.stack([trace, error])
         estimates[f"intrinsic_dimension{suffix}"] = dimension
     return {name: estimates[name].astype(jnp.float32) for name in signal_names(groups)}
 
@@ -88,35 +83,41 @@ def _ceiling(size: int, pairs: int, width: int, energy: Any) -> jax.Array:
     return white_noise_rank(pairs, 1.0 / (1.0 / max(size, 1) + 0.5 / width), energy)
 
 
-def _dimension(gram: jax.Array) -> jax.Array:
-    """[2]: participation ratio and error from the Gram matrices [2, n, n]; NaN: no ratio."""
-    pairs = gram.shape[-1]
+def _dimensions(grams: jax.Array) -> jax.Array:
+    """[m, 2]: participation ratios and errors from Gram matrices [m, 2, n, n]; NaN: no ratio."""
+    pairs = grams.shape[-1]
     # The product of K_ij from two independent sketches is an unbiased K_ij^2. The square of
     # one would add the sketch's own variance, which reads as a smaller dimension.
-    sums = functools.partial(_cross_sums, gram)
-    numerator, denominator = sums(jnp.ones(pairs, jnp.float32))
-    leave_one_out = jax.vmap(sums)(1.0 - jnp.eye(pairs, dtype=jnp.float32))
+    everything, all_but_one = jnp.ones([1, pairs]), 1.0 - jnp.eye(pairs)
+    weights = jnp.concatenate([everything, all_but_one]).astype(jnp.float32)
+    numerators, denominators = _cross_sums(grams, weights)
+    numerator, denominator = numerators[:, 0], denominators[:, 0]
     good = (denominator > 0) & (numerator > 0)
     dimension = numerator / jnp.where(good, denominator, 1.0)
-    estimate = jnp.stack([dimension, dimension * _jackknife_log(leave_one_out)])
-    return jnp.where(good, estimate, jnp.nan)
+    error = dimension * _jackknife_log(numerators[:, 1:], denominators[:, 1:])
+    return jnp.where(good[:, None], jnp.stack([dimension, error], 1), jnp.nan)
 
 
-def _cross_sums(gram: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Off-diagonal sums of K1_ii K2_jj and K1_ij K2_ij over the rows with weight one."""
-    diagonals = jnp.diagonal(gram, axis1=1, axis2=2) * weights
-    off = (1.0 - jnp.eye(weights.shape[0], dtype=gram.dtype)) * jnp.outer(weights, weights)
-    numerator = jnp.sum(diagonals[0]) * jnp.sum(diagonals[1]) - jnp.sum(diagonals[0] * diagonals[1])
-    return numerator, jnp.sum(gram[0] * gram[1] * off)
+def _cross_sums(grams: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sums over i != j of K1_ii K2_jj and K1_ij K2_ij, each [m, k].
+
+    Args:
+      grams: [m, 2, n, n]; K1 and K2.
+      weights: [k, n]; one for the rows that count.
+    """
+    diagonals = jnp.diagonal(grams, axis1=2, axis2=3)[:, :, None, :] * weights  # [m, 2, k, n]
+    first, second = diagonals[:, 0], diagonals[:, 1]
+    numerators = jnp.sum(first, -1) * jnp.sum(second, -1) - jnp.sum(first * second, -1)
+    off = (1.0 - jnp.eye(grams.shape[-1])) * weights[:, :, None] * weights[:, None, :]
+    return numerators, jnp.sum((grams[:, 0] * grams[:, 1])[:, None] * off, axis=(2, 3))
 
 
-def _jackknife_log(sums: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Standard error of log(numerator / denominator); NaN if a sum is not positive."""
-    numerator, denominator = sums
-    rows = numerator.shape[0]
-    good = jnp.all((numerator > 0) & (denominator > 0))
-    logs = jnp.log(jnp.maximum(numerator, 1e-30)) - jnp.log(jnp.maximum(denominator, 1e-30))
-    return jnp.where(good, jnp.sqrt((rows - 1) * jnp.var(logs)), jnp.nan)
+def _jackknife_log(numerators: jax.Array, denominators: jax.Array) -> jax.Array:
+    """[m], standard errors of log(numerator / denominator); NaN if a sum is not positive."""
+    rows = numerators.shape[1]
+    good = jnp.all((numerators > 0) & (denominators > 0), axis=1)
+    logs = jnp.log(jnp.maximum(numerators, 1e-30)) - jnp.log(jnp.maximum(denominators, 1e-30))
+    return jnp.where(good, jnp.sqrt((rows - 1) * jnp.var(logs, axis=1)), jnp.nan)
 
 
 def _jackknife_ratio(numerators: jax.Array, denominators: jax.Array) -> jax.Array:

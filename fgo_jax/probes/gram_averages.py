@@ -72,7 +72,7 @@ def accumulate(
     # The mean gradient is not distinguishable from zero, so the noise scale has no bound.
     noise = jnp.where(jnp.isnan(noise), last_noise, noise)
     new = new._replace(ratios=jnp.stack([dimension, noise], axis=1))
-    new = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), new, state)
+    new = optax.tree.where(finite, new, state)
     return new._replace(held=jnp.where(finite & good, state.held, optax.safe_increment(state.held)))
 
 

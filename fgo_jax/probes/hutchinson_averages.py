@@ -54,7 +54,7 @@ def accumulate(
     dimension = jax.vmap(_dimension)(new.moments / new.weight, new.covariance / new.weight**2)
     good = ~jnp.isnan(dimension[0, 0])
     new = new._replace(dimension=jnp.where(jnp.isnan(dimension), state.dimension, dimension))
-    new = jax.tree.map(lambda fresh, old: jnp.where(finite, fresh, old), new, state)
+    new = optax.tree.where(finite, new, state)
     return new._replace(held=jnp.where(finite & good, state.held, optax.safe_increment(state.held)))
 
 

@@ -45,38 +45,30 @@ def energy_fall_update(
       anew: [], bool; True at the first direction of another transform.
     """
     seen = slow.averaged_steps
-    due = taken & (seen % EVERY == 0)
-    state = jax.tree.map(
-        lambda fresh, old: jnp.where(taken & anew, fresh, old), energy_fall_init(), state
-    )
+    due = seen % EVERY == 0
 
     # Inside a branch, so that there is no pass over the mean between measurements.
-    def measured(mean: Any, state: EnergyFallState) -> EnergyFallState:
+    def look(mean: Any, state: EnergyFallState) -> EnergyFallState:
+        old = optax.tree.where(anew | (due & (seen == 0)), energy_fall_init(), state)
         energy = optax.tree.norm(mean, squared=True).astype(jnp.float32)
         # The memory of the mean is c n + 1 directions, so time is log(n + 1/c).
-        passed = jnp.log1p(WINDOW * (seen - state.measured_at) / (WINDOW * state.measured_at + 1.0))
-        pairs = (state.measurements - 1).astype(jnp.float32)
+        passed = jnp.log1p(WINDOW * (seen - old.measured_at) / (WINDOW * old.measured_at + 1.0))
+        pairs = (old.measurements - 1).astype(jnp.float32)
         step = jnp.where(pairs >= 0, 1.0 / (MEMORY * jnp.maximum(pairs, 0.0) + 1.0), 0.0)
-        slope = (energy - state.energy) / jnp.where(passed > 0, passed, 1.0)
-        middle = 0.5 * (energy + state.energy)
+        slope = (energy - old.energy) / jnp.where(passed > 0, passed, 1.0)
+        middle = 0.5 * (energy + old.energy)
         new = EnergyFallState(
-            state.measurements + 1,
+            old.measurements + 1,
             seen,
             energy,
-            state.mean_energy + step * (middle - state.mean_energy),
-            state.mean_slope + step * (slope - state.mean_slope),
+            old.mean_energy + step * (middle - old.mean_energy),
+            old.mean_slope + step * (slope - old.mean_slope),
         )
         # An energy beyond float32 is not a measurement.
         known = jnp.isfinite(energy) & jnp.isfinite(new.mean_energy) & jnp.isfinite(new.mean_slope)
-        return jax.tree.map(lambda a, b: jnp.where(known, a, b), new, state)
+        return optax.tree.where(due & (seen > 0) & known, new, old)
 
-    def begun(mean: Any, state: EnergyFallState) -> EnergyFallState:
-        del mean
-        return jax.tree.map(
-            lambda fresh, old: jnp.where(due, fresh, old), energy_fall_init(), state
-        )
-
-    return jax.lax.cond(due & (seen > 0), measured, begun, slow.mean, state)
+    return jax.lax.cond(taken & (due | anew), look, lambda mean, state: state, slow.mean, state)
 
 
 def energy_exponent(state: EnergyFallState) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The regression behind the trends, with a state of eight numbers."""
+"""The regression behind the trends, with a state of eight numbers in one array."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ class Regression(NamedTuple):
     """Exponentially weighted least squares of a series on a time axis.
 
     It keeps means and centred moments, not raw sums: late in a run the variance of the time
-    inside the window is far below its square, and float32 sums would lose it.
+    inside the window is far below its square, and float32 sums would lose it. The state is
+    these numbers in one array, [8], float32: XLA computes an array in one kernel, and each
+    scalar in one of its own.
     """
 
     weight: jax.Array  # [], float32; sum of w
@@ -33,13 +35,14 @@ class Slope(NamedTuple):
     points: jax.Array  # [], float32; effective number of points (sum w)^2 / sum w^2
 
 
-def init() -> Regression:
-    """A regression of no points."""
-    return Regression(*(jnp.zeros([], jnp.float32) for _ in Regression._fields))
+def init() -> jax.Array:
+    """A regression of no points, [8]."""
+    return jnp.zeros(len(Regression._fields), jnp.float32)
 
 
-def update(state: Regression, time: jax.Array, series: jax.Array, memory: float) -> Regression:
+def update(numbers: jax.Array, time: jax.Array, series: jax.Array, memory: float) -> jax.Array:
     """Adds a point; the weights of older ones fade as exp(-(elapsed time) / memory)."""
+    state = Regression(*numbers)
     first = state.weight == 0.0
     elapsed = jnp.where(first, 0.0, jnp.maximum(time - state.last_time, 0.0))
     fade = jnp.exp(-elapsed / memory)
@@ -47,7 +50,7 @@ def update(state: Regression, time: jax.Array, series: jax.Array, memory: float)
     time_gap = time - state.mean_time
     series_gap = series - state.mean_series
     share = fade * state.weight / weight  # of the old mean in the new one
-    return Regression(
+    new = Regression(
         weight=weight,
         weight_square=fade**2 * state.weight_square + 1.0,
         last_time=jnp.asarray(time, jnp.float32),
@@ -57,14 +60,16 @@ def update(state: Regression, time: jax.Array, series: jax.Array, memory: float)
         time_series=fade * state.time_series + share * time_gap * series_gap,
         series_series=fade * state.series_series + share * series_gap**2,
     )
+    return jnp.stack(new)
 
 
-def slope(state: Regression) -> Slope:
+def slope(numbers: jax.Array) -> Slope:
     """The slope, with a standard error from the residuals.
 
     With weights w, n = (sum w)^2 / sum w^2 effective points and residual variance s^2, the
     variance of the slope is s^2 / ((n - 2) var_w(t)).
     """
+    state = Regression(*numbers)
     points = state.weight**2 / jnp.maximum(state.weight_square, 1e-30)
     spread = state.time_time / jnp.maximum(state.weight, 1e-30)
     enough = (points > 3.0) & (spread > 0.0)

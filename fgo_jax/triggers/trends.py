@@ -31,7 +31,7 @@ def _trend(
     _checks.positive("memory", memory)
     _checks.integer("min_points", min_points, 4)
 
-    def judge(observation: Observation, state: regression.Regression) -> Judged:
+    def judge(observation: Observation, state: jax.Array) -> Judged:
         value, _, fresh = observation.signals[signal]
         usable = jnp.isfinite(value) & ((value > 0) if logarithm else True)
         evaluated = fresh & usable

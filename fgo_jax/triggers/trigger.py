@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from fgo_jax import _checks
 from fgo_jax.triggers.signal import Observation
@@ -229,7 +230,7 @@ def condition(
             _, error, fresh = observation.signals[signal]
             distrusted |= fresh & jnp.isinf(error)
         evaluated &= ~distrusted
-        new = jax.tree.map(lambda a, b: jnp.where(evaluated, a, b).astype(b.dtype), new, old)
+        new = optax.tree.cast_like(optax.tree.where(evaluated, new, old), old)
         zero = jnp.zeros([], jnp.int32)
         new = new._replace(
             verdict=jnp.where(distrusted, zero, new.verdict),

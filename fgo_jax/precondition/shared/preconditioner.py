@@ -7,6 +7,8 @@ from typing import Any, Self
 
 import optax
 
+from fgo_jax.linalg.compiled import compiled_once
+
 
 class Preconditioner(optax.GradientTransformationExtraArgs):
     r"""A gradient transformation with a metric; use it to write a preconditioner of your own.
@@ -89,7 +91,7 @@ class Preconditioner(optax.GradientTransformationExtraArgs):
         metric: Callable[[Any, Any], Any],
         keeps_scale: bool = True,
     ) -> Self:
-        self = super().__new__(cls, init, update)
+        self = super().__new__(cls, init, compiled_once(update))
         self.metric = metric
         self.keeps_scale = keeps_scale
         return self
