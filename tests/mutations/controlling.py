@@ -11,7 +11,7 @@ CONTROLLER = [
         (">= limit", "> limit", "a deadline is a step late"),
         ("(clock.stop_flag | (holds & last))", "(holds & last)", "the stop flag falls by itself"),
         ("jnp.where(leaves, 0.0, decay_exponent)", "decay_exponent", "a decay goes on when anew"),
-        ("active = finite & (", "active = (", "a skipped step is judged"),
+        ("active = finite & running", "active = running", "a skipped step is judged"),
         ("phase_step + 1 >= design", "phase_step >= design", "a least length is one longer"),
         ("jnp.where(holds, BY_TRIGGER, BY_DEADLINE)", "BY_TRIGGER", "deadlines have no name"),
         ("(holds | late) & ~last", "holds & ~last", "no deadline ends a phase"),
@@ -49,7 +49,11 @@ CONTROLLER = [
     *mutations(
         "controller/direction.py",
         "controller/test_update.py::test_weight_decay_and_mask_may_differ_between_phases",
-        ("[running]", "[0]", "all phases have the first one's weight decay"),
+        (
+            "select(running, weights)",
+            "select(0 * running, weights)",
+            "all phases have the first one's weight decay",
+        ),
     ),
     *mutations(
         "controller/handover.py",

@@ -39,7 +39,11 @@ TRIGGERS = [
         ("streak >= patience", "streak > patience", "patience is one longer"),
         ("jnp.where(holds, old.streak + 1, 0)", "old.streak + holds", "a streak may have gaps"),
         ("jnp.where(fails, -1, 0)", "-1", "unknown is a failure"),
-        ("(evaluated, a, b).astype", "(True, a, b).astype", "stale signals are judged"),
+        (
+            "tree.where(evaluated, new",
+            "tree.where(evaluated | True, new",
+            "stale signals are judged",
+        ),
         ("_combine(jnp.minimum, self", "_combine(jnp.maximum, self", "and is or"),
         ("return -verdict, {", "return verdict, {", "a negation is none"),
         ("old._replace(verdict=verdict)", "old", "a fixed verdict is not shown"),
@@ -166,12 +170,12 @@ SMOOTHING = [
     *mutations(
         "smoothing/energy_exponent.py",
         "smoothing/test_energy_exponent.py::test_it_is_the_slope_of_the_energy_over_log_time",
-        ("0.5 * (energy + state.energy)", "energy", "the exponent is of the later energy"),
+        ("0.5 * (energy + old.energy)", "energy", "the exponent is of the later energy"),
     ),
     *mutations(
         "smoothing/energy_exponent.py",
         "smoothing/test_energy_exponent.py::test_a_step_that_is_not_finite_leaves_it_as_it_was",
-        ("taken & (seen % EVERY == 0)", "(seen % EVERY == 0)", "a skipped step is measured"),
+        ("taken & (due | anew)", "due | anew", "a skipped step is measured"),
     ),
 ]
 

@@ -32,23 +32,27 @@ PROBES = [
     *mutations(
         "probes/gradient_window.py",
         "probes/test_gradient_window.py",
-        ("gram[0] * gram[1] * off", "gram[0] * gram[0] * off", "one sketch is squared"),
-        (" - jnp.sum(diagonals[0] * diagonals[1])", "", "a row is paired with itself"),
-        ("gram[1] * off)", "gram[1])", "the trace of the square holds the diagonal"),
+        ("grams[:, 0] * grams[:, 1]", "grams[:, 0] * grams[:, 0]", "one sketch is squared"),
+        (" - jnp.sum(first * second, -1)", "", "a row is paired with itself"),
         (
-            "jnp.sqrt((rows - 1) * jnp.var(logs))",
-            "jnp.sqrt(jnp.var(logs))",
+            "(1.0 - jnp.eye(grams.shape[-1])) * weights",
+            "1.0 * weights",
+            "the trace of the square holds the diagonal",
+        ),
+        (
+            "jnp.sqrt((rows - 1) * jnp.var(logs, axis=1))",
+            "jnp.sqrt(jnp.var(logs, axis=1))",
             "the dimension's error is no jackknife",
         ),
         (
-            "dimension * _jackknife_log(leave_one_out)",
-            "_jackknife_log(leave_one_out)",
+            "error = dimension * _jackknife_log",
+            "error = _jackknife_log",
             "the dimension's error is relative",
         ),
         (
-            "error = jnp.std(trace, ddof=1) / pairs**0.5",
-            "error = jnp.std(trace, ddof=1)",
-            "the trace's error is of one pair",
+            "jnp.std(by_row, axis=1, ddof=1) / pairs**0.5",
+            "jnp.std(by_row, axis=1, ddof=1)",
+            "errors are of one pair",
         ),
         (
             "jnp.sqrt((rows - 1) * jnp.var(ratios))",

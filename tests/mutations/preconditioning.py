@@ -234,7 +234,7 @@ OTHERS = [
         "precondition/low_rank_fisher.py",
         "precondition/test_low_rank_reference.py::"
         "test_a_measurement_without_a_spectrum_is_not_taken_over",
-        ("jnp.where(good, a, b), new, old)", "a, new, old)", "a spectrum that is none is kept"),
+        ("optax.tree.where(good, new, old)", "new", "a spectrum that is none is kept"),
     ),
     *mutations(
         "precondition/low_rank_fisher.py",
