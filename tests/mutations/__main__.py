@@ -10,56 +10,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from tests.mutations.listed import EQUIVALENT, MUTATIONS
 from tests.mutations.mutation import ROOT, Mutation
+from tests.mutations.running import outcome, prepare, run_tests
 
 LEAST = 0.9  # of the mutations must be caught
-LIMIT = 600  # seconds for a mutation; one that hangs is caught
-PASSED, FAILED = 0, 1  # pytest's exit statuses; any other is a mistake in the list
-
-
-def run_tests(copy: Path, tests: tuple[str, ...], mutated: bool) -> str:
-    options = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:randomly"]
-    command = [sys.executable, "-m", "pytest", *options, *(f"tests/{test}" for test in tests)]
-    # Only the plain package is compiled to files: what a mutation leaves must not be read again.
-    # JAX keeps every program that it compiled: most are the same in all mutations.
-    environment = {
-        "OPENBLAS_NUM_THREADS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / "fgo_jax-mutations"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        **os.environ,
-        "PYTHONPATH": str(copy),
-    }
-    if mutated:
-        environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    try:
-        done = subprocess.run(
-            command, cwd=copy, env=environment, capture_output=True, text=True, timeout=LIMIT
-        )
-    except subprocess.TimeoutExpired:
-        return "caught"
-    if done.returncode not in (PASSED, FAILED):
-        raise RuntimeError(f"{' '.join(command)}\n{done.stdout[-3000:]}{done.stderr[-1000:]}")
-    return "caught" if done.returncode == FAILED else "survived"
-
-
-def outcome(mutation: Mutation, copy: Path) -> str:
-    file = copy / "fgo_jax" / mutation.file
-    text, times = file.read_text(), file.stat()
-    try:
-        file.write_text(mutation.applied(text))
-        return run_tests(copy, mutation.tests, mutated=True)
-    finally:
-        # With its old time it is the file that was compiled.
-        file.write_text(text)
-        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
 def fingerprint(mutation: Mutation) -> str:
@@ -69,6 +28,7 @@ def fingerprint(mutation: Mutation) -> str:
 
 
 def main() -> int:
+    prepare()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*")
     parser.add_argument("--kept", type=Path, help="file of outcomes; by default a temporary one")
@@ -99,8 +59,8 @@ def main() -> int:
 
 def report(found: dict[Mutation, str]) -> int:
     print("\n| outcome | file | what the mutated package does |\n|---|---|---|")
-    for mutation, outcome in found.items():
-        print(f"| {outcome} | {mutation.file} | {mutation.wrong} |")
+    for mutation, end in found.items():
+        print(f"| {end} | {mutation.file} | {mutation.wrong} |")
     for mutation, reason in EQUIVALENT:
         print(f"| equivalent | {mutation.file} | {mutation.wrong}: {reason} |")
     caught = list(found.values()).count("caught")
