@@ -68,15 +68,24 @@ CONTROLLER = [
         ("log_norm_ratio(a, b) - old", "log_norm_ratio(b, a) - old", "a graft is inverted"),
         ("old + share *", "share *", "a graft is of its last step"),
         (
-            "self.transform_at(driver), branches",
-            "0 * driver, branches",
-            "rows are in the first metric",
-        ),
-        (
             "return self.transform_at(driver), jnp",
             "return self.transform_at(phase), jnp",
             "the new transform drives while it fills",
         ),
+    ),
+    *mutations(
+        "controller/handover.py",
+        "controller/test_measure.py",
+        (
+            "self.transform_at(driver), branches",
+            "0 * driver, branches",
+            "rows are in the first metric",
+        ),
+    ),
+    *mutations(
+        "controller/measure.py",
+        "controller/test_axis.py",
+        ("axis_name=design.axis_name", "axis_name=None", "each device measures for itself"),
     ),
     *mutations(
         "controller/measure.py",
@@ -91,7 +100,6 @@ CONTROLLER = [
             "_step_key(inputs.key, 0 * inputs.step)",
             "all steps have one key",
         ),
-        ("axis_name=design.axis_name", "axis_name=None", "each device measures for itself"),
         ("!= state.probe_state.evaluations", ">= 0", "a measurement is always fresh"),
         ("jnp.where(finite & fresh, value, old.value)", "value", "a NaN replaces a validation"),
         ("finite & probe.due(", "probe.due(", "a skipped step is measured"),
@@ -125,6 +133,11 @@ CONTROLLER = [
             "clock.phase_step.astype(jnp.float32)",
             "a glide is a step late",
         ),
+    ),
+    *mutations(
+        "controller/rate.py",
+        "controller/test_overflow.py::"
+        "test_a_skipped_step_gives_zeros_even_where_parameters_are_infinite",
         (
             "jnp.where(finite, -rate * wide, 0.0)",
             "(finite * -rate * wide)",

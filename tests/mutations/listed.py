@@ -16,4 +16,24 @@ EQUIVALENT = [
         ),
         "where a trigger holds before the last phase, the phase ends and the flag falls",
     ),
+    (
+        Mutation(
+            "smoothing/energy_exponent.py",
+            "jnp.isfinite(energy) & ",
+            "",
+            "the energy itself is not looked at",
+            (),
+        ),
+        "an infinite energy makes its mean infinite or NaN, and that is looked at",
+    ),
+    (
+        Mutation(
+            "smoothing/slow_momentum.py",
+            "steps = jnp.where(in_use, state.averaged_steps, 0)",
+            "steps = state.averaged_steps",
+            "a mean that is not in use moves slowly at first",
+            (),
+        ),
+        "its share is zero then, and the first direction in use replaces it",
+    ),
 ]
