@@ -1,9 +1,8 @@
 """python -m benchmarks: list what there is, hold a race, study parts, measure the probes."""
 
-from __future__ import annotations
-
 import click
 
+from benchmarks.demo import demo
 from benchmarks.measurements.commands import (
     calibrate,
     compare_revision,
@@ -44,7 +43,7 @@ def _where(method: Method) -> str:
 
 
 for command in (
-    hold_race, compare_transforms, compare_triggers, compare_parts, report_all,
+    demo, hold_race, compare_transforms, compare_triggers, compare_parts, report_all,
     measure_stream, calibrate, measure_sketch, measure_overhead, compare_revision,
 ):  # fmt: skip
     main.add_command(command)

@@ -5,8 +5,6 @@ level that is never reached takes `inf` steps, so a median over seeds can only l
 beyond, never below.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,9 +1,8 @@
 """What all commands share: the console, a progress bar, tables and lists of names."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -14,17 +13,42 @@ from rich.table import Table
 
 # In a log file the tables keep the width that a terminal would give them.
 console = Console(width=None if sys.stdout.isatty() else 160)
+QUIET = 20.0  # seconds from one line of progress to the next, where there is no bar
 
 
 @contextlib.contextmanager
 def progress_bar(name: str, total: int):
     """Yields two functions: one announces what begins, the other counts finished steps."""
+    if not console.is_terminal:
+        yield _progress_lines(name, total)
+        return
     with Progress(console=console, transient=True) as shown:
         bar = shown.add_task(name, total=total)
         yield (
             lambda text: shown.update(bar, description=text),
             lambda steps: shown.advance(bar, steps),
         )
+
+
+def _progress_lines(name: str, total: int):
+    began = said = time.monotonic()
+    done, doing = 0, ""
+
+    def announce(text: str) -> None:
+        nonlocal doing
+        doing = text
+        if done >= total:
+            console.print(f"{name}: {text}")
+
+    def advance(steps: int) -> None:
+        nonlocal done, said
+        done, now = done + steps, time.monotonic()
+        if now - said >= QUIET or done >= total:
+            said, left = now, (now - began) * (total / done - 1)
+            times = f"{now - began:.0f} s so far, about {left:.0f} s left"
+            console.print(f"{name}: {done / total:.0%}, {doing}; {times}")
+
+    return announce, advance
 
 
 def table(

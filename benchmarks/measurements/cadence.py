@@ -1,7 +1,5 @@
 """When a probe measures, asked of the probe itself."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,7 +1,5 @@
 """python -m benchmarks stream, calibration, sketch and overhead."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,11 +16,8 @@ from benchmarks.tasks import get_task
 from benchmarks.terminal import console, names_in
 
 _DRAWS, _ROUNDS = 200, 15  # of `sketch`
-_OUTPUT = click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    help="By default the committed results, and runs for a look with other sizes.",
-)
+_OUTPUT = click.option("--output", type=click.Path(path_type=Path), help="By default the "
+                       "committed results, and runs for a look with other sizes.")  # fmt: skip
 
 
 @click.command("stream")
@@ -32,8 +27,7 @@ def measure_stream(rows, output) -> None:
     """Rows of the default probe against rows at fixed parameters; writes stream.json."""
     with console.status("starting") as status:
         results = stream.measure(get_task("digits_vit"), rows=rows, announce=status.update)
-    path = _path("stream", output, rows == stream.ROWS)
-    _write(path, results, stream.print_table)
+    _write(_path("stream", output, rows == stream.ROWS), results, stream.print_table)
 
 
 @click.command("calibration")
@@ -58,9 +52,8 @@ def measure_sketch(draws, rounds, sizes, output) -> None:
     """Probes against dense truth and against matfree and traceax; writes probe_accuracy.json."""
     chosen = names_in(sizes, list(probe_accuracy.LAYERS), "size")
     with console.status("starting") as status:
-        results = probe_accuracy.measure(
-            draws=draws, rounds=rounds, sizes=chosen, announce=status.update
-        )
+        results = probe_accuracy.measure(draws=draws, rounds=rounds, sizes=chosen,
+                                         announce=status.update)  # fmt: skip
     path = _path("sketch", output, (draws, rounds, sizes) == (_DRAWS, _ROUNDS, None))
     _write(path, results, probe_accuracy.print_tables)
 
@@ -96,8 +89,8 @@ def compare_revision(revision, output) -> None:
     """This tree's default runs, step times and compile times over those of a git REVISION."""
     with console.status("compiling and timing both"):
         results = revisions.measure(revision)
-    path = _path("revision", output, True)
-    _write(path, results, lambda results, console: console.print_json(data=results["rows"]))
+    _write(_path("revision", output, True), results,
+           lambda results, console: console.print_json(data=results["rows"]))  # fmt: skip
 
 
 def _path(name: str, output: Path | None, is_whole: bool) -> Path:

@@ -15,8 +15,6 @@ there, as a difference of two short steps: the noise of a long one, several perc
 machine that others use too, would hide them. Then they are divided by the whole plain step.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,18 +34,14 @@ from benchmarks.terminal import figures
 from fgo_jax.probes import Probe
 
 LIMITS = {
-    "gradient_stream": 0.01,
-    "hutchinson": 0.03,
-    "lanczos": 0.03,
-    "clip_by_softmax_radius": 0.05,
-}
+    "gradient_stream": 0.01, "hutchinson": 0.03, "lanczos": 0.03, "clip_by_softmax_radius": 0.05,
+}  # fmt: skip
 RATE = 1e-4  # of learning; small, so that thousands of steps leave the numbers ordinary
 # A timed probe is due from this step on, so one compiled program serves both timings.
 FIRES = 2**20
-STEP_LIMITS = {
-    "clip_by_softmax_radius": fgo.clip_by_softmax_radius,
-    "scale_by_friction_limit": fgo.scale_by_friction_limit,
-}
+STEP_LIMITS = {limit.__name__: limit for limit in (
+    fgo.clip_by_softmax_radius, fgo.scale_by_friction_limit,
+)}  # fmt: skip
 
 
 class Part(NamedTuple):
@@ -219,14 +213,10 @@ def _limit(row: Mapping[str, Any]) -> str:
 _COLUMNS = {
     "added by": "{part} / {plain}",
     "plain step": lambda row: f"{1e3 * row['plain_seconds']:.2f} ms",
-    "rounds": "{rounds}",
-    "between": "{idle:+.2%}",
-    "a measurement": "{firing:.2f} steps",
-    "of steps": "{rate:.2%}",
-    "overhead": "{total:+.2%}",
-    "95 % bound": "{total_upper:+.2%}",
+    "rounds": "{rounds}", "between": "{idle:+.2%}", "a measurement": "{firing:.2f} steps",
+    "of steps": "{rate:.2%}", "overhead": "{total:+.2%}", "95 % bound": "{total_upper:+.2%}",
     "limit": _limit,
-}
+}  # fmt: skip
 
 
 def print_tables(results: Mapping[str, Any], console: Console) -> None:

@@ -9,8 +9,6 @@ have R^T R = J^T H J / n, since diag(p) - p p^T = sum_c p_c (e_c - p) (e_c - p)^
 spectrum of F is that of the small R R^T, whatever the number of parameters.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -37,24 +35,16 @@ SETTINGS = ((4, 12, 2), (64, 24, 8))
 TOP = 5  # leading eigenvalues to compare with Ritz values
 WITHIN = 1.96  # standard errors, of which 95 % of the estimates should be
 _SIGNAL = {
-    "probe": "{probe}",
-    "signal": "{signal}",
-    "truth": "{truth:.4g}",
-    "bias": "{bias:+.1%} ± {bias_error:.1%}",
-    "rms": "{rms:.1%}",
-    "reported error": "{reported:.1%}",
-    "coverage": "{coverage:.0%}",
-}
+    "probe": "{probe}", "signal": "{signal}", "truth": "{truth:.4g}",
+    "bias": "{bias:+.1%} ± {bias_error:.1%}", "rms": "{rms:.1%}",
+    "reported error": "{reported:.1%}", "coverage": "{coverage:.0%}",
+}  # fmt: skip
 _SPEED = {
-    "size": "{size}",
-    "task, operator": "{task}, {operator}",
-    "peer": "{peer}",
-    "ours": lambda row: f"{1e3 * row['seconds']:.1f} ms",
-    "time": "{time_ratio:.2f}",
-    "bound": "{time_ratio_upper:.2f}",
-    "memory": "{memory_ratio:.2f}",
+    "size": "{size}", "task, operator": "{task}, {operator}", "peer": "{peer}",
+    "ours": lambda row: f"{1e3 * row['seconds']:.1f} ms", "time": "{time_ratio:.2f}",
+    "bound": "{time_ratio_upper:.2f}", "memory": "{memory_ratio:.2f}",
     "": lambda row: "met" if row["met"] else "[red]missed[/]",
-}
+}  # fmt: skip
 
 
 class Truth(NamedTuple):

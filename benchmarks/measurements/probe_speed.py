@@ -6,8 +6,6 @@ differs is what surrounds the products. The peers work on flat vectors. For the 
 operator takes a pytree, so there they ravel and unravel, as their users have to.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Callable

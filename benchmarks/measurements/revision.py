@@ -4,8 +4,6 @@ Both are imported into one process, one after the other. Their compiled steps ar
 turns, so that the machine's drift cancels in the ratio.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import subprocess

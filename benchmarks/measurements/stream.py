@@ -5,8 +5,6 @@ holds the Hessian times the step between them. Here the same number of rows is t
 ways around the same point of a run, without a sketch, at several learning rates.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -105,13 +103,11 @@ def _ratio(case: Mapping[str, Any]) -> str:
 
 
 _COLUMNS = {
-    "rate": "{learning_rate:g}",
-    "step": "{step}",
+    "rate": "{learning_rate:g}", "step": "{step}",
     "dimension, fixed": "{fixed[intrinsic_dimension]:.1f}",
-    "pairs": "{pairs[intrinsic_dimension]:.1f}",
-    "ratio": _ratio,
+    "pairs": "{pairs[intrinsic_dimension]:.1f}", "ratio": _ratio,
     "trace ratio": lambda case: f"{case['pairs']['trace'] / case['fixed']['trace']:.2f}",
-}
+}  # fmt: skip
 
 
 def print_table(results: Mapping[str, Any], console: Console) -> None:

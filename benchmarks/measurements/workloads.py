@@ -1,7 +1,5 @@
 """Models whose training steps are timed, and calls of some of their steps."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -33,7 +31,7 @@ class Workload(NamedTuple):
     brief_batch: Any = None  # for what is added between measurements; None: `batch`
 
     @property
-    def between(self) -> Workload:
+    def between(self) -> "Workload":
         """As it is timed between measurements."""
         return self if self.brief_batch is None else self._replace(batch=self.brief_batch)
 

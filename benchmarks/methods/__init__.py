@@ -4,8 +4,6 @@ Every trajectory is evaluated at its raw and at its averaged weights, so a metho
 `_averaged` sibling are two readings of the same runs.
 """
 
-from __future__ import annotations
-
 from benchmarks.methods import (
     baselines,
     changed_parts,

@@ -1,7 +1,5 @@
 """Adam and momentum: with schedules, halved on a plateau, and without a schedule."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import optax

@@ -1,7 +1,5 @@
 """The three phases with one part changed."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -19,27 +17,17 @@ DECAYS = (
 EVERY = 40
 
 
-def _dimension_only(task: Task) -> dict[str, Any]:
-    """The default triggers without `agreement`, which only the default probe measures.
-
-    Nothing of the default end of re-ask is then left. A dimension at rest takes its place.
-    """
-    del task
-    t = fgo.triggers
-    not_rising = t.if_given(~t.increasing("loss"), "loss", otherwise=1)
-    return {
-        "triggers": {
-            "acquisition": t.stopped_falling("intrinsic_dimension") & not_rising,
-            "reask": t.stall("intrinsic_dimension"),
-        }
+_RESTS = fgo.triggers.stall("intrinsic_dimension")
+_NOT_RISING = fgo.triggers.if_given(~fgo.triggers.increasing("loss"), "loss", otherwise=1)
+# The default triggers without `agreement`, which only the default probe measures. Nothing of
+# the default end of re-ask is then left. A dimension at rest takes its place.
+_DIMENSION_ONLY: dict[str, Any] = {
+    "triggers": {
+        "acquisition": fgo.triggers.stopped_falling("intrinsic_dimension") & _NOT_RISING,
+        "reask": _RESTS,
     }
-
-
-def _until_rest(task: Task) -> dict[str, Any]:
-    """Re-ask until the dimension is at rest too."""
-    del task
-    rests = fgo.triggers.stall("intrinsic_dimension")
-    return {"triggers": {"reask": rests & fgo.triggers.defaults()["reask"]}}
+}
+_UNTIL_REST = {"triggers": {"reask": _RESTS & fgo.triggers.defaults()["reask"]}}
 
 
 def _curvature_probe(name: str):
@@ -52,13 +40,9 @@ def _curvature_probe(name: str):
         operator = fgo.curvature.ggn(predict, task.loss_name)
         make = getattr(fgo.probes, name)
         probe = make(operator, every=EVERY, examples=task.batch_size)
-        return {"probe": probe, **_dimension_only(task)}
+        return {"probe": probe, **_DIMENSION_ONLY}
 
     return parts
-
-
-def _decay(name: str):
-    return lambda task: {"decay": name}
 
 
 def _changed(
@@ -71,8 +55,8 @@ def _changed(
 
 
 METHODS = (
-    _changed("until_rest", _until_rest),
-    _changed("dimension_only", _dimension_only),
+    _changed("until_rest", lambda task: _UNTIL_REST),
+    _changed("dimension_only", lambda task: _DIMENSION_ONLY),
     _changed("hutchinson", _curvature_probe("hutchinson"), needs_batch=True),
     _changed("lanczos", _curvature_probe("lanczos"), needs_batch=True),
     _changed("adam_first", lambda task: {"transform": {"acquisition": optax.scale_by_adam()}}),
@@ -80,5 +64,5 @@ METHODS = (
     _changed("changed", lambda task: {}),  # by numbers, which come with the settings
     # The protocol's own decay follows the momentum, so without one it needs another.
     _changed("no_momentum", lambda task: {"slow_share": None, "decay": "hyperbolic"}),
-    *(_changed(f"decay_{name}", _decay(name)) for name in DECAYS),
+    *(_changed(f"decay_{d}", lambda task, d=d: {"decay": d}) for d in DECAYS),
 )

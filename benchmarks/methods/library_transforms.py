@@ -1,7 +1,5 @@
 """The other natural-gradient transforms of the library, each by itself at a constant rate."""
 
-from __future__ import annotations
-
 import fgo_jax as fgo
 from benchmarks.methods.method import TRANSFORM_TASKS, Method, alone
 from benchmarks.methods.muon import dimensions
@@ -30,14 +28,8 @@ def _fismo(task):
 
 
 def _compared(name, transform, **fields):
-    return Method(
-        name,
-        alone(transform),
-        natural=True,
-        only=TRANSFORM_TASKS,
-        transform=f"scale_by_{name}",
-        **fields,
-    )
+    kinds = {"natural": True, "only": TRANSFORM_TASKS, "transform": f"scale_by_{name}"}
+    return Method(name, alone(transform), **kinds, **fields)
 
 
 METHODS = (

@@ -1,7 +1,5 @@
 """What a race needs to know about a contestant, and what its builders share."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
@@ -85,9 +83,5 @@ def kronecker_fisher(task: Task):
     # about the natural gradient itself, not Adam in its eigenbasis. A hundred dimensions can
     # afford a new basis at every step.
     return fgo.scale_by_kronecker_fisher(
-        vector_factors=True,
-        centred=True,
-        power=1.0,
-        factor_decay=0.99,
-        refresh_every=1,
+        vector_factors=True, centred=True, power=1.0, factor_decay=0.99, refresh_every=1
     )

@@ -1,7 +1,5 @@
 """Muon as it is used: hidden matrices by orthogonalised momentum, everything else by Adam."""
 
-from __future__ import annotations
-
 import jax
 import optax
 

@@ -1,7 +1,5 @@
 """Natural gradient with Kronecker factors: the refinement of the phases, by itself."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import optax

@@ -1,7 +1,5 @@
 """The three phases with the triggers of others: only what ends a phase differs from `fgo`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -19,80 +17,59 @@ def _both(make: Callable[[], Any]) -> dict[str, Any]:
     return {"triggers": {"acquisition": make(), "reask": make()}}
 
 
-def _sasa(task: Task):
-    del task
-    return {"probe": rivals.norm_drift(), **_both(lambda: rivals.stationary(every=WINDOW))}
+def _fractions(task: Task) -> dict[str, Any]:
+    first, second = rivals.at_shares(task.num_steps, 0.25, 0.5)
+    return {"triggers": {"acquisition": first, "reask": second}}
 
 
-def _sasa_plus(task: Task):
-    del task
-    trigger = {"tolerance": None, "confidence": 0.95, "every": WINDOW}
-    return {"probe": rivals.norm_drift(), **_both(lambda: rivals.stationary(**trigger))}
+def _deadlines(task: Task) -> dict[str, Any]:
+    # Unlike with fractions, the decay too knows where it must end.
+    return {**_fractions(task), "total_steps": task.num_steps}
 
 
-def _plateau(task: Task):
-    del task
-    return _both(lambda: rivals.plateau_of_means(window=WINDOW))
-
-
-def _weight_norm(task: Task):
-    del task
-    return {"probe": rivals.weight_norm(every=WINDOW), **_both(rivals.bounced)}
-
-
-def _inflection(task: Task):
-    del task
-    return {"probe": rivals.weight_norm(), **_both(lambda: rivals.inflected(every=WINDOW))}
-
-
-def _angle(task: Task):
-    del task
+_SASA_PLUS = {"tolerance": None, "confidence": 0.95, "every": WINDOW}
+_PARTS: dict[str, Callable[[Task], dict[str, Any]]] = {
+    "sasa": lambda _: {
+        "probe": rivals.norm_drift(),
+        **_both(lambda: rivals.stationary(every=WINDOW)),
+    },
+    "sasa_plus": lambda _: {
+        "probe": rivals.norm_drift(),
+        **_both(lambda: rivals.stationary(**_SASA_PLUS)),
+    },
+    "plateau": lambda _: _both(lambda: rivals.plateau_of_means(window=WINDOW)),
+    "weight_norm": lambda _: {
+        "probe": rivals.weight_norm(every=WINDOW),
+        **_both(rivals.bounced),
+    },
+    "inflection": lambda _: {
+        "probe": rivals.weight_norm(),
+        **_both(lambda: rivals.inflected(every=WINDOW)),
+    },
     # The source's tolerance grows by the drop's factor, up to one degree.
-    return {
+    "angle": lambda _: {
         "probe": rivals.angular_velocity(every=WINDOW),
         "triggers": {
             "acquisition": rivals.saturated(tolerance=0.5),
             "reask": rivals.saturated(tolerance=1.0),
         },
-    }
+    },
+    "fractions": _fractions,
+    "deadlines": _deadlines,
+}
 
 
-def _fractions(task: Task):
-    first, second = rivals.at_shares(task.num_steps, 0.25, 0.5)
-    return {"triggers": {"acquisition": first, "reask": second}}
-
-
-def _deadlines(task: Task):
-    # Unlike with fractions, the decay too knows where it must end.
-    return {**_fractions(task), "total_steps": task.num_steps}
-
-
-def _rival(name: str, parts: Callable[[Task], dict[str, Any]], note: str = ""):
+def _rival(name: str, parts: Callable[[Task], dict[str, Any]]):
     def triggered(protocol):
         return lambda task, hp: protocol(task, hp, **parts(task))
 
-    fields = {
-        "natural": True,
-        "phased": True,
-        "cadence": 10,
-        "note": note,
-        "by_request": True,
-    }
+    note = KNOWS_T if parts in (_fractions, _deadlines) else ""
+    fields = {"natural": True, "phased": True, "cadence": 10, "note": note, "by_request": True}
+    averaged = f"fgo_by_{name}_averaged"
     return (
         Method(f"fgo_by_{name}", triggered(raw), **fields),
-        Method(
-            f"fgo_by_{name}_averaged", triggered(target_acquisition), weights="averaged", **fields
-        ),
+        Method(averaged, triggered(target_acquisition), weights="averaged", **fields),
     )
 
 
-METHODS = (
-    *_rival("sasa", _sasa),
-    *_rival("sasa_plus", _sasa_plus),
-    *_rival("plateau", _plateau),
-    *_rival("weight_norm", _weight_norm),
-    *_rival("inflection", _inflection),
-    *_rival("angle", _angle),
-    *_rival("fractions", _fractions, KNOWS_T),
-    *_rival("deadlines", _deadlines, KNOWS_T),
-)
+METHODS = tuple(method for name, parts in _PARTS.items() for method in _rival(name, parts))

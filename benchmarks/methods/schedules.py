@@ -4,8 +4,6 @@ Every builder takes `(task, hyperparameters)`. Rates, cuts and lengths may be tr
 the trials of a grid share one compiled program.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The three phases with switch times that are given, for a table of the best ones."""
 
-from __future__ import annotations
-
 from benchmarks.methods.method import Method
 from benchmarks.methods.three_phases import target_acquisition
 from benchmarks.rival_triggers import at_steps

@@ -1,7 +1,5 @@
 """The three phases."""
 
-from __future__ import annotations
-
 import fgo_jax as fgo
 from benchmarks.methods.method import Method, kronecker_fisher
 

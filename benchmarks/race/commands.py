@@ -1,7 +1,5 @@
 """python -m benchmarks race."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,13 +13,8 @@ from benchmarks.runs.store import write_json
 from benchmarks.tasks import IN_A_FOLDER, TASKS, DataError, Task, get_task
 from benchmarks.terminal import console, names_in
 
-OUTPUT = click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("runs"),
-    show_default=True,
-    help="Where finished runs are kept.",
-)
+OUTPUT = click.option("--output", type=click.Path(path_type=Path), default=Path("runs"),
+                      show_default=True, help="Where finished runs are kept.")  # fmt: skip
 STEPS = click.option("--steps", type=click.IntRange(1), help="Another horizon T; no evidence.")
 TUNE = click.option("--tune", is_flag=True, help="Choose all settings anew and write them down.")
 
@@ -40,11 +33,8 @@ TUNE = click.option("--tune", is_flag=True, help="Choose all settings anew and w
 @click.option("--quick", "is_quick", is_flag=True, help="A look in about a minute; no evidence.")
 @TUNE
 @STEPS
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path),
-    help=f"The folder with the data of {' or '.join(IN_A_FOLDER)}.",
-)
+@click.option("--data-dir", type=click.Path(path_type=Path),
+              help=f"The folder with the data of {' or '.join(IN_A_FOLDER)}.")  # fmt: skip
 @OUTPUT
 def hold_race(task_name, methods, seeds, is_quick, tune, steps, data_dir, output) -> None:
     """Races METHODS on TASK: tables here, TASK.json and TASK.png in the output folder.

@@ -1,7 +1,5 @@
 """The declared tuning grids: the same number of trials for every trajectory."""
 
-from __future__ import annotations
-
 import itertools
 from typing import NamedTuple
 

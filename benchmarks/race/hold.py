@@ -1,8 +1,7 @@
 """A race: tuned settings, fresh seeds, the same batches for every method."""
 
-from __future__ import annotations
-
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from benchmarks.runs import timing
 from benchmarks.runs.store import run
 from benchmarks.runs.training import Curves
 from benchmarks.tasks.task import Task
-from benchmarks.terminal import progress_bar
+from benchmarks.terminal import console, progress_bar
 
 SeedsOf = Callable[[Method], Sequence[int]]  # the seeds on which a method is raced
 
@@ -102,8 +101,15 @@ def hold_race(
             done[key] = run(task, method, setting, seed, directory=directory, progress=progress)
         return done[key]
 
-    runs = sum(len(seeds_of(METHODS[name])) for _, settings in planned for name in settings)
-    with progress_bar(f"race {task.name}", runs * task.num_steps) as (announce, progress):
+    asked = [
+        (METHODS[name], setting, seed)
+        for _, settings in planned
+        for name, setting in settings.items()
+        for seed in seeds_of(METHODS[name])
+    ]
+    runs = {(method.trajectory, *sorted(setting.items()), seed) for method, setting, seed in asked}
+    console.print(timing.announced(task, Counter(trajectory for trajectory, *_ in runs)))
+    with progress_bar(f"race {task.name}", len(asked) * task.num_steps) as (announce, progress):
         for level, settings in planned:
             entries[level.name] = {}
             for name, setting in settings.items():

@@ -1,7 +1,5 @@
 """The targets of a race, and whose own hit each is measured against."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What came out of a race, as JSON."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable
 from typing import Any

@@ -1,7 +1,5 @@
 """The picture of a race: every method's validation curve, and the story of one phased run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +137,7 @@ def _story(figure, entry: Entry) -> None:
     axes = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights)
     loss, rate, *others = axes
     for axis in axes:
-        _shade(axis, run)
+        shade(axis, run)
     loss.plot(run.steps, run.train, color="#b9bec7", lw=0.9, label="training loss")
     for weights, dashes in (("raw", "-"), ("averaged", DASHES)):
         values = statistics.smooth(getattr(run, weights), task.smoothing)
@@ -173,7 +171,7 @@ def _story(figure, entry: Entry) -> None:
     _name_phases(loss, run, task.num_steps)
 
 
-def _spans(run: Curves) -> list[tuple[int, float, float]]:
+def spans(run: Curves) -> list[tuple[int, float, float]]:
     """(phase, from step, to step) of each stretch."""
     starts = [run.telemetry[f"started/{phase}"][-1] for phase in PHASES]
     begun = sorted((start, index) for index, start in enumerate(starts) if start >= 0)
@@ -181,8 +179,8 @@ def _spans(run: Curves) -> list[tuple[int, float, float]]:
     return [(index, start, end) for (start, index), end in zip(begun, ends, strict=True)]
 
 
-def _shade(axis, run: Curves) -> None:
-    for number, (phase, begin, end) in enumerate(_spans(run)):
+def shade(axis, run: Curves) -> None:
+    for number, (phase, begin, end) in enumerate(spans(run)):
         axis.axvspan(begin, end, color=PHASE_TINTS[phase], lw=0, zorder=0)
         if number:
             axis.axvline(begin, color=PHASE_INKS[phase], lw=1.1, zorder=2)
@@ -190,7 +188,7 @@ def _shade(axis, run: Curves) -> None:
 
 def _name_phases(axis, run: Curves, num_steps: int) -> None:
     raised, before = False, -np.inf
-    for phase, begin, end in _spans(run):
+    for phase, begin, end in spans(run):
         # Names that begin close to each other stand on two lines.
         raised = not raised and begin - before < 0.2 * num_steps
         before = begin

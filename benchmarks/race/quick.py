@@ -1,7 +1,5 @@
 """Settings for a quick look, which is no evidence: no tuning, a short horizon."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Choosing each method's setting: declared grids, equal budgets, seeds that never race."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from benchmarks.methods import METHODS, Method
 from benchmarks.race import grids
 from benchmarks.race.hold import Entry
 from benchmarks.race.levels import Level, make_levels, num_targets
+from benchmarks.runs import timing
 from benchmarks.runs.store import environment, plain, run, write_json
 from benchmarks.tasks.task import Task
 from benchmarks.terminal import console, progress_bar
@@ -80,6 +79,8 @@ def tune(task: Task, methods: Sequence[Method], directory: Path) -> dict[str, An
 
     targets = num_targets(task, contestants) * len(grids.TARGET_SEEDS)
     total = (len(contestants) * count * len(seeds) + targets) * task.num_steps
+    trials = dict.fromkeys(contestants, count * len(seeds))
+    console.print(f"Tuning: {timing.announced(task, trials)}")
     with progress_bar("tuning", total) as (announce, progress):
         runs = {name: [on(seeds, name, index) for index in range(count)] for name in contestants}
         fresh = make_levels(task, runs, lambda name, index: on(grids.TARGET_SEEDS, name, index))

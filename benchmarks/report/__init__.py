@@ -1,1 +1,1 @@
-"""Results as tables and pictures: in the terminal, on one page, in the README."""
+"""Results as tables and pictures: in the terminal, on one page, in benchmarks/README.md."""

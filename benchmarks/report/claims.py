@@ -1,7 +1,5 @@
 """What is claimed, against which method, at which level, and what the races say about it."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple

@@ -1,7 +1,5 @@
 """python -m benchmarks report."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import click
@@ -18,9 +16,9 @@ _THERE = click.Path(path_type=Path, exists=True)
 @click.command("report")
 @click.option("--results", type=_THERE, default=RESULTS)
 @click.option("--output", type=_FILE, default=Path("runs") / "report.html", show_default=True)
-@click.option("--readme", "readme_path", type=_THERE, help="Rewrite the table of the claim here.")
+@click.option("--readme", "readme_path", type=_THERE, help="Rewrite the tables in this file.")
 def report_all(results, output, readme_path) -> None:
-    """All results on one page, and on request the README's table of the claim."""
+    """All results on one page, and on request the tables of benchmarks/README.md."""
     found = read(results)
     page.write(found, output)
     page.print_gaps(found, console)

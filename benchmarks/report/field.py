@@ -1,7 +1,5 @@
 """The picture of a study of triggers: the signals over training, next to what an oracle gets."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

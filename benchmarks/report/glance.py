@@ -1,7 +1,5 @@
 """The claim at a glance: a table of ratios, one of steps, one sentence for each claim."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Mapping

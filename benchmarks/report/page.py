@@ -1,7 +1,5 @@
 """One page of all results: what the terminal would print, recorded; pictures lie beside it."""
 
-from __future__ import annotations
-
 import io
 import os
 from collections.abc import Callable, Mapping

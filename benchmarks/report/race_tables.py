@@ -1,7 +1,5 @@
 """The tables of a race, from what its JSON holds."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """The results folder: races, other measurements, and what is not there."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

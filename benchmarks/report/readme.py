@@ -1,6 +1,4 @@
-"""The README's table of the claim: what stands between two markers is written here."""
-
-from __future__ import annotations
+"""The tables of benchmarks/README.md: what stands between two markers is written here."""
 
 from benchmarks.report import glance, regrets
 from benchmarks.report.reading import Results
@@ -19,8 +17,8 @@ def rewritten(text: str, results: Results) -> str:
     _, end, after = rest.partition(END)
     if not (begin and end) or BEGIN in rest or END in before + after:
         raise ValueError(
-            f"The README's table stands between {BEGIN} and {END}: write each once, in this "
-            "order, where the table belongs."
+            f"The tables stand between {BEGIN} and {END}: write each once, in this "
+            "order, where the tables belong."
         )
     return f"{before}{BEGIN}\n{block(results)}{END}{after}"
 

@@ -1,7 +1,5 @@
 """The triggers at a glance: what could be saved, what is, and what rival triggers would save."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Figures as text, and what JSON has no number for."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any

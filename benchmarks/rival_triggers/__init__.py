@@ -13,14 +13,6 @@ from benchmarks.rival_triggers.stationarity import norm_drift, stationary
 from benchmarks.rival_triggers.weight_norm import bounced, inflected, weight_norm
 
 __all__ = [
-    "angular_velocity",
-    "at_shares",
-    "at_steps",
-    "bounced",
-    "inflected",
-    "norm_drift",
-    "plateau_of_means",
-    "saturated",
-    "stationary",
-    "weight_norm",
-]
+    "angular_velocity", "at_shares", "at_steps", "bounced", "inflected", "norm_drift",
+    "plateau_of_means", "saturated", "stationary", "weight_norm",
+]  # fmt: skip

@@ -1,7 +1,5 @@
 """AutoDrop: the rate falls when the direction of travel turns at a constant pace."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax

@@ -1,7 +1,5 @@
 """Means of an autocorrelated series with a confidence interval, from O(1) state."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

@@ -1,7 +1,5 @@
 """Switch times that are given, in steps or as shares of a known horizon."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """Reduce on plateau: the rate falls when the training loss no longer does."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

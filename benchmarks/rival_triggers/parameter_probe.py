@@ -1,7 +1,5 @@
 """A probe that reads only the parameters: its signals are computed, not estimated."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """SASA: the rate falls when the weights' squared norm has become stationary."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax

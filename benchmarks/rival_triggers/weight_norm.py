@@ -1,7 +1,5 @@
 """ABEL and CPR: the squared norm of the weights bounces, or its growth begins to slow."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax

@@ -1,7 +1,5 @@
 """Runs that are kept: one JSON file each, found again by what the run depends on."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import hashlib

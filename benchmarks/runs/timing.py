@@ -5,8 +5,6 @@ order, and times of the same round are compared; the result is a median over rou
 bootstrap bound where one is asked for.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -20,12 +18,15 @@ from scipy import stats
 
 import fgo_jax as fgo
 from benchmarks.methods import Method
+from benchmarks.runs.store import RESULTS, held_in
 from benchmarks.runs.training import Carry, train_step
 from benchmarks.statistics import CONFIDENCE, RESAMPLES
 from benchmarks.tasks.task import Task
 
 PHASES = ("acquisition", "reask", "execution")
 REFERENCE = "constant"
+# A run over its steps alone, with evaluations; seconds to compile a run and its timed scan.
+EVALUATING, COMPILING = 1.3, 12.0
 
 
 class Bounded(NamedTuple):
@@ -71,14 +72,9 @@ def bounded(*parts: np.ndarray, of: Callable[..., Any] = lambda *medians: sum(me
         return of(*(np.median(sample, axis=axis) for sample in samples))
 
     found = stats.bootstrap(
-        parts,
-        statistic,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        alternative="less",
-        method="percentile",
-        rng=np.random.default_rng(0),
-    )
+        parts, statistic, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, alternative="less",
+        method="percentile", rng=np.random.default_rng(0),
+    )  # fmt: skip
     return Bounded(float(statistic(*parts)), float(found.confidence_interval.high))
 
 
@@ -115,6 +111,22 @@ def whole_cadences(steps: int, cadences: Iterable[int]) -> int:
     """The fewest steps, `steps` at least, that are a multiple of every cadence."""
     period = math.lcm(*cadences)
     return -(-steps // period) * period
+
+
+def announced(task: Task, runs: Mapping[str, int]) -> str:
+    """How long so many runs of each trajectory take, by the committed step times, in words."""
+    steps = sum(runs.values()) * task.num_steps
+    times = held_in(RESULTS / f"{task.name}.json", "step_times")
+    known = {name.partition(":")[0]: time["seconds"] for name, time in times.items()}
+    if not known:
+        return f"{steps} steps. No step times of {task.name} are committed to say how long."
+    dearest = max(known.values())
+    seconds = sum(count * known.get(name, dearest) for name, count in runs.items())
+    minutes = (EVALUATING * task.num_steps * seconds + COMPILING * len(runs)) / 60
+    return (
+        f"{steps} steps: about {max(minutes, 1):.0f} min on two idle cores like those of the "
+        "committed step times, compiling included. Finished runs are kept and not run again."
+    )
 
 
 def label(method: Method) -> str:

@@ -1,7 +1,5 @@
 """One training run: a compiled scan between evaluations, called once per evaluation."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import time
@@ -118,15 +116,8 @@ def make_program(task: Task, method: Method) -> Program:
 
     def segment(carry, hyperparameters, data, key):
         tx = transformation(hyperparameters)
-        step = functools.partial(
-            train_step,
-            task,
-            tx,
-            data,
-            key,
-            own_average=method.phased,
-            needs_batch=method.needs_batch,
-        )
+        flags = {"own_average": method.phased, "needs_batch": method.needs_batch}
+        step = functools.partial(train_step, task, tx, data, key, **flags)
         carry, losses = jax.lax.scan(lambda c, _: step(c), carry, length=task.eval_every)
         record = {name: task.evaluate(data, params) for name, params in weights(carry).items()}
         return carry, {**record, "train": losses.mean(), "telemetry": telemetry(carry)}
@@ -144,11 +135,13 @@ def train(
     seed: int = 0,
     *,
     progress: Callable[[int], None] = lambda steps: None,
+    watch: Callable[[Carry, Mapping[str, Any]], None] = lambda carry, record: None,
 ) -> Curves:
     """Trains once and keeps nothing.
 
     The seed is that of the task's data, the initial weights and the batches: runs of different
-    methods with the same seed see the same ones. `progress` is told the steps of each segment.
+    methods with the same seed see the same ones. `progress` is told the steps of each segment,
+    `watch` sees the state after it and what was evaluated there.
     """
     program = program_of(task, method)
     arguments = {name: jnp.float32(value) for name, value in hyperparameters.items()}
@@ -165,6 +158,7 @@ def train(
     for _ in range(task.num_evals):
         carry, record = program.segment(carry, arguments, data, batch_key)
         records.append(record)
+        watch(carry, record)
         progress(task.eval_every)
     records = jax.device_get(records)
     seconds = time.perf_counter() - began

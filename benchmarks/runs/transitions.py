@@ -1,7 +1,5 @@
 """When a run's phases ended, and what ended them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

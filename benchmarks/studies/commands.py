@@ -1,7 +1,5 @@
 """python -m benchmarks triggers, ablation and transforms."""
 
-from __future__ import annotations
-
 from types import ModuleType
 
 import click

@@ -4,8 +4,6 @@ Everything runs on the seeds of the unchanged protocol. Averaging on and off are
 readings, each at the rate tuned for it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

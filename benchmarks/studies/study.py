@@ -1,7 +1,5 @@
 """Variants of the protocol at its own learning rate: their runs, and how long each took."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Single transformations against Adam: steps, seconds and memory, task by task."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ readings: raw weights of runs at the learning rate and decay tuned for `fgo`, av
 those of `fgo_averaged`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any

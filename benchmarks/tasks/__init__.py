@@ -1,7 +1,5 @@
 """The training problems, by name."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from pathlib import Path

@@ -4,8 +4,6 @@ Their 25 places keep 1,197 training images from being memorised. Validation and 
 have one place each, drawn once.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

@@ -6,8 +6,6 @@ of the training text would be known by heart. The text belongs to a Python versi
 `data_digest` tells which one a result is about.
 """
 
-from __future__ import annotations
-
 import collections
 import functools
 import hashlib

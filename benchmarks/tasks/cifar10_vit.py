@@ -3,8 +3,6 @@
 The data are a folder of the user's that holds the binary version of CIFAR-10.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from pathlib import Path

@@ -5,8 +5,6 @@ A funnel of sigmoid layers down to a narrow linear code and back (Hinton and Sal
 touchstone of second-order methods ever since.
 """
 
-from __future__ import annotations
-
 import functools
 
 import flax.linen as nn

@@ -4,8 +4,6 @@ Gradient noise and not overfitting limits a constant rate here: its validation l
 falls late in the run.
 """
 
-from __future__ import annotations
-
 from benchmarks.tasks import canvas
 from benchmarks.tasks.canvas import CANVAS
 from benchmarks.tasks.supervised import supervised

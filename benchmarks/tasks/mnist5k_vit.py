@@ -5,8 +5,6 @@ its own: 4,000 training images alone are soon known by heart. Validation and tes
 have one rotation and one shift each, drawn once.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -5,8 +5,6 @@ begins to learn them by heart, then weight decay leads it to a rule that holds f
 et al., 2022; Nanda et al., 2023). So the validation loss rises before it falls.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax

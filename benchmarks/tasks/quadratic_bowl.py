@@ -6,8 +6,6 @@ first because of the sampled inputs and, near the optimum, because of sigma: wit
 second part one natural-gradient step would end the race.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -1,7 +1,5 @@
 """What tasks with a network and fixed examples share: splits, batches, loss and test."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a race needs to know about a training problem."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -65,7 +63,7 @@ class Task:
         """Which data these are; None where they are always the same."""
         return None if self.data_digest is None else self.data_digest()
 
-    def shortened(self, num_steps: int) -> Task:
+    def shortened(self, num_steps: int) -> "Task":
         """The same task with another horizon, rounded down to whole evaluations."""
         whole = max(num_steps // self.eval_every, 1) * self.eval_every
         timed = min(self.timed_steps, whole)

@@ -1,7 +1,5 @@
 """The transformers of the tasks: one block, and what makes it one of images or of tokens."""
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax.numpy as jnp
 

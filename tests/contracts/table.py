@@ -25,7 +25,7 @@ class Row:
 
     Attributes:
       make: `learning rate -> transformation`.
-      learning_rate: at which it solves the problems of test_convergence.
+      learning_rate: at which it solves optax's convergence checks.
       factory: the function to put under `inject_hyperparams`, or None for a
         transformation without a learning rate of its own.
       static_args: for `inject_hyperparams`.
@@ -117,9 +117,9 @@ def _on_model(name, factory, learning_rate=0.03, **kwargs) -> Row:
 
 
 def _residuals(params, batch):
-    """A model [n, C] of which half the sum of squares is the loss of test_convergence."""
-    if isinstance(params, dict) and "xy" in params:
-        x, y = params["xy"]
+    """A model [n, C] of which half the sum of squares is a loss of optax's convergence checks."""
+    if getattr(params, "shape", None) == (2,):
+        x, y = params
         residuals = jnp.stack([1.0 - x, 10.0 * (y - jnp.square(x))])
     else:
         leaves = [jnp.zeros(1), *(jnp.ravel(leaf) for leaf in jax.tree.leaves(params))]

@@ -76,7 +76,7 @@ def test_all_of_optax_s_checks_are_here():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", TABLE, ids=str)
-@pytest.mark.parametrize(("check", "arguments"), cases())
+@pytest.mark.parametrize(("check", "arguments"), list(cases()))
 def test_as_shipped(row: Row, check: str, arguments: dict[str, Any], monkeypatch):
     monkeypatch.setattr(shipped, "_get_opt_factory", lambda name: factory(row))
     optimizer = {"opt_name": row.name, "opt_kwargs": {"learning_rate": row.learning_rate}}

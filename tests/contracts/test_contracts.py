@@ -1,6 +1,8 @@
-"""What optax asks of a contributed optimizer, asked of every row of the table."""
+"""Contracts beyond those that optax ships (test_as_shipped.py), on leaves of every rank."""
 
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -44,14 +46,6 @@ def describe(tree):
 
 
 @rows
-def test_unknown_extra_arguments_are_accepted(row: Row):
-    tx = optax.with_extra_args_support(row.make(row.learning_rate))
-    plain, _ = run(tx, mixed_params(), **row.extras)
-    extra, _ = run(tx, mixed_params(), nobody_knows_this=jnp.ones(3), **row.extras)
-    jax.tree.map(np.testing.assert_array_equal, plain, extra)
-
-
-@rows
 def test_a_fresh_state_can_be_donated(row: Row):
     # XLA refuses a buffer that a donated state holds in two places.
     tx = row.make(row.learning_rate)
@@ -87,55 +81,10 @@ def test_second_call_does_not_recompile(row: Row, caplog):
 @rows
 def test_map_params_with_identity_is_a_no_op(row: Row):
     tx = row.make(row.learning_rate)
-    _, state = run(tx, mixed_params(), steps=2, **row.extras)
+    state = tx.init(mixed_params())
     mapped = optax.tree.map_params(tx, lambda leaf: leaf, state)
     assert jax.tree.structure(mapped) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, mapped, state)
-
-
-def parabola(params):
-    return sum(jnp.sum(jnp.square(leaf - 0.7)) for leaf in jax.tree.leaves(params))
-
-
-def rosenbrock(params):
-    x, y = params["xy"]
-    return jnp.square(1.0 - x) + 100.0 * jnp.square(y - jnp.square(x))
-
-
-PROBLEMS = {
-    "parabola": (
-        parabola,
-        lambda: (
-            jnp.asarray([-1.0, 10.0, 1.0]),
-            jnp.ones((2, 2)) * 3.0,
-            jnp.zeros((2, 3, 2)),
-            jnp.asarray(0.0),
-        ),
-        2000,
-        1e-3,
-    ),
-    "rosenbrock": (rosenbrock, lambda: {"xy": jnp.asarray([0.0, 0.0])}, 8000, 1e-2),
-}
-
-
-@rows
-@pytest.mark.parametrize("problem", PROBLEMS)
-def test_convergence(row: Row, problem: str):
-    loss, start, steps, tolerance = PROBLEMS[problem]
-    tx = row.make(row.learning_rate)
-    params = start()
-
-    def step(carry, _):
-        params, state = carry
-        updates, state = tx.update(jax.grad(loss)(params), state, params, **row.extras)
-        return (optax.apply_updates(params, updates), state), None
-
-    train = jax.jit(lambda carry: jax.lax.scan(step, carry, length=steps)[0])
-    params, _ = train((params, tx.init(params)))
-    target = 1.0 if problem == "rosenbrock" else 0.7
-    for leaf in jax.tree.leaves(params):
-        np.testing.assert_allclose(leaf, target, atol=3 * tolerance**0.5)
-    assert loss(params) < tolerance
 
 
 @pytest.mark.parametrize("row", [row for row in TABLE if row.factory], ids=str)
@@ -156,17 +105,21 @@ def test_updates_keep_the_parameters_dtype(row: Row, dtype: str):
     with jax.enable_x64(dtype == "float64"):
         params = mixed_params(jnp.dtype(dtype))
         tx = row.make(row.learning_rate)
-        updates, _ = jax.jit(tx.update)(
-            gradient_of(params, 0), tx.init(params), params, **row.extras
+        given = (gradient_of(params, 0), tx.init(params), params)
+        update = jax.jit(functools.partial(tx.update, **row.extras))
+        # Types are settled by tracing. The type with the smallest range runs as well.
+        updates, _ = (update if dtype == "float16" else functools.partial(jax.eval_shape, update))(
+            *given
         )
         assert all(leaf.dtype == jnp.dtype(dtype) for leaf in jax.tree.leaves(updates))
-        assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(updates))
+        if dtype == "float16":
+            assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(updates))
 
 
 @rows
 def test_multi_steps_waits(row: Row):
     tx = optax.MultiSteps(row.make(row.learning_rate), every_k_schedule=4)
-    params = mixed_params()
+    params = {"matrix": jnp.ones((2, 3)), "scalar": jnp.asarray(1.5)}
     state = tx.init(params)
     update = jax.jit(tx.update)
     for number in range(4):
@@ -191,17 +144,6 @@ def test_state_is_stable_through_a_double_cond(row: Row, dtype: str):
     # Types are settled by tracing; `MultiSteps` below runs an update inside a conditional.
     after = jax.eval_shape(lambda flag, state: maybe(flag, maybe(flag, state)), True, state)
     assert describe(after) == describe(state)
-
-
-@rows
-def test_schedule_equals_float(row: Row):
-    plain, _ = run(row.make(row.learning_rate), mixed_params(), **row.extras)
-    scheduled, _ = run(
-        row.make(optax.constant_schedule(row.learning_rate)), mixed_params(), **row.extras
-    )
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), plain, scheduled
-    )
 
 
 @rows

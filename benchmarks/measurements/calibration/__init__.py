@@ -5,8 +5,6 @@ over 20,000 steps. A null is a stream on which the phase must not end, a change 
 it must from a planted step on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What is calibrated: triggers, streams on which they must not fire, and changes to be seen."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

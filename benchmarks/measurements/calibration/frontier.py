@@ -1,7 +1,5 @@
 """False alarms against delay, over settings of `stopped_falling` and `stall`."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any

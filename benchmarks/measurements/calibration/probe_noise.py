@@ -1,7 +1,5 @@
 """When the default probe closes its windows, and how noisy one window is."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any, NamedTuple
 

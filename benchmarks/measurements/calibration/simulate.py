@@ -1,7 +1,5 @@
 """Runs a trigger over many synthetic streams at once, and counts."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Synthetic signals: a planted course of the logarithm over log t, and noise on it."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

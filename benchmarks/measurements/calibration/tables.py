@@ -1,7 +1,5 @@
 """The calibration's tables, for a terminal."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,12 +22,9 @@ def _late(quantile: str) -> Callable[[Mapping[str, Any]], str]:
 
 
 _NOISE = {
-    "eigenvalues": "{name}",
-    "bias": "{bias_of_log:+.2f}",
-    "standard deviation": "{sd_of_log:.2f}",
-    "median reported": "{median_reported_error:.2f}",
-    "without a value": "{without_a_value:.1%}",
-}
+    "eigenvalues": "{name}", "bias": "{bias_of_log:+.2f}", "standard deviation": "{sd_of_log:.2f}",
+    "median reported": "{median_reported_error:.2f}", "without a value": "{without_a_value:.1%}",
+}  # fmt: skip
 _SHARE = "{{{0}[share]:.3f}} [{{{0}[low]:.3f}}, {{{0}[high]:.3f}}]"
 _VERDICT = {
     "trigger": "{trigger}",
@@ -41,23 +36,17 @@ _VERDICT = {
     "stream ": "{worst_stream_with_edges}",
 }
 _DELAY = {
-    "early": "{early[share]:.3f}",
-    "never": "{never[share]:.3f}",
-    "median": _late("median"),
-    "90 %": _late("quantile_90"),
-}
+    "early": "{early[share]:.3f}", "never": "{never[share]:.3f}",
+    "median": _late("median"), "90 %": _late("quantile_90"),
+}  # fmt: skip
 _CHANGE = {"trigger": "{trigger}", "noise": "{noise}", "stream": "{stream}", **_DELAY}
 _SETTING = {
-    "tolerance": "{tolerance:g}",
-    "z": "{z:g}",
-    "memory": "{memory:g}",
-    "patience": "{patience:g}",
-    "points": "{min_points:g}",
+    "tolerance": "{tolerance:g}", "z": "{z:g}", "memory": "{memory:g}",
+    "patience": "{patience:g}", "points": "{min_points:g}",
     "false alarms": "{false_alarms[measured][share]:.3f}",
     "heavy tails": "{false_alarms[student][share]:.3f}",
-    "autoregressive": "{false_alarms[autoregressive][share]:.3f}",
-    **_DELAY,
-}
+    "autoregressive": "{false_alarms[autoregressive][share]:.3f}", **_DELAY,
+}  # fmt: skip
 
 
 def print_tables(results: Mapping[str, Any], console: Console) -> None:

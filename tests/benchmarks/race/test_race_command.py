@@ -47,6 +47,11 @@ def test_a_micro_race_from_tuning_to_picture(tmp_path, monkeypatch):
     assert result.exit_code == 0, result.output
     assert fewer.exit_code == 0, fewer.output
     assert not json.loads((tmp_path / "quadratic_bowl-quick.json").read_text())["evidence"]
+    # How long it takes is said before, and how far it is, though this is no terminal.
+    words = " ".join(result.output.split())
+    assert words.startswith("Tuning: ")
+    assert "min on two idle cores" in words
+    assert "race quadratic_bowl: 100%, " in words
     assert "steps to target" in result.output
     assert (tmp_path / "quadratic_bowl.png").stat().st_size > 10_000
     stored = json.loads((tmp_path / "quadratic_bowl.json").read_text())

@@ -1,4 +1,4 @@
-"""What the results say about the claim, the page and the README's table."""
+"""What the results say about the claim, the page and the tables of benchmarks/README.md."""
 
 import json
 import re
@@ -235,9 +235,9 @@ def test_what_comes_from_a_file_cannot_become_markup(tmp_path):
 
 
 def test_the_committed_readme_is_what_the_committed_results_give():
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "benchmarks" / "README.md").read_text()
     assert readme.rewritten(text, read(RESULTS)) == text, (
-        "run `python -m benchmarks report --readme README.md` and commit README.md"
+        "run `python -m benchmarks report --readme benchmarks/README.md` and commit it"
     )
 
 
@@ -265,7 +265,7 @@ def test_the_command_says_what_is_missing_and_writes_the_readme_where_it_is_aske
     target.write_text(f"{readme.BEGIN}{readme.END}")
     output = tmp_path / "out" / "page.html"
     command = ["report", "--results", str(tmp_path), "--output", str(output)]
-    before = (ROOT / "README.md").read_bytes()
+    before = (ROOT / "benchmarks" / "README.md").read_bytes()
     result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
     assert "Not there yet: quadratic_bowl" in result.output
@@ -274,4 +274,4 @@ def test_the_command_says_what_is_missing_and_writes_the_readme_where_it_is_aske
     result = CliRunner().invoke(main, [*command, "--readme", str(target)])
     assert result.exit_code == 0, result.output
     assert "| digits_vit | 2 | **0.50** |" in target.read_text()
-    assert (ROOT / "README.md").read_bytes() == before
+    assert (ROOT / "benchmarks" / "README.md").read_bytes() == before
