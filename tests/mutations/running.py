@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,12 +16,6 @@ LIMIT = 600  # seconds for a mutation; one that hangs is caught
 # Exit statuses: pytest's plus ten, so that a process that broke is neither. Any other is a
 # mistake in the list.
 PASSED, FAILED = 10, 11
-# JAX keeps every program that it compiled: most are the same in all mutations.
-SETTINGS = {
-    "OPENBLAS_NUM_THREADS": "1",
-    "JAX_COMPILATION_CACHE_DIR": os.path.join(tempfile.gettempdir(), "fgo_jax-mutations"),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-}
 # Each process is forked from one that has imported what all tests import, but nothing of ours.
 PROCESSES = multiprocessing.get_context("forkserver")
 IMPORTED = ["numpy", "jax", "jax.numpy", "optax", "optax.contrib", "scipy.stats", "pytest"]
@@ -56,8 +50,10 @@ def run_tests(copy: Path, tests: tuple[str, ...], mutated: bool) -> str:
 
 
 def prepare() -> None:
-    """Before the first test: the processes take the settings from here."""
-    os.environ.update(SETTINGS | os.environ)
+    """Makes the tests' settings, before any process takes them."""
+    # JAX keeps every program that it compiled: most are the same in all mutations.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    importlib.import_module("tests.conftest")
     PROCESSES.set_forkserver_preload(IMPORTED)
 
 
