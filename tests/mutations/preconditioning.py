@@ -174,11 +174,6 @@ OTHERS = [
         "precondition/graft.py",
         "precondition/test_graft.py::test_zero_empty_and_non_finite_leaves",
         ("known & (sum_squares(wanted) > 0)", "known", "a zero length moves"),
-        (
-            "_finite_or_old(direction_state, state.direction_state)",
-            "direction_state",
-            "a bad step poisons the direction's state",
-        ),
     ),
     *mutations(
         "precondition/graft.py",
@@ -192,7 +187,12 @@ OTHERS = [
     ),
     *mutations(
         "precondition/graft.py",
-        "precondition/test_graft.py::test_of_a_preconditioner_it_is_one",
+        "precondition/test_graft_members.py",
+        (
+            "_finite_or_old(direction_state, state.direction_state)",
+            "direction_state",
+            "a bad step poisons the direction's state",
+        ),
         ("[magnitude] * (weight != 0.0)", "[]", "the magnitude's scale does not count"),
     ),
     *mutations(
@@ -208,15 +208,15 @@ OTHERS = [
         "precondition/step_limits/along_update.py",
         "precondition/step_limits/test_step_limits.py::test_outputs_that_are_not_finite_leave_the_last_measurement",
         ("taken = due & jnp.all(jnp.isfinite(found))", "taken = due", "a NaN is a measurement"),
+    ),
+    *mutations(
+        "precondition/step_limits/along_update.py",
+        "precondition/step_limits/test_scales.py",
         (
             "jnp.clip(jnp.stack(allowed).min(), 0.0, 1.0)",
             "jnp.stack(allowed).min()",
             "a limit lengthens",
         ),
-    ),
-    *mutations(
-        "precondition/step_limits/along_update.py",
-        "precondition/step_limits/test_step_limits.py::test_an_update_beyond_float32_is_no_step_and_no_measurement",
         ("jnp.where(jnp.isfinite(norm), shrinkage, 0.0)", "shrinkage", "an infinite step is taken"),
     ),
     *mutations(

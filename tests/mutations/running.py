@@ -6,6 +6,7 @@ import importlib
 import multiprocessing
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,8 @@ def run_tests(copy: Path, tests: tuple[str, ...], mutated: bool) -> str:
 def prepare() -> None:
     """Makes the tests' settings, before any process takes them."""
     # JAX keeps every program that it compiled: most are the same in all mutations.
+    compiled = os.path.join(tempfile.gettempdir(), "fgo_jax-compiled-mutations")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     importlib.import_module("tests.conftest")
     PROCESSES.set_forkserver_preload(IMPORTED)
