@@ -36,4 +36,14 @@ EQUIVALENT = [
         ),
         "its share is zero then, and the first direction in use replaces it",
     ),
+    (
+        Mutation(
+            "precondition/fismo/whitening.py",
+            "good = jnp.isfinite(trace) & (trace > 0)",
+            "good = trace > 0",
+            "an infinite factor is kept",
+            (),
+        ),
+        "a Gram matrix over its own trace has a trace of one, zero or NaN, and NaN is not above zero",
+    ),
 ]

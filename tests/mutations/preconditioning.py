@@ -14,11 +14,6 @@ FISMO = [
         ("+ damping * _trace(factor) / d * eye", "", "a factor is not damped"),
         ("jnp.maximum(_trace(gram) / d, 1.0)", "1.0", "one large gradient makes the factor"),
         ("decay * factor + (1 - decay) * gram", "gram", "a factor is of one gradient"),
-        (
-            "good = jnp.isfinite(trace) & (trace > 0)",
-            "good = trace > 0",
-            "an infinite factor is kept",
-        ),
         ("multiply(view, g, root, 1 - side)", "g", "a factor is of raw gradients"),
     ),
     *mutations(
