@@ -44,6 +44,6 @@ EQUIVALENT = [
             "an infinite factor is kept",
             (),
         ),
-        "a Gram matrix over its own trace has a trace of one, zero or NaN, and NaN is not above zero",
+        "over its own trace a Gram matrix has a trace of one, zero or NaN",
     ),
 ]

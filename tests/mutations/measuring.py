@@ -108,7 +108,7 @@ PROBES = [
     ),
     *mutations(
         "probes/hutchinson.py",
-        "probes/test_hutchinson.py::test_errors_are_the_spread_over_vectors",
+        "probes/test_averages.py",
         ("student_width(m - 1) ** 2", "1.0", "few vectors have a normal error"),
     ),
     *mutations(

@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from fgo_jax.linalg import sums
 from fgo_jax.probes import gram_averages, hutchinson_averages
 from fgo_jax.probes.gram import gram as gram_probe
+from fgo_jax.probes.hutchinson import _moments
 from fgo_jax.probes.probe import ProbeInputs
 
 KEEP = 0.25
@@ -120,3 +122,14 @@ def test_grams_covariance_is_the_jackknifes_of_its_four_moments():
     gaps = left_out - left_out.mean(0)
     np.testing.assert_allclose(state.moments[0], moments(rows) / scale, rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(state.covariance[0], 6 / 7 * gaps.T @ gaps, rtol=1e-2, atol=1e-4)
+
+
+def test_hutchinsons_covariance_is_that_of_first_order_influences_as_wide_as_students():
+    x, y, xy = np.float32(np.random.default_rng(3).uniform(2, 3, (3, 4)))
+    moments, covariance = jax.jit(_moments)(x, y, xy)
+    trace = (x + y) / 2
+    pairs = [x[i] * y[j] for i in range(4) for j in range(4) if i != j]
+    np.testing.assert_allclose(moments, [trace.mean(), np.mean(pairs), xy.mean()], rtol=1e-5)
+    influence = np.cov([trace, 2 * trace.mean() * trace, xy]) / 4
+    width = stats.t.ppf(0.975, 3) / stats.norm.ppf(0.975)
+    np.testing.assert_allclose(covariance, width**2 * influence, rtol=1e-4)
