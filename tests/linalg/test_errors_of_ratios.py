@@ -3,9 +3,10 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import roots_genlaguerre
 
 from fgo_jax.linalg import sums
-from fgo_jax.linalg.rows import trusted_error
+from fgo_jax.linalg.rows import trusted_error, white_noise_rank
 
 
 @pytest.mark.parametrize("of", [sums.centred_sums, sums.uncentred_sums])
@@ -27,3 +28,12 @@ def test_a_rank_within_reach_of_its_ceiling_has_no_error():
     np.testing.assert_array_equal(
         trusted_error(ranks, jnp.full(3, 2.0), jnp.float32(100.0)), [2.0, np.inf, np.inf]
     )
+
+
+@pytest.mark.parametrize(
+    ("rows", "dimension", "energy"), [(7, 21, 0.9), (9, 18, 0.9), (14, 42, 0.8), (16, 32, 0.5)]
+)
+def test_the_rank_of_white_noise_is_that_of_laguerres_roots(rows, dimension, energy):
+    roots = roots_genlaguerre(rows, dimension - rows)[0]
+    wanted = float(sums.energy_rank(jnp.float32(roots / dimension), energy))
+    assert float(white_noise_rank(rows, dimension, energy)) == wanted

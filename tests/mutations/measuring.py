@@ -162,7 +162,7 @@ LINALG = [
     ),
     *mutations(
         "linalg/rows.py",
-        "linalg/test_rows.py::test_the_ceiling_is_what_white_noise_reads",
+        "linalg/test_errors_of_ratios.py",
         ("np.sqrt(few - index[1:])", "np.sqrt(few - index[:-1])", "the ceiling is too high"),
     ),
     *mutations(
