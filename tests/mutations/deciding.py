@@ -159,7 +159,7 @@ SMOOTHING = [
     ),
     *mutations(
         "smoothing/energy_exponent.py",
-        "smoothing/test_energy_exponent.py::test_an_energy_too_large_for_a_float_is_no_measurement",
+        "smoothing/test_growing_mean.py",
         (
             "(due & (seen > 0) & known, new",
             "(due & (seen > 0), new",

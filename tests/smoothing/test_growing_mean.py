@@ -1,11 +1,11 @@
-"""The running mean, and the two that are made of it, step by step."""
+"""The running mean, and what is made of it, step by step."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import fgo_jax as fgo
-from fgo_jax.smoothing import average_weights, growing_mean, slow_momentum
+from fgo_jax.smoothing import average_weights, energy_exponent, growing_mean, slow_momentum
 
 moved = jax.jit(growing_mean.moved)
 averaged = jax.jit(average_weights.average_update)
@@ -77,3 +77,16 @@ def test_a_step_that_is_not_taken_leaves_share_count_and_mean():
         _, state = momentum(state, tree, jnp.float32(0.5))
     _, after = momentum(state, TREES[3], jnp.float32(0.5), taken=jnp.asarray(False))
     jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
+def test_a_mean_whose_energy_overflows_leaves_the_exponent_as_it_was():
+    look = jax.jit(energy_exponent.energy_fall_update)
+    fall = energy_exponent.energy_fall_init()
+    slow = slow_momentum.momentum_init(jnp.zeros(3))
+    for steps, length in ((10, 2.0), (20, 1.5), (30, 1.0)):
+        slow = slow._replace(averaged_steps=jnp.int32(steps), mean=jnp.full(3, length))
+        fall = look(fall, slow)
+    assert float(energy_exponent.energy_exponent(fall)) > 0
+    # Each entry is a float32, the sum of their squares is not.
+    huge = slow._replace(averaged_steps=jnp.int32(40), mean=jnp.full(3, 1e20))
+    jax.tree.map(np.testing.assert_array_equal, look(fall, huge), fall)
