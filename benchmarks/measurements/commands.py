@@ -49,7 +49,7 @@ def calibrate(runs, windows, output) -> None:
 @click.option("--sizes", help="Comma-separated, of those timed; all by default.")
 @_OUTPUT
 def measure_sketch(draws, rounds, sizes, output) -> None:
-    """Probes against dense truth and against matfree and traceax; writes probe_accuracy.json."""
+    """Probes against dense truth and against matfree and traceax; writes sketch.json."""
     chosen = names_in(sizes, list(probe_accuracy.LAYERS), "size")
     with console.status("starting") as status:
         results = probe_accuracy.measure(draws=draws, rounds=rounds, sizes=chosen,
