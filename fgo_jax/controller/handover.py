@@ -208,7 +208,7 @@ def _measured(grafts: Any, wanted: Any, given: Any, share: jax.Array) -> Any:
     squares = jax.tree.map(lambda a, b: jnp.stack([sum_squares(a), sum_squares(b)]), wanted, given)
 
     def log_ratio(pair: Any) -> jax.Array:
-        known = (pair > 0).all()
+        known = ((pair > 0) & jnp.isfinite(pair)).all()
         wanted, given = jnp.log(jnp.where(known, pair, 1.0))
         return jnp.where(known, 0.5 * (wanted - given), jnp.nan)
 

@@ -48,6 +48,8 @@ def test_energy_rank_against_numpy():
 
 def test_energy_rank_at_an_exact_share_and_at_the_edges():
     assert float(energy_rank(jnp.ones(10), 0.9)) == 9
+    # The float32 next to 0.6 is above it: fifty times that is above thirty.
+    assert float(energy_rank(jnp.ones(50), 0.6)) == 30
     assert float(energy_rank(jnp.ones(1000) / 3, 1.0)) == 1000
     assert float(energy_rank(jnp.array([5.0, -1e-6, 0.0]), 0.9)) == 1
     assert np.isnan(energy_rank(jnp.zeros(3), 0.9))

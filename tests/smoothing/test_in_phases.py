@@ -1,0 +1,53 @@
+"""Slow momentum and average of the weights inside a run of phases with a bad step in it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import fgo_jax as fgo
+from tests.directions import Doubling
+
+BEGINS, RAMP, STEPS, SKIPPED = 2, 6, 12, 7
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Shares and counts of the slow momentum after each step, parameters before it, last state."""
+    one = Doubling.made(0.0, stretch=1.0)
+    phases = [
+        fgo.acquisition(1e-2, transform=one),
+        fgo.reask(1e-2, transform=one, slow_share=0.5),
+    ]
+    tx = fgo.phased(
+        phases, [fgo.triggers.after(BEGINS - 1)], handover_steps=RAMP, average_weights=1.0
+    )
+
+    def step(carry, gradient):
+        params, state = carry
+        updates, state = tx.update(gradient, state, params)
+        return (params + updates, state), (state.slow.share, state.slow.averaged_steps, params)
+
+    grads = np.random.default_rng(0).standard_normal((STEPS, 3)).astype(np.float32)
+    grads[SKIPPED] = np.nan
+    scan = jax.jit(lambda carry, grads: jax.lax.scan(step, carry, grads))
+    start = jnp.ones(3)
+    (_, state), record = scan((start, tx.init(start)), grads)
+    return *jax.device_get(record), jax.device_get(state)
+
+
+def test_the_share_rises_over_a_hand_over_and_counts_taken_steps_of_its_phase(run):
+    shares, counts, _, _ = run
+    taken = np.arange(STEPS) != SKIPPED
+    used = np.cumsum(taken & (np.arange(STEPS) >= BEGINS))
+    np.testing.assert_array_equal(counts, used)
+    before = np.maximum(used - 1, 0)
+    np.testing.assert_allclose(shares, 0.5 * before / (before + RAMP), rtol=1e-6)
+
+
+def test_the_average_is_over_the_parameters_of_taken_steps(run):
+    _, _, params, state = run
+    kept = np.delete(params, SKIPPED, 0)
+    assert state.average.averaged_steps == STEPS - 1
+    np.testing.assert_allclose(state.average.average, kept.mean(0), rtol=1e-5)
+    assert np.isfinite(state.slow.mean).all()

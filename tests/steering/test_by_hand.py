@@ -1,0 +1,60 @@
+"""Steering by hand, on states alone; and what a stack of runs tells."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import fgo_jax as fgo
+
+PHASES = ("acquisition", "reask", "execution")
+
+
+@pytest.fixture(scope="module")
+def state():
+    tx = fgo.target_acquisition(1e-3, transform=optax.identity())
+    return tx.init({"w": jnp.zeros(2)})
+
+
+def with_clock(state, **changes):
+    return state._replace(clock=state.clock._replace(**changes))
+
+
+def test_several_runs_stop_when_all_have(state):
+    stopped = with_clock(state, stop_flag=jnp.asarray(True))
+    assert not bool(fgo.should_stop((stopped, state)))
+    assert bool(fgo.should_stop((stopped, stopped)))
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_a_phase_is_asked_for_by_name_or_number_and_is_not_stopped(state, index):
+    stopped = with_clock(state, stop_flag=jnp.asarray(True))
+    for phase in (index, PHASES[index]):
+        forced = fgo.force_phase(stopped, phase)
+        assert int(forced.clock.requested_phase) == index
+        assert not bool(fgo.should_stop(forced))
+
+
+def test_a_restart_begins_the_clock_anew_and_judges_nothing_yet(state):
+    judged = jax.tree.map(
+        lambda condition: condition._replace(verdict=jnp.int32(1), streak=jnp.int32(5)),
+        state.trigger_states,
+        is_leaf=lambda node: isinstance(node, fgo.triggers.ConditionState),
+    )
+    late = with_clock(state, total_step=jnp.int32(9), phase=jnp.int32(2))
+    again = fgo.restart(late._replace(trigger_states=judged, skipped_steps=jnp.int32(4)))
+    jax.tree.map(np.testing.assert_array_equal, again.clock, state.clock)
+    told = fgo.telemetry(again)
+    assert all(int(told[name]) == 0 for name in told if name.startswith("condition/"))
+    # What was learned or counted over all runs stays.
+    assert int(told["skipped_steps"]) == 4
+
+
+def test_a_stack_of_runs_tells_a_number_for_each(state):
+    other = with_clock(state, started=jnp.int32([0, 30, 70]), causes=jnp.int32([4, 1, 2]))
+    stack = jax.tree.map(lambda *leaves: jnp.stack(leaves), state, other)
+    told, alone = fgo.telemetry(stack), [fgo.telemetry(run) for run in (state, other)]
+    for name, numbers in told.items():
+        np.testing.assert_array_equal(numbers, jnp.stack([run[name] for run in alone]), name)
+    assert not bool(jnp.any(fgo.should_stop(stack)))
