@@ -11,8 +11,12 @@ CONTROLLER = [
         (">= limit", "> limit", "a deadline is a step late"),
         ("(clock.stop_flag | (holds & last))", "(holds & last)", "the stop flag falls by itself"),
         ("jnp.where(leaves, 0.0, decay_exponent)", "decay_exponent", "a decay goes on when anew"),
-        ("active = finite & running", "active = running", "a skipped step is judged"),
-        ("phase_step + 1 >= design", "phase_step >= design", "a least length is one longer"),
+        (
+            "running = finite & (clock.phase == index)",
+            "running = clock.phase == index",
+            "a skipped step is judged",
+        ),
+        ("min_steps[index] - 1", "min_steps[index]", "a least length is one longer"),
         ("jnp.where(holds, BY_TRIGGER, BY_DEADLINE)", "BY_TRIGGER", "deadlines have no name"),
         ("(holds | late) & ~last", "holds & ~last", "no deadline ends a phase"),
         (
@@ -65,7 +69,7 @@ CONTROLLER = [
             "a filling transform is not clipped",
         ),
         ("old < new and driving != coming", "driving != coming", "a phase forced back fills"),
-        ("log_norm_ratio(a, b) - old", "log_norm_ratio(b, a) - old", "a graft is inverted"),
+        ("log_norm_ratio(a, b), share", "log_norm_ratio(b, a), share", "a graft is inverted"),
         ("old + share *", "share *", "a graft is of its last step"),
         (
             "return self.transform_at(driver), jnp",

@@ -26,7 +26,11 @@ TRIGGERS = [
         ("holds & known", "holds", "few points can hold"),
         ("observation.total_step.astype", "observation.phase_step.astype", "time is of the phase"),
         ("time = jnp.log(", "time = (", "time is not logarithmic"),
-        ("(value > 0) if logarithm else True", "True", "a negative value has a logarithm"),
+        (
+            "(value > 0) & jnp.isfinite(value) if logarithm",
+            "jnp.isfinite(value) if logarithm",
+            "a negative value has a logarithm",
+        ),
         ("jnp.log(safe) if logarithm", "safe if logarithm", "a stall is not relative"),
         ("regression.margin(slope, z)", "z * slope.error", "the margin is a normal one"),
     ),
@@ -76,7 +80,7 @@ PHASES = [
         ("entry + (target - entry) * share", "entry", "a glide to zero jumps"),
         ("entry * ratio**share", "entry + (target - entry) * share", "a glide is linear"),
         (
-            "progress.phase_step + progress.phase_start",
+            "progress.phase_step + jnp.minimum(progress.phase_start, left)",
             "progress.phase_step",
             "a schedule counts from the phase",
         ),
