@@ -63,14 +63,13 @@ def measure(
 
 
 def observed(
-    design: Design, state: FgoState, probe_state: Any, extras: dict[str, Any]
+    state: FgoState, probe_state: Any, estimates: dict[str, Estimate], extras: dict[str, Any]
 ) -> dict[str, Signal]:
-    """Every signal of this step: the probe's, and those that came with the call."""
+    """Every signal of this step: the probe's estimates, and what came with the call."""
     signals = {}
-    if design.probe is not None:
+    for name, estimate in estimates.items():
         fresh = probe_state.evaluations != state.probe_state.evaluations
-        for name, estimate in design.probe.read(probe_state).items():
-            signals[name] = Signal(*estimate, fresh)
+        signals[name] = Signal(*estimate, fresh)
     for signal, name in EXTRA_SIGNALS.items():
         if name in extras:
             number = jnp.asarray(extras[name], jnp.float32)
