@@ -1,10 +1,8 @@
 """Transforms that run a model: eight devices give the numbers of one and keep every sharding."""
 
-import os
-import subprocess
-import sys
-
 import pytest
+
+from tests import eight_devices
 
 SHARDED = """
 import sys
@@ -67,12 +65,5 @@ print("sharded as one")
 
 @pytest.mark.parametrize("name", ["low_rank", "bartlett", "hutchinson"])
 def test_eight_devices_give_the_result_of_one(name):
-    env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED, name], env=env, capture_output=True, text=True, timeout=120
-    )
+    done = eight_devices.run("-c", SHARDED, name)
     assert "sharded as one" in done.stdout, done.stdout + done.stderr[-3000:]

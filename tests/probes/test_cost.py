@@ -1,15 +1,12 @@
 """Between its measurements a probe runs nothing, and masked parameters are refused."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import optax
 import pytest
 
 import fgo_jax as fgo
 from fgo_jax.linalg import sketch
+from tests import eight_devices
 from tests.hlo import computations, reached
 from tests.problems import mlp, mlp_batch, mlp_loss, mlp_params
 
@@ -115,12 +112,5 @@ print("same")
 
 @pytest.mark.slow
 def test_krylov_bases_stay_sharded_like_the_parameters():
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True
-    )
+    done = eight_devices.run("-c", SHARDED)
     assert done.stdout.strip() == "same", done.stderr[-3000:]

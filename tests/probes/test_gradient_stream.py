@@ -1,9 +1,6 @@
 """The default probe: its sketch, its estimates, its cadence."""
 
 import functools
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +10,7 @@ import pytest
 import fgo_jax as fgo
 from fgo_jax.linalg.sketch import sketch_tree
 from fgo_jax.probes.probe import ProbeInputs
+from tests import eight_devices
 
 
 def tree(key):
@@ -183,12 +181,5 @@ print("same")
 
 
 def test_one_and_eight_devices_decide_alike():
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True
-    )
+    done = eight_devices.run("-c", SHARDED)
     assert done.stdout.strip() == "same", done.stderr[-3000:]

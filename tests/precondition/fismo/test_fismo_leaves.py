@@ -1,9 +1,5 @@
 """What scale_by_fismo keeps true for every leaf, dtype, tree, transform and mesh."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +7,7 @@ import optax
 import pytest
 
 from fgo_jax.precondition import scale_by_fismo
+from tests import eight_devices
 from tests.precondition.sequences import gradients, run
 
 Numbers = optax.contrib.MuonDimensionNumbers
@@ -267,12 +264,5 @@ print("sharded as one")
 
 
 def test_sharded_parameters_give_the_result_of_one_device():
-    env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True, timeout=300
-    )
+    done = eight_devices.run("-c", SHARDED)
     assert "sharded as one" in done.stdout, done.stdout + done.stderr[-3000:]

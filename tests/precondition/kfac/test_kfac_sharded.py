@@ -1,8 +1,6 @@
 """scale_by_kfac on eight devices gives the numbers and keeps the shardings of one."""
 
-import os
-import subprocess
-import sys
+from tests import eight_devices
 
 SHARDED = """
 import flax.linen as nn, jax, jax.numpy as jnp, numpy as np, optax
@@ -97,12 +95,5 @@ print("sharded as one")
 
 def test_sharded_batches_and_kernels_give_the_result_of_one_device():
     """Sums of 16 rows in another order, through damped inverses of condition 1e3 or less."""
-    env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True, timeout=240
-    )
+    done = eight_devices.run("-c", SHARDED)
     assert "sharded as one" in done.stdout, done.stdout + done.stderr[-3000:]

@@ -1,9 +1,5 @@
 """What scale_by_kronecker_fisher keeps true for every leaf, dtype, tree, transform and mesh."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +7,7 @@ import optax
 import pytest
 
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
+from tests import eight_devices
 from tests.precondition.sequences import gradients, run
 from tests.problems import trees_equal
 
@@ -231,12 +228,5 @@ print("sharded as one")
 
 def test_sharded_parameters_give_the_result_of_one_device():
     """Shapes and tolerance as for the reference: no basis is left to the rounding."""
-    env = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_PLATFORMS": "cpu",
-        "OPENBLAS_NUM_THREADS": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED], env=env, capture_output=True, text=True, timeout=120
-    )
+    done = eight_devices.run("-c", SHARDED)
     assert "sharded as one" in done.stdout, done.stdout + done.stderr[-3000:]
