@@ -4,6 +4,8 @@ import importlib.metadata
 import os
 import tempfile
 
+from hypothesis import HealthCheck, Phase, settings
+
 # LAPACK's own threads wait for each other inside a refresh when the cores are busy.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # Many checks compile the very same step; its second compilation is a file's reading.
@@ -17,3 +19,20 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if int(importlib.metadata.version("jaxlib").split(".")[1]) < 11:  # a later one may not have it
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".strip()
+
+# The first example of a property compiles its program, so no example has a deadline. The checks
+# are the same at every run; `--hypothesis-profile=thorough` draws ten times as many, and others.
+settings.register_profile(
+    "checks",
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    print_blob=True,
+    phases=[phase for phase in Phase if phase is not Phase.explain],  # which traces every line
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "thorough", settings.get_profile("checks"), max_examples=2000, derandomize=False
+)
+settings.load_profile("checks")

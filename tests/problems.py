@@ -51,10 +51,13 @@ def mlp_step(tx, extras=lambda value, batch, step: {"value": value}):
     return step
 
 
-def train(tx, steps, **kwargs):
+def train(tx, steps, compiler_options=None, **kwargs):
     """Parameters, state and losses after one scan."""
     params = mlp_params()
-    run = jax.jit(lambda carry: jax.lax.scan(mlp_step(tx, **kwargs), carry, jnp.arange(steps)))
+    run = jax.jit(
+        lambda carry: jax.lax.scan(mlp_step(tx, **kwargs), carry, jnp.arange(steps)),
+        compiler_options=compiler_options,
+    )
     (params, state), losses = run((params, tx.init(params)))
     return params, state, losses
 

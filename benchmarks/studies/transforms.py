@@ -1,6 +1,5 @@
 """Single transformations against Adam: steps, seconds and memory, task by task."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,8 +34,13 @@ def bytes_per_parameter(task: Task, tx: optax.GradientTransformation) -> float:
     """Bytes of all leaves of an optimizer's state over the number of parameters."""
     params = jax.eval_shape(task.init, jax.random.key(0))
     leaves = jax.tree.leaves(jax.eval_shape(tx.init, params))
-    held = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
-    return held / optax.tree.size(params)
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) / size(task)
+
+
+def size(task: Task) -> int:
+    """The number of a task's parameters."""
+    shapes = jax.eval_shape(task.init, jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def table_of(race: Race) -> dict[str, Any]:
@@ -59,7 +63,7 @@ def table_of(race: Race) -> dict[str, Any]:
         "metric": task.metric,
         "data": task.digest,
         "num_steps": task.num_steps,
-        "parameters": int(optax.tree.size(jax.eval_shape(task.init, jax.random.key(0)))),
+        "parameters": size(task),
         "evidence": race.evidence,
         "target": level.target,
         "level": level.title,

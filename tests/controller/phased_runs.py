@@ -242,7 +242,9 @@ def program(name):
             value=now["value"],
             validation_value=now["validation"],
         )
-        means = (new.transforms, new.slow, new.energy_fall, new.average, new.grafts)
+        # A graft that stays for good is NaN until its transform has been measured.
+        grafts = jax.tree.map(lambda g: jnp.where(jnp.isnan(g), 0.0, g), new.grafts)
+        means = (new.transforms, new.slow, new.energy_fall, new.average, grafts)
         record = {
             "clock": new.clock,
             "skipped": new.skipped_steps,

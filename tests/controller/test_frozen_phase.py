@@ -9,6 +9,12 @@ import fgo_jax as fgo
 from tests.problems import mlp_batch, mlp_loss, mlp_params, train, trees_equal
 
 STEPS = 50
+# As outside the tests (conftest.py): the quick generator of code rounds by how it fuses.
+AS_USUAL = {
+    "xla_cpu_use_fusion_emitters": True,
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+}
 never = fgo.triggers.never
 
 
@@ -60,9 +66,9 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_equals_its_base_bit_for_bit_inside_one_scan(case):
     ours, base = (make() for make in CASES[case])
-    params, state, _ = train(ours, STEPS)
+    params, state, _ = train(ours, STEPS, AS_USUAL)
     assert int(state.probe_state.evaluations) > 0, "the probe must have been on"
-    assert trees_equal(params, train(base, STEPS)[0])
+    assert trees_equal(params, train(base, STEPS, AS_USUAL)[0])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -70,7 +76,9 @@ def test_equals_its_base_bit_for_bit_step_by_step(case):
     ours, base = (make() for make in CASES[case])
     left = right = mlp_params()
     left_state, right_state = ours.init(left), base.init(right)
-    left_update, right_update = jax.jit(ours.update), jax.jit(base.update)
+    left_update, right_update = (
+        jax.jit(tx.update, compiler_options=AS_USUAL) for tx in (ours, base)
+    )
     for number in range(STEPS):
         grads = jax.grad(mlp_loss)(left, mlp_batch(number))
         a, left_state = left_update(grads, left_state, left)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from tests.precondition.natural_gradients import BATCH, MAKERS, PARAMS, random_gradients, run
 
@@ -18,7 +19,7 @@ LAPACK = ("eigh", "qr", "geqrf", "householder_product", "cholesky", "svd", "lu",
 def equations(jaxpr):
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jaxprs_in_params(equation.params):
             yield from equations(inner)
 
 
