@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 GROWTH = 0.01  # steps from one measurement to the next, as a share of the steps taken
+SOONEST = 4  # and at least so many: a measurement is a pass over the gradients
 WINDOW = 16  # measurements in the running means
 LEAST = 8  # measurements behind a verdict
 LARGEST = np.iinfo(np.int32).max
@@ -57,7 +58,7 @@ def descent_update(
         count = jnp.where(anew, 0, state.measured)
         cosine = _cosine(grads, direction)
         share = 1.0 / jnp.minimum(count + 1.0, WINDOW)
-        gap = jnp.maximum(2, (GROWTH * step.astype(jnp.float32)).astype(jnp.int32))
+        gap = jnp.maximum(SOONEST, (GROWTH * step.astype(jnp.float32)).astype(jnp.int32))
         new = DescentState(
             jnp.minimum(count + 1, WINDOW),
             step,

@@ -28,7 +28,7 @@ def telemetry(opt_state: Any) -> dict[str, jax.Array]:
       training climbs the loss: their mean ``cosine`` with the raw gradients, over the last
       sixteen measurements, is negative by four standard errors. Then the transform has a minus
       sign of its own, or gradients and loss do not belong together. ``cosine`` is NaN until
-      measured, which takes place every 2 steps at first and every 1 % of the steps later;
+      measured, which takes place every 4 steps at first and every 1 % of the steps later;
     - ``slow_share``: share of the slow momentum in the last direction, where a phase has one;
     - ``energy_exponent``: q, where the energy of the slow momentum falls as 1/t^q, which an
       adaptive decay follows; NaN until measured;

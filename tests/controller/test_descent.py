@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fgo_jax as fgo
-from fgo_jax.controller.descent import GROWTH
+from fgo_jax.controller.descent import GROWTH, SOONEST
 
 SCALES = jnp.logspace(-2, 0, 20)  # curvatures
 
@@ -66,9 +66,9 @@ def test_noise_and_momentum_never_raise_the_flag(name):
 @pytest.mark.parametrize("at", [10, 300])
 def test_a_transform_that_turns_uphill_is_flagged(at):
     tx = alone(turning(optax.trace(0.5), at), 1e-3)
-    run = jax.jit(lambda noise: record(tx, 2 * at + 80, noise=noise))
+    run = jax.jit(lambda noise: record(tx, 2 * at + 160, noise=noise))
     # Thirty measurements, until the good ones are forgotten.
-    within = at + 30 * max(2, int(1.5 * GROWTH * at))
+    within = at + 30 * max(SOONEST, int(1.5 * GROWTH * at))
     for noise in (0.0, 1.0):
         (_, state), seen = run(noise)
         uphill = np.asarray(seen["uphill"])
@@ -86,7 +86,7 @@ def test_the_next_transform_has_a_record_of_its_own():
     tx = fgo.phased(phases, [fgo.triggers.after(99)], handover_steps=20)
     (_, state), seen = jax.jit(lambda: record(tx, 160))()
     uphill = np.asarray(seen["uphill"])
-    assert uphill[75:120].all()
+    assert uphill[80:120].all()
     assert not uphill[125:].any()
     assert "uphill" not in fgo.explain(state)
 
@@ -109,7 +109,7 @@ def test_it_is_measured_more_and_more_rarely():
     times = np.flatnonzero(np.diff(due))
     assert len(times) < 400
     gaps = np.diff(times)
-    assert gaps[0] == 2
+    assert gaps[0] == SOONEST
     np.testing.assert_allclose(gaps[-10:] / times[-11:-1], GROWTH, rtol=0.05)
 
 
