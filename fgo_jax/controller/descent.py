@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
+
+from fgo_jax.linalg.counters import later
 
 GROWTH = 0.01  # steps from one measurement to the next, as a share of the steps taken
 SOONEST = 4  # and at least so many: a measurement is a pass over the gradients
 WINDOW = 16  # measurements in the running means
 LEAST = 8  # measurements behind a verdict
-LARGEST = np.iinfo(np.int32).max
 ERRORS = 4.0  # standard errors below zero: with momentum single cosines are often negative
 
 
@@ -62,7 +62,7 @@ def descent_update(
         new = DescentState(
             jnp.minimum(count + 1, WINDOW),
             step,
-            step + jnp.minimum(gap, LARGEST - step),
+            later(step, gap),
             state.cosine + share * (cosine - state.cosine),
             state.square + share * (jnp.square(cosine) - state.square),
         )

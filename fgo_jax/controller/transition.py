@@ -49,6 +49,7 @@ def _look(
 
 
 def _wait(state: Any, begins: jax.Array, active: jax.Array) -> tuple[jax.Array, Any]:
+    # Not a constant: inside `shard_map` it varies over the devices like what `_look` returns.
     return begins & active & False, state
 
 

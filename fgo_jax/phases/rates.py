@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fgo_jax.linalg.counters import later
+
 
 class Progress(NamedTuple):
     """Where training stands, as a law of the learning rate sees it.
@@ -50,9 +52,7 @@ def peak(learning_rate: Any, cut: Any = 0.0) -> Law:
     def law(progress: Progress) -> jax.Array:
         rate = learning_rate
         if callable(rate):
-            # Both counters stop at the largest int32; their sum must not pass it.
-            left = jnp.iinfo(jnp.int32).max - progress.phase_step
-            rate = rate(progress.phase_step + jnp.minimum(progress.phase_start, left))
+            rate = rate(later(progress.phase_step, progress.phase_start))
         return jnp.asarray(rate, jnp.float32) * jnp.asarray(1.0 - cut, jnp.float32)
 
     return law

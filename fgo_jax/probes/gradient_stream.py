@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.linalg.counters import later
 from fgo_jax.linalg.sketch import sketch_parts
 from fgo_jax.probes.gradient_window import signal_names, window_estimates
 from fgo_jax.probes.groups import Groups, check_groups, slots
@@ -191,7 +192,7 @@ def _measure(
         differences=put(state.differences, (row - first) * jnp.float32(0.5**0.5), slot),
         products=put(state.products, jnp.vdot(first[0], row[0]) / 2, slot),
         norms=put(state.norms, (jnp.vdot(first[0], first[0]) + jnp.vdot(row[0], row[0])) / 4, slot),
-        next_row=_later(inputs.step, jnp.where(half == 1, _gap(inputs.step, every, growth), 1)),
+        next_row=later(inputs.step, jnp.where(half == 1, _gap(inputs.step, every, growth), 1)),
     )
     close = functools.partial(
         _close, energy=energy, size=optax.tree.size(inputs.rows), names=check_groups(groups)
@@ -222,11 +223,6 @@ def _close(
         "held": jnp.where(held, optax.safe_increment(state.held), state.held),
         "estimates": jnp.stack(list(estimates.values())),
     }
-
-
-def _later(step: jax.Array, gap: jax.Array) -> jax.Array:
-    """The sum, but never beyond int32, where it would be negative and always due."""
-    return step + jnp.minimum(gap, jnp.iinfo(jnp.int32).max - step)
 
 
 def _gap(step: jax.Array, every: int | None, growth: float) -> jax.Array:

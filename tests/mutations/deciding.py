@@ -80,7 +80,7 @@ PHASES = [
         ("entry + (target - entry) * share", "entry", "a glide to zero jumps"),
         ("entry * ratio**share", "entry + (target - entry) * share", "a glide is linear"),
         (
-            "progress.phase_step + jnp.minimum(progress.phase_start, left)",
+            "later(progress.phase_step, progress.phase_start)",
             "progress.phase_step",
             "a schedule counts from the phase",
         ),
