@@ -9,6 +9,7 @@ from fgo_jax.phases.builders import acquisition, execution, reask
 from fgo_jax.phases.phase import Phase
 from fgo_jax.precondition import (
     clip_by_softmax_radius,
+    describe,
     graft,
     scale_by_diagonal_fisher,
     scale_by_fismo,
@@ -38,6 +39,7 @@ __all__ = [
     "clip_by_softmax_radius",
     "curvature",
     "decays",
+    "describe",
     "eval_params",
     "execution",
     "explain",

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fgo_jax.linalg import mesh
 from fgo_jax.linalg.trees import laid_end_to_end
 
 # Leaves of at most so many times the sketch's width are laid end to end.
@@ -66,8 +67,9 @@ def sketch_parts(
     hashed = laid = 0
     sketches = []
     for part in parts:
-        chosen = [leaves[index].astype(jnp.float32) for index in part if leaves[index].size]
         most = _SMALL * width
+        chosen = [leaves[index].astype(jnp.float32) for index in part if leaves[index].size]
+        chosen = [x if x.size > most else mesh.replicate(x, x) for x in chosen]
         large = sum(leaf.size > most for leaf in chosen)
         buckets = []
         for index, piece in enumerate(laid_end_to_end(chosen, most)):
@@ -124,8 +126,13 @@ def _bucket(values: jax.Array, width: int) -> jax.Array:
     for axis, (size, classes) in reversed(list(enumerate(zip(shape, buckets, strict=True), 1))):
         if classes < size:
             member = (jnp.arange(size) % classes)[:, None] == jnp.arange(classes)
-            values = jnp.tensordot(values, member.astype(jnp.float32), axes=(axis, 0))
-    return values.reshape(2, -1)
+            values = jnp.tensordot(
+                values,
+                member.astype(jnp.float32),
+                axes=(axis, 0),
+                out_sharding=mesh.without(values, axis),
+            )
+    return mesh.replicate(values, values).reshape(2, -1)
 
 
 def _fold(row: jax.Array, width: int, first: int) -> jax.Array:

@@ -6,6 +6,7 @@ names `kfac` and `fismo` are those of sub-packages.)
 """
 
 from fgo_jax.precondition.composed import chain, masked
+from fgo_jax.precondition.describe import describe
 from fgo_jax.precondition.diagonal_fisher import scale_by_diagonal_fisher
 from fgo_jax.precondition.fismo.transform import scale_by_fismo
 from fgo_jax.precondition.graft import graft
@@ -20,6 +21,7 @@ __all__ = [
     "Preconditioner",
     "chain",
     "clip_by_softmax_radius",
+    "describe",
     "graft",
     "kfac_layers",
     "masked",

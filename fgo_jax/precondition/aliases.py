@@ -28,7 +28,7 @@ def kronecker_fisher(
     factor_decay: jax.typing.ArrayLike = 0.95,
     eps: jax.typing.ArrayLike = 1e-8,
     refresh_every: jax.typing.ArrayLike = 10,
-    max_dim: int = 1024,
+    block_size: int = 1024,
     vector_factors: bool = False,
     power: float = 0.5,
     centred: bool = False,
@@ -55,7 +55,7 @@ def kronecker_fisher(
     Returns:
       A gradient transformation that applies the learning rate and the minus sign. Its state takes
       the bytes per parameter of :func:`fgo_jax.scale_by_kronecker_fisher`. Under
-      `optax.inject_hyperparams` name in ``static_args`` mask, max_dim, power, momentum_dtype and
+      `optax.inject_hyperparams` name in ``static_args`` mask, block_size, power, momentum_dtype and
       weight_dimension_numbers.
 
     Raises:
@@ -78,7 +78,7 @@ def kronecker_fisher(
         factor_decay,
         eps=eps,
         refresh_every=refresh_every,
-        max_dim=max_dim,
+        block_size=block_size,
         vector_factors=vector_factors,
         power=power,
         centred=centred,

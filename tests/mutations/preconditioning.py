@@ -145,7 +145,11 @@ KRONECKER = [
             "eigenbasis.rotate(x, bases[i], m) ** 2 + v",
             "the second moment is a sum",
         ),
-        ("mean / bias_correction(b1, step)", "mean", "the first moment is biased at first"),
+        (
+            "stack.join(means) / bias_correction(b1, step)",
+            "stack.join(means)",
+            "the first moment is biased at first",
+        ),
         (
             "jnp.where(fresh, 1.0, jnp.sqrt(p))",
             "jnp.where(fresh, 1.0, p)",
@@ -156,6 +160,20 @@ KRONECKER = [
             "keeps_scale=True",
             "the noise's scale passes as the update's",
         ),
+    ),
+    *mutations(
+        "precondition/shared/stacks.py",
+        "precondition/test_stacks.py",
+        ('re.sub(r"\\d+", "#", ', "str(", "every layer has a stack of its own"),
+        ("if m.groups else i", "if True else i", "vectors are stacked"),
+        ("4 * block < block_size", "False", "a prime axis falls into its entries"),
+        ("block <= 1 or", "False or", "factors of a single number"),
+        ("needed = -(-needed // cut)", "pass", "every axis of a side is cut"),
+    ),
+    *mutations(
+        "precondition/shared/over_matrices.py",
+        "precondition/test_stacks.py",
+        ("starts[is_own] += math.prod(batch)", "pass", "every place has the first results"),
     ),
     *mutations(
         "precondition/kronecker/transform.py",

@@ -28,7 +28,7 @@ ALIASES = {
         fgo.scale_by_kronecker_fisher,
         (),
         {"refresh_every": 2, "b2": 0.9, "power": 0.5},
-        ("mask", "max_dim", "power", "momentum_dtype", "weight_dimension_numbers"),
+        ("mask", "block_size", "power", "momentum_dtype", "weight_dimension_numbers"),
     ),
     "kfac": (
         fgo.kfac,

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.linalg import mesh
 from fgo_jax.precondition.fismo import directions, whitening
-from fgo_jax.precondition.shared import mesh
 from fgo_jax.precondition.shared.leaves import (
     bias_correction,
     check_floating,
@@ -25,6 +25,7 @@ from fgo_jax.precondition.shared.matrix_view import (
     views,
 )
 from fgo_jax.precondition.shared.modes import Modes
+from fgo_jax.precondition.shared.notes import note
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
 
 _NAME = "scale_by_fismo"
@@ -181,6 +182,7 @@ def scale_by_fismo(
         leaves = jax.tree.leaves(params)
         check_floating(_NAME, leaves)
         pairs = list(zip(leaves, views(weight_dimension_numbers, params), strict=True))
+        note(_NAME, params, [whitening.treatment(*pair, max_dim) for pair in pairs])
 
         def per_leaf(start: Callable[[Any, Any], Any]) -> Any:
             return tuple(start(*pair) for pair in pairs) if leaves else empty_field()

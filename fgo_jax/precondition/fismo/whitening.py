@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fgo_jax.precondition.shared import mesh
+from fgo_jax.linalg import mesh
 from fgo_jax.precondition.shared.modes import Modes
 from fgo_jax.precondition.shared.over_matrices import over_matrices
 
@@ -30,6 +31,18 @@ def identities(x: Any, view: Modes, max_dim: int) -> Pair:
         return jnp.array(eye, jnp.float32, device=device)
 
     return identity(0), identity(1)
+
+
+def treatment(x: Any, view: Modes | None, max_dim: int) -> tuple[str, int]:
+    """In words for the user, and the bytes of the factors and roots of a leaf."""
+    if view is None:
+        return "no matrix, as Adam", 0
+    sides = [d for d in view.dims if 1 < d <= max_dim]
+    if not sides:
+        return "orthogonalised, without a factor", 0
+    batch = math.prod(x.shape[axis] for axis in view.batch)
+    words = f"orthogonalised between factors of {' and of '.join(map(str, sides))}"
+    return words, 8 * batch * sum(d * d for d in sides)
 
 
 def multiply(view: Modes, x: jax.Array, factor: jax.Array | None, side: int) -> jax.Array:

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fgo_jax.linalg import mesh
 from fgo_jax.precondition.kfac.layers import Diagonal, Layer, Layout
-from fgo_jax.precondition.shared import mesh
 from fgo_jax.precondition.shared.over_matrices import over_matrices
 
 Terms = tuple[tuple[jax.Array, jax.Array], ...]

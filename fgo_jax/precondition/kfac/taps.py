@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fgo_jax.linalg import mesh
 from fgo_jax.linalg.devices import as_varying, varying_axes
-from fgo_jax.precondition.kfac.layers import Layer
-from fgo_jax.precondition.shared import mesh
+from fgo_jax.precondition.kfac.layers import Diagonal, Layer, Layout
 
 # A term is a pair (X, Y) of moments: X on the kernel's input axes, Y on its output axes. Square
 # matrices are full factors, vectors diagonal ones.
@@ -28,6 +28,25 @@ def zero_terms(layer: Layer, max_dim: int) -> tuple[tuple[jax.Array, jax.Array],
     if layer.kind == "embed":
         return ((side(layer.rows, False), columns), (side(layer.rows, False), columns))
     return ((side(layer.rows, layer.rows <= max_dim), columns),)
+
+
+def treatments(plan: Layout, factors: list[Any], roots: list[Any]) -> list[tuple[str, int]]:
+    """For each leaf, in words for the user, and the bytes of its factors and roots."""
+    found: dict[int, tuple[str, int]] = {}
+    arrays = list(zip(factors, roots, strict=True))
+    for part, state in zip((*plan.layers, *plan.diagonals), arrays, strict=True):
+        size = sum(4 * x.size for x in jax.tree.leaves(state))
+        if isinstance(part, Diagonal):
+            found[part.leaf] = "a diagonal Fisher", size
+            continue
+        of, ranks = f"of {part.kind} layer {part.path or '(root)'}", len(part.stack) + 1
+        sides = " and ".join(
+            f"{x.shape[-1]}{' (diagonal)' if x.ndim == ranks else ''}" for x in state[0][0]
+        )
+        found[part.kernel] = f"kernel {of}: factors of {sides}", size
+        if part.bias is not None:
+            found[part.bias] = f"bias {of}: in the kernel's factors", 0
+    return [found[leaf] for leaf in sorted(found)]
 
 
 def zero_probe(layer: Layer, max_dim: int) -> Any:

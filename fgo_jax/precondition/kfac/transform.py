@@ -12,13 +12,14 @@ import optax
 from fgo_jax import _checks
 from fgo_jax.curvature import losses
 from fgo_jax.curvature.weights import Select, check_select
+from fgo_jax.linalg import mesh
 from fgo_jax.precondition.kfac import roots, taps
 from fgo_jax.precondition.kfac.estimate import estimator
 from fgo_jax.precondition.kfac.layers import Axes, Layout, Paths, check_diagonal, layout
 from fgo_jax.precondition.kfac.refresh import Cadence, brought_up_to_date
-from fgo_jax.precondition.shared import mesh
 from fgo_jax.precondition.shared.leaves import bias_correction, empty_field, f32, usable_leaves
 from fgo_jax.precondition.shared.model import key_data, key_of_step, model_and_batch
+from fgo_jax.precondition.shared.notes import note
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
 
 _NAME = "scale_by_kfac"
@@ -198,6 +199,7 @@ def scale_by_kfac(
         for d in plan.diagonals:
             factors.append(jnp.zeros(jnp.shape(leaves[d.leaf]), jnp.float32))
             inverse.append(jnp.zeros(jnp.shape(leaves[d.leaf]), jnp.float32))
+        note(_NAME, params, taps.treatments(plan, factors, inverse))
         counts = tuple(jnp.zeros((), jnp.int32) for _ in factors)
         return ScaleByKfacState(
             kfac_key=key_data(seed),

@@ -9,36 +9,50 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fgo_jax.precondition.shared import mesh
+from fgo_jax.linalg import mesh
+from fgo_jax.precondition.shared.matrix_view import DimensionNumbers, views
 from fgo_jax.precondition.shared.modes import Modes
 from fgo_jax.precondition.shared.over_matrices import over_matrices
+from fgo_jax.precondition.shared.stacks import Stack
 
 # The rounding error of a float32, relative to the largest entry.
 _ROUNDING = float(jnp.finfo(jnp.float32).eps)
 
-# The arrays of a leaf, one per mode; and those of all leaves.
+# The arrays of a stack of leaves, one per mode; and those of all stacks.
 Factors = tuple[jax.Array, ...]
 Leaves = tuple[Factors, ...]
 
 
-def axis_by_axis(shape: tuple[int, ...], max_dim: int, vector_factors: bool) -> Modes:
-    """A mode for every axis that has a factor of its own.
+def modes_of(tree: Any, numbers: DimensionNumbers, vector_factors: bool) -> list[Modes]:
+    """For each leaf the modes that may have a factor: its axes, or the sides of its matrices.
 
     Axes of length one do not count: (1, d) and (d, 1) are vectors.
     """
-    long = [axis for axis, dim in enumerate(shape) if dim > 1]
-    if math.prod(shape) == 0 or (len(long) == 1 and not vector_factors):
-        long = []
-    return Modes(shape, tuple((axis,) for axis in long if shape[axis] <= max_dim))
+    shapes = [jnp.shape(x) for x in jax.tree.leaves(tree)]
+    if numbers is not None:
+        return [
+            Modes(shape, ()) if view is None else view.only(lambda d: d > 1)
+            for shape, view in zip(shapes, views(numbers, tree), strict=True)
+        ]
+
+    def axis_by_axis(shape: tuple[int, ...]) -> Modes:
+        long = [axis for axis, dim in enumerate(shape) if dim > 1]
+        if math.prod(shape) == 0 or (len(long) == 1 and not vector_factors):
+            long = []
+        return Modes(shape, tuple((axis,) for axis in long))
+
+    return list(map(axis_by_axis, shapes))
 
 
-def start(x: jax.Array, modes: Modes) -> tuple[Factors, Factors]:
-    """Zero factors and identity bases of a leaf, replicated on the leaf's mesh."""
-    device = mesh.device_of_new(x)
-    shapes = [modes.factor_shape(k) for k in range(len(modes.groups))]
+def start(stack: Stack, leaves: Sequence[Any]) -> tuple[Factors, Factors]:
+    """Zero factors and identity bases of a stack, split over a mesh like its blocks."""
+    device = stack.device_of_factor(leaves)
+    shapes = [stack.modes.factor_shape(k) for k in range(len(stack.modes.groups))]
 
     def identity(shape: tuple[int, ...]) -> jax.Array:
-        return jnp.array(jnp.broadcast_to(jnp.eye(shape[-1]), shape), jnp.float32, device=device)
+        # A copy: a buffer that is there twice cannot be donated.
+        array = jnp.array(jnp.broadcast_to(jnp.eye(shape[-1]), shape), jnp.float32)
+        return array if device is None else jax.device_put(array, device)
 
     return (
         tuple(jnp.zeros(shape, jnp.float32, device=device) for shape in shapes),
@@ -56,21 +70,25 @@ def averaged(
 ) -> Leaves:
     """L <- decay L + (1 - decay) G_(k) G_(k)^T for every mode k, or `stays` L for a bad leaf."""
     return tuple(
-        tuple(
-            jnp.where(m.per_factor(ok), decay * f + (1 - decay) * m.gram(g, k), stays * f)
-            for k, f in enumerate(fs)
+        mesh.put_on_batch(
+            tuple(
+                jnp.where(m.per_factor(ok), decay * f + (1 - decay) * m.gram(g, k), stays * f)
+                for k, f in enumerate(fs)
+            ),
+            g,
+            m.batch,
         )
         for fs, g, m, ok in zip(factors, gradients, modes, good, strict=True)
     )
 
 
-def replicated(
-    bases: Leaves, eigenvalues: Leaves, gradients: Sequence[jax.Array]
+def at_home(
+    bases: Leaves, eigenvalues: Leaves, gradients: Sequence[jax.Array], modes: Sequence[Modes]
 ) -> tuple[Leaves, Leaves]:
-    """The bases and eigenvalues of every leaf, on the mesh of its gradient."""
+    """The bases and eigenvalues of every stack, split over its mesh like its blocks."""
     pairs = [
-        mesh.replicate((q, eigenvalues[i] if eigenvalues else ()), g)
-        for i, (q, g) in enumerate(zip(bases, gradients, strict=True))
+        mesh.put_on_batch((q, eigenvalues[i] if eigenvalues else ()), g, m.batch)
+        for i, (q, g, m) in enumerate(zip(bases, gradients, modes, strict=True))
     ]
     return tuple(q for q, _ in pairs), tuple(v for _, v in pairs)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import optax
 from fgo_jax import _checks
 from fgo_jax.precondition.kronecker import eigenbasis
 from fgo_jax.precondition.kronecker.second_moment import Denominator, scaled_noise
+from fgo_jax.precondition.kronecker.state import ScaleByKroneckerFisherState
 from fgo_jax.precondition.shared.leaves import (
     bias_correction,
     check_floating,
@@ -19,27 +20,13 @@ from fgo_jax.precondition.shared.leaves import (
     held,
     usable_leaves,
 )
-from fgo_jax.precondition.shared.matrix_view import DimensionNumbers, views
+from fgo_jax.precondition.shared.matrix_view import DimensionNumbers
 from fgo_jax.precondition.shared.modes import Modes
+from fgo_jax.precondition.shared.notes import note
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
+from fgo_jax.precondition.shared.stacks import stacks, treatments
 
 _NAME = "scale_by_kronecker_fisher"
-
-
-class ScaleByKroneckerFisherState(NamedTuple):
-    """State of :func:`scale_by_kronecker_fisher`, grouped by how often it changes."""
-
-    fisher_step: jax.Array  # shape=(), dtype=jnp.int32.
-    first_moment: Any  # like params, dtype=jnp.float32 or momentum_dtype; parameter coordinates.
-    # Like params, dtype=jnp.float32, in coordinates of the eigenbasis. Without `corrected`, a leaf
-    # with factors has optax.MaskedNode() here.
-    second_moment: Any
-    # Leaf by leaf, factor by factor. `optax.tree.map_params` treats each of these three fields as
-    # one value that is not parameter-shaped.
-    factors: Any  # tuple of tuples, shape=(*batch, d, d), dtype=jnp.float32; changes at every step.
-    bases: Any  # like factors, eigenvectors in columns; changes at a refresh.
-    eigenvalues: Any  # shape=(*batch, d), dtype=jnp.float32; at a refresh. () if `corrected`.
-    previous: Any  # like params, dtype=jnp.float32; the last gradient if `centred`, else ().
 
 
 def scale_by_kronecker_fisher(
@@ -49,7 +36,7 @@ def scale_by_kronecker_fisher(
     *,
     eps: jax.typing.ArrayLike = 1e-8,
     refresh_every: jax.typing.ArrayLike = 10,
-    max_dim: int = 1024,
+    block_size: int = 1024,
     vector_factors: bool = False,
     power: float = 0.5,
     centred: bool = False,
@@ -102,24 +89,35 @@ def scale_by_kronecker_fisher(
     trace makes a refresh of its own. If the trace has more than doubled since the last refresh, the
     excess is added evenly to V: a spike is held back before its direction is known.
 
-    Factors: a leaf of any rank has one for each axis with 1 < length <= `max_dim`; attention and
-    convolution kernels have three or four. An axis longer than `max_dim` gets no factor and is not
-    rotated. A leaf with a single axis longer than one is a vector, without a factor by default. A
-    leaf without a factor is not rotated at all: at the defaults it follows `optax.scale_by_adam`.
+    Factors: a leaf of any rank has one for each axis longer than one; attention and convolution
+    kernels have three or four. An axis longer than `block_size` is cut into the fewest equal blocks
+    of at most that length, and each block of the leaf has factors of its own, as in distributed
+    Shampoo. An axis that falls into blocks of less than a quarter of `block_size`, such as one of
+    prime length, gets no factor and is not rotated: pad it. A leaf with a single axis longer than
+    one is a vector, without a factor by default. A leaf without a factor is not rotated at all: at
+    the defaults it follows `optax.scale_by_adam`. :func:`fgo_jax.describe` shows who has what.
 
     `weight_dimension_numbers` makes matrices of leaves instead. It names the axes of the rows and
-    those of the columns; each side up to `max_dim` has one factor. The axes that it does not name
+    those of the columns; each side has one factor, or one per block. The axes that it does not name
     are a batch of matrices with factors of their own (stacked, scanned layers). A leaf for which
     it gives None has no factor.
+
+    Stacks: leaves of equal shape whose names differ in numbers alone, such as the layers of a
+    model, are computed as one array. So the compiled step grows with the kinds of leaves, not with
+    their number.
 
     A leaf (or a matrix of a batch) whose gradient is not finite, or has squares that overflow
     float32, keeps its statistics and gets a zero update. The bias corrections count that step like
     any other. With `centred`, two equal gradients in a row hold no noise: A and L_i stay.
 
-    Updates and moments are sharded like their leaf. Factors and bases are replicated on a mesh with
-    explicit axes; with automatic axes the partitioner may split them unless `out_shardings` pins
-    them. On a busy CPU set OPENBLAS_NUM_THREADS=1. Otherwise the threads of LAPACK wait for each
-    other, and a refresh takes seconds instead of milliseconds.
+    Devices: updates and moments are sharded like their leaf, factors and bases like its blocks.
+    Where every shard of a leaf is whole blocks, nothing but scalars travels, in a refresh either.
+    So take a `block_size` that divides the shards' sides, for all numbers of devices that you
+    use: it decides what is computed, and the mesh does not. Leaves that every device holds are
+    refreshed by all of them together, each its share.
+
+    On a busy CPU set OPENBLAS_NUM_THREADS=1. Otherwise the threads of LAPACK wait for each other,
+    and a refresh takes seconds instead of milliseconds.
 
     Args:
       b1: decay rate of the first moment, which is kept in parameter coordinates; in [0, 1).
@@ -128,7 +126,7 @@ def scale_by_kronecker_fisher(
       eps: added to P at power 1/2, and eps^2 to A elsewhere; in the unit of a gradient (of
         D / rms(D), which has none, if `centred`).
       refresh_every: steps from one refresh of the bases to the next.
-      max_dim: longest axis that gets a factor; 1 turns all factors off.
+      block_size: longest side of a block; 1 turns all factors off.
       vector_factors: whether vectors get a factor.
       power: exponent of the second moment, a Python number in [0, 1].
       centred: whether the statistics are those of the gradients' noise, scaled to unit size.
@@ -170,7 +168,7 @@ def scale_by_kronecker_fisher(
     """
     _checks.static("power", power)
     _checks.unit("power", power)
-    _checks.positive_int("max_dim", max_dim)
+    _checks.positive_int("block_size", block_size)
     _checks.static("vector_factors", vector_factors)
     _checks.static("centred", centred)
     _checks.static("corrected", corrected)
@@ -189,40 +187,30 @@ def scale_by_kronecker_fisher(
     )
 
     def modes_of(tree: Any) -> list[Modes]:
-        shapes = [jnp.shape(x) for x in jax.tree.leaves(tree)]
-        if weight_dimension_numbers is None:
-            return [eigenbasis.axis_by_axis(s, max_dim, vector_factors) for s in shapes]
-        return [
-            Modes(shape, ()) if view is None else view.only(lambda d: 1 < d <= max_dim)
-            for shape, view in zip(shapes, views(weight_dimension_numbers, tree), strict=True)
-        ]
+        return eigenbasis.modes_of(tree, weight_dimension_numbers, vector_factors)
 
     def tracked(modes: Modes) -> bool:
-        """Whether the leaf has a second moment of its own."""
+        """Whether a stack has a second moment of its own."""
         return corrected or not modes.groups
 
     def init(params: Any) -> ScaleByKroneckerFisherState:
-        leaves, treedef = jax.tree.flatten(params)
+        leaves = jax.tree.leaves(params)
         check_floating(_NAME, leaves)
-        modes = modes_of(params)
-        started = [eigenbasis.start(x, m) for x, m in zip(leaves, modes, strict=True)]
-        factors, bases = zip(*started, strict=True) if leaves else (empty_field(), empty_field())
+        stacked = stacks(params, modes_of(params), block_size)
+        note(_NAME, params, treatments(stacked, leaves))
+        started = [eigenbasis.start(stack, leaves) for stack in stacked]
         values: Any = ()
         if not corrected:
-            first_columns = [tuple(f[..., 0] for f in leaf) for leaf, _ in started]
-            values = tuple(first_columns) if leaves else empty_field()
-        second = [
-            optax.tree.zeros_like(x, dtype=jnp.float32) if tracked(m) else optax.MaskedNode()
-            for x, m in zip(leaves, modes, strict=True)
-        ]
+            values = tuple(tuple(f[..., 0] for f in factors) for factors, _ in started)
+        second = tuple(s.zeros(leaves) if tracked(s.modes) else () for s in stacked)
         return ScaleByKroneckerFisherState(
             fisher_step=jnp.zeros((), jnp.int32),
             first_moment=optax.tree.zeros_like(params, dtype=momentum_dtype),
-            second_moment=treedef.unflatten(second),
-            factors=factors,
-            bases=bases,
-            eigenvalues=values,
             previous=optax.tree.zeros_like(params, dtype=jnp.float32) if centred else (),
+            second_moment=second if leaves else empty_field(),
+            factors=tuple(f for f, _ in started) if leaves else empty_field(),
+            bases=tuple(q for _, q in started) if leaves else empty_field(),
+            eigenvalues=values if leaves or corrected else empty_field(),
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
@@ -235,66 +223,76 @@ def scale_by_kronecker_fisher(
         modes = modes_of(updates)
         grads, good = usable_leaves(leaves, modes)
         first = treedef.flatten_up_to(state.first_moment)
-        second = treedef.flatten_up_to(state.second_moment)
+        # The update is computed from the value that the state keeps. XLA then writes the moment in
+        # place.
+        means = [
+            jnp.where(ok, (1 - b1) * g + b1 * before, before)
+            for g, ok, before in zip(grads, good, map(_in_float32, first), strict=True)
+        ]
         previous = treedef.flatten_up_to(state.previous) if centred else grads
         observed, seen, stays = grads, good, (1, 1)
         if centred:
             observed, seen = scaled_noise(grads, previous, modes, good)
             # A constant gradient shows no noise. Averages that fade would raise it by b2^-t.
             stays = held(factor_decay, step), held(b2, step)
-        factors = eigenbasis.averaged(state.factors, observed, modes, seen, factor_decay, stays[0])
-        bases, values = eigenbasis.replicated(state.bases, state.eigenvalues, grads)
+
+        stacked = stacks(updates, modes, block_size)
+        modes = [stack.modes for stack in stacked]
+        rows = [stack.join(observed) for stack in stacked]
+        counted = [stack.join(seen) for stack in stacked]
+        factors = eigenbasis.averaged(state.factors, rows, modes, counted, factor_decay, stays[0])
+        bases, values = eigenbasis.at_home(state.bases, state.eigenvalues, rows, modes)
         how = eigenbasis.kind_of_refresh(
             state.fisher_step, refresh_every, factors, () if corrected else values
         )
         unbiased = jnp.asarray(bias_correction(factor_decay, step))
         bases, second, values = eigenbasis.refresh(
-            how, factors, bases, modes, tuple(second), values, unbiased
+            how, factors, bases, modes, state.second_moment, values, unbiased
         )
-        new_first, new_second, out = [], [], []
-        for i, (g, x, m, ok) in enumerate(zip(grads, observed, modes, good, strict=True)):
-            before = first[i].astype(jnp.float32)
-            # The update is computed from the value that the state keeps. XLA then writes the
-            # moment in place.
-            mean = jnp.where(ok, (1 - b1) * g + b1 * before, before)
+        new_second, out = [], list(leaves)
+        for i, (stack, m, x, ok) in enumerate(zip(stacked, modes, rows, counted, strict=True)):
             v = second[i]
             if tracked(m):
                 new = (1 - b2) * eigenbasis.rotate(x, bases[i], m) ** 2 + b2 * v
-                v = jnp.where(seen[i], new, stays[1] * v)
-            new_first.append(mean)
+                v = jnp.where(ok, new, stays[1] * v)
             new_second.append(v)
-            u = eigenbasis.rotate(mean / bias_correction(b1, step), bases[i], m)
+            u = eigenbasis.rotate(stack.join(means) / bias_correction(b1, step), bases[i], m)
             u = u / denominator(v, values[i], factors[i], step, m)
-            u = eigenbasis.rotate_back(u, bases[i], m)
-            # An elementwise function of the leaf is sharded like it. Without it the partitioner
-            # picks a sharding that suits the contraction.
-            u = jnp.where(ok & jnp.isfinite(leaves[i]), u, 0.0)
-            out.append(u.astype(jnp.result_type(leaves[i])))
+            for place, part in stack.split(eigenbasis.rotate_back(u, bases[i], m), leaves):
+                # An elementwise function of the leaf is sharded like it. Without it the
+                # partitioner picks a sharding that suits the contraction.
+                part = jnp.where(good[place] & jnp.isfinite(leaves[place]), part, 0.0)
+                out[place] = part.astype(jnp.result_type(leaves[place]))
         kept = [jnp.where(ok, g, p) for ok, g, p in zip(good, grads, previous, strict=True)]
         new = ScaleByKroneckerFisherState(
             fisher_step=step,
-            first_moment=treedef.unflatten(new_first),
-            second_moment=treedef.unflatten(new_second),
+            first_moment=treedef.unflatten(means),
+            previous=treedef.unflatten(kept) if centred else (),
+            second_moment=tuple(new_second),
             factors=factors,
             bases=bases,
             eigenvalues=state.eigenvalues if corrected else values,
-            previous=treedef.unflatten(kept) if centred else (),
         )
         return treedef.unflatten(out), optax.tree.cast_like(new, state)
 
     def metric(grads: Any, state: Any) -> Any:
         leaves, treedef = jax.tree.flatten(grads)
         check_floating(_NAME, leaves)
-        second = treedef.flatten_up_to(state.second_moment)
         fresh = state.fisher_step == 0
         step = jnp.maximum(state.fisher_step, 1)
-        rows = []
-        for i, (g, m) in enumerate(zip(leaves, modes_of(grads), strict=True)):
-            x = eigenbasis.rotate(jnp.asarray(g, jnp.float32), state.bases[i], m)
+        rows = list(map(_in_float32, leaves))
+        for i, stack in enumerate(stacks(grads, modes_of(grads), block_size)):
+            m = stack.modes
+            x = eigenbasis.rotate(stack.join(rows), state.bases[i], m)
             values = () if corrected else state.eigenvalues[i]
-            p = denominator(second[i], values, state.factors[i], step, m)
-            x = x / jnp.where(fresh, 1.0, jnp.sqrt(p))
-            rows.append(eigenbasis.rotate_back(x, state.bases[i], m))
+            p = denominator(state.second_moment[i], values, state.factors[i], step, m)
+            x = eigenbasis.rotate_back(x / jnp.where(fresh, 1.0, jnp.sqrt(p)), state.bases[i], m)
+            for place, part in stack.split(x, leaves):
+                rows[place] = part
         return treedef.unflatten(rows)
 
     return Preconditioner(init, update, metric, keeps_scale=not centred)
+
+
+def _in_float32(x: Any) -> jax.Array:
+    return jnp.asarray(x, jnp.float32)

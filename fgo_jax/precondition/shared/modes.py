@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fgo_jax.precondition.shared import mesh
+from fgo_jax.linalg import mesh
 
 
 class Modes(NamedTuple):
     """Which axes of a leaf form each mode, and which are a batch; an axis may be in neither.
 
     Every axis has a letter for einsum. Contractions go over the axes themselves, so a sharded axis
-    is never reshaped. Only factors are: [*batch, d, d] is small and replicated.
+    is never reshaped. Only factors are, [*batch, d, d] with the batch in the order given here:
+    they are split over the batch at most.
     """
 
     shape: tuple[int, ...]
@@ -58,7 +59,8 @@ class Modes(NamedTuple):
 
     def per_factor(self, x: jax.Array) -> jax.Array:
         """A result of `reduce` as [*batch, 1, 1], which broadcasts against a factor."""
-        return jnp.squeeze(x, self.unbatched)[..., None, None]
+        x = jnp.squeeze(x, self.unbatched)
+        return jnp.transpose(x, np.argsort(np.argsort(self.batch)).tolist())[..., None, None]
 
     # Accelerators multiply float32 in lower precision by default. Its rounding would be divided by
     # small second moments and become noise as large as the update.
@@ -71,7 +73,7 @@ class Modes(NamedTuple):
             x,
             x,
             precision=precision,
-            out_sharding=mesh.replicated(x, len(batch) + 2 * len(kept)),
+            out_sharding=mesh.on_batch(x, self.batch, len(batch) + 2 * len(kept)),
         )
         return product.reshape(self.factor_shape(k))
 

@@ -1,4 +1,7 @@
-"""A function of many small matrices, such as an eigendecomposition, in few compiled loops."""
+"""A function of many small matrices, such as an eigendecomposition, in few compiled loops.
+
+On a mesh of devices each of them loops over its own matrices alone.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.sharding import NamedSharding, PartitionSpec
 
+from fgo_jax.linalg import mesh
 from fgo_jax.linalg.decompositions import one_at_a_time
+
+# The factors [*batch, d, d] of one place, one for each operand of the function.
+Row = tuple[jax.Array, ...]
 
 
 def over_matrices(function: Callable[..., Any], *operands: Sequence[jax.Array]) -> list[Any]:
@@ -19,26 +28,144 @@ def over_matrices(function: Callable[..., Any], *operands: Sequence[jax.Array]) 
     decomposition waits for workers of the pool that it runs on itself. A few of them at once
     (three sizes, or eight simulated devices) then wait for ever (jaxlib 0.10, ParallelBatchMap).
     `jax.vmap` over an ensemble would batch them again, so it becomes a loop as well.
+
+    On a mesh, factors that are split over their batch stay where they are. All others are dealt
+    out to the devices, and the results collected.
     """
     one_by_one = one_at_a_time(lambda *matrices: function(*matrices))
-    first = operands[0]
+
+    def loop(*stacked: jax.Array) -> Any:
+        return jax.lax.map(lambda matrices: one_by_one(*matrices), stacked)
+
     by_size: dict[int, list[int]] = {}
-    for i, factor in enumerate(first):
+    for i, factor in enumerate(operands[0]):
         by_size.setdefault(factor.shape[-1], []).append(i)
-    results: list[Any] = [None] * len(first)
-    for d, same in by_size.items():
-        stacked = tuple(
-            jnp.concatenate([operand[i].reshape(-1, d, d) for i in same]) for operand in operands
-        )
-        mapped = jax.lax.map(lambda matrices: one_by_one(*matrices), stacked)
-        start = 0
-        for i in same:
-            batch = first[i].shape[:-2]
-            results[i] = _part(mapped, start, batch)
-            start += math.prod(batch)
+    results: list[Any] = [None] * len(operands[0])
+    for same in by_size.values():
+        rows = [tuple(operand[i] for operand in operands) for i in same]
+        for i, found in zip(same, _on_their_mesh(loop, rows), strict=True):
+            results[i] = found
     return results
+
+
+def _on_their_mesh(loop: Callable[..., Any], rows: list[Row]) -> list[Any]:
+    first = rows[0][0]
+    if mesh.number_of_devices(first) == 1:
+        return _looped(loop, rows, [True] * len(rows), ())
+    if mesh.like(first) is not None:
+        return _on_an_explicit_mesh(loop, rows)
+    return _as_the_partitioner_splits(loop, rows)
+
+
+def _looped(
+    loop: Callable[..., Any], rows: Sequence[Row], own: Sequence[bool], axes: tuple[str, ...]
+) -> list[Any]:
+    """One device's part: all of its own matrices, and its share of those that all devices have."""
+    flat = [[x.reshape(-1, *x.shape[-2:]) for x in row] for row in rows]
+    mine = [row for row, is_own in zip(flat, own, strict=True) if is_own]
+    common = [row for row, is_own in zip(flat, own, strict=True) if not is_own]
+    parts = [jnp.concatenate(xs) for xs in zip(*mine, strict=True)]
+    count = len(parts[0]) if mine else 0
+    if common:
+        shares = [_share(jnp.concatenate(xs), axes) for xs in zip(*common, strict=True)]
+        parts = list(map(jnp.concatenate, zip(parts, shares, strict=True))) if mine else shares
+    found = loop(*parts)
+    collected = None
+    if common:
+        collected = jax.tree.map(lambda x: jax.lax.all_gather(x[count:], axes, tiled=True), found)
+    results, starts = [], {True: 0, False: 0}
+    for row, is_own in zip(rows, own, strict=True):
+        batch = row[0].shape[:-2]
+        results.append(_part(found if is_own else collected, starts[is_own], batch))
+        starts[is_own] += math.prod(batch)
+    return results
+
+
+def _share(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """This device's part of arrays [n, d, d]; copies of the first fill up the last share."""
+    devices = math.prod(jax.lax.axis_size(axis) for axis in axes)
+    x = jnp.concatenate([x, jnp.repeat(x[:1], -len(x) % devices, axis=0)])
+    size = len(x) // devices
+    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(axes) * size, size)
 
 
 def _part(mapped: Any, start: int, batch: tuple[int, ...]) -> Any:
     stop = start + math.prod(batch)
     return jax.tree.map(lambda x: x[start:stop].reshape(*batch, *x.shape[1:]), mapped)
+
+
+def _on_an_explicit_mesh(loop: Callable[..., Any], rows: list[Row]) -> list[Any]:
+    kind = jax.typeof(rows[0][0]).sharding.mesh
+    batches = [PartitionSpec(*jax.typeof(row[0]).sharding.spec[:-2]) for row in rows]
+    own = [any(batch) for batch in batches]
+    homes = [NamedSharding(kind, batch) for batch in batches]
+    rows = [
+        tuple(jax.sharding.reshard(x, home) for x in row)
+        for row, home in zip(rows, homes, strict=True)
+    ]
+    # Without the checks, which do not know that what has been collected is everywhere the same.
+    return jax.shard_map(
+        lambda rows: _looped(loop, rows, own, kind.axis_names),
+        mesh=kind,
+        in_specs=([tuple(batch for _ in row) for row, batch in zip(rows, batches, strict=True)],),
+        out_specs=batches,
+        check_vma=False,
+    )(rows)
+
+
+def _as_the_partitioner_splits(loop: Callable[..., Any], rows: list[Row]) -> list[Any]:
+    """On automatic axes only the partitioner knows how the factors are split.
+
+    It is told that the axes of a batch are independent, and calls back with what it has chosen.
+    """
+
+    def whole(*flat: jax.Array) -> list[Any]:
+        return _looped(loop, jax.tree.unflatten(structure, flat), [True] * len(rows), ())
+
+    flat, structure = jax.tree.flatten(rows)
+    results = jax.eval_shape(whole, *flat)
+
+    def partition(kind: Any, arguments: Any, found: Any) -> Any:
+        batches = [
+            tuple(row[0].sharding.spec)[: len(row[0].shape) - 2]
+            for row in jax.tree.unflatten(structure, arguments)
+        ]
+        own = [any(batch) for batch in batches]
+        homes = [NamedSharding(kind, PartitionSpec(*batch)) for batch in batches]
+
+        def local(*flat: jax.Array) -> list[Any]:
+            return _looped(loop, jax.tree.unflatten(structure, flat), own, kind.axis_names)
+
+        results = [
+            jax.tree.map(lambda _, home=home: home, tree)
+            for tree, home in zip(found, homes, strict=True)
+        ]
+        inputs = [home for row, home in zip(rows, homes, strict=True) for _ in row]
+        return kind, local, results, tuple(inputs)
+
+    rule, whole_axes = _rule(rows, results)
+    dealt = custom_partitioning(whole)
+    dealt.def_partition(
+        partition=partition, sharding_rule=rule, need_replication_factors=whole_axes
+    )
+    return one_at_a_time(dealt)(*flat)
+
+
+def _rule(rows: list[Row], results: list[Any]) -> tuple[str, tuple[str, ...]]:
+    """Shardy's rule: results have the batch of their factors; and the axes that are not split."""
+    whole_axes: list[str] = []
+
+    def letters(x: Any, place: int, batch: int) -> str:
+        names = [f"b{place * 10 + k}" for k in range(batch)]
+        new = [f"w{len(whole_axes) + k}" for k in range(len(x.shape) - batch)]
+        whole_axes.extend(new)
+        return " ".join([*names, *new])
+
+    def side(trees: Sequence[Any]) -> str:
+        return ", ".join(
+            letters(x, place, len(rows[place][0].shape) - 2)
+            for place, tree in enumerate(trees)
+            for x in jax.tree.leaves(tree)
+        )
+
+    return f"{side(rows)} -> {side(results)}", tuple(whole_axes)

@@ -180,7 +180,7 @@ def test_without_factors_it_is_adam():
         {"w": jnp.asarray(g, jnp.float32), "b": jnp.asarray(g[0], jnp.float32), "s": jnp.float32(t)}
         for t, g in enumerate(gradients((4, 6), 12, seed=1))
     ]
-    ours, _ = run(scale_by_kronecker_fisher(max_dim=1), grads)
+    ours, _ = run(scale_by_kronecker_fisher(block_size=1), grads)
     adam, _ = run(optax.scale_by_adam(b1=0.9, b2=0.99, eps=1e-8), grads)
     # The same operations in the same order: only fused multiply-adds may differ.
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(adam), strict=True):

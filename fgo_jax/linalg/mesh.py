@@ -1,0 +1,153 @@
+"""Shardings that a mesh with explicit axes, the default of `jax.make_mesh`, has to be told.
+
+On other meshes the partitioner decides: functions that give a sharding return None there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax import core
+
+
+def like(x: jax.Array) -> Any:
+    """The sharding of x, for the result of a contraction."""
+    sharding = jax.typeof(x).sharding
+    return sharding if sharding.mesh.explicit_axes else None
+
+
+def without(x: jax.Array, axis: int) -> Any:
+    """The sharding of x once this axis has been summed over and a new last axis has taken over."""
+    sharding = like(x)
+    if sharding is None:
+        return None
+    names = [name for a, name in enumerate(sharding.spec) if a != axis]
+    return _named(sharding.mesh, (*names, None))
+
+
+def replicated(x: jax.Array, rank: int) -> Any:
+    """No sharding at all, on the mesh of x."""
+    mesh = jax.typeof(x).sharding.mesh
+    if not mesh.explicit_axes:
+        return None
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*(None,) * rank))
+
+
+def replicate(tree: Any, x: jax.Array) -> Any:
+    """The tree replicated on the mesh of x."""
+    if replicated(x, 0) is None:
+        return tree
+    return jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, replicated(x, leaf.ndim)), tree)
+
+
+def on_batch(x: jax.Array, batch: Sequence[int], rank: int) -> Any:
+    """The sharding of arrays of this rank that begin with some axes of x, split like these."""
+    sharding = jax.typeof(x).sharding
+    if not sharding.mesh.explicit_axes:
+        return None
+    names = [sharding.spec[axis] for axis in batch]
+    spec = jax.sharding.PartitionSpec(*names, *(None,) * (rank - len(batch)))
+    return jax.sharding.NamedSharding(sharding.mesh, spec)
+
+
+def put_on_batch(tree: Any, x: jax.Array, batch: Sequence[int]) -> Any:
+    """The tree's arrays, which begin with some axes of x, split like these and no further.
+
+    Where the partitioner decides, it may split these axes and no others.
+    """
+    if like(x) is not None:
+        return jax.tree.map(
+            lambda leaf: jax.sharding.reshard(leaf, on_batch(x, batch, leaf.ndim)), tree
+        )
+    if number_of_devices(x) == 1:
+        return tree
+    kind = jax.typeof(x).sharding.mesh
+    free = (jax.sharding.PartitionSpec.UNCONSTRAINED,) * len(batch)
+
+    def pin(leaf: jax.Array) -> jax.Array:
+        spec = _named(kind, (*free, *(None,) * (leaf.ndim - len(batch))))
+        return jax.lax.with_sharding_constraint(leaf, spec)
+
+    return jax.tree.map(pin, tree)
+
+
+def cut(x: jax.Array, cuts: Sequence[int], shape: tuple[int, ...]) -> jax.Array:
+    """A leaf with an axis of blocks before each axis that is cut, in this shape.
+
+    A sharded axis stays sharded where its parts are whole blocks; otherwise it is gathered.
+    """
+    sharding = like(x)
+    if sharding is None:
+        return x.reshape(shape)
+    spec: list[Any] = []
+    whole: list[Any] = []
+    for name, length, blocks in zip(sharding.spec, x.shape, cuts, strict=True):
+        kept = name if blocks == 1 or _fits(sharding.mesh, name, length, blocks) else None
+        whole.append(kept)
+        spec += [kept] if blocks == 1 else [kept, None]
+    x = jax.sharding.reshard(x, _named(sharding.mesh, whole))
+    return jax.lax.reshape(x, shape, out_sharding=_named(sharding.mesh, spec))
+
+
+def merge(x: jax.Array, leaf: jax.Array) -> jax.Array:
+    """The inverse of `cut`, with the shape and the sharding of the leaf."""
+    sharding = like(leaf)
+    if sharding is None:
+        return x.reshape(leaf.shape)
+    names = [name for name in jax.typeof(x).sharding.spec]
+    spec, axis = [], 0
+    for length in leaf.shape:
+        spec.append(names[axis])
+        axis += 1 if x.shape[axis] == length else 2
+    x = jax.lax.reshape(x, leaf.shape, out_sharding=_named(sharding.mesh, spec))
+    return jax.sharding.reshard(x, sharding)
+
+
+def _fits(mesh: Any, name: Any, length: int, blocks: int) -> bool:
+    """Whether the parts of a sharded axis are whole blocks."""
+    return length == 1 or blocks % _parts(mesh, name) == 0
+
+
+def _parts(mesh: Any, name: Any) -> int:
+    names = () if name is None else (name,) if isinstance(name, str) else name
+    return math.prod(mesh.shape[one] for one in names)
+
+
+def _named(mesh: Any, spec: Sequence[Any]) -> jax.sharding.NamedSharding:
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+
+
+def of_new(x: Any, cuts: Sequence[int], axes: Sequence[int | None]) -> Any:
+    """A `device=` for an array that belongs to the leaf x of an `init`; None off a mesh.
+
+    Args:
+      x: the leaf.
+      cuts: blocks along each of its axes.
+      axes: for each axis of the new array the axis of x that it follows; None is not split.
+    """
+    sharding = None if isinstance(x, core.Tracer) else getattr(x, "sharding", None)
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        return None
+    spec = (*sharding.spec, *(None,) * (len(x.shape) - len(sharding.spec)))
+    names = [
+        spec[a] if a is not None and _fits(sharding.mesh, spec[a], x.shape[a], cuts[a]) else None
+        for a in axes
+    ]
+    return _named(sharding.mesh, names)
+
+
+def number_of_devices(x: jax.Array) -> int:
+    """Those that the array's program is split over; 1 under `jax.shard_map`, on any mesh."""
+    kind = jax.typeof(x).sharding.mesh
+    return 1 if kind.manual_axes else math.prod(kind.shape.values())
+
+
+def device_of_new(x: Any) -> Any:
+    """A `device=` for arrays that belong to the leaf x of an `init`, replicated on its mesh."""
+    sharding = None if isinstance(x, core.Tracer) else getattr(x, "sharding", None)
+    if isinstance(sharding, jax.sharding.NamedSharding):
+        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+    return None

@@ -1,0 +1,168 @@
+"""Leaves that are treated alike as one array: equal leaves stacked, long sides cut into blocks.
+
+A step then has as many operations as there are kinds of leaves, and so does its compilation.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fgo_jax.linalg import mesh
+from fgo_jax.precondition.shared.modes import Modes
+
+
+class Stack(NamedTuple):
+    """Equal leaves as one array, of shape [leaves, blocks, length, blocks, length, ...].
+
+    The first axis is there for more than one leaf, an axis of blocks where a side is cut. One leaf
+    that is not cut is its own stack.
+    """
+
+    places: tuple[int, ...]  # of the leaves in their tree
+    cuts: tuple[int, ...]  # the number of blocks along each axis of a leaf
+    modes: Modes  # of the stack
+
+    @property
+    def _whole(self) -> bool:
+        return max(self.cuts, default=1) == 1
+
+    def join(self, leaves: Sequence[jax.Array]) -> jax.Array:
+        """The stack of what belongs to its leaves, each of the leaf's shape or with axes of one."""
+        parts = [leaves[i] for i in self.places]
+        if not self._whole:
+            parts = [mesh.cut(x, self.cuts, self._with_blocks(x.shape)) for x in parts]
+        return parts[0] if len(parts) == 1 else jnp.stack(parts)
+
+    def split(self, x: jax.Array, leaves: Sequence[jax.Array]) -> list[tuple[int, jax.Array]]:
+        """The parts of a stack, each with its place and sharded like its leaf."""
+        parts = [x] if len(self.places) == 1 else [x[j] for j in range(len(self.places))]
+        if not self._whole:
+            parts = [mesh.merge(x, leaves[i]) for i, x in zip(self.places, parts, strict=True)]
+        return list(zip(self.places, parts, strict=True))
+
+    def zeros(self, leaves: Sequence[Any]) -> jax.Array:
+        """A stack of float32 zeros, sharded like the leaves of an `init`."""
+        first = leaves[self.places[0]]
+        if len(self.places) == 1 and self._whole:
+            return jnp.zeros_like(first, dtype=jnp.float32)
+        device = mesh.of_new(first, self.cuts, self._axes())
+        return jnp.zeros(self.modes.shape, jnp.float32, device=device)
+
+    def device_of_factor(self, leaves: Sequence[Any]) -> Any:
+        """A `device=` for arrays [*batch, d, d]: split like the blocks, and no further."""
+        axes = self._axes()
+        return mesh.of_new(leaves[self.places[0]], self.cuts, [axes[a] for a in self.modes.batch])
+
+    def treatment(self, shape: tuple[int, ...]) -> tuple[str, int]:
+        """In words for the user, and the bytes of a leaf's factors and bases."""
+        long = sum(length > 1 for length in shape)
+        if not self.modes.groups:
+            if long < 2:
+                return "a vector, as Adam" if long else "a scalar, as Adam", 0
+            return "no factor, as Adam", 0
+        sizes = " and ".join(f"of {d}" for d in self.modes.dims)
+        plural = "factors" if len(self.modes.dims) > 1 else "a factor"
+        words = f"{plural} {sizes}"
+        if not self._whole:
+            words = f"{' x '.join(map(str, self.cuts))} blocks, each with {words}"
+        inside = {axis for axes in self.modes.groups for axis in axes}
+        alone = [
+            self.modes.shape[axis]
+            for axis in self.modes.unbatched
+            if axis not in inside and self.modes.shape[axis] > 1
+        ]
+        if alone:
+            left_out = " and ".join(map(str, alone))
+            words += f"; none for the axis of {left_out}: no divisor near the block size, pad it"
+        matrices = math.prod(self.modes.shape[axis] for axis in self.modes.batch)
+        each = matrices // len(self.places)
+        return words, 8 * each * sum(d * d for d in self.modes.dims)
+
+    def _with_blocks(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """A leaf's shape with its axes of blocks; an axis of length one has one block."""
+        sizes: list[int] = []
+        for length, cut in zip(shape, self.cuts, strict=True):
+            blocks = min(cut, length)
+            sizes += [length] if cut == 1 else [blocks, length // blocks]
+        return tuple(sizes)
+
+    def _axes(self) -> list[int | None]:
+        """For each axis of the stack the axis of a leaf whose sharding it may have."""
+        axes: list[int | None] = [None] if len(self.places) > 1 else []
+        for axis, cut in enumerate(self.cuts):
+            axes += [axis] if cut == 1 else [axis, None]
+        return axes
+
+
+def stacks(tree: Any, modes: Sequence[Modes], block_size: int) -> list[Stack]:
+    """The stacks of a tree's leaves.
+
+    Leaves share a stack if their shapes and modes agree, and their names but for the numbers in
+    them, such as those of layers. So they have the same part in the model, and as a rule the same
+    sharding. A leaf without a mode has a stack of its own: elementwise operations gain nothing.
+    """
+    kinds: dict[Any, list[int]] = {}
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    for i, ((path, leaf), m) in enumerate(zip(leaves, modes, strict=True)):
+        part = re.sub(r"\d+", "#", jax.tree_util.keystr(path))
+        kinds.setdefault((m, part, mesh.like(leaf)) if m.groups else i, []).append(i)
+    return [_stack(tuple(places), modes[places[0]], block_size) for places in kinds.values()]
+
+
+def treatments(stacked: Sequence[Stack], leaves: Sequence[Any]) -> list[tuple[str, int]]:
+    """`Stack.treatment` of every leaf, in the order of the tree."""
+    found = {
+        place: stack.treatment(jnp.shape(leaves[place]))
+        for stack in stacked
+        for place in stack.places
+    }
+    return [found[place] for place in range(len(leaves))]
+
+
+def _stack(places: tuple[int, ...], modes: Modes, block_size: int) -> Stack:
+    cuts = [1] * len(modes.shape)
+    groups = []
+    for axes in modes.groups:
+        found = _cut([modes.shape[a] for a in axes], block_size)
+        if found is not None:
+            groups.append(axes)
+            for axis, cut in zip(axes, found, strict=True):
+                cuts[axis] = cut
+    shape: list[int] = [len(places)] if len(places) > 1 else []
+    # The axis of leaves comes last: of blocks that a mesh splits, laid end to end, each device
+    # then holds an unbroken run.
+    batch, last = [], list(range(len(shape)))
+    moved = []
+    for axis, (length, cut) in enumerate(zip(modes.shape, cuts, strict=True)):
+        if cut > 1:
+            batch.append(len(shape))
+            shape.append(cut)
+        if axis in modes.batch:
+            batch.append(len(shape))
+        moved.append(len(shape))
+        shape.append(length // cut)
+    view = tuple(tuple(moved[a] for a in axes) for axes in groups)
+    return Stack(places, tuple(cuts), Modes(tuple(shape), view, (*batch, *last)))
+
+
+def _cut(lengths: Sequence[int], block_size: int) -> list[int] | None:
+    """The number of equal blocks along each axis of a mode; None for a mode without a factor.
+
+    A mode that has no divisor near the block size would fall into many small blocks. Blocks of less
+    than a quarter of the size have no factor.
+    """
+    needed = -(-math.prod(lengths) // block_size)
+    cuts = []
+    for length in lengths:
+        cut = next(c for c in range(min(needed, length), length + 1) if length % c == 0)
+        cuts.append(cut)
+        needed = -(-needed // cut)
+    block = math.prod(lengths) // math.prod(cuts)
+    small = math.prod(cuts) > 1 and 4 * block < block_size
+    return None if block <= 1 or block > block_size or small else cuts

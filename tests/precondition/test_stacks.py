@@ -1,0 +1,172 @@
+"""Equal leaves share a stack, long sides are cut into blocks, and each counts as if alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
+from fgo_jax.precondition.shared.modes import Modes
+from fgo_jax.precondition.shared.stacks import stacks
+from tests import eight_devices
+from tests.precondition.sequences import gradients, run
+
+OPTIONS = [{}, {"power": 1.0, "centred": True}, {"corrected": False, "power": 0.25}]
+
+
+def matrix(shape):
+    return Modes(shape, ((0,), (1,)))
+
+
+def sequence(shapes, steps=7):
+    found = {k: list(gradients(s, steps, seed=9 + i)) for i, (k, s) in enumerate(shapes.items())}
+    return [{k: jnp.asarray(g[t], jnp.float32) for k, g in found.items()} for t in range(steps)]
+
+
+def test_leaves_share_a_stack_if_only_a_number_tells_their_names_apart():
+    kernel, other = jnp.ones((4, 3)), jnp.ones((3, 4))
+    tree = {
+        "layers_0": {"query": kernel, "out": kernel},
+        "layers_1": {"query": kernel, "out": kernel},
+        "layers_2": {"query": other, "out": kernel},
+    }
+    found = stacks(tree, [matrix(x.shape) for x in jax.tree.leaves(tree)], 8)
+    assert [stack.places for stack in found] == [(0, 2, 4), (1, 3), (5,)]
+    assert [stack.modes.shape for stack in found] == [(3, 4, 3), (2, 4, 3), (3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "stacked", "dims"),
+    [
+        ((6, 4), (6, 4), (6, 4)),
+        ((6, 8), (6, 8), (6, 8)),
+        ((6, 16), (6, 2, 8), (6, 8)),
+        ((9, 12), (3, 3, 2, 6), (3, 6)),
+        ((11, 8), (11, 8), (8,)),  # a prime has no blocks, and so no factor
+    ],
+)
+def test_a_side_is_cut_into_the_fewest_equal_blocks(lengths, stacked, dims):
+    leaf = jnp.arange(float(np.prod(lengths))).reshape(lengths)
+    (found,) = stacks([leaf], [matrix(lengths)], 8)
+    assert found.modes.shape == stacked
+    assert found.modes.dims == dims
+    joined = found.join([leaf])
+    assert joined.shape == stacked
+    ((place, back),) = found.split(joined, [leaf])
+    assert place == 0
+    np.testing.assert_array_equal(back, leaf)
+
+
+def test_a_side_of_many_axes_is_cut_along_the_first_that_can_be():
+    leaf = jnp.ones((6, 4, 8))
+    (found,) = stacks([leaf], [Modes(leaf.shape, ((0,), (1, 2)))], 16)
+    assert found.modes == Modes((6, 2, 2, 8), ((0,), (2, 3)), (1,))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_a_leaf_of_a_stack_is_treated_as_if_alone(options):
+    tx = scale_by_kronecker_fisher(refresh_every=3, **options)
+    trees = sequence({"layer_0": (4, 5), "layer_1": (4, 5), "bias_0": (5,), "bias_1": (5,)})
+    together, state = run(tx, trees)
+    assert [f[0].shape for f in state.factors if f] == [(2, 4, 4)]
+    for name in trees[0]:
+        alone, _ = run(tx, [tree[name] for tree in trees])
+        for a, b in zip(together, alone, strict=True):
+            np.testing.assert_allclose(a[name], b, atol=1e-3 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_each_block_is_preconditioned_as_if_it_were_a_leaf(options):
+    trees = sequence({f"part_{i}": (4, 5) for i in range(6)})
+    whole = [
+        {"kernel": jnp.block([[tree[f"part_{2 * i + j}"] for j in range(2)] for i in range(3)])}
+        for tree in trees
+    ]
+    # Noise is brought to unit size over a whole leaf, the one thing that blocks share.
+    options = options | {"centred": False}
+    blocked, state = run(scale_by_kronecker_fisher(refresh_every=3, block_size=5, **options), whole)
+    assert [f.shape for f in state.factors[0]] == [(3, 2, 4, 4), (3, 2, 5, 5)]
+    parts, _ = run(scale_by_kronecker_fisher(refresh_every=3, **options), trees)
+    for a, b in zip(blocked, parts, strict=True):
+        for i in range(6):
+            rows, columns = 4 * (i // 2), 5 * (i % 2)
+            part = b[f"part_{i}"]
+            np.testing.assert_allclose(
+                a["kernel"][rows : rows + 4, columns : columns + 5],
+                part,
+                atol=1e-3 * np.abs(part).max(),
+            )
+
+
+def test_a_wide_kernel_has_factors_on_both_sides_at_the_default():
+    kernel = jax.ShapeDtypeStruct((4096, 4096), jnp.float32)
+    state = jax.eval_shape(scale_by_kronecker_fisher().init, {"kernel": kernel})
+    assert [f.shape for f in state.factors[0]] == [(4, 4, 1024, 1024)] * 2
+    assert state.first_moment["kernel"].shape == (4096, 4096)
+
+
+def test_one_bad_entry_stops_its_leaf_and_no_other_of_the_stack():
+    tx = scale_by_kronecker_fisher(refresh_every=2, block_size=4)
+    good = {"layer_0": jnp.arange(24.0).reshape(3, 8), "layer_1": jnp.ones((3, 8))}
+    bad = good | {"layer_0": good["layer_0"].at[0, 0].set(jnp.nan)}
+    _, before = run(tx, [good])
+    updates, after = run(tx, [good, bad])
+    np.testing.assert_array_equal(updates[1]["layer_0"], 0.0)
+    assert np.all(np.isfinite(updates[1]["layer_1"]))
+    for old, new in zip(before.factors[0], after.factors[0], strict=True):
+        np.testing.assert_array_equal(old[..., 0, :, :], new[..., 0, :, :])
+        assert not np.array_equal(old[..., 1, :, :], new[..., 1, :, :])
+
+
+def test_the_number_of_operations_does_not_grow_with_the_layers():
+    def loops(layers):
+        params = {f"layer_{i}": {"kernel": jnp.ones((4, 5))} for i in range(layers)}
+        tx = scale_by_kronecker_fisher()
+        return str(jax.make_jaxpr(tx.update)(params, tx.init(params))).count("dot_general")
+
+    assert loops(2) == loops(9)
+
+
+SHARDED = """
+import jax, numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
+
+# Blocks of four: shards of the rows are whole blocks, those of the columns are halves of one.
+specs = {f"layer_{i}": P("data", "model") for i in range(2)} | {"wide": P("model", None)}
+shapes = {"layer_0": (16, 8), "layer_1": (16, 8), "wide": (8, 12)}
+rng = np.random.default_rng(0)
+grads = [{k: rng.normal(size=s).astype("f4") for k, s in shapes.items()} for _ in range(4)]
+tx = scale_by_kronecker_fisher(refresh_every=2, block_size=4)
+update = jax.jit(tx.update)
+
+def run(put):
+    state, out = tx.init(put(grads[0])), []
+    for g in grads:
+        u, state = update(put(g), state)
+        out.append(u)
+    return out, state
+
+alone, _ = run(lambda tree: tree)
+for kind in (AxisType.Auto, AxisType.Explicit):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
+    home = {k: NamedSharding(mesh, spec) for k, spec in specs.items()}
+    together, state = run(lambda tree: jax.device_put(tree, home))
+    for step, (one, many) in enumerate(zip(alone, together)):
+        for k in shapes:
+            assert many[k].sharding.is_equivalent_to(home[k], many[k].ndim), (kind, step, k)
+            error = np.abs(np.asarray(many[k]) - np.asarray(one[k])).max()
+            assert error < 1e-3, (kind, step, k, error)
+    first = tx.init(jax.device_put(grads[0], home))
+    for one in (first, state):
+        # [blocks, blocks, leaves, 4, 4], the blocks where their rows and columns are.
+        for factor in (*one.factors[0], *one.bases[0]):
+            spread = NamedSharding(mesh, P("data", "model", None, None, None))
+            assert factor.sharding.is_equivalent_to(spread, 5), (kind, factor.sharding)
+print("sharded as one")
+"""
+
+
+def test_blocks_stay_with_their_shards():
+    done = eight_devices.run("-c", SHARDED)
+    assert "sharded as one" in done.stdout, done.stdout + done.stderr[-3000:]
