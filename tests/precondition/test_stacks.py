@@ -25,6 +25,8 @@ def sequence(shapes, steps=7):
 
 def test_leaves_share_a_stack_if_only_a_number_tells_their_names_apart():
     kernel, other = jnp.ones((4, 3)), jnp.ones((3, 4))
+    bias = jnp.ones(3)
+    assert len(stacks([bias, bias], [Modes((3,), ())] * 2, 8)) == 2  # nothing to gain
     tree = {
         "layers_0": {"query": kernel, "out": kernel},
         "layers_1": {"query": kernel, "out": kernel},
@@ -43,11 +45,12 @@ def test_leaves_share_a_stack_if_only_a_number_tells_their_names_apart():
         ((6, 16), (6, 2, 8), (6, 8)),
         ((9, 12), (3, 3, 2, 6), (3, 6)),
         ((11, 8), (11, 8), (8,)),  # a prime has no blocks, and so no factor
+        ((58, 8), (58, 8), (8,)),  # nor have 29 blocks of two
     ],
 )
 def test_a_side_is_cut_into_the_fewest_equal_blocks(lengths, stacked, dims):
     leaf = jnp.arange(float(np.prod(lengths))).reshape(lengths)
-    (found,) = stacks([leaf], [matrix(lengths)], 8)
+    (found,) = stacks([leaf], [matrix(lengths)], 9 if lengths[0] == 58 else 8)
     assert found.modes.shape == stacked
     assert found.modes.dims == dims
     joined = found.join([leaf])
@@ -55,6 +58,11 @@ def test_a_side_is_cut_into_the_fewest_equal_blocks(lengths, stacked, dims):
     ((place, back),) = found.split(joined, [leaf])
     assert place == 0
     np.testing.assert_array_equal(back, leaf)
+
+
+def test_blocks_of_one_have_no_factor():
+    (found,) = stacks([jnp.ones((3, 4))], [matrix((3, 4))], 1)
+    assert found.modes == Modes((3, 4), ())
 
 
 def test_a_side_of_many_axes_is_cut_along_the_first_that_can_be():
