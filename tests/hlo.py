@@ -53,3 +53,21 @@ def copied_always(tx, loss_of, params, batch):
         for shape in re.findall(r"= f32\[([\d,]+)\]\S* copy\(", line)
     ]
     return 4 * sum(math.prod(map(int, shape.split(","))) for shape in copies)
+
+
+def collectives(text):
+    """(kind, numbers sent) of every collective: of each step, and inside conditionals."""
+    bodies, entry = computations(text)
+    always = reached(bodies, entry)
+    found = {True: [], False: []}
+    for name, lines in bodies.items():
+        for line in lines:
+            sent = re.search(r"= (.*?) ([a-z]+-[a-z]+)(?:-start)?\(", line)
+            if sent and sent[2] in COLLECTIVES:
+                shapes = re.findall(r"\w+\[([\d,]*)\]", sent[1])
+                sizes = [math.prod(map(int, filter(None, s.split(",")))) for s in shapes]
+                found[name in always].append((sent[2], max(sizes)))
+    return found[True], found[False]
+
+
+COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")

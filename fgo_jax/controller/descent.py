@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax.linalg.counters import later
+from fgo_jax.linalg.trees import added_up
 
 GROWTH = 0.01  # steps from one measurement to the next, as a share of the steps taken
 SOONEST = 4  # and at least so many: a measurement is a pass over the gradients
@@ -96,14 +97,12 @@ def points_uphill(state: DescentState) -> jax.Array:
 def _cosine(grads: Any, direction: Any) -> jax.Array:
     """[], float32; not finite where either is zero."""
 
-    def products(g: jax.Array, d: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def products(g: jax.Array, d: jax.Array) -> jax.Array:
         if jnp.iscomplexobj(g):
             g, d = (jnp.stack([x.real, x.imag]) for x in (g, d))
         g, d = g.astype(jnp.float32), d.astype(jnp.float32)
-        return jnp.sum(g * d), jnp.sum(g * g), jnp.sum(d * d)
+        return jnp.stack([jnp.sum(g * d), jnp.sum(g * g), jnp.sum(d * d)])
 
     pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True)
-    along, steepness, length = jnp.zeros(3, jnp.float32)
-    for gd, gg, dd in [products(*pair) for pair in pairs]:
-        along, steepness, length = along + gd, steepness + gg, length + dd
+    along, steepness, length = added_up([products(*pair) for pair in pairs], (3,))
     return along / jnp.sqrt(steepness) / jnp.sqrt(length)

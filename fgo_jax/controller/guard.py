@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax.controller.state import FgoState
+from fgo_jax.linalg.trees import added_up
 
 LARGEST = 1e36  # squared norm; below float32's 3.4e38, so that sums of a few such squares hold
 
@@ -57,7 +58,7 @@ def all_finite(grads: Any, value: Any, axis_name: str | None) -> jax.Array:
     # logical reduction are up to three. NaN is not below the limit.
     leaves = [jnp.asarray(x) for x in (*jax.tree.leaves(grads), *jax.tree.leaves(value))]
     sums = [_sum_of_squares(x) for x in leaves if x.size]
-    finite = sum(sums[1:], sums[0]) < LARGEST if sums else jnp.asarray(True)
+    finite = added_up(sums) < LARGEST
     if axis_name is not None:
         finite = jax.lax.pmin(finite.astype(jnp.int32), axis_name) == 1
     return finite

@@ -14,7 +14,7 @@ import optax
 
 from fgo_jax.controller.select import select
 from fgo_jax.controller.trial import keeps_scale
-from fgo_jax.linalg.trees import log_norm_ratio, sum_squares
+from fgo_jax.linalg.trees import added_up, log_norm_ratio, sum_squares
 from fgo_jax.phases.phase import Phase
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 
@@ -212,7 +212,7 @@ def _measured(grafts: Any, wanted: Any, given: Any, share: jax.Array) -> Any:
         wanted, given = jnp.log(jnp.where(known, pair, 1.0))
         return jnp.where(known, 0.5 * (wanted - given), jnp.nan)
 
-    whole = log_ratio(sum(jax.tree.leaves(squares), jnp.zeros(2)))
+    whole = log_ratio(added_up(jax.tree.leaves(squares), (2,)))
 
     def moved(old: jax.Array, pair: jax.Array) -> jax.Array:
         ratio = log_ratio(pair)

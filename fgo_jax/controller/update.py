@@ -18,6 +18,7 @@ from fgo_jax.controller.state import FgoState, state_init
 from fgo_jax.controller.transition import advance, judge
 from fgo_jax.controller.uphill import check_directions
 from fgo_jax.linalg.compiled import compiled_once
+from fgo_jax.linalg.mesh import on_mesh
 from fgo_jax.linalg.ordering import ordered_after
 from fgo_jax.phases.phase import Phase
 from fgo_jax.probes.probe import Probe
@@ -176,4 +177,4 @@ def phased(
     def update(updates: Any, state: Any, params: Any = None, **extras: Any) -> tuple[Any, Any]:
         return update_step(parts, updates, state, params, extras)
 
-    return optax.GradientTransformationExtraArgs(init, compiled_once(update))
+    return optax.GradientTransformationExtraArgs(on_mesh(init), compiled_once(update))

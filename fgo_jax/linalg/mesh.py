@@ -5,8 +5,9 @@ On other meshes the partitioner decides: functions that give a sharding return N
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +18,12 @@ def like(x: jax.Array) -> Any:
     """The sharding of x, for the result of a contraction."""
     sharding = jax.typeof(x).sharding
     return sharding if sharding.mesh.explicit_axes else None
+
+
+def splits(x: jax.Array, axis: int) -> bool:
+    """Whether this axis is known to be split over devices."""
+    sharding = like(x)
+    return sharding is not None and sharding.spec[axis] is not None
 
 
 def without(x: jax.Array, axis: int) -> Any:
@@ -41,6 +48,14 @@ def replicate(tree: Any, x: jax.Array) -> Any:
     if replicated(x, 0) is None:
         return tree
     return jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, replicated(x, leaf.ndim)), tree)
+
+
+def everywhere(x: jax.Array) -> jax.Array:
+    """A small array, or a sum, as a copy on every device."""
+    if number_of_devices(x) == 1 or like(x) is not None:
+        return replicate(x, x)
+    kind = jax.typeof(x).sharding.mesh
+    return jax.lax.with_sharding_constraint(x, _named(kind, ()))
 
 
 def on_batch(x: jax.Array, batch: Sequence[int], rank: int) -> Any:
@@ -143,6 +158,30 @@ def number_of_devices(x: jax.Array) -> int:
     """Those that the array's program is split over; 1 under `jax.shard_map`, on any mesh."""
     kind = jax.typeof(x).sharding.mesh
     return 1 if kind.manual_axes else math.prod(kind.shape.values())
+
+
+def on_mesh(init: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """An `init` whose arrays all lie on the mesh of the parameters; counters on all its devices.
+
+    An update leaves its state there. A state of another place would have it compiled again.
+    """
+
+    @functools.wraps(init)
+    def placed(params: Any) -> Any:
+        state = init(params)
+        homes = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params)]
+        meshes = [home.mesh for home in homes if isinstance(home, jax.sharding.NamedSharding)]
+        leaves = jax.tree.leaves((params, state))
+        if not meshes or any(isinstance(leaf, core.Tracer) for leaf in leaves):
+            return state
+
+        def put(x: Any) -> Any:
+            elsewhere = isinstance(x, jax.Array) and x.sharding.num_devices != meshes[0].size
+            return jax.device_put(x, _named(meshes[0], ())) if elsewhere else x
+
+        return jax.tree.map(put, state)
+
+    return placed
 
 
 def device_of_new(x: Any) -> Any:

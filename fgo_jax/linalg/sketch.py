@@ -69,7 +69,7 @@ def sketch_parts(
     for part in parts:
         most = _SMALL * width
         chosen = [leaves[index].astype(jnp.float32) for index in part if leaves[index].size]
-        chosen = [x if x.size > most else mesh.replicate(x, x) for x in chosen]
+        chosen = [x if x.size > most else mesh.everywhere(x) for x in chosen]
         large = sum(leaf.size > most for leaf in chosen)
         buckets = []
         for index, piece in enumerate(laid_end_to_end(chosen, most)):
@@ -120,19 +120,25 @@ def _bucket(values: jax.Array, width: int) -> jax.Array:
         buckets[widest] = (buckets[widest] + 1) // 2
     if len(shape) == 1:
         # The 0/1 matrix of a vector would have as many entries as sketch times vector.
-        return _fold(values, buckets[0], 0)
-    # The last axis first: its memory layout suits a product best. Its classes come last, so
-    # the axes still to do keep their places.
-    for axis, (size, classes) in reversed(list(enumerate(zip(shape, buckets, strict=True), 1))):
-        if classes < size:
-            member = (jnp.arange(size) % classes)[:, None] == jnp.arange(classes)
-            values = jnp.tensordot(
-                values,
-                member.astype(jnp.float32),
-                axes=(axis, 0),
-                out_sharding=mesh.without(values, axis),
-            )
-    return mesh.replicate(values, values).reshape(2, -1)
+        return _fold(mesh.everywhere(values), buckets[0], 0)
+    shrinks = [b < n for b, n in zip(buckets, shape, strict=True)]
+    # The last axis first: its memory layout suits a product best. But axes that a mesh splits come
+    # after the others, so that devices add up small sums.
+    backwards = [axis for axis in range(len(shape), 0, -1) if shrinks[axis - 1]]
+    places = list(range(len(shape) + 1))  # the axis of the leaf that each axis of `values` was
+    for which in sorted(backwards, key=lambda axis: mesh.splits(values, axis)):
+        axis, classes = places.index(which), buckets[which - 1]
+        member = (jnp.arange(shape[which - 1]) % classes)[:, None] == jnp.arange(classes)
+        values = jnp.tensordot(
+            values,
+            member.astype(jnp.float32),
+            axes=(axis, 0),
+            out_sharding=mesh.without(values, axis),
+        )
+        places.append(places.pop(axis))
+    wanted = [axis for axis in range(len(shape) + 1) if axis not in backwards] + backwards
+    values = jnp.transpose(mesh.everywhere(values), [places.index(axis) for axis in wanted])
+    return values.reshape(2, -1)
 
 
 def _fold(row: jax.Array, width: int, first: int) -> jax.Array:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.linalg.mesh import on_mesh
 from fgo_jax.linalg.wrapped import unwrapped, wrapped_like
 from fgo_jax.smoothing import growing_mean
 
@@ -93,7 +94,7 @@ def average_weights(window: float = 0.1) -> optax.GradientTransformationExtraArg
             )
         return updates, average_update(state, params, window)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(on_mesh(init), update)
 
 
 def eval_params(opt_state: Any, params: Any) -> Any:

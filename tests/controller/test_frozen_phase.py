@@ -71,7 +71,8 @@ def test_equals_its_base_bit_for_bit_inside_one_scan(case):
     assert trees_equal(params, train(base, STEPS, AS_USUAL)[0])
 
 
-@pytest.mark.parametrize("case", CASES)
+# A compilation each, without what fuses across steps: one base of optax and one of ours.
+@pytest.mark.parametrize("case", ["adamw", "target_acquisition"])
 def test_equals_its_base_bit_for_bit_step_by_step(case):
     ours, base = (make() for make in CASES[case])
     left = right = mlp_params()

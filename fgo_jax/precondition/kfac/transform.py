@@ -13,6 +13,7 @@ from fgo_jax import _checks
 from fgo_jax.curvature import losses
 from fgo_jax.curvature.weights import Select, check_select
 from fgo_jax.linalg import mesh
+from fgo_jax.linalg.trees import added_up
 from fgo_jax.precondition.kfac import roots, taps
 from fgo_jax.precondition.kfac.estimate import estimator
 from fgo_jax.precondition.kfac.layers import Axes, Layout, Paths, check_diagonal, layout
@@ -286,7 +287,7 @@ def shortened(updates: list[Any], grads: list[Any], limit: Any) -> list[Any]:
         jnp.tensordot(g, u, axes=g.ndim, precision="highest", out_sharding=mesh.replicated(g, 0))
         for g, u in zip(grads, updates, strict=True)
     ]
-    total = sum((jnp.where(jnp.isfinite(s), s, 0.0) for s in squares), jnp.zeros((), jnp.float32))
+    total = added_up([jnp.where(jnp.isfinite(s), s, 0.0) for s in squares])
     scale = jnp.sqrt(limit / jnp.maximum(total, limit))
     return [
         jnp.where(jnp.isfinite(s), scale * u, 0.0) for s, u in zip(squares, updates, strict=True)

@@ -8,6 +8,7 @@ from typing import Any, Self
 import optax
 
 from fgo_jax.linalg.compiled import compiled_once
+from fgo_jax.linalg.mesh import on_mesh
 
 
 class Preconditioner(optax.GradientTransformationExtraArgs):
@@ -92,7 +93,7 @@ class Preconditioner(optax.GradientTransformationExtraArgs):
         metric: Callable[[Any, Any], Any],
         keeps_scale: bool = True,
     ) -> Self:
-        self = super().__new__(cls, init, compiled_once(update))
+        self = super().__new__(cls, on_mesh(init), compiled_once(update))
         self.metric = metric
         self.keeps_scale = keeps_scale
         return self

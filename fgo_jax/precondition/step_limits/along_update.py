@@ -11,6 +11,7 @@ import optax
 
 from fgo_jax import _checks
 from fgo_jax.linalg.compiled import compiled_once
+from fgo_jax.linalg.mesh import on_mesh
 from fgo_jax.linalg.operator import check_examples, example_count
 from fgo_jax.linalg.trees import laid_end_to_end, sum_squares, vdot
 
@@ -127,7 +128,7 @@ def limit_updates(
         ]
         return treedef.unflatten(shrunk), optax.tree.cast_like(new, state)
 
-    return optax.GradientTransformationExtraArgs(init, compiled_once(update))
+    return optax.GradientTransformationExtraArgs(on_mesh(init), compiled_once(update))
 
 
 def _finite_norm(leaves: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:

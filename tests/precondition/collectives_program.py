@@ -1,0 +1,69 @@
+"""Run by test_collectives.py on eight devices: what travels between them, from the program."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import fgo_jax as fgo
+from tests.hlo import collectives
+
+SHAPES = {"layer_0": (256, 64), "layer_1": (256, 64), "bias": (64,)}
+SPLITS = {
+    "fully sharded": {"layer_0": P("i"), "layer_1": P("i"), "bias": P("i")},
+    "tensor parallel": {"layer_0": P(None, "i"), "layer_1": P(None, "i"), "bias": P("i")},
+    "data parallel": {"layer_0": P(), "layer_1": P(), "bias": P()},
+}
+# Blocks of eight: whole ones on every device, whichever side is split.
+DIRECTION = fgo.scale_by_kronecker_fisher(block_size=8)
+OPTIMIZERS = {
+    "direction": DIRECTION,
+    "phases": fgo.target_acquisition(1e-3, transform=DIRECTION),
+}
+# What a measurement may send for each leaf: its two sketches.
+SKETCH = 2 * 1024
+
+
+def compiled(tx, specs, kind):
+    mesh = jax.make_mesh((8,), ("i",), axis_types=(kind,))
+    home = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+    params = jax.device_put({name: jnp.ones(shape) for name, shape in SHAPES.items()}, home)
+    step = jax.jit(tx.update)
+    state = tx.init(params)
+    updates, state = step(params, state, params)
+    for name, sharding in home.items():
+        assert updates[name].sharding.is_equivalent_to(sharding, updates[name].ndim), name
+    compilations = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compilations.append(event) if "backend_compile" in event else None
+    )
+    again = step(params, state, params)[1]
+    assert not compilations, "the second step compiles again"
+    same = jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), state, again)
+    assert all(jax.tree.leaves(same)), "a state moves"
+    return step.lower(params, state, params).compile().as_text()
+
+
+def main(name):
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        for split, specs in SPLITS.items():
+            always, sometimes = collectives(compiled(OPTIMIZERS[name], specs, kind))
+            where = (kind, split, always, sometimes)
+            assert all(c == "all-reduce" and size == 1 for c, size in always), where
+            if split == "data parallel":
+                assert all(c == "all-gather" for c, _ in sometimes), where
+                assert not always, where
+            else:
+                small = SHAPES["bias"][0]  # such leaves are collected whole
+                # The partitioner does not say which axis is split, so the last is summed first.
+                sketch = SKETCH if kind == AxisType.Explicit else 2 * SHAPES["layer_0"][0] * 32
+                assert all(
+                    (c == "all-reduce" and size <= sketch) or size == small for c, size in sometimes
+                ), where
+    print("nothing travels")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
