@@ -1,4 +1,4 @@
-"""Pictures of a spectrum. They need matplotlib: `pip install fgo_jax[plot]`."""
+"""Pictures of a spectrum."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from fgo_jax.analysis.plotting import canvas
 from fgo_jax.analysis.report import SpectrumReport
 
-__all__ = ["layers", "spectral_density"]
-
-# Two colours of Okabe and Ito, distinguishable with all common kinds of colour vision.
-_BULK, _OUTLIER = "#0072B2", "#D55E00"
+_BULK, _OUTLIER = canvas.BLUE, canvas.VERMILLION
 # Below this many eigenvalues per decade there is only the tail of the kernel.
 _FLOOR = 0.03
 
@@ -60,7 +58,7 @@ def spectral_density(
     """
     _check(report)
     density = report.density(width=width, linear_width=linear_width)
-    ax = _axes(ax, (7.0, 4.0))
+    ax = canvas.axes(ax, (7.0, 4.0))
     x, height = density.eigenvalues, density.per_decade
     ax.set_xscale("asinh", linear_width=density.linear_width, base=10)
     ax.set_yscale("log")
@@ -143,7 +141,7 @@ def layers(report: SpectrumReport, ax: Any = None) -> Any:
             "groups=fgo.probes.layer_groups(params))."
         )
     parts = sorted(report.layers.items(), key=lambda item: abs(item[1].top_eigenvalue.value))
-    ax = _axes(ax, (7.0, 1.6 + 0.55 * len(parts)))
+    ax = canvas.axes(ax, (7.0, 1.6 + 0.55 * len(parts)))
     place = np.arange(len(parts))
     numbers = (
         ("top eigenvalue", _OUTLIER, 0.2, lambda part: part.top_eigenvalue, lambda part: 1.0),
@@ -205,13 +203,3 @@ def _ticks(ax: Any, linear_width: float, low: float, high: float) -> None:
 def _check(report: Any) -> None:
     if not isinstance(report, SpectrumReport):
         raise ValueError(f"this draws what fgo.spectrum returns, got {type(report).__name__}.")
-
-
-def _axes(ax: Any, size: tuple[float, float]) -> Any:
-    if ax is not None:
-        return ax
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: run `pip install fgo_jax[plot]`.") from error
-    return plt.subplots(figsize=size, layout="constrained")[1]
