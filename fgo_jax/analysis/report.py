@@ -176,8 +176,8 @@ class SpectrumReport:
     ) -> Density:
         r"""The number of eigenvalues per unit and per decade, smoothed.
 
-        .. math:: \rho(y) = \sum_j w_j\, \mathcal N(y \mid y_j, s^2), \qquad
-                  y = \mathrm{asinh}(\lambda / w)
+        .. math:: \rho(y) = \sum_j w_j\, \mathcal N(y \mid y_j, s^2),
+                  \qquad y = \mathrm{asinh}(\lambda / w)
 
         with the nodes and weights :math:`w_j` of the quadrature. Spectra span decades and may
         change sign; y is logarithmic beyond w and linear within.

@@ -23,8 +23,8 @@ def empirical_fisher(
 ) -> Callable[[Any, Any], Matvec]:
     r"""Products with the mean outer product of single-example gradients at the data's labels.
 
-    .. math:: F v = \frac1n \sum_i g_i (g_i^T v) = \frac1n J^T (J v), \qquad
-              J_{ij} = \partial \ell_i / \partial \theta_j
+    .. math:: F v = \frac1n \sum_i g_i (g_i^T v) = \frac1n J^T (J v),
+              \qquad J_{ij} = \partial \ell_i / \partial \theta_j
 
     With weights it is :math:`J^T \mathrm{diag}(w) J v / \sum_i w_i`. J is the Jacobian of
     the vector of losses. A product takes one forward and one backward linear pass, and no

@@ -22,8 +22,8 @@ def ggn(
 ) -> Callable[[Any, Any], Matvec]:
     r"""Products with the generalised Gauss-Newton matrix of a loss over a batch.
 
-    .. math:: F v = J^T H J v, \qquad J = \partial f / \partial \theta, \quad
-              H = \nabla^2_f\, \ell
+    .. math:: F v = J^T H J v, \qquad J = \partial f / \partial \theta,
+              \quad H = \nabla^2_f\, \ell
 
     with f the outputs on the batch and :math:`\ell` the mean loss. The named losses are
     negative log-likelihoods. For them F is the Fisher, its mean over labels drawn from the

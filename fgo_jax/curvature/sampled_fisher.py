@@ -24,8 +24,8 @@ def sampled_fisher(
 ) -> Callable[..., Matvec]:
     r"""Products with the mean outer product of gradients at labels drawn from the model.
 
-    .. math:: \hat F v = \sum_i w_i\, g_i (g_i^T v) / \sum_i w_i, \qquad
-              g_i = \nabla_\theta\, \ell(f_i, \hat y_i), \quad \hat y_i \sim p(y \mid f_i)
+    .. math:: \hat F v = \sum_i w_i\, g_i (g_i^T v) / \sum_i w_i,
+              \qquad g_i = \nabla_\theta\, \ell(f_i, \hat y_i), \quad \hat y_i \sim p(y \mid f_i)
 
     over all rows i of the outputs [..., C], with w = 1 where no weights are given. Its mean
     over the draws is the Fisher, that is :func:`ggn`. Its rank is at most the number of rows.
