@@ -12,6 +12,7 @@ from fgo_jax import _checks
 from fgo_jax.curvature.chunks import Matvec, Part, check_options, mean_over_chunks
 from fgo_jax.curvature.selection import Mask, linearise
 from fgo_jax.curvature.weights import Select, mean_and_weights
+from fgo_jax.linalg.operator import named
 
 
 def empirical_fisher(
@@ -82,4 +83,4 @@ def empirical_fisher(
     def operator(params: Any, batch: Any) -> Matvec:
         return mean_over_chunks(build, params, batch, weights, chunk_size)
 
-    return operator
+    return named(operator, "empirical_fisher", example_loss_fn)

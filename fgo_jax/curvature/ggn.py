@@ -10,6 +10,7 @@ from fgo_jax.curvature import losses
 from fgo_jax.curvature.chunks import Matvec, Part, check_options, mean_over_chunks
 from fgo_jax.curvature.selection import Mask, linearise
 from fgo_jax.curvature.weights import Select
+from fgo_jax.linalg.operator import named
 
 
 def ggn(
@@ -99,4 +100,4 @@ def ggn(
     def operator(params: Any, batch: Any) -> Matvec:
         return mean_over_chunks(build, params, batch, weights, chunk_size)
 
-    return operator
+    return named(operator, "ggn", loss)

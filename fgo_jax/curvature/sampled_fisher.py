@@ -12,6 +12,7 @@ from fgo_jax.curvature import losses
 from fgo_jax.curvature.chunks import Matvec, Part, check_options, mean_over_chunks
 from fgo_jax.curvature.selection import Mask, linearise
 from fgo_jax.curvature.weights import Select
+from fgo_jax.linalg.operator import named
 
 
 def sampled_fisher(
@@ -79,4 +80,4 @@ def sampled_fisher(
 
         return mean_over_chunks(build, params, batch, weights, chunk_size)
 
-    return operator
+    return named(operator, "sampled_fisher", loss)
