@@ -92,5 +92,15 @@ def test_what_a_page_links_to_is_there(path):
     assert all((path.parent / target).exists() for target in local)
 
 
+@pytest.mark.parametrize("path", [FRONT, BACK], ids=["front", "back"])
+def test_every_heading_that_a_page_links_to_is_there(path):
+    for target, anchor in re.findall(r"\]\(((?!http)[^)#]*)#([^)]+)\)", path.read_text()):
+        page = (path.parent / target).read_text() if target else path.read_text()
+        headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+        # As GitHub makes them: lower case, letters, digits and hyphens alone.
+        slugs = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert anchor in slugs, (target, anchor)
+
+
 def test_the_first_picture_is_small():
     assert (RESULTS / "demo.png").stat().st_size < 100_000
