@@ -81,12 +81,12 @@ def test_the_source_archive_builds_the_same(dist):
 
 
 def test_an_import_is_quick_and_brings_no_optional_package():
-    """Beyond JAX and optax it takes 0.2 s of CPU time; a busy machine is given three tries."""
+    """Beyond JAX and optax it takes a fifth of a second; a busy machine is given three tries."""
     for _ in range(3):
         seconds, modules = json.loads(python(_IMPORT, ROOT))
         assert any(name.startswith("fgo_jax.") for name in modules)
-        # Nothing but the package itself: every other import waits for its first use.
-        assert {name.partition(".")[0] for name in modules} == {"fgo_jax"}
+        # No other package: Flax, matplotlib and the like wait for their first use.
+        assert {name.partition(".")[0] for name in modules} <= {"fgo_jax", "jax", "optax"}
         if seconds < 0.3:
             return
     raise AssertionError(f"import fgo_jax takes {seconds:.2f} s")
