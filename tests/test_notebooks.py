@@ -1,6 +1,7 @@
 """Every notebook says today what it said when it was committed, and is fit to be read."""
 
 import copy
+import re
 
 import nbformat
 import pytest
@@ -29,6 +30,8 @@ def test_a_committed_notebook_has_its_outputs_and_nothing_of_a_machine(path):
     assert sum(drawn for _, _, drawn in notebooks.outputs(notebook)) or path.stem == "quickstart"
     assert all(output.get("name") != "stderr" for cell in codes for output in cell.outputs)
     text = path.read_text()
+    for target in re.findall(r"\]\((?!http)([^)#]+)", text):
+        assert (path.parent / target).exists(), target
     for word in ("/tmp/", "/home/", "/root/", "/work/", "/Users/", "Warning", "Traceback"):
         assert word not in text, word
 

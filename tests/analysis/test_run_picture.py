@@ -140,6 +140,15 @@ def test_early_transitions_get_a_logarithmic_axis_of_steps():
     words(figure)
 
 
+def test_a_signal_that_a_condition_reads_is_drawn():
+    record = dict(telemetry())
+    record["noise_scale/Dense_0"] = np.linspace(1.0, 90.0, STEPS)
+    record["condition/reask/not_noise_scale/Dense_0_below"] = np.ones(STEPS)
+    said = words(fgo.plotting.run(record))
+    assert "noise scale/Dense 0" in said.splitlines()
+    assert "reask: not noise scale/Dense 0 below" in said
+
+
 def test_signals_of_choice():
     figure = fgo.plotting.run(telemetry(), signals=["cosine", "slow_share"])
     said = words(figure)

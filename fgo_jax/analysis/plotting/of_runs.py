@@ -140,8 +140,9 @@ def _chosen(record: Record, signals: Sequence[str] | None) -> list[str]:
                 f"{', '.join(sorted(record.numbers))}."
             )
         return list(signals)
-    conditions = [name.rpartition("/")[2] for name in record.numbers if "condition/" in name]
-    bare = [name.removeprefix("not_") for name in conditions]
+    # The names of a condition and of its signal may hold a slash themselves.
+    keys = [name.split("/", 2) for name in record.numbers if name.startswith("condition/")]
+    bare = [condition.removeprefix("not_") for _, _, condition in keys]
     read_by = {
         max(named, key=len)
         for condition in bare
