@@ -12,6 +12,7 @@ import typing
 from pathlib import Path
 
 import pdoc
+import pdoc.render
 
 import fgo_jax
 from fgo_jax.__main__ import public_names

@@ -67,7 +67,9 @@ def test_kfac_tells_the_layers_and_what_is_diagonal():
 
     model = Model()
     params = model.init(jax.random.key(0), jnp.ones((1, 5)))
-    tx = fgo.scale_by_kfac(lambda p, batch: model.apply(p, batch[0]), "softmax_cross_entropy", max_dim=5)
+    tx = fgo.scale_by_kfac(
+        lambda p, batch: model.apply(p, batch[0]), "softmax_cross_entropy", max_dim=5
+    )
     found = rows(fgo.describe(tx, params))
     kernel = found["params/Dense_0/kernel"]
     assert "kernel of linear layer params/Dense_0: factors of 7 (diagonal) and 3 " in kernel
