@@ -1,6 +1,7 @@
 """The curvature of a trained model, measured once and outside the training step."""
 
-from fgo_jax.analysis.report import Density, LayerReport, SpectrumReport
+from fgo_jax.analysis.density import Density
+from fgo_jax.analysis.report import LayerReport, Setup, SpectrumReport
 from fgo_jax.analysis.spectra import spectrum
 
-__all__ = ["Density", "LayerReport", "SpectrumReport", "spectrum"]
+__all__ = ["Density", "LayerReport", "Setup", "SpectrumReport", "spectrum"]

@@ -8,43 +8,72 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fgo_jax import _checks
+from fgo_jax.analysis.density import Density, smoothed
 from fgo_jax.analysis.quadrature import Rule
-from fgo_jax.linalg.operator import student_width
 from fgo_jax.probes.probe import Estimate
 
-# Bounds of the linear stretch, as shares of the largest eigenvalue. Below the first, float32
-# products are rounding. Above the second, it would hide what a logarithmic axis shows.
-_LINEAR_SHARES = 1e-5, 1e-2
+_FIGURES = (
+    "top_eigenvalue",
+    "lowest_eigenvalue",
+    "trace",
+    "trace_square",
+    "participation_ratio",
+    "energy_rank",
+    "energy_fraction",
+    "negative_share",
+    "noise_scale",
+)
 
 
-class Density(NamedTuple):
-    """A smoothed spectral density on a grid that is dense around zero.
+class Setup(NamedTuple):
+    """What was analysed, and how.
 
     Attributes:
-      eigenvalues: [n], ascending.
-      values: [n], eigenvalues per unit of eigenvalue. The integral is the dimension.
-      per_decade: [n], eigenvalues per factor of ten; not meaningful near zero.
-      per_decade_errors: [n], standard errors of these: the spread over the starts, and what
-        the last third of the steps changed.
-      linear_width: within this distance of zero the grid is linear, beyond it logarithmic.
+      operator: what it is and of which loss, such as "ggn of softmax_cross_entropy"; for an
+        operator of yours the name of its function.
+      batches: how many; the analysis is of their mean.
+      examples: of each batch, along axis 0; None where the arrays of a batch do not agree.
+      num_steps, num_starts, block_size: as passed to :func:`fgo_jax.spectrum`.
 
     Example:
       >>> import jax.numpy as jnp
       >>> import fgo_jax as fgo
-      >>> values = jnp.array([9.0, 1.0, 1.0, 0.1])
-      >>> report = fgo.spectrum(lambda params, batch: lambda v: values * v, jnp.zeros(4), 0)
-      >>> report.density(points=100).per_decade.shape
-      (100,)
+      >>> squares = lambda params, batch: (batch * params) ** 2
+      >>> operator = fgo.curvature.hessian(squares)
+      >>> report = fgo.spectrum(operator, jnp.ones(1), jnp.ones(8), num_steps=1, top=1)
+      >>> report.setup.operator, report.setup.examples
+      ('hessian of a function', 8)
 
-    Source: Ghorbani et al. (2019), section 2.
+    Source: the definition above.
     """
 
-    eigenvalues: np.ndarray
-    values: np.ndarray
-    per_decade: np.ndarray
-    per_decade_errors: np.ndarray
-    linear_width: float
+    operator: str
+    batches: int
+    examples: int | None
+    num_steps: int
+    num_starts: int
+    block_size: int
+
+    def data(self) -> str:
+        """The data in words.
+
+        Returns:
+          Such as "3 batches of 128 examples".
+
+        Raises:
+          Nothing of its own.
+
+        Example:
+          >>> import fgo_jax as fgo
+          >>> fgo.analysis.Setup("ggn of squared_error", 3, 128, 48, 6, 1).data()
+          '3 batches of 128 examples'
+
+        Source: the definition above.
+        """
+        each = "" if self.examples is None else f"{self.examples:,} examples"
+        if self.batches == 1:
+            return each or "one batch"
+        return f"{self.batches} batches" + (f" of {each}" if each else "")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +120,7 @@ class SpectrumReport:
     positive semi-definite operator.
 
     Attributes:
+      setup: the operator, the data and the steps, see :class:`Setup`.
       eigenvalues: [k], the largest in size first. Negative ones keep their sign.
       residuals: [k], |A v - eigenvalue v|, measured by one more product.
       eigenvectors: orthonormal, shaped like the parameters with leaves [k, *leaf.shape].
@@ -128,6 +158,7 @@ class SpectrumReport:
     (2019).
     """
 
+    setup: Setup
     eigenvalues: np.ndarray
     residuals: np.ndarray
     eigenvectors: Any
@@ -176,11 +207,13 @@ class SpectrumReport:
     ) -> Density:
         r"""The number of eigenvalues per unit and per decade, smoothed.
 
-        .. math:: \rho(y) = \sum_j w_j\, \mathcal N(y \mid y_j, s^2), \qquad
-                  y = \mathrm{asinh}(\lambda / w)
+        .. math:: \rho(y) = \sum_j w_j\, \mathcal N(y \mid y_j, s^2),
+                  \qquad y = \mathrm{asinh}(\lambda / w)
 
         with the nodes and weights :math:`w_j` of the quadrature. Spectra span decades and may
-        change sign; y is logarithmic beyond w and linear within.
+        change sign; y is logarithmic beyond w and linear within. Where no Ritz value has the
+        other sign by more than rounding (1e-5 of the largest), the kernel is reflected at zero,
+        so the smoothing gives a positive operator no negative eigenvalues.
 
         Args:
           points: of the grid, at least 2.
@@ -207,86 +240,44 @@ class SpectrumReport:
 
         Source: Ghorbani et al. (2019), section 2, with a kernel of constant width in decades.
         """
-        _checks.positive_int("points", points, 2)
-        _checks.positive("width", width)
-        largest = float(np.max(np.abs(self.rule.nodes), initial=0.0))
-        if linear_width is None:
-            low, high = _LINEAR_SHARES
-            linear_width = float(np.clip(2.0 * self._gap_at_zero(), low * largest, high * largest))
-        if largest == 0.0:
-            raise ValueError(
-                "the operator is zero here, so there is no density to draw: check the batch "
-                "and that the loss depends on the parameters."
-            )
-        _checks.positive("linear_width", linear_width)
-        decade = np.log(10.0)
-        spread = decade * width
-        ends = np.arcsinh(np.array([min(np.min(self.rule.nodes), 0.0), largest]) / linear_width)
-        if np.max(self.rule.nodes) < largest:  # then the largest in size is negative
-            ends[1] = max(np.arcsinh(np.max(self.rule.nodes) / linear_width), 0.0)
-        y = np.linspace(ends[0] - 5 * spread, ends[1] + 5 * spread, points)
-
-        def smooth(nodes: np.ndarray, weights: np.ndarray) -> np.ndarray:
-            gaps = (y[:, None] - np.arcsinh(nodes / linear_width)[None, :]) / spread
-            return np.exp(-0.5 * np.square(gaps)) @ weights / (spread * (2 * np.pi) ** 0.5)
-
-        n = self.rule.num_starts
-        each = np.stack([smooth(*self.rule.of_start(start)) for start in range(n)])
-        per_unit_y = np.mean(each, axis=0)
-        errors = student_width(n - 1) * np.std(each, axis=0, ddof=1) / n**0.5
-        if self.short_rule is None:
-            errors = np.full_like(errors, np.inf)
-        else:
-            short = smooth(self.short_rule.nodes, self.short_rule.weights)
-            errors = np.hypot(errors, per_unit_y - short)
-        return Density(
-            eigenvalues=linear_width * np.sinh(y),
-            values=per_unit_y / (linear_width * np.cosh(y)),
-            per_decade=decade * per_unit_y,
-            per_decade_errors=decade * errors,
-            linear_width=float(linear_width),
-        )
-
-    def _gap_at_zero(self) -> float:
-        """Gap between the Ritz value nearest zero and the next one; median over the starts."""
-        gaps = []
-        for start in range(self.rule.num_starts):
-            nodes = np.sort(self.rule.nodes[self.rule.starts == start])
-            if len(nodes) > 1:
-                nearest = int(np.argmin(np.abs(nodes)))
-                beside = nodes[max(nearest - 1, 0) : nearest + 2]
-                gaps.append(np.max(np.diff(beside)))
-        return float(np.median(gaps)) if gaps else 0.0
+        return smoothed(self.rule, self.short_rule, points, width, linear_width)
 
     def __str__(self) -> str:
-        rows = [("dimension", f"{self.dimension}")]
-        for name in (
-            "top_eigenvalue",
-            "lowest_eigenvalue",
-            "trace",
-            "trace_square",
-            "participation_ratio",
-            "energy_rank",
-            "energy_fraction",
-            "negative_share",
-            "noise_scale",
-        ):
-            estimate = getattr(self, name)
+        setup = self.setup
+        block = f" in blocks of {setup.block_size}" if setup.block_size > 1 else ""
+        rows = [
+            ("operator", setup.operator),
+            ("data", setup.data()),
+            ("Lanczos", f"{setup.num_steps} steps{block}, {setup.num_starts} random starts"),
+            ("dimension", f"{self.dimension}"),
+        ]
+        figures = {name: getattr(self, name) for name in _FIGURES}
+        for name, estimate in figures.items():
             if estimate is not None:
                 label = f"{name} ({self.energy:g})" if name == "energy_rank" else name
                 rows.append((label, _number(estimate)))
         listed = "" if self.complete else "  (not complete)"
         rows.append(("eigenvalues", " ".join(f"{x:.3g}" for x in self.eigenvalues) + listed))
         lines = [f"{name:<22}{text}" for name, text in rows]
+        names = ("trace", "participation_ratio", "top_eigenvalue")
         if self.layers:
-            names = ("trace", "participation_ratio", "top_eigenvalue")
             lines += ["", "layer".ljust(22) + "dimension   " + "".join(f"{n:<28}" for n in names)]
             for layer, part in self.layers.items():
                 numbers = "".join(f"{_number(getattr(part, name)):<28}" for name in names)
                 lines.append(f"{layer:<22}{part.dimension:<12}{numbers}")
+        unresolved = [name for name, estimate in figures.items() if _is_unresolved(estimate)]
+        for layer, part in self.layers.items():
+            unresolved += [f"{n} of {layer}" for n in names if _is_unresolved(getattr(part, n))]
+        if unresolved:
+            lines += ["", f"Not resolved by {setup.num_steps} steps: {', '.join(unresolved)}."]
+            lines += [f"Pass a larger num_steps=, such as {2 * setup.num_steps}."]
         return "\n".join(line.rstrip() for line in lines)
 
     __repr__ = __str__
+
+
+def _is_unresolved(estimate: Estimate | None) -> bool:
+    return estimate is not None and bool(np.isinf(estimate.error))
 
 
 def _number(estimate: Estimate) -> str:

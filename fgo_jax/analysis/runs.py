@@ -12,6 +12,7 @@ import optax
 
 from fgo_jax.analysis import quadrature
 from fgo_jax.analysis.batches import Data, mean_product
+from fgo_jax.analysis.progress import Advance
 from fgo_jax.linalg.krylov import Krylov, combination, krylov_space, random_block
 from fgo_jax.linalg.operator import Operator
 from fgo_jax.linalg.trees import vdot
@@ -48,8 +49,11 @@ class Analysis(NamedTuple):
     estimates: dict[str, Estimate]
 
 
-def analyse(run: Setting, key: jax.Array, acting: set[int]) -> Analysis:
-    """One run for the top eigenpairs, then random runs on what is left of the leaves `acting`."""
+def analyse(run: Setting, key: jax.Array, acting: set[int], advance: Advance) -> Analysis:
+    """One run for the top eigenpairs, then random runs on what is left of the leaves `acting`.
+
+    It calls `advance` with the products of each run that is done.
+    """
     leaves, treedef = jax.tree.flatten(run.params)
     within = treedef.unflatten([jnp.float32(i in acting) for i in range(len(leaves))])
     dimension = sum(leaves[i].size for i in acting)
@@ -72,6 +76,7 @@ def analyse(run: Setting, key: jax.Array, acting: set[int]) -> Analysis:
     nothing = jax.tree.map(lambda p: jnp.zeros((keep, *p.shape), jnp.float32), run.params)
     space = krylov(keys[0], nothing)
     main = quadrature.ritz_values(space.matrix, space.coupling, space.valid)
+    advance(run.num_steps)
     converged = main.residuals <= CONVERGED * np.abs(main.values)
     converged[keep:] = False
     rows = np.zeros([keep, run.num_steps])
@@ -85,6 +90,7 @@ def analyse(run: Setting, key: jax.Array, acting: set[int]) -> Analysis:
         part = krylov(start_key, off)
         bulks.append(quadrature.ritz_values(part.matrix, part.coupling, part.valid))
         matrix, valid = np.asarray(part.matrix), np.asarray(part.valid)
+        advance(run.num_steps)
         shorter.append(quadrature.fewer_steps(bulks[-1], matrix, valid, run.block_size))
     exact = main.values[converged]
     rule = quadrature.combine(exact, bulks, dimension)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,11 +12,12 @@ import numpy as np
 
 from fgo_jax import _checks
 from fgo_jax.analysis import quadrature
-from fgo_jax.analysis.batches import gradient_noise, refuse_batches, stack_batches
-from fgo_jax.analysis.report import LayerReport, SpectrumReport
+from fgo_jax.analysis.batches import Data, gradient_noise, refuse_batches, stack_batches
+from fgo_jax.analysis.progress import shown
+from fgo_jax.analysis.report import LayerReport, Setup, SpectrumReport
 from fgo_jax.analysis.runs import CONVERGED, Analysis, Setting, analyse, product
 from fgo_jax.linalg.krylov import random_block
-from fgo_jax.linalg.operator import Operator, check_operator
+from fgo_jax.linalg.operator import Operator, check_operator, name_of
 from fgo_jax.linalg.trees import vdot
 from fgo_jax.probes.gram import RowsFn
 from fgo_jax.probes.groups import Groups, check_groups, slots
@@ -40,6 +42,7 @@ def spectrum(
     groups: Groups | None = None,
     rows_fn: RowsFn | None = None,
     noise_examples: int = 128,
+    progress: bool | None = None,
 ) -> SpectrumReport:
     r"""Measures top eigenpairs, moments, ranks and density of a Fisher, GGN or Hessian.
 
@@ -67,8 +70,8 @@ def spectrum(
     one copy of a multiple eigenvalue, so listing all copies takes a block as wide as the
     multiplicity. Moments, rank and density count the copies in any case, as a random draw.
 
-    It takes ``(1 + num_starts) * num_steps + top + 1`` products with every batch, one at a
-    time, and as many again for each group (less ``top``). It takes
+    It takes ``(1 + num_starts) * num_steps + top + 2`` products with every batch, one at a
+    time, and as many again for each group (less ``top + 2``). It takes
     ``4 * (num_steps + block_size + 2 * max(top, num_steps // 2))`` bytes per parameter. No
     leaf is flattened, so sharded parameters stay as they are. Compiled functions are cached
     by the operator: make it once and pass the same one for every checkpoint.
@@ -97,6 +100,9 @@ def spectrum(
         is of all leaves, whatever the operator's mask.
       noise_examples: how many leading examples of each batch ``rows_fn`` gets, at least 5.
         It takes memory for that many gradients and ``8 * noise_examples ** 3`` bytes.
+      progress: whether to say on stderr how long it will take, and how far it is, with a bar
+        on a terminal where `rich` or `tqdm` is installed. None for where it will take more
+        than ten seconds. The estimate is from one product, without the compiling.
 
     Returns:
       A :class:`fgo_jax.analysis.SpectrumReport`; :mod:`fgo_jax.plotting` draws it.
@@ -150,15 +156,22 @@ def spectrum(
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(drawn)):
         refuse_batches(operator, params, data, key)
     acting = _acting_leaves(drawn)
-    whole = analyse(run, keys[1], acting)
-    layers = {}
-    for name, those, group_key in zip(names, members[1:], keys[2:], strict=True):
+    for name, those in zip(names, members[1:], strict=True):
         if not acting & set(those):
             raise ValueError(
                 f"the operator gives zeros on all of group {name!r}: leave it out of groups=, "
                 "or let the operator's mask= choose it."
             )
-        layers[name] = analyse(run, group_key, acting & set(those))
+    begin = time.perf_counter()
+    jax.block_until_ready(product(run, probe))  # it is compiled by now
+    seconds = time.perf_counter() - begin
+    products = (1 + len(names)) * (1 + num_starts) * num_steps
+    with shown(products, seconds, progress) as advance:
+        whole = analyse(run, keys[1], acting, advance)
+        layers = {
+            name: analyse(run, group_key, acting & set(those), advance)
+            for name, those, group_key in zip(names, members[1:], keys[2:], strict=True)
+        }
     noise: dict[str, Estimate] = {}
     if rows_fn is not None:
         noise = gradient_noise(rows_fn, params, data, groups, noise_examples, key)
@@ -172,6 +185,7 @@ def spectrum(
     }
     rank = whole.estimates.pop("energy_rank")
     return SpectrumReport(
+        setup=Setup(name_of(operator), *_examples(data), num_steps, num_starts, block_size),
         eigenvalues=listed,
         residuals=residuals,
         eigenvectors=vectors,
@@ -196,6 +210,13 @@ def spectrum(
             for name, part in layers.items()
         },
     )
+
+
+def _examples(data: Data) -> tuple[int, int | None]:
+    """How many batches, and the examples of each; None where its leaves do not agree."""
+    shapes = [leaf.shape for leaf in jax.tree.leaves(data)]
+    sizes = {shape[1] for shape in shapes if len(shape) > 1}
+    return shapes[0][0], sizes.pop() if len(sizes) == 1 else None
 
 
 def _acting_leaves(drawn: Any) -> set[int]:

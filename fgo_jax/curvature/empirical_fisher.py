@@ -12,6 +12,7 @@ from fgo_jax import _checks
 from fgo_jax.curvature.chunks import Matvec, Part, check_options, mean_over_chunks
 from fgo_jax.curvature.selection import Mask, linearise
 from fgo_jax.curvature.weights import Select, mean_and_weights
+from fgo_jax.linalg.operator import named
 
 
 def empirical_fisher(
@@ -23,8 +24,8 @@ def empirical_fisher(
 ) -> Callable[[Any, Any], Matvec]:
     r"""Products with the mean outer product of single-example gradients at the data's labels.
 
-    .. math:: F v = \frac1n \sum_i g_i (g_i^T v) = \frac1n J^T (J v), \qquad
-              J_{ij} = \partial \ell_i / \partial \theta_j
+    .. math:: F v = \frac1n \sum_i g_i (g_i^T v) = \frac1n J^T (J v),
+              \qquad J_{ij} = \partial \ell_i / \partial \theta_j
 
     With weights it is :math:`J^T \mathrm{diag}(w) J v / \sum_i w_i`. J is the Jacobian of
     the vector of losses. A product takes one forward and one backward linear pass, and no
@@ -82,4 +83,4 @@ def empirical_fisher(
     def operator(params: Any, batch: Any) -> Matvec:
         return mean_over_chunks(build, params, batch, weights, chunk_size)
 
-    return operator
+    return named(operator, "empirical_fisher", example_loss_fn)

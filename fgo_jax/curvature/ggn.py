@@ -10,6 +10,7 @@ from fgo_jax.curvature import losses
 from fgo_jax.curvature.chunks import Matvec, Part, check_options, mean_over_chunks
 from fgo_jax.curvature.selection import Mask, linearise
 from fgo_jax.curvature.weights import Select
+from fgo_jax.linalg.operator import named
 
 
 def ggn(
@@ -22,8 +23,8 @@ def ggn(
 ) -> Callable[[Any, Any], Matvec]:
     r"""Products with the generalised Gauss-Newton matrix of a loss over a batch.
 
-    .. math:: F v = J^T H J v, \qquad J = \partial f / \partial \theta, \quad
-              H = \nabla^2_f\, \ell
+    .. math:: F v = J^T H J v, \qquad J = \partial f / \partial \theta,
+              \quad H = \nabla^2_f\, \ell
 
     with f the outputs on the batch and :math:`\ell` the mean loss. The named losses are
     negative log-likelihoods. For them F is the Fisher, its mean over labels drawn from the
@@ -99,4 +100,4 @@ def ggn(
     def operator(params: Any, batch: Any) -> Matvec:
         return mean_over_chunks(build, params, batch, weights, chunk_size)
 
-    return operator
+    return named(operator, "ggn", loss)

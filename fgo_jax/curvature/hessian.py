@@ -11,6 +11,7 @@ from fgo_jax import _checks
 from fgo_jax.curvature.chunks import Matvec, Part, check_options, mean_over_chunks
 from fgo_jax.curvature.selection import Mask, select
 from fgo_jax.curvature.weights import Select, mean_and_weights
+from fgo_jax.linalg.operator import named
 
 
 def hessian(
@@ -69,4 +70,4 @@ def hessian(
     def operator(params: Any, batch: Any) -> Matvec:
         return mean_over_chunks(build, params, batch, weights, chunk_size)
 
-    return operator
+    return named(operator, "hessian", loss_fn)

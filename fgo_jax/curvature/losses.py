@@ -14,6 +14,7 @@ from jax import core
 
 from fgo_jax import _checks
 from fgo_jax.curvature.weights import Select, check_select, mean_and_weights, pick
+from fgo_jax.linalg.operator import named
 
 Loss = str | Callable[[Any, Any], jax.Array]
 Product = Callable[[Any], Any]
@@ -235,7 +236,7 @@ def example_losses(
         # A factor, not a `where`: that would give derivatives of zero, and a wrong curvature.
         return values * _one_or_nan(loss, outputs.shape, jnp.asarray(found))
 
-    return example_loss_fn
+    return named(example_loss_fn, loss)
 
 
 def _limit(loss: str, outputs: tuple[int, ...], labels: Any) -> float | None:

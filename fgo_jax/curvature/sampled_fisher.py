@@ -12,6 +12,7 @@ from fgo_jax.curvature import losses
 from fgo_jax.curvature.chunks import Matvec, Part, check_options, mean_over_chunks
 from fgo_jax.curvature.selection import Mask, linearise
 from fgo_jax.curvature.weights import Select
+from fgo_jax.linalg.operator import named
 
 
 def sampled_fisher(
@@ -24,8 +25,8 @@ def sampled_fisher(
 ) -> Callable[..., Matvec]:
     r"""Products with the mean outer product of gradients at labels drawn from the model.
 
-    .. math:: \hat F v = \sum_i w_i\, g_i (g_i^T v) / \sum_i w_i, \qquad
-              g_i = \nabla_\theta\, \ell(f_i, \hat y_i), \quad \hat y_i \sim p(y \mid f_i)
+    .. math:: \hat F v = \sum_i w_i\, g_i (g_i^T v) / \sum_i w_i,
+              \qquad g_i = \nabla_\theta\, \ell(f_i, \hat y_i), \quad \hat y_i \sim p(y \mid f_i)
 
     over all rows i of the outputs [..., C], with w = 1 where no weights are given. Its mean
     over the draws is the Fisher, that is :func:`ggn`. Its rank is at most the number of rows.
@@ -79,4 +80,4 @@ def sampled_fisher(
 
         return mean_over_chunks(build, params, batch, weights, chunk_size)
 
-    return operator
+    return named(operator, "sampled_fisher", loss)

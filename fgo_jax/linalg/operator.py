@@ -83,6 +83,21 @@ def check_operator(operator: Any) -> None:
     _checks.function("operator", operator, "(params, batch) -> matvec")
 
 
+def named(function: Callable, kind: str, of: Any = None) -> Any:
+    """The function with a label for reports, such as "ggn of softmax_cross_entropy"."""
+    function.__dict__["label"] = kind if of is None else f"{kind} of {name_of(of)}"
+    return function
+
+
+def name_of(function: Any) -> str:
+    """What a report calls a loss or an operator."""
+    if isinstance(function, str):
+        return function
+    inner = getattr(function, "func", function)  # of a `functools.partial`
+    name = getattr(inner, "label", getattr(inner, "__name__", type(inner).__name__))
+    return "a function" if name == "<lambda>" else name
+
+
 def _requires_key(operator: Operator) -> bool:
     try:
         parameters = inspect.signature(operator).parameters

@@ -19,8 +19,8 @@ _SMALL = 4
 def sketch_tree(tree: Any, seed: jax.Array, width: int) -> jax.Array:
     r"""Two independent sketches of a pytree, with unbiased inner products.
 
-    .. math:: (Sx)_j = \sum_{k:\, h(k) = j} s_k x_k, \qquad
-              E \langle Sx, Sy \rangle = \langle x, y \rangle
+    .. math:: (Sx)_j = \sum_{k:\, h(k) = j} s_k x_k,
+              \qquad E \langle Sx, Sy \rangle = \langle x, y \rangle
 
     Every entry k gets a random sign :math:`s_k`, a hash of the seed and of its position in
     the tree, and is added to one of ``width`` buckets. The mean is over the signs and holds

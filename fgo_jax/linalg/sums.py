@@ -46,7 +46,7 @@ def participation_ratio(eigenvalues: jax.Array) -> jax.Array:
 def energy_rank(eigenvalues: jax.Array, q: Any = 0.9) -> jax.Array:
     r"""The fewest eigenvalues that hold a share ``q`` of the trace.
 
-    .. math:: \min \{ r : \lambda_1 + \dots + \lambda_r \ge q \sum_i \lambda_i \},
+    .. math:: \min \lbrace r : \lambda_1 + \dots + \lambda_r \ge q \sum_i \lambda_i \rbrace,
               \qquad \lambda_1 \ge \lambda_2 \ge \dots
 
     Negative eigenvalues count as zero: a positive semi-definite matrix has them by rounding
@@ -114,8 +114,8 @@ def uncentred_sums(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
     With :math:`K_{ij} = \langle g_i, g_j \rangle` of n independent rows and
     :math:`D = \mathrm{diag}\,K`,
 
-    .. math:: \frac{(\sum_i D_i)^2 - \sum_i D_i^2}{n (n - 1)}, \qquad
-              \frac{\sum_{ij} K_{ij}^2 - \sum_i D_i^2}{n (n - 1)}.
+    .. math:: \frac{(\sum_i D_i)^2 - \sum_i D_i^2}{n (n - 1)},
+              \qquad \frac{\sum_{ij} K_{ij}^2 - \sum_i D_i^2}{n (n - 1)}.
 
     Both use only products of two different rows, hence no bias. Their ratio is the
     participation ratio of F. It is biased upwards by the variance of the denominator:
@@ -158,8 +158,8 @@ def centred_sums(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
     :math:`t_1 = \sum \bar K_{ij}^2, t_2 = \sum \bar K_{ii}^2, t_6 = (\sum \bar K_{ii})^2`:
 
     .. math:: A = \frac{1}{n (n-3)} \Bigl[t_6 - \frac{n t_2}{n-2}
-                  + \frac{2 t_1 - t_6}{(n-1)(n-2)}\Bigr], \qquad
-              B = \frac{1}{n (n-3)} \Bigl[t_1 - \frac{n t_2}{n-2}
+                  + \frac{2 t_1 - t_6}{(n-1)(n-2)}\Bigr],
+              \qquad B = \frac{1}{n (n-3)} \Bigl[t_1 - \frac{n t_2}{n-2}
                   + \frac{t_6}{(n-1)(n-2)}\Bigr].
 
     A and B estimate what :func:`uncentred_sums` does for rows minus their true mean. That
@@ -214,8 +214,8 @@ def jackknife_log_ratio(
 ) -> jax.Array:
     r"""Standard error of the log of a ratio of Gram sums, leaving out one row at a time.
 
-    .. math:: \sqrt{\tfrac{n-1}{n} \textstyle\sum_i (x_i - \bar x)^2}, \qquad
-              x_i = \log (A_{-i} / B_{-i})
+    .. math:: \sqrt{\tfrac{n-1}{n} \textstyle\sum_i (x_i - \bar x)^2},
+              \qquad x_i = \log (A_{-i} / B_{-i})
 
     It is the relative error of the ratio, since d log x = dx / x. It takes memory for n Gram
     matrices.

@@ -49,10 +49,11 @@ def hutchinson(
     :math:`x_i = z_i^T F_1 z_i`, :math:`y_i = z_i^T F_2 z_i`, unbiased over vectors and
     examples:
 
-    .. math:: \mathrm{tr}\,F &\approx \tfrac{1}{2m} \textstyle\sum_i (x_i + y_i) \\
-              (\mathrm{tr}\,F)^2 &\approx \tfrac{1}{m(m-1)} \textstyle\sum_{i \ne j} x_i y_j \\
-              \mathrm{tr}\,F^2 &\approx \tfrac{1}{m} \textstyle\sum_i
-                \langle F_1 z_i, F_2 z_i \rangle
+    .. math:: \mathrm{tr}\,F \approx \tfrac{1}{2m} \textstyle\sum_i (x_i + y_i)
+
+    .. math:: (\mathrm{tr}\,F)^2 \approx \tfrac{1}{m(m-1)} \textstyle\sum_{i \ne j} x_i y_j
+
+    .. math:: \mathrm{tr}\,F^2 \approx \tfrac1m \textstyle\sum_i \langle F_1 z_i, F_2 z_i \rangle
 
     The second uses only products of different vectors and different halves. The third never
     squares one operator, because that would add its sampling noise to the spectrum. The

@@ -73,9 +73,9 @@ def slow_momentum(
 ) -> optax.GradientTransformation:
     r"""Blends each direction with a long-memory mean of the directions before it.
 
-    .. math:: m \leftarrow m + (u - m)/(c\,t + 1), \qquad
-              d = (1 - \sigma_t)\,u + \sigma_t\,m, \qquad
-              \sigma_t = \sigma\,t / (t + r)
+    .. math:: m \leftarrow m + (u - m)/(c\,t + 1),
+              \qquad d = (1 - \sigma_t)\,u + \sigma_t\,m,
+              \qquad \sigma_t = \sigma\,t / (t + r)
 
     with the direction u and t directions in the mean m. The weight of direction s in m is
     proportional to :math:`s^{1/c - 1}`, so the memory is a constant share, about c, of the

@@ -89,8 +89,8 @@ def _threshold(
 def above(signal: str, threshold: float, *, z: float = 1.645, patience: int = 2) -> Trigger:
     r"""Holds while the lower confidence bound of a signal is above ``threshold``.
 
-    .. math:: \text{holds: } x - z\,\sigma > \tau, \qquad
-              \text{does not hold: } x + z\,\sigma \le \tau
+    .. math:: \text{holds: } x - z\,\sigma > \tau,
+              \qquad \text{does not hold: } x + z\,\sigma \le \tau
 
     with the value x, its standard error :math:`\sigma` and the threshold :math:`\tau`. In
     between the verdict is unknown. A signal without a known error (NaN: the loss, or a probe
@@ -120,8 +120,8 @@ def above(signal: str, threshold: float, *, z: float = 1.645, patience: int = 2)
 def below(signal: str, threshold: float, *, z: float = 1.645, patience: int = 2) -> Trigger:
     r"""Holds while the upper confidence bound of a signal is below ``threshold``.
 
-    .. math:: \text{holds: } x + z\,\sigma < \tau, \qquad
-              \text{does not hold: } x - z\,\sigma \ge \tau
+    .. math:: \text{holds: } x + z\,\sigma < \tau,
+              \qquad \text{does not hold: } x - z\,\sigma \ge \tau
 
     It is the mirror image of :func:`above`.
 

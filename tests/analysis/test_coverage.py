@@ -70,3 +70,6 @@ def test_a_run_too_short_to_show_its_truncation_is_unresolved():
     assert np.isinf(report.participation_ratio.error)
     assert np.isfinite(report.trace.error)  # of a polynomial, so two steps are enough
     assert "(unresolved)" in str(report)
+    last = str(report).splitlines()[-2:]
+    assert last[0].startswith("Not resolved by 2 steps: participation_ratio, energy_rank")
+    assert "num_steps=, such as 4" in last[1]

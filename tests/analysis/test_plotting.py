@@ -35,14 +35,20 @@ def _closed():
 def test_outliers_are_marked_on_the_density(report):
     ax = fgo.plotting.spectral_density(report)
     lines = {line.get_label(): line for line in ax.get_lines()}
-    np.testing.assert_allclose(lines["the 3 largest"].get_xdata(), [50.0, 20.0, -8.0], rtol=1e-4)
-    curve = lines["all 30 (density)"]
+    np.testing.assert_allclose(
+        lines["the 3 largest, one by one"].get_xdata(), [50.0, 20.0, -8.0], rtol=1e-4
+    )
+    curve = lines["density of all 30"]
     x, y = curve.get_xdata(), curve.get_ydata()
     for outlier in (50.0, 20.0, -8.0):  # one eigenvalue under a kernel of a tenth of a decade
         height = y[np.argmin(np.abs(x - outlier))]
         np.testing.assert_allclose(height, 1.0 / (0.1 * (2 * np.pi) ** 0.5), rtol=0.1)
     assert ax.get_xlabel() == "eigenvalue"
     assert ax.get_ylabel() == "eigenvalues per decade"
+    assert ax.get_title() == "operator: 30 parameters, one batch"
+    explained = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert "two standard errors" in explained
+    assert "energy to the right (right scale)" in explained
     ax.figure.canvas.draw()  # tick labels and scales must be drawable
 
 
@@ -52,6 +58,8 @@ def test_layers_are_bars_with_the_stiffest_on_top(report):
     assert names == ["b (20)", "a (10)"]
     lengths = [bar.get_width() for bar in ax.patches]
     np.testing.assert_allclose(lengths[:2], [1.0, 50.0], rtol=1e-3)  # top ones, then the means
+    assert "by layer (PR: participation ratio)" in ax.get_title()
+    assert "residual" in ax.get_legend().get_texts()[-1].get_text()
     ax.figure.canvas.draw()
 
 

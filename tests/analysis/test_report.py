@@ -198,9 +198,27 @@ def test_the_starts_average_to_the_rule():
 
 def test_printed_it_is_a_table(reports):
     text = str(reports["ggn"])
+    assert "operator              ggn of softmax_cross_entropy" in text
+    assert "data                  24 examples" in text
+    assert "Lanczos               40 steps, 3 random starts" in text
+    assert "hessian of losses" in str(reports["hessian"])
     assert "participation_ratio" in text
     assert "hidden" in text
+    assert "resolved" not in text
     assert len(text.splitlines()) < 20
+
+
+def test_a_positive_operator_has_no_density_below_zero(reports):
+    """The mass that the kernel would put there is folded back; an indefinite one keeps it."""
+    density = reports["ggn"].density()
+    assert density.eigenvalues[0] == 0.0
+    assert np.all(np.diff(density.eigenvalues) > 0)
+    below = reports["hessian"].density()
+    assert below.eigenvalues[0] < reports["hessian"].lowest_eigenvalue.value < 0
+    operator, params = diagonal(-np.linspace(0.1, 1.0, 20))
+    mirrored = fgo.spectrum(operator, params, 0, num_steps=20, num_starts=2).density()
+    assert mirrored.eigenvalues[-1] == 0.0
+    np.testing.assert_allclose(np.trapezoid(mirrored.values, mirrored.eigenvalues), 20, rtol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """The two READMEs: their programs run, figures are the committed ones, links lead somewhere."""
 
+import importlib.util
 import re
+import tomllib
 
 import matplotlib.pyplot as plt
 import pytest
 
+from benchmarks.__main__ import main
 from benchmarks.report.claims import CLAIMS, compare
 from benchmarks.report.reading import CLAIM_TASKS, read
 from benchmarks.report.text import number
@@ -37,6 +40,33 @@ def test_every_program_of_a_page_runs(path, capsys):
         assert float(re.findall(r"accuracy ([0-9.]+)", said)[0]) > 0.9
 
 
+def commands(path):
+    """(module, its arguments) of every `python -m` of a page."""
+    found = re.findall(r"python -m ([\w.]+)((?: [^\s`]+)*)", path.read_text())
+    return [(module, arguments.split()) for module, arguments in found]
+
+
+@pytest.mark.parametrize("path", [FRONT, BACK], ids=["front", "back"])
+def test_every_command_of_a_page_is_there(path):
+    assert commands(path)
+    for module, arguments in commands(path):
+        assert importlib.util.find_spec(module), module
+        if module == "benchmarks":
+            command, *rest = arguments
+            known = {option for p in main.commands[command].params for option in p.opts}
+            assert {word for word in rest if word.startswith("--")} <= known, arguments
+
+
+def test_the_table_of_commands_and_the_extras_are_real():
+    table = BACK.read_text().partition("## Commands")[2].partition("\n\nThe first look")[0]
+    cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+    names = re.findall(r"`([a-z]+)", " ".join(cells))
+    assert set(names) | {"list"} == set(main.commands)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (extra,) = re.findall(r'-e "\.\[(\w+)\]"', FRONT.read_text())
+    assert extra in extras["optional-dependencies"]
+
+
 def test_the_front_page_is_short_and_gives_the_commands():
     lines = FRONT.read_text().splitlines()
     assert len(lines) <= 120
@@ -60,6 +90,16 @@ def test_what_a_page_links_to_is_there(path):
     local = [target for target in targets if not target.startswith("http")]
     assert local
     assert all((path.parent / target).exists() for target in local)
+
+
+@pytest.mark.parametrize("path", [FRONT, BACK], ids=["front", "back"])
+def test_every_heading_that_a_page_links_to_is_there(path):
+    for target, anchor in re.findall(r"\]\(((?!http)[^)#]*)#([^)]+)\)", path.read_text()):
+        page = (path.parent / target).read_text() if target else path.read_text()
+        headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+        # As GitHub makes them: lower case, letters, digits and hyphens alone.
+        slugs = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert anchor in slugs, (target, anchor)
 
 
 def test_the_first_picture_is_small():

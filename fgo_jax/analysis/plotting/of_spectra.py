@@ -1,4 +1,4 @@
-"""Pictures of a spectrum. They need matplotlib: `pip install fgo_jax[plot]`."""
+"""Pictures of a spectrum."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from fgo_jax.analysis.plotting import canvas
 from fgo_jax.analysis.report import SpectrumReport
 
-__all__ = ["layers", "spectral_density"]
-
-# Two colours of Okabe and Ito, distinguishable with all common kinds of colour vision.
-_BULK, _OUTLIER = "#0072B2", "#D55E00"
+_BULK, _OUTLIER = canvas.BLUE, canvas.VERMILLION
 # Below this many eigenvalues per decade there is only the tail of the kernel.
 _FLOOR = 0.03
 
@@ -27,7 +25,8 @@ def spectral_density(
 
     - Horizontal axis: the eigenvalue, logarithmic on both sides of a short linear stretch
       around zero. Vertical axis: eigenvalues per factor of ten.
-    - Band: two standard errors to each side.
+    - Band: two standard errors to each side, over the random starts and for what the last
+      third of the steps changed. Where these say nothing, it is as wide as the curve is high.
     - Marks: the listed eigenvalues, at the height of a single one under the kernel. They are
       filled where converged, hollow where the residual is above a tenth of their size.
     - Dotted line, with its own scale at the right: the share of the energy in larger
@@ -60,7 +59,7 @@ def spectral_density(
     """
     _check(report)
     density = report.density(width=width, linear_width=linear_width)
-    ax = _axes(ax, (7.0, 4.0))
+    ax = canvas.axes(ax, (7.0, 4.0))
     x, height = density.eigenvalues, density.per_decade
     ax.set_xscale("asinh", linear_width=density.linear_width, base=10)
     ax.set_yscale("log")
@@ -70,9 +69,10 @@ def spectral_density(
     band = np.where(np.isinf(errors), density.per_decade, 2.0 * errors)
     ax.fill_between(x, _FLOOR, np.maximum(height, _FLOOR), color=_BULK, alpha=0.25, lw=0)
     lower, upper = np.maximum(height - band, _FLOOR), np.maximum(height + band, _FLOOR)
-    ax.fill_between(x, lower, upper, color=_BULK, alpha=0.35, lw=0)
+    label = "two standard errors" + (" (none known)" if np.all(np.isinf(errors)) else "")
+    ax.fill_between(x, lower, upper, color=_BULK, alpha=0.35, lw=0, label=label)
     seen = np.where(height > _FLOOR, height, np.nan)
-    ax.plot(x, seen, color=_BULK, lw=1.4, label=f"all {report.dimension:,} (density)")
+    ax.plot(x, seen, color=_BULK, lw=1.4, label=f"density of all {report.dimension:,}")
 
     single = 1.0 / (width * (2 * np.pi) ** 0.5)
     sharp = report.residuals <= 0.1 * np.abs(report.eigenvalues)
@@ -81,14 +81,14 @@ def spectral_density(
         if not len(values):
             continue
         ax.vlines(values, _FLOOR, single, color=_OUTLIER, lw=0.9)
-        label = f"the {len(values)} {what}"
+        label = f"the {len(values)} {what}, one by one"
         style = {"marker": "o", "ls": "none", "ms": 5, "mec": _OUTLIER, "mfc": face}
         ax.plot(values, np.full(len(values), single), label=label, **style)
 
     places, held = _energy_held(report)
     places, held = np.append(x[0], places), np.append(1.0, held)
     share = ax.twinx()
-    label = "energy to the right"
+    label = "energy to the right (right scale)"
     (line,) = share.step(places, held, where="post", color="0.25", ls=":", lw=1.2, label=label)
     share.set_ylim(0.0, 1.15)
     share.set_yticks([0.0, 0.5, 1.0], ["0", "50 %", "100 %"])
@@ -100,8 +100,11 @@ def spectral_density(
     ax.set_xlabel("eigenvalue")
     ax.set_ylabel("eigenvalues per decade")
     handles, labels = ax.get_legend_handles_labels()
-    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 4, "frameon": False}
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "frameon": False}
     ax.legend([*handles, line], [*labels, label], fontsize="small", **place)
+    rows = -(-(len(labels) + 1) // 3)
+    data = f"{report.dimension:,} parameters, {report.setup.data()}"
+    ax.set_title(f"{report.setup.operator}: {data}", fontsize="medium", pad=8 + 14 * rows)
     return ax
 
 
@@ -109,8 +112,8 @@ def layers(report: SpectrumReport, ax: Any = None) -> Any:
     """Draws the top and the mean eigenvalue of every group of parameters.
 
     The mean eigenvalue is the trace over the number of parameters. The participation ratio
-    is written beside the bars. Error lines are two standard errors, and the residual for the
-    top eigenvalue.
+    is written beside the bars. Error lines are two standard errors of the mean eigenvalue, and
+    the residual of the top one.
 
     Args:
       report: from :func:`fgo_jax.spectrum` with ``groups=``.
@@ -143,19 +146,20 @@ def layers(report: SpectrumReport, ax: Any = None) -> Any:
             "groups=fgo.probes.layer_groups(params))."
         )
     parts = sorted(report.layers.items(), key=lambda item: abs(item[1].top_eigenvalue.value))
-    ax = _axes(ax, (7.0, 1.6 + 0.55 * len(parts)))
+    ax = canvas.axes(ax, (7.0, 1.6 + 0.55 * len(parts)))
     place = np.arange(len(parts))
     numbers = (
         ("top eigenvalue", _OUTLIER, 0.2, lambda part: part.top_eigenvalue, lambda part: 1.0),
         ("mean eigenvalue", _BULK, -0.2, lambda part: part.trace, lambda part: part.dimension),
     )
     ends = np.zeros(len(parts))
+    bounds = None
     for label, color, offset, read, divisor in numbers:
         values = np.array([abs(float(read(part).value)) / divisor(part) for _, part in parts])
         factor = 1.0 if label.startswith("top") else 2.0
         errors = np.array([factor * float(read(part).error) / divisor(part) for _, part in parts])
         left = np.minimum(errors, 0.9 * values)  # stays above zero, for the logarithmic axis
-        ax.barh(
+        bounds = ax.barh(
             place + offset,
             values,
             0.36,
@@ -163,7 +167,7 @@ def layers(report: SpectrumReport, ax: Any = None) -> Any:
             label=label,
             xerr=np.stack([left, errors]),
             error_kw={"lw": 1.0, "capsize": 2.0},
-        )
+        ).errorbar
         ends = np.maximum(ends, values + errors)
     ax.set_xscale("log")
     low, high = ax.get_xlim()
@@ -174,8 +178,17 @@ def layers(report: SpectrumReport, ax: Any = None) -> Any:
     ax.set_yticks(place, [f"{name} ({part.dimension:,})" for name, part in parts])
     ax.set_xlabel("curvature (size of the eigenvalue)")
     ax.set_ylabel("layer (parameters)")
-    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2, "frameon": False}
-    ax.legend(fontsize="small", **place)
+    handles, labels = ax.get_legend_handles_labels()
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "frameon": False}
+    ax.legend(
+        [*handles, bounds],
+        [*labels, "two standard errors; of the top its residual"],
+        fontsize="small",
+        **place,
+    )
+    ax.set_title(
+        f"{report.setup.operator}, by layer (PR: participation ratio)", fontsize="medium", pad=22
+    )
     return ax
 
 
@@ -205,13 +218,3 @@ def _ticks(ax: Any, linear_width: float, low: float, high: float) -> None:
 def _check(report: Any) -> None:
     if not isinstance(report, SpectrumReport):
         raise ValueError(f"this draws what fgo.spectrum returns, got {type(report).__name__}.")
-
-
-def _axes(ax: Any, size: tuple[float, float]) -> Any:
-    if ax is not None:
-        return ax
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: run `pip install fgo_jax[plot]`.") from error
-    return plt.subplots(figsize=size, layout="constrained")[1]

@@ -1,0 +1,90 @@
+"""Executes the notebooks: `python -m tests.notebooks [NAME ...]` writes their outputs anew."""
+
+import base64
+import io
+import os
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from PIL import Image
+
+import tests.conftest  # noqa: F401  (settings of the tests, for the kernels)
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+# Cells with this tag train for so long that rounding, which differs between machines, shows in
+# their numbers. Of these only the words are compared.
+VARIES = "varies"
+_NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
+
+
+def executed(path):
+    """The notebook run from top to bottom, where Jupyter opens it: in its own folder."""
+    notebook = nbformat.read(path, as_version=4)
+    where = {"metadata": {"path": str(path.parent)}}
+    client = NotebookClient(notebook, timeout=300, resources=where, record_timing=False)
+    client.execute(env=os.environ | {"PYTHONPATH": str(ROOT)})
+    notebook.metadata.language_info = {"name": "python"}
+    return notebook
+
+
+def outputs(notebook):
+    """Of each code cell: (its tags, its text, the number of its pictures)."""
+    found = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            texts = [o.get("text", o.get("data", {}).get("text/plain", "")) for o in cell.outputs]
+            pictures = ["image/png" in o.get("data", {}) for o in cell.outputs]
+            texts = [t for t, picture in zip(texts, pictures, strict=True) if not picture]
+            found.append((cell.metadata.get("tags", []), "".join(texts), sum(pictures)))
+    return found
+
+
+def differences(old, new, relative=0.1, absolute=0.02):
+    """What a reader would notice: other words, other pictures, numbers that are far off."""
+    found = []
+    for (tags, text, drawn), (_, now, drawn_now) in zip(outputs(old), outputs(new), strict=True):
+        if drawn != drawn_now:
+            found.append(f"{drawn_now} pictures, not {drawn}")
+        # Columns are as wide as their numbers.
+        words, words_now = (" ".join(_NUMBER.sub("#", each).split()) for each in (text, now))
+        if words != words_now:
+            found.append(f"{words_now!r}, not {words!r}")
+        elif VARIES not in tags:
+            pairs = zip(*(_NUMBER.findall(each) for each in (text, now)), strict=True)
+            for a, b in ([float(each.replace(",", "")) for each in pair] for pair in pairs):
+                if abs(a - b) > max(relative * max(abs(a), abs(b)), absolute):
+                    found.append(f"{b:g}, not {a:g}")
+    return found
+
+
+def small(picture):
+    """A PNG of the same picture with a palette, about a third as large."""
+    image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
+    buffer = io.BytesIO()
+    image.quantize(64, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
+        buffer, "PNG", optimize=True
+    )
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def main(names):
+    for path in NOTEBOOKS:
+        if names and path.stem not in names:
+            continue
+        notebook = executed(path)
+        print(*differences(nbformat.read(path, as_version=4), notebook), sep="\n")
+        for cell in notebook.cells:
+            for output in cell.get("outputs", []):
+                if "image/png" in output.get("data", {}):
+                    output.data["image/png"] = small(output.data["image/png"])
+        nbformat.write(notebook, path)
+        print(f"{path.name}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
