@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import fgo_jax
-from docs.__main__ import write
 from fgo_jax.__main__ import public_names
+from tests.reference.__main__ import write
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
-"""Writes the reference of the API as web pages: `python -m docs [FOLDER]`, by default `api/`.
+"""Writes the reference of the API as web pages: `python -m tests.reference [FOLDER]`.
 
+The folder is `api/` by default.
 It needs pdoc, which comes with `pip install -e ".[test]"`. The formulas are drawn by MathJax, which
 the browser loads from its own server.
 """
