@@ -123,7 +123,7 @@ def test_lanczos_is_unbiased_and_its_errors_cover(name):
     predict, params, x = make(name)
     eigenvalues = np.linalg.eigvalsh(sum(dense_halves(name)) / 2)
     probe = fgo.probes.lanczos(fgo.curvature.ggn(predict), examples=EXAMPLES)
-    count = 100
+    count = 60
     got, error = repeats(probe, params, x, count)["trace"]
     truth = eigenvalues.sum()
     assert abs(float(got.mean()) - truth) < 3 * float(got.std()) / count**0.5

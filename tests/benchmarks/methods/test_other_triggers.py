@@ -74,7 +74,7 @@ def test_rivals_decay_as_ours_do(suffix, cheap_refinement):
 @pytest.mark.parametrize("name", RIVALS)
 def test_a_short_run_of_a_network_with_each_rival(name, cheap_refinement):
     # A horizon that the optimizer knows must hold the warm-up, here of a hundred steps.
-    task = get_task("digits_vit").shortened(120 if name.endswith("deadlines") else 60)
+    task = get_task("digits_autoencoder").shortened(120 if name.endswith("deadlines") else 60)
     curves = train(task, METHODS[name], {"learning_rate": 1e-3}, seed=100)
     assert np.isfinite(curves.raw).all()
     assert curves.raw[-1] < curves.raw[0]
