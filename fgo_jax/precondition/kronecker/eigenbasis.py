@@ -18,6 +18,10 @@ from fgo_jax.precondition.shared.stacks import Stack
 # The rounding error of a float32, relative to the largest entry.
 _ROUNDING = float(jnp.finfo(jnp.float32).eps)
 
+# Least eigenvalue of a direction that gradients have visited, of a factor with trace one: a thousand
+# rounding errors.
+_VISITED = 1e-4
+
 # The arrays of a stack of leaves, one per mode; and those of all stacks.
 Factors = tuple[jax.Array, ...]
 Leaves = tuple[Factors, ...]
@@ -114,10 +118,22 @@ def _unit_trace(factor: jax.Array) -> jax.Array:
 
 
 def _fresh(factor: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Eigenvectors by falling eigenvalue. The first refresh uses this: no second moment yet."""
+    """Eigenvectors by falling eigenvalue. The first refresh uses this: no second moment yet.
+
+    The larger side of a kernel has directions that the first gradients did not visit, and in a null
+    space rounding alone decides what `eigh` returns. Adam is not invariant to that: two devices
+    that sum a batch in another order would be 1 % apart after the second step. So the eigenvectors
+    are completed by Householder reflections instead, which move no more than the eigenvectors do.
+    """
     del basis
-    q = jnp.linalg.eigh(_unit_trace(factor))[1][:, ::-1]
-    return q, jnp.arange(q.shape[0], dtype=jnp.int32)
+    values, vectors = jnp.linalg.eigh(_unit_trace(factor))
+    values, vectors = values[::-1], vectors[:, ::-1]
+    # The reflections depend on the signs, which nothing else settles.
+    heads = jnp.cos(jnp.arange(len(values), dtype=jnp.float32))
+    signed = jnp.where(jnp.matmul(heads, vectors, precision="highest") < 0, -vectors, vectors)
+    # A column of zeros makes no reflection: what is left of the identity completes the basis.
+    q = jnp.linalg.qr(jnp.where(values > _VISITED, signed, 0.0))[0]
+    return q, jnp.arange(len(values), dtype=jnp.int32)
 
 
 def _warm(factor: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:

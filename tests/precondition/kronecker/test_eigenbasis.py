@@ -205,3 +205,24 @@ def test_a_held_average_is_unbiased_as_it_was_before():
         )
     # Nothing was averaged before the first step.
     assert float(held(decay, jnp.int32(1))) == 1.0
+
+
+@pytest.mark.parametrize("rank", [0, 3, 20])
+def test_rounding_does_not_choose_the_basis_of_what_no_gradient_has_visited(rank):
+    size = 40
+    rows = np.random.default_rng(2).standard_normal((size, rank))
+    factor = jnp.float32(rows @ rows.T)
+    noise = np.random.default_rng(3).standard_normal((size, size)) * 1e-7 * np.abs(factor).max()
+    modes = [Modes((size, size), ((0,),))]
+
+    def fresh(factor):
+        start = ((jnp.eye(size),),), modes, (jnp.zeros((size, size)),), ((),), jnp.float32(1.0)
+        return np.asarray(eigenbasis.refresh(FRESH, ((factor,),), *start)[0][0][0])
+
+    basis = fresh(factor)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(size), atol=1e-5)
+    outside = rows.T @ basis[:, rank:]
+    np.testing.assert_allclose(outside, 0.0, atol=1e-3)
+    np.testing.assert_allclose(fresh(factor + noise + noise.T), basis, atol=1e-3)
+    if rank == 0:
+        np.testing.assert_array_equal(basis, np.eye(size))
