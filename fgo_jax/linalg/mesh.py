@@ -123,10 +123,11 @@ def merge(x: jax.Array, leaf: jax.Array) -> jax.Array:
 
 def _fits(mesh: Any, name: Any, length: int, blocks: int) -> bool:
     """Whether the parts of a sharded axis are whole blocks."""
-    return length == 1 or blocks % _parts(mesh, name) == 0
+    return length == 1 or blocks % number_of_parts(mesh, name) == 0
 
 
-def _parts(mesh: Any, name: Any) -> int:
+def number_of_parts(mesh: Any, name: Any) -> int:
+    """Into how many parts an entry of a spec, of one name, several or None, splits an axis."""
     names = () if name is None else (name,) if isinstance(name, str) else name
     return math.prod(mesh.shape[one] for one in names)
 

@@ -17,6 +17,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fgo_jax.linalg import mesh
 from fgo_jax.linalg.decompositions import one_at_a_time
 
+_FREE = PartitionSpec.UNCONSTRAINED
+
 # The factors [*batch, d, d] of one place, one for each operand of the function.
 Row = tuple[jax.Array, ...]
 
@@ -123,32 +125,64 @@ def _as_the_partitioner_splits(loop: Callable[..., Any], rows: list[Row]) -> lis
         return _looped(loop, jax.tree.unflatten(structure, flat), [True] * len(rows), ())
 
     flat, structure = jax.tree.flatten(rows)
+    kind = jax.typeof(flat[0]).sharding.mesh
     results = jax.eval_shape(whole, *flat)
 
-    def partition(kind: Any, arguments: Any, found: Any) -> Any:
+    def partition(concrete: Any, arguments: Any, found: Any) -> Any:
         batches = [
-            tuple(row[0].sharding.spec)[: len(row[0].shape) - 2]
+            _even(concrete, row[0].sharding.spec, row[0].shape[:-2])
             for row in jax.tree.unflatten(structure, arguments)
         ]
         own = [any(batch) for batch in batches]
-        homes = [NamedSharding(kind, PartitionSpec(*batch)) for batch in batches]
+        homes = [NamedSharding(concrete, PartitionSpec(*batch)) for batch in batches]
 
         def local(*flat: jax.Array) -> list[Any]:
-            return _looped(loop, jax.tree.unflatten(structure, flat), own, kind.axis_names)
+            return _looped(loop, jax.tree.unflatten(structure, flat), own, concrete.axis_names)
 
         results = [
             jax.tree.map(lambda _, home=home: home, tree)
             for tree, home in zip(found, homes, strict=True)
         ]
         inputs = [home for row, home in zip(rows, homes, strict=True) for _ in row]
-        return kind, local, results, tuple(inputs)
+        return concrete, local, results, tuple(inputs)
 
     rule, whole_axes = _rule(rows, results)
     dealt = custom_partitioning(whole)
     dealt.def_partition(
         partition=partition, sharding_rule=rule, need_replication_factors=whole_axes
     )
-    return one_at_a_time(dealt)(*flat)
+
+    def pinned(*flat: jax.Array) -> list[Any]:
+        found = dealt(*(_on_whole_axes(x, x.ndim - 2, kind) for x in flat))
+        return [
+            jax.tree.map(lambda x, rank=row[0].ndim - 2: _on_whole_axes(x, rank, kind), tree)
+            for row, tree in zip(rows, found, strict=True)
+        ]
+
+    return one_at_a_time(pinned)(*flat)
+
+
+def _on_whole_axes(x: jax.Array, batch: int, kind: Any) -> jax.Array:
+    """Splits the batch alone, and none of its axes by a part of a mesh axis.
+
+    A partitioner does the latter where a leaf's shards are parts of blocks, and has no name for it
+    to call back with.
+    """
+    sizes = kind.shape.values()
+    spec = [
+        None if any(1 < math.gcd(length, size) < size for size in sizes) else _FREE
+        for length in x.shape[:batch]
+    ]
+    spec += [None] * (x.ndim - batch)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(kind, PartitionSpec(*spec)))
+
+
+def _even(kind: Any, spec: Any, batch: tuple[int, ...]) -> tuple[Any, ...]:
+    """The axes that split a batch evenly; a partitioner may pad others."""
+    return tuple(
+        None if length % mesh.number_of_parts(kind, name) else name
+        for name, length in zip(spec, batch, strict=False)
+    )
 
 
 def _rule(rows: list[Row], results: list[Any]) -> tuple[str, tuple[str, ...]]:
