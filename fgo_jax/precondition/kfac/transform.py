@@ -16,7 +16,14 @@ from fgo_jax.linalg import mesh
 from fgo_jax.linalg.trees import added_up
 from fgo_jax.precondition.kfac import roots, taps
 from fgo_jax.precondition.kfac.estimate import estimator
-from fgo_jax.precondition.kfac.layers import Axes, Layout, Paths, check_diagonal, layout
+from fgo_jax.precondition.kfac.layers import (
+    Axes,
+    Layout,
+    Paths,
+    check_diagonal,
+    check_linen,
+    layout,
+)
 from fgo_jax.precondition.kfac.refresh import Cadence, brought_up_to_date
 from fgo_jax.precondition.shared.leaves import bias_correction, empty_field, f32, usable_leaves
 from fgo_jax.precondition.shared.model import key_data, key_of_step, model_and_batch
@@ -115,7 +122,8 @@ def scale_by_kfac(
 
     Args:
       predict_fn: ``(params, batch) -> outputs`` [..., C]. It calls Flax linen modules on the very
-        parameters that it is given. (flax.nnx has no interception of methods.)
+        parameters that it is given. That of an nnx model is made by
+        ``fgo_jax.integrations.flax.nnx_predict_fn``.
       loss: ``"softmax_cross_entropy"``, ``"sigmoid_cross_entropy"`` or ``"squared_error"``.
       damping: relative to mean(A) mean(G) of each layer, or to the mean of a diagonal. Much less
         than the default stopped a small language model from training, where a batch determines few
@@ -190,6 +198,7 @@ def scale_by_kfac(
     estimate = estimator(predict_fn, loss, weights, approximation == "reduce", max_dim, axis_name)
 
     def layout_of(tree: Any) -> Layout:
+        check_linen(predict_fn, tree)
         return layout(tree, layers, is_diagonal)
 
     def init(params: Any) -> ScaleByKfacState:
