@@ -81,3 +81,27 @@ def test_functions_reach_other_members_of_a_chain():
     pure = nnx.as_pure(grads)
     optimizer.update(model, grads, value=value, grad=pure, value_fn=value_fn)
     assert float(loss(model, BATCH)) < float(value)
+
+
+def test_an_optimizer_is_saved_and_restored_by_orbax(tmp_path):
+    ocp = pytest.importorskip("orbax.checkpoint")
+    tx = fgo.phased([fgo.acquisition(0.1, 0)], [], average_weights=0.5)
+
+    def made():
+        model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+        return model, nnx.Optimizer(model, tx, wrt=nnx.Param)
+
+    model, optimizer = made()
+    step = nnx.jit(lambda model, optimizer: optimizer.update(model, nnx.grad(loss)(model, BATCH)))
+    step(model, optimizer)
+    other = made()
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "run", nnx.as_pure(nnx.state((model, optimizer))))
+        checkpointer.wait_until_finished()
+        like = nnx.as_pure(nnx.state(other))
+        nnx.update(other, checkpointer.restore(tmp_path / "run", like))
+    step(model, optimizer)
+    step(*other)
+    assert int(fgo.telemetry(other[1].opt_state)["total_step"]) == 2
+    ours, theirs = nnx.as_pure(nnx.state(other)), nnx.as_pure(nnx.state((model, optimizer)))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
