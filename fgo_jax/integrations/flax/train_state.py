@@ -9,7 +9,7 @@ import optax
 from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
-from fgo_jax.smoothing.average_weights import eval_params
+from fgo_jax import eval_params
 
 
 class TrainState(train_state.TrainState, kw_only=True):
