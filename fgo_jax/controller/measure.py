@@ -41,8 +41,8 @@ def measure(
     key = _step_key(state.probe_key, clock.total_step)
     micro = extras.get("micro_grads")
     if micro is not None:  # they come past `optax.masked` and `optax.partition`
-        halves = [restrict(half, grads) for half in micro[:2]]
-        micro = MicroGradients(*halves, micro.scale)
+        first, second = (restrict(half, grads) for half in micro[:2])
+        micro = MicroGradients(first, second, micro.scale)
     inputs = ProbeInputs(
         grads, None, params, extras.get("batch"), key, clock.total_step, micro=micro
     )
@@ -56,8 +56,8 @@ def measure(
         key = _step_key(inputs.key, inputs.step)
         inputs = inputs._replace(rows=rows, key=key, axis_name=design.axis_name)
         if micro is not None:
-            halves = [design.plan.rows(g, transforms, driver) for g in inputs.micro[:2]]
-            inputs = inputs._replace(micro=MicroGradients(*halves, inputs.micro.scale))
+            halves = [design.plan.rows(half, transforms, driver) for half in inputs.micro[:2]]
+            inputs = inputs._replace(micro=MicroGradients(halves[0], halves[1], inputs.micro.scale))
         new = optax.tree.cast_like(probe.measure(inputs, old), old)
         return new, {name: _finite(estimate) for name, estimate in probe.read(new).items()}
 

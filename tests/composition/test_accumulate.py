@@ -69,7 +69,7 @@ def test_it_is_multi_steps_for_an_optimizer_without_a_probe():
     assert jax.tree.structure(one) == jax.tree.structure(plain)
 
 
-@pytest.mark.parametrize("every", [2, 5])
+@pytest.mark.parametrize("every", [5, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_probe_reads_the_noise_of_the_mean(every):
     """Planted: signal and covariance of a micro-batch, so those of the mean are known."""
     signal, scale = 0.5, jnp.sqrt(jnp.asarray([16.0] * 4 + [1.0] * 60))

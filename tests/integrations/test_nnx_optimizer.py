@@ -67,6 +67,7 @@ def test_mistakes_in_extra_arguments_are_named():
         optimizer.update(model, grads)
 
 
+@pytest.mark.slow
 def test_functions_reach_other_members_of_a_chain():
     model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
     graph, _ = nnx.split(model)

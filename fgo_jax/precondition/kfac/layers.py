@@ -119,8 +119,8 @@ def layout(tree: Any, table: Mapping[str, Axes] | None, diagonal: Callable[[str]
     return Layout(tuple(layers), tuple(sorted(diagonals, key=lambda d: d.leaf)))
 
 
-def check_linen(predict_fn: Any, tree: Any) -> None:
-    """Raises for the parameters of an nnx model, unless its layers call linen's."""
+def check_linen(predict_fn: Any, tree: Any) -> Any:
+    """The tree; raises for the parameters of an nnx model, unless its layers call linen's."""
 
     def is_nnx(node: Any) -> bool:
         return type(node).__module__.startswith("flax.nnx")
@@ -132,6 +132,7 @@ def check_linen(predict_fn: Any, tree: Any) -> None:
             "nothing like it: make predict_fn by fgo_jax.integrations.flax.nnx_predict_fn(model), "
             "or use scale_by_kronecker_fisher, which needs no capture."
         )
+    return tree
 
 
 def advice(text: str, paths: Sequence[str]) -> str:
