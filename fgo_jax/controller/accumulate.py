@@ -26,7 +26,7 @@ class AccumulateState(NamedTuple):
 
 
 def accumulate(
-    optimizer: optax.GradientTransformation, every: int
+    optimizer: optax.GradientTransformation, every: int, *, axis_name: str | None = None
 ) -> optax.GradientTransformationExtraArgs:
     r"""Makes one step from the gradients of ``every`` micro-batches, and measures on them.
 
@@ -52,6 +52,9 @@ def accumulate(
       optimizer: any optimizer, with :func:`fgo_jax.target_acquisition` in a chain or under
         `optax.partition` too.
       every: micro-batches of a step. 1 returns the optimizer itself.
+      axis_name: inside `jax.pmap` or `jax.shard_map`, the axis over which ``value`` and
+        ``validation_value`` are averaged, as in :func:`phased`. Gradients must be averaged
+        already.
 
     Returns:
       A gradient transformation. Its state takes 8 bytes per parameter and the optimizer's. It
@@ -94,7 +97,7 @@ def accumulate(
 
     def update(updates: Any, state: Any, params: Any = None, **extras: Any) -> tuple[Any, Any]:
         given = {name: extra for name, extra in extras.items() if extra is not None}
-        number, state = state.micro_step, _with_numbers(state, given)
+        number, state = state.micro_step, _with_numbers(state, given, axis_name)
 
         def first(state: AccumulateState) -> tuple[Any, AccumulateState]:
             state = state._replace(first_sum=_added(state.first_sum, updates))
@@ -128,14 +131,20 @@ def accumulate(
     return optax.GradientTransformationExtraArgs(init, compiled_once(update))
 
 
-def _with_numbers(state: AccumulateState, given: dict[str, Any]) -> AccumulateState:
+def _with_numbers(
+    state: AccumulateState, given: dict[str, Any], axis_name: str | None
+) -> AccumulateState:
     """The state with one more micro-batch, of which only the gradients are missing."""
+
+    def read(name: str) -> jax.Array:
+        number = jnp.asarray(given[name], jnp.float32)
+        return number if axis_name is None else jax.lax.pmean(number, axis_name)
+
     state = state._replace(micro_step=state.micro_step + 1)
     if "value" in given:
-        value = jnp.asarray(given["value"], jnp.float32)
-        state = state._replace(loss_sum=state.loss_sum + value)
+        state = state._replace(loss_sum=state.loss_sum + read("value"))
     if "validation_value" in given:
-        newest = jnp.asarray(given["validation_value"], jnp.float32)
+        newest = read("validation_value")
         state = state._replace(reported=jnp.where(jnp.isnan(newest), state.reported, newest))
     return state
 

@@ -186,6 +186,21 @@ def test_the_probe_is_fed_through_wrappers():
     np.testing.assert_allclose(trace(parts), only, rtol=1e-5)
 
 
+def test_devices_average_their_losses():
+    """Each of four parts of the axis reports its own; all of them remember the mean."""
+    tx = fgo.accumulate(small(axis_name="i"), 2, axis_name="i")
+
+    def losses(value):
+        state = tx.init(PARAMS)
+        for number in range(2):
+            extras = {"value": value + number, "validation_value": value}
+            _, state = tx.update(PARAMS, state, PARAMS, **extras)
+        return fgo.telemetry(state)["loss"], fgo.telemetry(state)["validation"]
+
+    found = jax.vmap(losses, axis_name="i")(jnp.arange(4.0))
+    np.testing.assert_allclose(found, [[2.0] * 4, [1.5] * 4])
+
+
 def test_low_precision_gradients_are_summed_in_float32():
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
     grads = jax.tree.map(lambda p: jnp.stack([p, *[p * 2.0**-9] * 7]), params)
