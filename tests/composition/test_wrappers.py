@@ -57,8 +57,6 @@ WITHOUT_EFFECT = {
     "chain": lambda tx: optax.chain(optax.identity(), tx),
     "named_chain": lambda tx: optax.named_chain(("first", optax.identity()), ("fgo", tx)),
     "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
-    "MultiSteps of one": lambda tx: optax.MultiSteps(tx, 1),
-    "partition with one part": lambda tx: optax.partition({"all": tx}, {"w": "all", "v": "all"}),
     "masked nowhere": lambda tx: optax.masked(tx, True),
 }
 
