@@ -87,7 +87,9 @@ def test_a_linen_model_left_in_training_mode_is_refused(model):
 def test_a_spectrum_of_an_nnx_model_with_variables(model):
     predict = nnx_predict_fn(model, read)
     params = nnx.state(model, nnx.Param)
-    report = fgo.spectrum(fgo.curvature.ggn(predict), params, BATCH, top=2, num_steps=8)
+    report = fgo.spectrum(
+        fgo.curvature.ggn(predict), params, BATCH, top=2, num_steps=8, num_starts=2
+    )
     flat, unravel = jax.flatten_util.ravel_pytree(nnx.to_pure_dict(params))
     jacobian = jax.jacobian(lambda v: by_hand(unravel(v), BATCH))(flat)
     p = jax.nn.softmax(by_hand(unravel(flat), BATCH))
