@@ -176,12 +176,13 @@ def _measure(
         state.window_seed,
     )
     sketch = functools.partial(_sketch, seed=seed, width=width, groups=groups)
-    gap = _gap(inputs.step, every, growth)
     if inputs.micro is None:
-        state = _with_gradient(state, sketch(inputs.rows), half, slot, inputs.step, gap)
+        state = _with_gradient(state, sketch(inputs.rows), half, slot)
+        gap = jnp.where(half == 1, _gap(inputs.step, every, growth), 1)
     else:
-        state = _with_micro_batches(state, inputs.micro, sketch, slot, inputs.step, gap)
-    state = state._replace(window_seed=seed)
+        state = _with_micro_batches(state, inputs.micro, sketch, slot)
+        gap = _gap(inputs.step, every, growth) + 1
+    state = state._replace(window_seed=seed, next_row=later(inputs.step, gap))
     close = functools.partial(
         _close, energy=energy, size=optax.tree.size(inputs.rows), names=check_groups(groups)
     )
@@ -204,12 +205,7 @@ def _sketch(rows: Any, *, seed: jax.Array, width: int, groups: Groups | None) ->
 
 
 def _with_gradient(
-    state: GradientStreamState,
-    row: jax.Array,
-    half: jax.Array,
-    slot: jax.Array,
-    step: jax.Array,
-    gap: jax.Array,
+    state: GradientStreamState, row: jax.Array, half: jax.Array, slot: jax.Array
 ) -> GradientStreamState:
     """With the sketch of one more gradient, the first of a pair or the second."""
     # Every array is written first and read afterwards. Otherwise XLA would copy it at every
@@ -226,7 +222,6 @@ def _with_gradient(
         norms=_put(
             state.norms, (jnp.vdot(first[0], first[0]) + jnp.vdot(row[0], row[0])) / 4, slot
         ),
-        next_row=later(step, jnp.where(half == 1, gap, 1)),
     )
 
 
@@ -235,8 +230,6 @@ def _with_micro_batches(
     micro: MicroGradients,
     sketch: Callable[[Any], jax.Array],
     slot: jax.Array,
-    step: jax.Array,
-    gap: jax.Array,
 ) -> GradientStreamState:
     """With a pair from the micro-batches of one step, in the unit of the step's gradient."""
     first, second = sketch(micro.first), sketch(micro.second)
@@ -249,7 +242,6 @@ def _with_micro_batches(
         products=_put(state.products, product, slot),
         # As of two gradients with this difference and product.
         norms=_put(state.norms, product + jnp.vdot(difference[0], difference[0]) / 2, slot),
-        next_row=later(step, gap + 1),
     )
 
 
