@@ -10,6 +10,7 @@ import optax
 
 from fgo_jax import _checks
 from fgo_jax.linalg.compiled import compiled_once
+from fgo_jax.linalg.mesh import on_mesh
 from fgo_jax.probes.probe import MicroGradients
 from fgo_jax.smoothing import growing_mean
 
@@ -128,7 +129,7 @@ def accumulate(
         branch = (number >= half).astype(jnp.int32) + (number == every - 1).astype(jnp.int32)
         return jax.lax.switch(branch, (first, second, last), state)
 
-    return optax.GradientTransformationExtraArgs(init, compiled_once(update))
+    return optax.GradientTransformationExtraArgs(on_mesh(init), compiled_once(update))
 
 
 def _with_numbers(

@@ -54,12 +54,9 @@ def placed(params):
 
 @functools.cache
 def fresh():
-    """Parameters and a state on the mesh: moments split as the parameters are, scalars whole."""
+    """Parameters and a state on the mesh: what a checkpoint is restored onto."""
     params = placed(mlp_params())
-    split = {p.shape: p.sharding for p in jax.tree.leaves(params)}
-    state = jax.jit(make(RATE).init)(params)
-    everywhere = NamedSharding(MESH, P())
-    return params, jax.tree.map(lambda x: jax.device_put(x, split.get(x.shape, everywhere)), state)
+    return params, make(RATE).init(params)
 
 
 @functools.partial(jax.jit, donate_argnums=1)

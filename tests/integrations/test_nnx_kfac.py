@@ -65,7 +65,7 @@ def test_factors_are_those_of_the_linen_model(model):
         return Linen().apply({"params": params, "batch_stats": stats}, tokens)
 
     def found(predict, params):
-        plan = layout(params, None, lambda path: False)
+        plan = layout(params, None, lambda path: False, predict)
         estimate = estimator(predict, "softmax_cross_entropy", None, False, 4096, None)
         factors = estimate(plan, params, TOKENS, jax.random.key(3))
         return predict(params, TOKENS), factors

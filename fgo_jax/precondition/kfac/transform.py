@@ -16,14 +16,7 @@ from fgo_jax.linalg import mesh
 from fgo_jax.linalg.trees import added_up
 from fgo_jax.precondition.kfac import roots, taps
 from fgo_jax.precondition.kfac.estimate import estimator
-from fgo_jax.precondition.kfac.layers import (
-    Axes,
-    Layout,
-    Paths,
-    check_diagonal,
-    check_linen,
-    layout,
-)
+from fgo_jax.precondition.kfac.layers import Axes, Layout, Paths, check_diagonal, layout
 from fgo_jax.precondition.kfac.refresh import Cadence, brought_up_to_date
 from fgo_jax.precondition.shared.leaves import bias_correction, empty_field, f32, usable_leaves
 from fgo_jax.precondition.shared.model import key_data, key_of_step, model_and_batch
@@ -197,7 +190,7 @@ def scale_by_kfac(
     estimate = estimator(predict_fn, loss, weights, approximation == "reduce", max_dim, axis_name)
 
     def layout_of(tree: Any) -> Layout:
-        return layout(check_linen(predict_fn, tree), layers, is_diagonal)
+        return layout(tree, layers, is_diagonal, predict_fn)
 
     def init(params: Any) -> ScaleByKfacState:
         leaves = jax.tree.leaves(params)
