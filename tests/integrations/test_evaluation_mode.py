@@ -110,6 +110,18 @@ def test_statistics_of_the_batch_on_request(model):
     np.testing.assert_array_equal(model.norm.mean[...], STATS["norm"]["mean"])
 
 
+def test_a_part_of_the_variables(model):
+    """As `nnx.Optimizer(model, tx, wrt=...)` trains it; the others keep their values."""
+    kernels = nnx.All(nnx.Param, nnx.PathContains("kernel"))
+    predict = nnx_predict_fn(model, read, wrt=kernels)
+    everything = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+    params = jax.tree.map(lambda kernel: 2 * kernel, nnx.as_pure(nnx.state(model, kernels)))
+    for name in ("a", "b"):
+        everything[name]["kernel"] = params[name]["kernel"]
+    expected = by_hand(everything, BATCH)
+    np.testing.assert_allclose(predict(params, BATCH), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_parameters_of_another_model_are_named(model):
     params = nnx.state(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Param)
     with pytest.raises(ValueError, match="the parameters have no a/bias"):

@@ -14,6 +14,7 @@ def nnx_predict_fn(
     model: nnx.Module,
     call: Callable[[Any, Any], Any] = lambda model, batch: model(batch),
     *,
+    wrt: Any = nnx.Param,
     batch_statistics: bool = False,
 ) -> Callable[[Any, Any], Any]:
     """An nnx model as ``(params, batch) -> outputs``, which curvature and K-FAC take.
@@ -30,13 +31,15 @@ def nnx_predict_fn(
     Args:
       model: the model.
       call: ``(model, batch) -> outputs``: which part of the batch it reads.
+      wrt: which variables are the parameters, as for `nnx.Optimizer`. All others keep their
+        present values.
       batch_statistics: let batch normalisation use the statistics of the batch, as in
         training. A probe inside a training step needs that, because the running statistics of
         now are soon outdated. Examples of a batch then depend on each other.
 
     Returns:
-      A function of ``params`` and ``batch``. The parameters are ``nnx.state(model,
-      nnx.Param)``, with variables or with arrays.
+      A function of ``params`` and ``batch``. The parameters are ``nnx.state(model, wrt)``, with
+      variables or with arrays.
 
     Raises:
       ValueError: when called, for parameters that are not those of the model.
@@ -62,7 +65,7 @@ def nnx_predict_fn(
     modes = {"deterministic": True, "use_running_average": not batch_statistics}
     for name, mode in modes.items():
         copy.set_attributes(**{name: mode}, raise_if_not_found=False)
-    graph, template, rest = nnx.split(copy, nnx.Param, ...)
+    graph, template, rest = nnx.split(copy, wrt, ...)
     # Without their boxes, which a call could write to. The model's own are among them.
     rest, paths = nnx.as_pure(rest), tuple(nnx.to_flat_state(template).paths)
 
@@ -84,6 +87,6 @@ def _at(params: Any, path: tuple[Any, ...]) -> Any:
     except (KeyError, TypeError):
         name = "/".join(map(str, path))
         raise ValueError(
-            f"the parameters have no {name}: pass nnx.state(model, nnx.Param) of the model that "
+            f"the parameters have no {name}: pass nnx.state(model, wrt) of the model that "
             "nnx_predict_fn was given."
         ) from None
