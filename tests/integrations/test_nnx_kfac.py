@@ -104,6 +104,19 @@ def test_trains_under_nnx_optimizer():
     assert losses[-1] < 0.3 * losses[0]
 
 
+def test_kernels_alone_with_frozen_biases():
+    model, kernels = nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.PathContains("kernel")
+    tx = fgo.scale_by_kfac(nnx_predict_fn(model, wrt=kernels), "squared_error")
+    params = nnx.as_pure(nnx.state(model, kernels))
+
+    def step(params):
+        return tx.update(params, tx.init(params), params, batch=jnp.ones((4, 3)))
+
+    updates, state = jax.eval_shape(step, params)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    assert [factor.shape for factor in state.factors[0][0]] == [(3, 3), (2, 2)]
+
+
 class Doubled(nnx.Linear):
     def __call__(self, x):
         return 2 * super().__call__(x)

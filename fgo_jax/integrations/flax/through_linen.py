@@ -74,7 +74,9 @@ def reroute(model: nnx.Module, params: Any, paths: Iterable[tuple[Any, ...]]) ->
         node = functools.reduce(lambda tree, key: tree[key], path, params)
         if set(node) == names[path]:
             continue
-        held = {"params": {key: _array(leaf) for key, leaf in node.items()}}
+        # Also those that are no parameters of this run, such as biases that are frozen.
+        own = {name: v for name, v in vars(module).items() if isinstance(v, nnx.Param)}
+        held = {"params": {name: _array(leaf) for name, leaf in (own | dict(node)).items()}}
         if kind is nnx.BatchNorm:
             held["batch_stats"] = {name: getattr(module, name)[...] for name in ("mean", "var")}
         # Past nnx's own checks: what is attached here is neither a submodule nor static.
