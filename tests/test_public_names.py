@@ -28,7 +28,7 @@ def lacks(item):
 
 def documented():
     """Public functions and classes, and the public methods of the classes, by their names."""
-    items = dict(everything())
+    items = dict(everything("fgo"))
     items |= public_names(fgo_jax.linalg, "fgo.linalg")
     for name, item in items.items():
         if not (inspect.isfunction(item) or inspect.isclass(item)):
@@ -49,7 +49,7 @@ def test_every_public_name_is_documented():
 
 
 def test_every_name_in_all_exists_once():
-    for module in [fgo, *(item for _, item in everything() if inspect.ismodule(item))]:
+    for module in [fgo, *(item for _, item in everything("fgo") if inspect.ismodule(item))]:
         assert len(set(module.__all__)) == len(module.__all__)
         assert all(hasattr(module, name) for name in module.__all__)
 
@@ -68,5 +68,5 @@ def test_the_check_sees_a_part_that_is_not_there(part):
 def test_the_command_lists_every_public_name(capsys):
     main()
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [name for name, _ in everything()]
+    assert [line.split()[0] for line in lines] == [name for name, _ in everything("fgo")]
     assert "fgo.triggers.after  Holds from the ``steps``-th update of the phase on." in lines

@@ -44,8 +44,8 @@ def telemetry(opt_state: Any) -> dict[str, jax.Array]:
         carry, history = jax.lax.scan(step, carry, batches)
 
     A list of dicts from a Python loop becomes the same by
-    ``jax.tree.map(lambda *numbers: np.stack(numbers), *records)``. The keys are legal tags of
-    TensorBoard and other log writers.
+    ``jax.tree.map(lambda *numbers: np.stack(numbers), *records)``. `fgo_jax.plotting.run` draws
+    it. The keys are legal tags of TensorBoard and other log writers.
 
     Args:
       opt_state: any optax state that holds one :class:`FgoState` or more (through
