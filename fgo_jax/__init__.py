@@ -2,6 +2,7 @@
 
 from fgo_jax import analysis, curvature, linalg, precondition, probes, triggers
 from fgo_jax.analysis import SpectrumReport, plotting, spectrum
+from fgo_jax.controller.accumulate import accumulate
 from fgo_jax.controller.state import FgoState
 from fgo_jax.controller.update import phased
 from fgo_jax.phases import decays
@@ -33,6 +34,7 @@ __all__ = [
     "FgoState",
     "Phase",
     "SpectrumReport",
+    "accumulate",
     "acquisition",
     "analysis",
     "average_weights",

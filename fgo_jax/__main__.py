@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from collections.abc import Iterator
 from types import ModuleType
@@ -25,8 +26,18 @@ def public_names(module: ModuleType, prefix: str) -> Iterator[tuple[str, Any]]:
             yield from public_names(item, f"{prefix}.{name}")
 
 
+def everything(prefix: str) -> Iterator[tuple[str, Any]]:
+    """All public names; those of the integrations only where the other library is installed."""
+    yield from public_names(fgo_jax, prefix)
+    if importlib.util.find_spec("flax") is not None:
+        name = "fgo_jax.integrations.flax"
+        module = importlib.import_module(name)
+        yield name, module
+        yield from public_names(module, name)
+
+
 def main() -> None:
-    for name, item in public_names(fgo_jax, "fgo"):
+    for name, item in everything("fgo"):
         own = inspect.ismodule(item) or inspect.isclass(item) or inspect.isfunction(item)
         text = inspect.getdoc(item) if own else CONSTANTS[name.rpartition(".")[2]]
         line = (text or "").partition("\n")[0]

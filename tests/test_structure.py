@@ -21,6 +21,7 @@ FLOORS = (
     ("phases",),
     ("controller",),
     ("protocol", "steering", "analysis"),
+    ("integrations",),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ENTRANCES = {"__init__", "__main__"}

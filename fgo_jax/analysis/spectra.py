@@ -60,6 +60,8 @@ def spectrum(
     the steps may not resolve includes what their last third changed. It is infinite, and the
     table says "unresolved", where that is more than half of the figure: take more steps.
 
+    Let the model run in evaluation mode: :mod:`fgo_jax.curvature` says how.
+
     The operator may be indefinite, as :func:`fgo_jax.curvature.hessian` is. ``trace``,
     ``trace_square`` and the eigenvalues are then signed, and ``participation_ratio`` and
     ``energy_rank`` are of :math:`|\lambda|`. The sum of :math:`|\lambda|` is not a polynomial

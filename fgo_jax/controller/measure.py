@@ -10,7 +10,8 @@ import optax
 
 from fgo_jax.controller.design import EXTRA_SIGNALS, Design
 from fgo_jax.controller.state import FgoState
-from fgo_jax.probes.probe import Estimate, ProbeInputs
+from fgo_jax.precondition.shared.model import restrict
+from fgo_jax.probes.probe import Estimate, MicroGradients, ProbeInputs
 from fgo_jax.triggers import Signal
 
 
@@ -38,7 +39,13 @@ def measure(
         begun = finite & (clock.driver_since == clock.total_step) & (clock.total_step > 0)
         old = optax.tree.where(begun, probe.renew(old), old)
     key = _step_key(state.probe_key, clock.total_step)
-    inputs = ProbeInputs(grads, None, params, extras.get("batch"), key, clock.total_step)
+    micro = extras.get("micro_grads")
+    if micro is not None:  # they come past `optax.masked` and `optax.partition`
+        first, second = (restrict(half, grads) for half in micro[:2])
+        micro = MicroGradients(first, second, micro.scale)
+    inputs = ProbeInputs(
+        grads, None, params, extras.get("batch"), key, clock.total_step, micro=micro
+    )
     probe.check(inputs)
 
     # All that a measurement needs is computed inside its branch, the key too: each operation
@@ -48,6 +55,9 @@ def measure(
         rows = design.plan.rows(inputs.grads, transforms, driver)
         key = _step_key(inputs.key, inputs.step)
         inputs = inputs._replace(rows=rows, key=key, axis_name=design.axis_name)
+        if micro is not None:
+            halves = [design.plan.rows(half, transforms, driver) for half in inputs.micro[:2]]
+            inputs = inputs._replace(micro=MicroGradients(halves[0], halves[1], inputs.micro.scale))
         new = optax.tree.cast_like(probe.measure(inputs, old), old)
         return new, {name: _finite(estimate) for name, estimate in probe.read(new).items()}
 

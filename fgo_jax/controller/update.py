@@ -106,7 +106,8 @@ def phased(
 
     A ``validation_value`` is one report. A value held over several steps, until the next
     validation, counts once; report an equal result again after a NaN. Under `optax.MultiSteps`
-    only the last micro-step's extra arguments arrive, so hold a report over all of them.
+    only the last micro-step's extra arguments arrive, so hold a report over all of them, or use
+    :func:`fgo_jax.accumulate`.
 
     A step is skipped where a gradient or ``value`` is not finite, or so large (a norm of
     1e18) that squares overflow float32. It gives zero updates and changes nothing but the

@@ -7,6 +7,15 @@
 | `empirical_fisher` | second moment of the single-example gradients | the data's |
 | `hessian` | Hessian of the loss; may be indefinite | the data's |
 
+A model is measured as `predict_fn` runs it, so let it run in evaluation mode: without dropout,
+and with the running statistics of batch normalisation. In Flax linen, with them in `stats`:
+
+    predict_fn = lambda params, batch: model.apply(
+        {"params": params, "batch_stats": stats}, batch["x"], train=False
+    )
+
+`fgo_jax.integrations.flax.nnx_predict_fn` makes that of an nnx model.
+
 `example_losses` makes the losses that the last two take. `friction` is the quadratic form of
 an operator along a direction.
 """

@@ -17,10 +17,11 @@ from fgo_jax.probes.gram import gram
 from fgo_jax.probes.groups import layer_groups
 from fgo_jax.probes.hutchinson import hutchinson
 from fgo_jax.probes.lanczos import lanczos
-from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
+from fgo_jax.probes.probe import Estimate, MicroGradients, Probe, ProbeInputs
 
 __all__ = [
     "Estimate",
+    "MicroGradients",
     "Probe",
     "ProbeInputs",
     "example_gradients",

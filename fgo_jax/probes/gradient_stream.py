@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from fgo_jax.linalg.counters import later
 from fgo_jax.linalg.sketch import sketch_parts
 from fgo_jax.probes.gradient_window import signal_names, window_estimates
 from fgo_jax.probes.groups import Groups, check_groups, slots
-from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
+from fgo_jax.probes.probe import Estimate, MicroGradients, Probe, ProbeInputs
 
 
 class GradientStreamState(NamedTuple):
@@ -74,7 +75,9 @@ def gradient_stream(
     row also holds :math:`H\,\Delta\theta / \sqrt 2`. At high learning rates this shows. On a
     small vision transformer under Adam at rates from 1e-3 to 1e-2, the dimension was 13 to
     46 % above that of rows at fixed parameters at step 200. From step 1000 on the two agreed
-    within 13 %, at most two standard errors (``benchmarks/results/stream.json``).
+    within 13 %, at most two standard errors (``benchmarks/results/stream.json``). Under
+    :func:`fgo_jax.accumulate` the pair comes from the micro-batches of one step, at equal
+    parameters.
 
     Args:
       pairs: rows of a window, at least 4.
@@ -172,28 +175,14 @@ def _measure(
         inputs.key,
         state.window_seed,
     )
-    everything, *members = slots(groups, inputs.rows)
-    rest = sorted(set(everything).difference(*members))
-    parts = sketch_parts(inputs.rows, seed, width, [rest, *members])
-    row = jnp.stack([sum(parts, jnp.zeros([2, width], jnp.float32)), *parts[1:]])
-
-    # Every array is written first and read afterwards. Otherwise XLA would copy it at every
-    # training step, measured or not. The first gradient of a pair thus writes a row that the
-    # second one overwrites.
-    put = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
-    pending = put(state.pending, row, half)
-    first = pending[0]
-
-    state = state._replace(
-        window_seed=seed,
-        pending=pending,
-        half=1 - half,
-        filled=slot + half,
-        differences=put(state.differences, (row - first) * jnp.float32(0.5**0.5), slot),
-        products=put(state.products, jnp.vdot(first[0], row[0]) / 2, slot),
-        norms=put(state.norms, (jnp.vdot(first[0], first[0]) + jnp.vdot(row[0], row[0])) / 4, slot),
-        next_row=later(inputs.step, jnp.where(half == 1, _gap(inputs.step, every, growth), 1)),
-    )
+    sketch = functools.partial(_sketch, seed=seed, width=width, groups=groups)
+    if inputs.micro is None:
+        state = _with_gradient(state, sketch(inputs.rows), half, slot)
+        gap = jnp.where(half == 1, _gap(inputs.step, every, growth), 1)
+    else:
+        state = _with_micro_batches(state, inputs.micro, sketch, slot)
+        gap = _gap(inputs.step, every, growth) + 1
+    state = state._replace(window_seed=seed, next_row=later(inputs.step, gap))
     close = functools.partial(
         _close, energy=energy, size=optax.tree.size(inputs.rows), names=check_groups(groups)
     )
@@ -205,6 +194,58 @@ def _measure(
         state,
     )
     return state._replace(**changed)
+
+
+def _sketch(rows: Any, *, seed: jax.Array, width: int, groups: Groups | None) -> jax.Array:
+    """[1 + groups, 2, width], float32; of the whole tree and of each group."""
+    everything, *members = slots(groups, rows)
+    rest = sorted(set(everything).difference(*members))
+    parts = sketch_parts(rows, seed, width, [rest, *members])
+    return jnp.stack([sum(parts, jnp.zeros([2, width], jnp.float32)), *parts[1:]])
+
+
+def _with_gradient(
+    state: GradientStreamState, row: jax.Array, half: jax.Array, slot: jax.Array
+) -> GradientStreamState:
+    """With the sketch of one more gradient, the first of a pair or the second."""
+    # Every array is written first and read afterwards. Otherwise XLA would copy it at every
+    # training step, measured or not. The first gradient of a pair thus writes a row that the
+    # second one overwrites.
+    pending = _put(state.pending, row, half)
+    first = pending[0]
+    return state._replace(
+        pending=pending,
+        half=1 - half,
+        filled=slot + half,
+        differences=_put(state.differences, (row - first) * jnp.float32(0.5**0.5), slot),
+        products=_put(state.products, jnp.vdot(first[0], row[0]) / 2, slot),
+        norms=_put(
+            state.norms, (jnp.vdot(first[0], first[0]) + jnp.vdot(row[0], row[0])) / 4, slot
+        ),
+    )
+
+
+def _with_micro_batches(
+    state: GradientStreamState,
+    micro: MicroGradients,
+    sketch: Callable[[Any], jax.Array],
+    slot: jax.Array,
+) -> GradientStreamState:
+    """With a pair from the micro-batches of one step, in the unit of the step's gradient."""
+    first, second = sketch(micro.first), sketch(micro.second)
+    difference = (second - first) * micro.scale
+    product = jnp.vdot(first[0], second[0]) / 2
+    return state._replace(
+        half=jnp.zeros_like(state.half),
+        filled=slot + 1,
+        differences=_put(state.differences, difference, slot),
+        products=_put(state.products, product, slot),
+        # As of two gradients with this difference and product.
+        norms=_put(state.norms, product + jnp.vdot(difference[0], difference[0]) / 2, slot),
+    )
+
+
+_put = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
 
 
 def _close(

@@ -32,6 +32,33 @@ class Estimate(NamedTuple):
     error: jax.Array
 
 
+class MicroGradients(NamedTuple):
+    r"""Two independent gradients at the same parameters, from the micro-batches of one step.
+
+    :func:`fgo_jax.accumulate` makes them. Where the gradient of each of k micro-batches has the
+    noise covariance C, their mean, which makes the update, has C / k.
+
+    Attributes:
+      first: mean over the first m = k // 2 micro-batches; shaped like the parameters.
+      second: mean over the others; shaped alike.
+      scale: [], float32; :math:`\sqrt{m (k - m)} / k`. The difference of the two means, times
+        this, has the covariance C / k.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fgo_jax as fgo
+      >>> micro = fgo.probes.MicroGradients(jnp.zeros(3), jnp.ones(3), jnp.float32(0.5))
+      >>> ((micro.second - micro.first) * micro.scale).tolist()
+      [0.5, 0.5, 0.5]
+
+    Source: the definition above.
+    """
+
+    first: Any
+    second: Any
+    scale: jax.Array
+
+
 class ProbeInputs(NamedTuple):
     """What one training step offers to a probe.
 
@@ -48,6 +75,8 @@ class ProbeInputs(NamedTuple):
       axis_name: inside `jax.pmap` or `jax.shard_map`, the axis over which the batch is split,
         as :func:`fgo_jax.phased` was given it; None for one program. A probe that reads the
         batch averages over it (`jax.lax.pmean`), so that all devices decide alike.
+      micro: under :func:`fgo_jax.accumulate`, two gradients of the step's micro-batches in the
+        metric of ``rows``; None otherwise.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -68,6 +97,7 @@ class ProbeInputs(NamedTuple):
     key: jax.Array
     step: jax.Array
     axis_name: str | tuple[str, ...] | None = None
+    micro: MicroGradients | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,8 @@ def states_in(opt_state: Any) -> dict[str, FgoState]:
         opt_state, is_leaf=lambda node: isinstance(node, FgoState)
     )
     states = {
-        jax.tree_util.keystr(path): unwrapped(node)
+        # Without brackets and quotes, which log writers replace in their tags.
+        jax.tree_util.keystr(path, simple=True, separator="/"): unwrapped(node)
         for path, node in found
         if isinstance(node, FgoState)
     }

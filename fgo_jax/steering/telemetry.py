@@ -34,14 +34,26 @@ def telemetry(opt_state: Any) -> dict[str, jax.Array]:
       adaptive decay follows; NaN until measured;
     - ``skipped_steps``, ``stop``.
 
-    :func:`fgo_jax.explain` says the same in words.
+    :func:`fgo_jax.explain` says the same in words. A whole history needs no other function.
+    Return the telemetry from the step of a `jax.lax.scan`, which stacks each number to [steps]::
+
+        def step(carry, batch):
+            ...
+            return (params, opt_state), fgo.telemetry(opt_state)
+
+        carry, history = jax.lax.scan(step, carry, batches)
+
+    A list of dicts from a Python loop becomes the same by
+    ``jax.tree.map(lambda *numbers: np.stack(numbers), *records)``. `fgo_jax.plotting.run` draws
+    it. The keys are legal tags of TensorBoard and other log writers.
 
     Args:
       opt_state: any optax state that holds one :class:`FgoState` or more (through
         `chain`, `masked`, `partition`, `MultiSteps`, `inject_hyperparams`, ...).
 
     Returns:
-      A flat dict of scalars. With several states, keys are prefixed by the state's path.
+      A flat dict of scalars. With several states, keys are prefixed by the state's path, as in
+      ``inner_states/LABEL/inner_state/phase`` under `optax.partition`.
 
     Raises:
       ValueError: where there is no :class:`FgoState`.

@@ -189,6 +189,7 @@ TABLE = (
         direction=fgo.scale_by_kronecker_fisher(),
         weight=optax.linear_schedule(1.0, 0.0, 100),
     ),
+    Row("accumulate", lambda rate: fgo.accumulate(optax.adam(rate), 2)),
     Row("clip_by_softmax_radius", _limited(fgo.clip_by_softmax_radius, radius=20.0)),
     Row(
         "scale_by_friction_limit",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import fgo_jax
-from fgo_jax.__main__ import public_names
+from fgo_jax.__main__ import everything
 from tests.reference.__main__ import write
 
 ROOT = Path(__file__).parent.parent.parent
@@ -26,17 +26,17 @@ def pages(tmp_path_factory):
 
 
 def test_every_public_name_has_its_place(pages):
-    for name, item in public_names(fgo_jax, "fgo_jax"):
+    for name, item in everything("fgo_jax"):
         if inspect.ismodule(item):
             assert item.__name__ in pages, name
             continue
         module, _, short = name.rpartition(".")
-        parent = dict(public_names(fgo_jax, "fgo_jax")).get(module, fgo_jax)
+        parent = dict(everything("fgo_jax")).get(module, fgo_jax)
         assert f'id="{short}"' in pages[parent.__name__], name
 
 
 def test_pages_are_of_public_modules_only(pages):
-    modules = [item for _, item in public_names(fgo_jax, "fgo_jax") if inspect.ismodule(item)]
+    modules = [item for _, item in everything("fgo_jax") if inspect.ismodule(item)]
     assert set(pages) == {"fgo_jax", *(module.__name__ for module in modules)}
 
 

@@ -88,9 +88,14 @@ def check_diagonal(diagonal: Paths) -> Callable[[str], bool]:
     return lambda path: any(fnmatch.fnmatchcase(path, glob) for glob in globs)
 
 
-def layout(tree: Any, table: Mapping[str, Axes] | None, diagonal: Callable[[str], bool]) -> Layout:
+def layout(
+    tree: Any,
+    table: Mapping[str, Axes] | None,
+    diagonal: Callable[[str], bool],
+    predict_fn: Callable[[Any, Any], Any] | None = None,
+) -> Layout:
     """Sorts all leaves into layers and diagonals, by their paths and shapes alone."""
-    _check_linen(tree)
+    _check_linen(predict_fn, tree)
     paths = leaf_paths(tree)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
     modules: dict[str, dict[str, int]] = {}
@@ -120,15 +125,18 @@ def layout(tree: Any, table: Mapping[str, Axes] | None, diagonal: Callable[[str]
     return Layout(tuple(layers), tuple(sorted(diagonals, key=lambda d: d.leaf)))
 
 
-def _check_linen(tree: Any) -> None:
+def _check_linen(predict_fn: Any, tree: Any) -> None:
+    """Raises for the parameters of an nnx model, unless its layers call linen's."""
+
     def is_nnx(node: Any) -> bool:
         return type(node).__module__.startswith("flax.nnx")
 
-    if any(map(is_nnx, jax.tree.leaves(tree, is_leaf=is_nnx))):
+    captured = getattr(predict_fn, "captures_nnx", False)
+    if not captured and any(map(is_nnx, jax.tree.leaves(tree, is_leaf=is_nnx))):
         raise ValueError(
             "scale_by_kfac captures layers by flax.linen.intercept_methods, and flax.nnx has "
-            "nothing like it: use a linen model, or scale_by_kronecker_fisher, which needs no "
-            "capture."
+            "nothing like it: make predict_fn by fgo_jax.integrations.flax.nnx_predict_fn(model), "
+            "or use scale_by_kronecker_fisher, which needs no capture."
         )
 
 

@@ -115,7 +115,7 @@ def scale_by_kfac(
 
     Args:
       predict_fn: ``(params, batch) -> outputs`` [..., C]. It calls Flax linen modules on the very
-        parameters that it is given. (flax.nnx has no interception of methods.)
+        parameters that it is given. For nnx: ``fgo_jax.integrations.flax.nnx_predict_fn``.
       loss: ``"softmax_cross_entropy"``, ``"sigmoid_cross_entropy"`` or ``"squared_error"``.
       damping: relative to mean(A) mean(G) of each layer, or to the mean of a diagonal. Much less
         than the default stopped a small language model from training, where a batch determines few
@@ -190,7 +190,7 @@ def scale_by_kfac(
     estimate = estimator(predict_fn, loss, weights, approximation == "reduce", max_dim, axis_name)
 
     def layout_of(tree: Any) -> Layout:
-        return layout(tree, layers, is_diagonal)
+        return layout(tree, layers, is_diagonal, predict_fn)
 
     def init(params: Any) -> ScaleByKfacState:
         leaves = jax.tree.leaves(params)

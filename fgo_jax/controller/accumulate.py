@@ -1,0 +1,164 @@
+"""Accumulation of micro-batches, whose gradients are what the default probe wants."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fgo_jax import _checks
+from fgo_jax.linalg.compiled import compiled_once
+from fgo_jax.linalg.mesh import on_mesh
+from fgo_jax.probes.probe import MicroGradients
+from fgo_jax.smoothing import growing_mean
+
+
+class AccumulateState(NamedTuple):
+    """What the micro-batches of the running step have brought so far."""
+
+    micro_step: jax.Array  # [], int32; how many they are
+    first_sum: Any  # float32 (or wider), shaped like the parameters; of the first half of them
+    second_sum: Any  # the same, of the second half
+    loss_sum: jax.Array  # [], float32
+    reported: jax.Array  # [], float32; their newest validation_value, NaN where there is none
+    inner_opt_state: Any
+
+
+def accumulate(
+    optimizer: optax.GradientTransformation, every: int, *, axis_name: str | None = None
+) -> optax.GradientTransformationExtraArgs:
+    r"""Makes one step from the gradients of ``every`` micro-batches, and measures on them.
+
+    As with `optax.MultiSteps`, updates are zero but at the last of k = ``every`` calls, where
+    the optimizer gets the mean of the k gradients. All its counts are of such steps. Beyond
+    that:
+
+    - The default probe reads the noise of that mean from the micro-batches themselves. Let
+      :math:`g, g'` be the mean gradients of the first m = k // 2 and of the others. The row
+      :math:`(g' - g) \sqrt{m (k - m)} / k` has the covariance of the step's gradient noise, and
+      :math:`\langle g, g' \rangle` is the squared norm of the mean gradient on average. Signals
+      keep their meaning, a pair costs one step instead of two, and the parameters do not move
+      in between.
+    - ``value`` is averaged over the micro-batches. Of their ``validation_value`` the newest
+      counts; NaN is none. Of all other extra arguments, ``batch`` too, the last call's are
+      passed on.
+    - The optimizer runs once in k calls, inside a `jax.lax.switch`.
+
+    A micro-batch whose gradients or loss are not finite spoils the mean. :func:`phased` then
+    skips the step, and the next one begins anew.
+
+    Args:
+      optimizer: any optimizer, with :func:`fgo_jax.target_acquisition` in a chain or under
+        `optax.partition` too.
+      every: micro-batches of a step. 1 returns the optimizer itself.
+      axis_name: inside `jax.pmap` or `jax.shard_map`, the axis over which ``value`` and
+        ``validation_value`` are averaged, as in :func:`phased`. Gradients must be averaged
+        already.
+
+    Returns:
+      A gradient transformation. Its state takes 8 bytes per parameter and the optimizer's. It
+      can be saved between two micro-batches. :func:`fgo_jax.telemetry` and the others read it.
+
+    Raises:
+      ValueError: for `every` that is no integer >= 1.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import fgo_jax as fgo
+      >>> tx = fgo.accumulate(optax.sgd(0.5), every=2)
+      >>> params = {"w": jnp.ones(2)}
+      >>> state = tx.init(params)
+      >>> for gradient in (1.0, 3.0):
+      ...     grads = {"w": jnp.full(2, gradient)}
+      ...     updates, state = tx.update(grads, state, params, value=jnp.float32(1.0))
+      ...     print(updates["w"].tolist())
+      [0.0, 0.0]
+      [-1.0, -1.0]
+
+    Source: McCandlish et al. (2018), "An empirical model of large-batch training", appendix A,
+    for the noise of a gradient from those of its parts.
+    """
+    _checks.positive_int("every", every)
+    inner = optax.with_extra_args_support(optimizer)
+    if every == 1:
+        return inner
+    half = every // 2
+
+    def init(params: Any) -> AccumulateState:
+        return AccumulateState(
+            micro_step=jnp.zeros([], jnp.int32),
+            first_sum=growing_mean.zeros(params),
+            second_sum=growing_mean.zeros(params),
+            loss_sum=jnp.zeros([], jnp.float32),
+            reported=jnp.full([], jnp.nan, jnp.float32),
+            inner_opt_state=inner.init(params),
+        )
+
+    def update(updates: Any, state: Any, params: Any = None, **extras: Any) -> tuple[Any, Any]:
+        given = {name: extra for name, extra in extras.items() if extra is not None}
+        number, state = state.micro_step, _with_numbers(state, given, axis_name)
+
+        def first(state: AccumulateState) -> tuple[Any, AccumulateState]:
+            state = state._replace(first_sum=_added(state.first_sum, updates))
+            return optax.tree.zeros_like(updates), state
+
+        def second(state: AccumulateState) -> tuple[Any, AccumulateState]:
+            state = state._replace(second_sum=_added(state.second_sum, updates))
+            return optax.tree.zeros_like(updates), state
+
+        def last(state: AccumulateState) -> tuple[Any, AccumulateState]:
+            _, state = second(state)
+            means = {"value": state.loss_sum / every, "validation_value": state.reported}
+            passed = given | {name: mean for name, mean in means.items() if name in given}
+            passed["micro_grads"] = MicroGradients(
+                optax.tree.scale(1 / half, state.first_sum),
+                optax.tree.scale(1 / (every - half), state.second_sum),
+                jnp.full([], (half * (every - half)) ** 0.5 / every, jnp.float32),
+            )
+            mean = jax.tree.map(
+                lambda a, b, g: ((a + b) / every).astype(g.dtype),
+                state.first_sum,
+                state.second_sum,
+                updates,
+            )
+            updates_, inner_state = inner.update(mean, state.inner_opt_state, params, **passed)
+            return updates_, _emptied(state)._replace(inner_opt_state=inner_state)
+
+        branch = (number >= half).astype(jnp.int32) + (number == every - 1).astype(jnp.int32)
+        return jax.lax.switch(branch, (first, second, last), state)
+
+    return optax.GradientTransformationExtraArgs(on_mesh(init), compiled_once(update))
+
+
+def _with_numbers(
+    state: AccumulateState, given: dict[str, Any], axis_name: str | None
+) -> AccumulateState:
+    """The state with one more micro-batch, of which only the gradients are missing."""
+
+    def read(name: str) -> jax.Array:
+        number = jnp.asarray(given[name], jnp.float32)
+        return number if axis_name is None else jax.lax.pmean(number, axis_name)
+
+    state = state._replace(micro_step=state.micro_step + 1)
+    if "value" in given:
+        state = state._replace(loss_sum=state.loss_sum + read("value"))
+    if "validation_value" in given:
+        newest = read("validation_value")
+        state = state._replace(reported=jnp.where(jnp.isnan(newest), state.reported, newest))
+    return state
+
+
+def _added(total: Any, updates: Any) -> Any:
+    return jax.tree.map(lambda s, g: s + g.astype(s.dtype), total, updates)
+
+
+def _emptied(state: AccumulateState) -> AccumulateState:
+    return state._replace(
+        micro_step=jnp.zeros_like(state.micro_step),
+        first_sum=optax.tree.zeros_like(state.first_sum),
+        second_sum=optax.tree.zeros_like(state.second_sum),
+        loss_sum=jnp.zeros_like(state.loss_sum),
+        reported=jnp.full_like(state.reported, jnp.nan),
+    )

@@ -1,0 +1,1 @@
+"""Bridges to other libraries, each imported by nobody but who uses that library."""

@@ -1,0 +1,148 @@
+"""Run by test_checkpoints.py in processes of their own: train and save, restore and train on.
+
+    python -m tests.composition.checkpoint_program train FOLDER
+    python -m tests.composition.checkpoint_program resume FOLDER FROM:TO ...
+
+The numbers of interest are printed as JSON. The mesh has all devices of the process. Examples
+and the columns of the hidden layer are split over it.
+"""
+
+import functools
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import fgo_jax as fgo
+from tests.problems import mlp_batch, mlp_loss, mlp_params
+
+STEPS, RATE = 25, 0.05
+# Checkpoints by the step at which they are saved, one for each state that a run can be in.
+POINTS = {"acquisition": 50, "a hand-over": 100, "re-ask": 125, "execution": 175}
+MESH = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def make(rate):
+    """Two transforms, a graft, both smoothings, and phases that end by measurements."""
+    t = fgo.triggers
+    return fgo.target_acquisition(
+        rate, 10, weight_decay=1e-3, average_weights=0.2, handover_steps=20,
+        transform={"acquisition": optax.scale_by_adam(), "reask": optax.scale_by_rms()},
+        probe=fgo.probes.gradient_stream(pairs=4, width=32, every=3),
+        triggers={
+            "reask": t.below("agreement", 0.25),
+            "execution": t.plateau("validation", patience=2),
+        },
+    )  # fmt: skip
+
+
+def placed(params):
+    split = {
+        "hidden": {"kernel": P(None, "all"), "bias": P("all")},
+        "out": {"kernel": P("all", None)},
+    }
+    return jax.tree.map(lambda p, s: jax.device_put(p, NamedSharding(MESH, s)), params, split)
+
+
+@functools.cache
+def fresh():
+    """Parameters and a state on the mesh: what a checkpoint is restored onto."""
+    params = placed(mlp_params())
+    return params, make(RATE).init(params)
+
+
+@functools.partial(jax.jit, donate_argnums=1)
+def walk(rate, carry, first):
+    """25 steps, and the phase after each."""
+    tx = make(rate)
+
+    def step(carry, number):
+        params, state = carry
+        batch = jax.lax.with_sharding_constraint(mlp_batch(number), NamedSharding(MESH, P("all")))
+        value, grads = jax.value_and_grad(mlp_loss)(params, batch)
+        due = number % 10 == 0
+        updates, state = tx.update(
+            grads, state, params, value=value, validation_value=jnp.where(due, value, jnp.nan)
+        )
+        return (optax.apply_updates(params, updates), state), state.clock.phase
+
+    return jax.lax.scan(step, carry, first + jnp.arange(STEPS))
+
+
+def told(carry):
+    """What two runs are compared by."""
+    params, state = jax.device_get(carry)
+    digest = hashlib.sha256(b"".join(leaf.tobytes() for leaf in jax.tree.leaves((params, state))))
+    numbers = {name: float(x) for name, x in fgo.telemetry(state).items()}
+    weights = params["out"]["kernel"].tolist()
+    return {"digest": digest.hexdigest(), "telemetry": numbers, "weights": weights}
+
+
+def train(folder):
+    """The whole run, with its checkpoints and what it tells 50 and 100 steps after each."""
+    import orbax.checkpoint as ocp
+
+    carry, report = fresh(), {"start": {}, "phases": [], "after 50": {}, "after 100": {}}
+    with ocp.StandardCheckpointer() as checkpointer:
+        for number in range(12):
+            for name, point in POINTS.items():
+                if point == number * STEPS:
+                    checkpointer.save(folder / "start" / name, carry)
+                    (folder / name).write_bytes(flax.serialization.to_bytes(carry))
+                    report["start"][name] = told(carry)
+                for later in (50, 100):
+                    if point + later == number * STEPS:
+                        report[f"after {later}"][name] = told(carry)
+            checkpointer.wait_until_finished()  # donation would overwrite what is being saved
+            carry, phases = walk(RATE, carry, jnp.int32(number * STEPS))
+            report["phases"] += np.asarray(phases).tolist()
+    return report
+
+
+def resume(folder, source, target, rate=RATE):
+    """Restores each checkpoint onto the devices of this process, and makes 50 more steps."""
+    import orbax.checkpoint as ocp
+
+    report, first = {}, source == "start"
+    with ocp.StandardCheckpointer() as checkpointer:
+        for name, point in POINTS.items():
+            carry = checkpointer.restore(folder / source / name, fresh())
+            if first:
+                for loaded in by_flax(folder / name):
+                    assert told(loaded)["digest"] == told(carry)["digest"]
+            for number in (0, STEPS):
+                start = point + number + (0 if first else 2 * STEPS)
+                carry, _ = walk(rate, carry, jnp.int32(start))
+            report[name] = told(carry)
+            if target == "eight":  # the only one that others start from
+                checkpointer.save(folder / target / name, carry)
+        checkpointer.wait_until_finished()
+    return report
+
+
+def by_flax(path):
+    """The same state by Flax's ways."""
+    loaded = flax.serialization.from_bytes(fresh(), path.read_bytes())
+    yield loaded
+    yield flax.serialization.from_state_dict(fresh(), flax.serialization.to_state_dict(loaded))
+
+
+if __name__ == "__main__":
+    what, folder, *pairs = sys.argv[1:]
+    folder = Path(folder)
+    if what == "train":
+        print(json.dumps(train(folder)))
+    else:
+        done = {}
+        for pair in pairs:
+            source, target, *rate = pair.split(":")
+            done[pair] = resume(folder, source, target, *map(float, rate))
+        print(json.dumps(done))
