@@ -18,7 +18,7 @@ from fgo_jax.precondition.shared.stacks import Stack
 # The rounding error of a float32, relative to the largest entry.
 _ROUNDING = float(jnp.finfo(jnp.float32).eps)
 
-# Least eigenvalue of a direction that gradients have visited, of a factor with trace one: a thousand
+# Least eigenvalue of a direction that gradients have visited, where the trace is one: a thousand
 # rounding errors.
 _VISITED = 1e-4
 
