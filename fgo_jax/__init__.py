@@ -16,6 +16,7 @@ from fgo_jax.precondition import (
     scale_by_friction_limit,
     scale_by_kfac,
     scale_by_kronecker_fisher,
+    scale_by_layer_noise,
     scale_by_low_rank_fisher,
 )
 from fgo_jax.precondition.aliases import fismo, kfac, kronecker_fisher
@@ -62,6 +63,7 @@ __all__ = [
     "scale_by_friction_limit",
     "scale_by_kfac",
     "scale_by_kronecker_fisher",
+    "scale_by_layer_noise",
     "scale_by_low_rank_fisher",
     "scale_by_primal_averaging",
     "should_stop",

@@ -194,6 +194,7 @@ TABLE = (
         direction=fgo.scale_by_kronecker_fisher(),
         weight=optax.linear_schedule(1.0, 0.0, 100),
     ),
+    _direction("scale_by_layer_noise", fgo.scale_by_layer_noise, direction=optax.scale_by_adam()),
     Row("clip_by_softmax_radius", _limited(fgo.clip_by_softmax_radius, radius=20.0)),
     Row(
         "scale_by_friction_limit",
