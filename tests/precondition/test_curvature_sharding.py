@@ -1,4 +1,4 @@
-"""Transforms that run a model, and one that measures: eight devices give the numbers of one and keep every sharding."""
+"""Eight devices give the numbers of one and keep every sharding: transforms that measure."""
 
 import pytest
 
