@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -117,7 +118,7 @@ def symmetries(
         for path, _ in jax.tree_util.tree_leaves_with_path(params)
     ]
     sizes = np.array([leaf.size for leaf in jax.tree.leaves(params)], np.float64)
-    measured = _measured(loss_fn)(params, batch, jax.random.split(key, _POINTS))
+    measured = _measured(loss_fn, params, batch, jax.random.split(key, _POINTS))
     dots, squares, powers, sums = (np.asarray(x, np.float64) for x in measured)  # [points, leaves]
     if not all(np.isfinite(x).all() for x in (dots, squares, powers, sums)):
         raise ValueError(
@@ -170,30 +171,26 @@ def symmetries(
     )
 
 
-def _measured(loss_fn: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+@functools.partial(jax.jit, static_argnums=0)
+def _measured(loss_fn: Any, params: Any, batch: Any, keys: jax.Array) -> tuple[jax.Array, ...]:
     """<theta, g>, |theta|^2, |g|^2 and |sum of g along its last axis|^2, each [points, leaves]."""
 
-    def at(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, ...]:
+    def at(key: jax.Array) -> tuple[jax.Array, ...]:
         leaves, treedef = jax.tree.flatten(params)
-        keys = jax.random.split(key, len(leaves))
         moved = []
-        for leaf, one in zip(leaves, keys, strict=True):
+        for leaf, one in zip(leaves, jax.random.split(key, len(leaves)), strict=True):
             size = jnp.sqrt(jnp.mean(jnp.square(leaf)))
             size = jnp.where(size > 0, size, 0.1)
             moved.append(leaf + _SPREAD * size * jax.random.normal(one, leaf.shape, leaf.dtype))
         point = treedef.unflatten(moved)
         grads = jax.tree.leaves(jax.grad(lambda p: jnp.mean(loss_fn(p, batch)))(point))
-        pairs = list(zip(moved, grads, strict=True))
         along = [jnp.sum(g, axis=-1) if g.ndim else g for g in grads]
         return (
-            jnp.stack([vdot(p, g) for p, g in pairs]),
+            jnp.stack([vdot(p, g) for p, g in zip(moved, grads, strict=True)]),
             *(jnp.stack([sum_squares(x) for x in xs]) for xs in (moved, grads, along)),
         )
 
-    def everywhere(params: Any, batch: Any, keys: jax.Array) -> tuple[jax.Array, ...]:
-        return jax.lax.map(lambda key: at(params, batch, key), keys)
-
-    return jax.jit(everywhere)
+    return jax.lax.map(at, keys)
 
 
 def _parts(paths: Sequence[str]) -> list[tuple[int, ...]]:

@@ -11,6 +11,7 @@ import optax
 
 from fgo_jax import _checks
 from fgo_jax.linalg.compiled import compiled_once
+from fgo_jax.linalg.ordering import ordered_after
 from fgo_jax.precondition.shared.leaves import called, check_floating
 from fgo_jax.precondition.shared.matrix_view import DimensionNumbers, newton_schulz, views
 from fgo_jax.precondition.shared.modes import Modes
@@ -156,7 +157,7 @@ def scale_by_layer_noise(
         step, gap = state.layer_step, jnp.asarray(every, jnp.int32)
         names = ("noise_sum", "noise_weight", "layer_noise", "layer_rates")
 
-        def complete(grads: Any, first: Any, fields: Any) -> Any:
+        def complete(step: Any, grads: Any, first: Any, fields: Any) -> Any:
             old = [treedef.flatten_up_to(field) for field in fields]
             pairs = zip(jax.tree.leaves(grads), treedef.flatten_up_to(first), strict=True)
             keep = jnp.asarray(decay, jnp.float32)
@@ -175,25 +176,28 @@ def scale_by_layer_noise(
             ]
             noise = [jnp.sqrt(mean) for mean in means]
             rates = _rates(means, weights, [name for name, _ in of_leaf], alpha)
-            return tuple(treedef.unflatten(new) for new in (sums, weights, noise, rates))
+            new = (sums, weights, noise, rates)
+            return optax.safe_increment(step), tuple(treedef.unflatten(field) for field in new)
 
         def hold(grads: Any, first: Any) -> Any:
             del first
             return jax.tree.map(lambda g: _squarable(g.astype(jnp.float32)), grads)
 
-        fields = tuple(getattr(state, name) for name in names)
+        fields, read = tuple(getattr(state, name) for name in names), step
         if leaves:
             second = (step > 0) & ((step - 1) % gap == 0)
-            fields = jax.lax.cond(
-                second, complete, lambda grads, first, fields: fields,
-                updates, state.first_of_pair, fields,
+            read, fields = jax.lax.cond(
+                second, complete, lambda step, grads, first, fields: (step, fields),
+                step, updates, state.first_of_pair, fields,
             )  # fmt: skip
+        first_of_pair = jax.lax.cond(
+            ordered_after(step % gap == 0, read),  # the pair before is complete
+            hold, lambda grads, first: first, updates, state.first_of_pair,
+        )  # fmt: skip
         new = ScaleByLayerNoiseState(
             layer_step=jnp.asarray(optax.safe_increment(step)),
             direction_state=inner_state,
-            first_of_pair=jax.lax.cond(
-                step % gap == 0, hold, lambda grads, first: first, updates, state.first_of_pair
-            ),
+            first_of_pair=first_of_pair,
             **dict(zip(names, fields, strict=True)),
         )
         scaled = jax.tree.map(_times, towards, new.layer_rates)

@@ -166,6 +166,9 @@ def commutator(
             estimates=jnp.stack([jnp.concatenate([values, of_path]), errors], 1),
         )
 
+    def check(inputs: ProbeInputs) -> None:
+        count(inputs.batch)
+
     return Probe(
         signals=signals,
         init=init,
@@ -175,7 +178,7 @@ def commutator(
             name: Estimate(*pair) for name, pair in zip(signals, state.estimates, strict=True)
         },
         requires=("params", "batch"),
-        check=lambda inputs: (count(inputs.batch), None)[1],
+        check=check,
     )
 
 

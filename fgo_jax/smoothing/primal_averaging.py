@@ -17,8 +17,9 @@ class PrimalAveragingState(NamedTuple):
     """State of :func:`scale_by_primal_averaging`."""
 
     averaging_steps: jax.Array  # [], int32
+    mu_x: jax.Array  # [], float32; of the last update
     mu_y: jax.Array  # [], float32; a copy for eval_params: the constructor's decides
-    lead: Any  # f32 (or wider), shaped like the parameters; z - y behind the learning rate
+    trail: Any  # f32 (or wider), shaped like the parameters; (z - y) / mu_x behind the rate
 
 
 def scale_by_primal_averaging(
@@ -30,12 +31,12 @@ def scale_by_primal_averaging(
               z \leftarrow z + v(y), \qquad
               x \leftarrow \mu_x x + (1 - \mu_x) z
 
-    with the incoming update v, such as :math:`-\eta\,g(y)`. The parameters hold y. The state
-    holds z alone, as its lead :math:`z - y`, and :func:`fgo_jax.eval_params` returns x. In the
-    lead :math:`\delta` the family is a momentum that needs no parameters:
+    with the incoming update v, such as :math:`-\eta\,g(y)`. The parameters hold y, and
+    :func:`fgo_jax.eval_params` returns x. The state holds z alone, as
+    :math:`q = (z - y)/\mu_x`. Written in q the family is a momentum that needs no parameters:
 
-    .. math:: \text{update} = (1 - \mu_x)\,\delta + (1 - \mu_x \mu_y)\,v, \qquad
-              \delta \leftarrow \mu_x\,(\delta + \mu_y\,v)
+    .. math:: q \leftarrow \mu_x\,q + \mu_y\,v, \qquad
+              \text{update} = (1 - \mu_x)\,q + (1 - \mu_y)\,v
 
     | method | :math:`\mu_x` | :math:`\mu_y` |
     |---|---|---|
@@ -51,7 +52,7 @@ def scale_by_primal_averaging(
     - Behind the learning rate, ``optax.chain(optimizer, scale_by_primal_averaging(...))``,
       around a whole run of phases too. The equations above then hold at any law of the rate.
     - Inside a phase, as the last member of its transform, before the rate. The update is then
-      a direction, and the lead is in its unit. At a constant rate this is the same; as the
+      a direction, and q is in its unit. At a constant rate this is the same; as the
       rate changes, so does the distance of z from y, and x, y and z meet as it falls to zero.
       Use it in the last phase, with ``slow_share=None``. While the transform fills or its
       graft fades (two hand-overs), x is approximate.
@@ -77,9 +78,9 @@ def scale_by_primal_averaging(
       ([5.0], [6.0])
 
     Source: arXiv 2509.18346, on generalized primal averaging and its numbers in the table;
-    Defazio et al. (2024), "The road less scheduled". The lead, and that one family holds all
-    five methods, are derived here and tested against independent definitions. Fewer steps than
-    AdamW are the paper's claim, which has not been measured here.
+    Defazio et al. (2024), "The road less scheduled". The momentum q, and that one family holds
+    all five methods, are derived here and tested against independent definitions. Fewer steps
+    than AdamW are the paper's claim, which has not been measured here.
     """
     if not callable(mu_x):
         _checks.fraction("mu_x", mu_x)
@@ -89,41 +90,47 @@ def scale_by_primal_averaging(
     def init(params: Any) -> PrimalAveragingState:
         return PrimalAveragingState(
             averaging_steps=jnp.zeros([], jnp.int32),
+            mu_x=jnp.zeros([], jnp.float32),
             mu_y=jnp.asarray(mu_y, jnp.float32),
-            lead=growing_mean.zeros(params),
+            trail=growing_mean.zeros(params),
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         del params, extra_args
         steps = state.averaging_steps
-        slow: Any = jnp.asarray(mu_x(steps), jnp.float32) if callable(mu_x) else mu_x
+        slow: Any = mu_x(steps) if callable(mu_x) else mu_x
+        # What changes from step to step decays the trail as it was at the last one.
+        before: Any = state.mu_x if _checks.number(slow) is None or callable(mu_x) else slow
         near: Any = mu_y
 
-        def step(v: jax.Array, lead: jax.Array) -> jax.Array:
-            return ((1 - slow) * lead + (1 - slow * near) * v).astype(jnp.result_type(v))
+        def moved(v: jax.Array, trail: jax.Array) -> jax.Array:
+            return before * trail + near * v.astype(trail.dtype)
 
-        def moved(v: jax.Array, lead: jax.Array) -> jax.Array:
-            return slow * (lead + near * v.astype(lead.dtype))
+        # From the new trail, so that it can be written over the old one.
+        def step(v: jax.Array, trail: jax.Array) -> jax.Array:
+            return ((1 - slow) * trail + (1 - near) * v.astype(trail.dtype)).astype(v.dtype)
 
+        trail = jax.tree.map(moved, updates, state.trail)
         new = PrimalAveragingState(
             averaging_steps=jnp.asarray(optax.safe_increment(steps)),
+            mu_x=jnp.asarray(slow, jnp.float32),
             mu_y=jnp.asarray(near, jnp.float32),
-            lead=jax.tree.map(moved, updates, state.lead),
+            trail=trail,
         )
-        return jax.tree.map(step, updates, state.lead), optax.tree.cast_like(new, state)
+        return jax.tree.map(step, updates, trail), optax.tree.cast_like(new, state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def primal_point(state: PrimalAveragingState, unit: Any = 1.0) -> Callable[[Any, Any], Any]:
-    """`(lead, y) -> x` of one leaf.
+    """`(trail, y) -> x` of one leaf.
 
     Args:
-      unit: of the lead, in that of the parameters: 1 behind the learning rate; before it, the
+      unit: of the trail, in that of the parameters: 1 behind the learning rate; before it, the
         rate and its minus sign.
     """
-    back = unit * (1 - state.mu_y) / state.mu_y
-    return lambda lead, y: y.astype(lead.dtype) - back * lead
+    back = unit * state.mu_x * (1 - state.mu_y) / state.mu_y
+    return lambda trail, y: y.astype(trail.dtype) - back * trail
 
 
 def triple_momentum(

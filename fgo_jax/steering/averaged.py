@@ -78,17 +78,17 @@ def _averages(tree: Any, unit: Any = 1.0) -> Iterator[tuple[Any, Callable[[Any, 
         if isinstance(node, AverageWeightsState):
             yield node.average, average_point(node)
         elif isinstance(node, PrimalAveragingState):
-            yield node.lead, primal_point(node, unit)
+            yield node.trail, primal_point(node, unit)
         else:
             _check_last(node.transforms)
-            # Inside a phase a lead is in the unit of directions.
+            # Inside a phase a trail is in the unit of directions.
             yield from _averages(
                 (node.average, node.transforms), -node.hyperparams["fgo_learning_rate"]
             )
 
 
 def _check_last(transforms: tuple[Any, ...]) -> None:
-    """Once another transform drives, a lead is of no use, and the state does not say so."""
+    """Once another transform drives, a trail is of no use, and the state does not say so."""
     if any(_nodes(transforms[:-1], PrimalAveragingState)):
         raise ValueError(
             "a primal averaging in a phase before the last one has no average once its phase is "

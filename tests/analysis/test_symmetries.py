@@ -35,17 +35,17 @@ def loss(params, batch):
     return optax.softmax_cross_entropy_with_integer_labels(logits, y)
 
 
-def problem(dtype=jnp.float32):
-    keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (32, 6), dtype)
-    params = Net().init(keys[1], x)["params"]
-    # No leaf is at zero, where every bias would look scale-invariant.
-    leaves, treedef = jax.tree.flatten(params)
-    draws = jax.random.split(keys[2], len(leaves))
-    moved = [
-        p + 0.2 * jax.random.normal(k, p.shape, dtype) for p, k in zip(leaves, draws, strict=True)
-    ]
-    return treedef.unflatten(moved), (x, jnp.arange(32) % 4)
+def problem(dtype=np.float32):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((32, 6)).astype(dtype)
+    shapes = jax.eval_shape(lambda: Net().init(jax.random.key(0), x)["params"])
+
+    def drawn(path, leaf):
+        # No leaf is at zero, where every bias would look scale-invariant.
+        size = 0.3 if path[-1].key == "bias" else leaf.shape[0] ** -0.5
+        return (size * rng.standard_normal(leaf.shape)).astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(drawn, shapes), (x, np.arange(32) % 4)
 
 
 JOINT = ("Dense_0/bias", "Dense_0/kernel")
@@ -81,7 +81,7 @@ def test_a_bias_before_a_batch_norm_has_no_gradient():
 def trained():
     """Parameters before, velocities and gradients after each step, in float64."""
     with jax.enable_x64(True):
-        params, batch = problem(jnp.float64)
+        params, batch = problem(np.float64)
 
         def step(carry, _):
             theta, v = carry

@@ -102,10 +102,12 @@ def test_triple_momentum_keeps_its_bound_and_reaches_it(kappa):
         tx = fgo.triple_momentum(kappa, 1.0)
         start = jnp.ones(42)
         rho = 1 - kappa**-0.5
+        mu_y = 1 - (1 - rho**2 / (2 - rho)) / (1 + rho)
 
         def step(carry, _):
             y, state = carry
-            x, z = fgo.eval_params(state, y), y + state[1].lead
+            x = fgo.eval_params(state, y)
+            z = (y - mu_y * x) / (1 - mu_y)
             w = x + (2 + rho) / (1 + rho) * (z - x)
             updates, state = tx.update(jax.grad(lambda y: jnp.sum(f(y)))(y), state, y)
             return (y + updates, state), jnp.stack([f(p) for p in (w, x, y, z)])
