@@ -11,6 +11,7 @@ import optax
 
 from fgo_jax import _checks
 from fgo_jax.linalg.compiled import compiled_once
+from fgo_jax.linalg.mesh import everywhere, on_mesh
 from fgo_jax.linalg.ordering import ordered_after
 from fgo_jax.precondition.shared.leaves import called, check_floating
 from fgo_jax.precondition.shared.matrix_view import DimensionNumbers, newton_schulz, views
@@ -166,7 +167,7 @@ def scale_by_layer_noise(
                 pairs, of_leaf, *old[:2], strict=True
             ):
                 row = (g.astype(jnp.float32) - before) * jnp.float32(0.5**0.5)
-                square = jnp.square(dual_norm(row, name, view))
+                square = jnp.square(everywhere(dual_norm(row, name, view)))
                 good = jnp.isfinite(square)
                 sums.append(jnp.where(good, keep * total + (1 - keep) * square, total))
                 weights.append(jnp.where(good, keep * weight + (1 - keep), weight))
@@ -205,7 +206,7 @@ def scale_by_layer_noise(
 
     metric: Any = getattr(direction, "metric", None)
     if metric is None:
-        return optax.GradientTransformationExtraArgs(init, compiled_once(update))
+        return optax.GradientTransformationExtraArgs(on_mesh(init), compiled_once(update))
 
     def scaled_metric(grads: Any, state: Any) -> Any:
         rows = metric(grads, state.direction_state)

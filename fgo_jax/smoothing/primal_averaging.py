@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.linalg.mesh import on_mesh
 from fgo_jax.smoothing import growing_mean
 
 
@@ -119,7 +120,7 @@ def scale_by_primal_averaging(
         )
         return jax.tree.map(step, updates, trail), optax.tree.cast_like(new, state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(on_mesh(init), update)
 
 
 def primal_point(state: PrimalAveragingState, unit: Any = 1.0) -> Callable[[Any, Any], Any]:
