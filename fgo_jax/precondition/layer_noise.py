@@ -227,8 +227,8 @@ def layer_numbers(tree: Any) -> dict[str, jax.Array]:
         for name, field in (("layer_noise", state.layer_noise), ("layer_rate", state.layer_rates)):
             for path, leaf in jax.tree_util.tree_leaves_with_path(field):
                 key = f"{name}/{several}{jax.tree_util.keystr(path, simple=True, separator='/')}"
-                if leaf.size == 1:
-                    numbers[key] = leaf.reshape(())
+                if leaf.ndim < 3:  # no stack of matrices, also in an ensemble of models
+                    numbers[key] = leaf
                 else:
                     numbers |= {f"{key}/{i}": one for i, one in enumerate(leaf.reshape(-1))}
     return numbers

@@ -55,8 +55,9 @@ def scale_by_primal_averaging(
     - Inside a phase, as the last member of its transform, before the rate. The update is then
       a direction, and q is in its unit. At a constant rate this is the same; as the
       rate changes, so does the distance of z from y, and x, y and z meet as it falls to zero.
-      Use it in the last phase, with ``slow_share=None``. While the transform fills or its
-      graft fades (two hand-overs), x is approximate.
+      Use it in the last phase, with ``slow_share=None`` and a decay that follows no slow
+      momentum, such as `fgo.decays.hyperbolic()`. While the transform fills or its graft
+      fades (two hand-overs), x is approximate.
 
     Args:
       mu_x: in [0, 1), or a schedule of the updates so far: how slowly x follows z.

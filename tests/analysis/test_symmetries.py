@@ -41,7 +41,6 @@ def problem(dtype=np.float32):
     shapes = jax.eval_shape(lambda: Net().init(jax.random.key(0), x)["params"])
 
     def drawn(path, leaf):
-        # No leaf is at zero, where every bias would look scale-invariant.
         size = 0.3 if path[-1].key == "bias" else leaf.shape[0] ** -0.5
         return (size * rng.standard_normal(leaf.shape)).astype(dtype)
 
@@ -52,8 +51,14 @@ JOINT = ("Dense_0/bias", "Dense_0/kernel")
 CHAIN = (("BatchNorm_0/bias", "BatchNorm_0/scale"), ("Dense_2/kernel",), ("Dense_3/kernel",))
 
 
-def test_what_the_layers_make_redundant_is_found_and_nothing_else():
-    found = fgo.analysis.symmetries(loss, *problem())
+@pytest.mark.parametrize("biases", [1.0, 0.0])
+def test_what_the_layers_make_redundant_is_found_and_nothing_else(biases):
+    params, batch = problem()
+    # At zero, as they are when training begins, all biases would look scale-invariant.
+    params = jax.tree_util.tree_map_with_path(
+        lambda path, x: x * np.float32(biases if path[-1].key == "bias" else 1), params
+    )
+    found = fgo.analysis.symmetries(loss, params, batch)
     assert found.scale == (("Dense_1/kernel",), JOINT)
     # The mean over features goes in a layer norm, and that over classes in a softmax.
     assert found.translation == ("Dense_0/bias", "Dense_0/kernel", "Dense_3/bias", "Dense_3/kernel")
