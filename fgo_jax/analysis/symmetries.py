@@ -66,11 +66,12 @@ def symmetries(
     |---|---|---|
     | scale | weights before a normalisation | :math:`\langle\theta, g\rangle = 0` |
     | translation | what is added to logits, or before a layer norm | :math:`\sum_j g_{ij} = 0` |
-    | rescale | neighbours around a ReLU or none | :math:`\langle\theta, g\rangle` is equal |
+    | rescale | around a ReLU or none; queries and keys | :math:`\langle\theta, g\rangle` is equal |
 
-    The identities are tried at four points around the parameters. (A bias of zero would pass
-    as scale-invariant at the parameters themselves.) Each leaf is tried, and all leaves of a
-    module together, since a kernel and its bias before a normalisation scale together.
+    The identities are tried at four points around the parameters, with biases far from zero: a
+    bias of zero would pass as scale-invariant itself, and so would the kernel beside it. Each
+    leaf is tried, and all leaves of a module together, since a kernel and its bias before a
+    normalisation scale together.
 
     The tolerance follows from chance. A leaf of n entries that has nothing to do with its
     gradient gives :math:`\langle\theta, g\rangle` of about :math:`\|\theta\| \|g\| / \sqrt n`.
@@ -135,11 +136,13 @@ def symmetries(
     parts = [part for part in _parts(paths) if not still[list(part)].any()]
     total = {part: dots[:, list(part)].sum(1) for part in parts}
     spread = {part: chance[:, list(part)].sum(1) for part in parts}
-    scale: list[tuple[int, ...]] = []
+    scale: dict[tuple[int, ...], float] = {}
     for part in parts:  # the smallest come first
-        implied = any(set(one) <= set(part) for one in scale)
-        if not implied and normal(total[part], spread[part]) <= _CHANCE:
-            scale.append(part)
+        inside = [one for one in scale if set(one) <= set(part)]
+        size = normal(total[part], spread[part])
+        # A kernel passes by itself where its bias hardly counts, but the two together do better.
+        if size <= min([_CHANCE, *(0.1 * scale[one] for one in inside)]):
+            scale = {one: scale[one] for one in scale if one not in inside} | {part: size}
 
     alike = []
     for one, other in itertools.combinations(parts, 2):
@@ -180,7 +183,8 @@ def _measured(loss_fn: Any, params: Any, batch: Any, keys: jax.Array) -> tuple[j
         moved = []
         for leaf, one in zip(leaves, jax.random.split(key, len(leaves)), strict=True):
             size = jnp.sqrt(jnp.mean(jnp.square(leaf)))
-            size = jnp.where(size > 0, size, 0.1)
+            # Vectors move by half as much as activations are large, so that a bias counts.
+            size = jnp.maximum(size, 1.0) if leaf.ndim < 2 else jnp.where(size > 0, size, 0.1)
             moved.append(leaf + _SPREAD * size * jax.random.normal(one, leaf.shape, leaf.dtype))
         point = treedef.unflatten(moved)
         grads = jax.tree.leaves(jax.grad(lambda p: jnp.mean(loss_fn(p, batch)))(point))

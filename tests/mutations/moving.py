@@ -52,7 +52,7 @@ MOVING = [
         "analysis/symmetries.py",
         "analysis/test_symmetries.py",
         ("_SPREAD * size *", "0.0 * size *", "one point is tried four times"),
-        ("jnp.where(size > 0, size, 0.1)", "size", "a bias of zero stays at zero"),
+        ("jnp.maximum(size, 1.0) if", "size if", "a bias of zero stays at zero"),
     ),
     *mutations(
         "analysis/on_the_sphere.py",
