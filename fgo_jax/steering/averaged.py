@@ -80,16 +80,19 @@ def _averages(tree: Any, unit: Any = 1.0) -> Iterator[tuple[Any, Callable[[Any, 
         elif isinstance(node, PrimalAveragingState):
             yield node.trail, primal_point(node, unit)
         else:
-            _check_last(node.transforms)
+            _check_last(node)
             # Inside a phase a trail is in the unit of directions.
             yield from _averages(
                 (node.average, node.transforms), -node.hyperparams["fgo_learning_rate"]
             )
 
 
-def _check_last(transforms: tuple[Any, ...]) -> None:
+def _check_last(state: FgoState) -> None:
     """Once another transform drives, a trail is of no use, and the state does not say so."""
-    if any(_nodes(transforms[:-1], PrimalAveragingState)):
+    # The first transform fills, and has a graft, only where a later phase comes back to it.
+    comes_back = len(state.grafts) == len(state.transforms)
+    early = state.transforms if comes_back else state.transforms[:-1]
+    if _nodes(early, PrimalAveragingState):
         raise ValueError(
             "a primal averaging in a phase before the last one has no average once its phase is "
             "over: use it in the last phase, or behind all of them, as in "

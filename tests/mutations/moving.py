@@ -19,7 +19,8 @@ MOVING = [
         "steering/averaged.py",
         "smoothing/test_primal_averaging.py",
         ('-node.hyperparams["fgo_learning_rate"]', "1.0", "a phase's trail has no rate"),
-        ("transforms[:-1]", "transforms[:0]", "a stale trail is read"),
+        ("state.transforms[:-1]", "()", "a stale trail is read"),
+        ("len(state.grafts) == len(state.transforms)", "False", "one between others is read"),
     ),
     *mutations(
         "precondition/layer_noise.py",

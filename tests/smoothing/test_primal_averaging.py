@@ -164,10 +164,14 @@ def test_as_the_execution_of_a_run_of_phases():
     np.testing.assert_allclose(x[1:], mu_x * x[:-1] + (1 - mu_x) * z[1:], atol=2e-5)
 
 
-def test_in_an_earlier_phase_it_has_no_average():
-    early = optax.chain(optax.scale_by_sign(), fgo.scale_by_primal_averaging(0.5, 0.5))
-    phases = [fgo.acquisition(0.1, transform=early), fgo.reask(0.1, transform=optax.identity())]
-    state = fgo.phased(phases, [fgo.triggers.after(4)]).init(jnp.ones(2))
+@pytest.mark.parametrize("order", ["mine first", "mine between"])
+def test_in_an_earlier_phase_it_has_no_average(order):
+    mine = optax.chain(optax.scale_by_sign(), fgo.scale_by_primal_averaging(0.5, 0.5))
+    plain = optax.identity()
+    used = {"mine first": (mine, plain, plain), "mine between": (plain, mine, plain)}[order]
+    builders = (fgo.acquisition, fgo.reask, fgo.execution)
+    phases = [build(0.1, transform=one) for build, one in zip(builders, used, strict=True)]
+    state = fgo.phased(phases, [fgo.triggers.after(4)] * 2).init(jnp.ones(2))
     with pytest.raises(ValueError, match="a phase before the last one"):
         fgo.eval_params(state, jnp.ones(2))
 
