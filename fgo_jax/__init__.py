@@ -17,12 +17,15 @@ from fgo_jax.precondition import (
     scale_by_friction_limit,
     scale_by_kfac,
     scale_by_kronecker_fisher,
+    scale_by_layer_noise,
     scale_by_low_rank_fisher,
 )
 from fgo_jax.precondition.aliases import fismo, kfac, kronecker_fisher
 from fgo_jax.protocol import STATIC_ARGS, target_acquisition
-from fgo_jax.smoothing.average_weights import average_weights, eval_params
+from fgo_jax.smoothing.average_weights import average_weights
+from fgo_jax.smoothing.primal_averaging import scale_by_primal_averaging, triple_momentum
 from fgo_jax.smoothing.slow_momentum import slow_momentum
+from fgo_jax.steering.averaged import eval_params
 from fgo_jax.steering.by_hand import force_phase, restart, should_stop
 from fgo_jax.steering.explain import explain
 from fgo_jax.steering.telemetry import telemetry
@@ -62,11 +65,14 @@ __all__ = [
     "scale_by_friction_limit",
     "scale_by_kfac",
     "scale_by_kronecker_fisher",
+    "scale_by_layer_noise",
     "scale_by_low_rank_fisher",
+    "scale_by_primal_averaging",
     "should_stop",
     "slow_momentum",
     "spectrum",
     "target_acquisition",
     "telemetry",
     "triggers",
+    "triple_momentum",
 ]

@@ -161,7 +161,7 @@ def number_of_devices(x: jax.Array) -> int:
     return 1 if kind.manual_axes else math.prod(kind.shape.values())
 
 
-def on_mesh(init: Callable[[Any], Any]) -> Callable[..., Any]:
+def on_mesh(init: Callable[..., Any]) -> Callable[..., Any]:
     """An `init` whose arrays all lie on the mesh of the parameters; counters on all its devices.
 
     An update leaves its state there. A state of another place would have it compiled again.

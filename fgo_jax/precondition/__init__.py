@@ -12,6 +12,7 @@ from fgo_jax.precondition.fismo.transform import scale_by_fismo
 from fgo_jax.precondition.graft import graft
 from fgo_jax.precondition.kfac import kfac_layers, scale_by_kfac
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
+from fgo_jax.precondition.layer_noise import scale_by_layer_noise
 from fgo_jax.precondition.low_rank_fisher import scale_by_low_rank_fisher
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
 from fgo_jax.precondition.step_limits.friction_limit import scale_by_friction_limit
@@ -30,5 +31,6 @@ __all__ = [
     "scale_by_friction_limit",
     "scale_by_kfac",
     "scale_by_kronecker_fisher",
+    "scale_by_layer_noise",
     "scale_by_low_rank_fisher",
 ]

@@ -1,1 +1,1 @@
-"""Means with a growing memory: of directions (slow momentum) and of weights."""
+"""Means with a growing memory, of directions (slow momentum) and weights; primal averaging."""

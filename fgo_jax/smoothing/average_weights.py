@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,6 @@ import optax
 
 from fgo_jax import _checks
 from fgo_jax.linalg.mesh import on_mesh
-from fgo_jax.linalg.wrapped import unwrapped, wrapped_like
 from fgo_jax.smoothing import growing_mean
 
 
@@ -61,8 +61,8 @@ def average_weights(window: float = 0.1) -> optax.GradientTransformationExtraArg
       window: c, in [0, 1]. 0 keeps a copy of the last parameters, 1 the mean over all of training.
 
     Returns:
-      A gradient transformation; :func:`eval_params` reads the average. State: four bytes per
-      parameter.
+      A gradient transformation; :func:`fgo_jax.eval_params` reads the average. State: four
+      bytes per parameter.
 
     Raises:
       ValueError: for a window outside [0, 1]; in ``update``, without parameters.
@@ -97,61 +97,6 @@ def average_weights(window: float = 0.1) -> optax.GradientTransformationExtraArg
     return optax.GradientTransformationExtraArgs(on_mesh(init), update)
 
 
-def eval_params(opt_state: Any, params: Any) -> Any:
-    """The averaged weights, for validation and for the final model.
-
-    The average includes the present parameters. Training goes on from ``params``, not from
-    the average.
-
-    Args:
-      opt_state: an optax state that holds an average: of :func:`average_weights`, or of
-        :func:`fgo_jax.target_acquisition` with ``average_weights=``. Under `optax.masked`
-        and `optax.partition` each average is of its own part of the parameters. Parameters
-        without an average are returned as they are.
-      params: the parameters after the last update.
-
-    Returns:
-      A pytree like ``params``, in its dtypes.
-
-    Raises:
-      ValueError: where the state holds no average, or more than one of the same parameters.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import fgo_jax as fgo
-      >>> tx = fgo.target_acquisition(3e-3, average_weights=0.1)
-      >>> params = {"w": jnp.ones(2)}
-      >>> fgo.eval_params(tx.init(params), params)["w"].shape
-      (2,)
-
-    Source: as :func:`average_weights`.
-    """
-    leaves = jax.tree.leaves(opt_state, is_leaf=_is_average)
-    found = [unwrapped(leaf) for leaf in leaves if _is_average(leaf)]
-    advice = (
-        "pass average_weights= to target_acquisition, or add fgo.average_weights() to the chain "
-        "once."
-    )
-    if not found:
-        raise ValueError(f"the state holds 0 averages of the weights, not one: {advice}")
-    averaged, seen = unwrapped(params), set()
-    for state in found:
-        own = {path for path, _ in jax.tree_util.tree_leaves_with_path(state.average)}
-        if own & seen:
-            raise ValueError(f"the state holds more than one average of the same weights: {advice}")
-        seen |= own
-        averaged = jax.tree.map(
-            lambda average, part, state=state: (
-                part
-                if isinstance(average, optax.MaskedNode)
-                else _moved(state._replace(average=average), part).astype(part.dtype)
-            ),
-            state.average,
-            averaged,
-            is_leaf=lambda node: isinstance(node, optax.MaskedNode),
-        )
-    return wrapped_like(averaged, params)
-
-
-def _is_average(node: Any) -> bool:
-    return isinstance(node, AverageWeightsState)
+def average_point(state: AverageWeightsState) -> Callable[[Any, Any], Any]:
+    """`(average, parameters) -> average` of one leaf, with the present parameters in it."""
+    return lambda average, part: _moved(state._replace(average=average), part)

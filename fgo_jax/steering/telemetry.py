@@ -8,6 +8,7 @@ import jax
 
 from fgo_jax.controller.descent import mean_cosine, points_uphill
 from fgo_jax.controller.state import FgoState, phase_names
+from fgo_jax.precondition.layer_noise import layer_numbers
 from fgo_jax.smoothing.energy_exponent import EnergyFallState, energy_exponent
 from fgo_jax.smoothing.slow_momentum import SlowMomentumState
 from fgo_jax.steering.find import states_in
@@ -32,6 +33,8 @@ def telemetry(opt_state: Any) -> dict[str, jax.Array]:
     - ``slow_share``: share of the slow momentum in the last direction, where a phase has one;
     - ``energy_exponent``: q, where the energy of the slow momentum falls as 1/t^q, which an
       adaptive decay follows; NaN until measured;
+    - ``layer_noise/PATH`` and ``layer_rate/PATH`` of each leaf under
+      :func:`fgo_jax.scale_by_layer_noise`;
     - ``skipped_steps``, ``stop``.
 
     :func:`fgo_jax.explain` says the same in words. A whole history needs no other function.
@@ -95,6 +98,7 @@ def _numbers(state: FgoState) -> dict[str, jax.Array]:
         numbers["slow_share"] = state.slow.share
     if isinstance(state.energy_fall, EnergyFallState):
         numbers["energy_exponent"] = energy_exponent(state.energy_fall)
+    numbers |= layer_numbers(state.transforms)
     for index, phase in enumerate(phase_names(state)):
         numbers[f"started/{phase}"] = clock.started[..., index]
         numbers[f"cause/{phase}"] = clock.causes[..., index]

@@ -88,6 +88,10 @@ def _averaging(learning_rate):
     return optax.chain(optax.adam(learning_rate), fgo.average_weights(0.1))
 
 
+def _primal(learning_rate):
+    return optax.chain(optax.adam(learning_rate, b1=0.0), fgo.scale_by_primal_averaging(0.9, 0.9))
+
+
 def _limited(factory, **kwargs):
     """Behind Adam, with the extra arguments that a call of `update` needs.
 
@@ -176,6 +180,7 @@ TABLE = (
     _alias("fismo", fgo.fismo, static_args=_options(fgo.fismo), beta=0.8, consistent_rms=0.15),
     _alias("slow_momentum", _slow),
     _alias("average_weights", _averaging),
+    _alias("scale_by_primal_averaging", _primal),
     _direction("scale_by_kronecker_fisher", fgo.scale_by_kronecker_fisher),
     _direction(
         "scale_by_kronecker_fisher_vectors", fgo.scale_by_kronecker_fisher, vector_factors=True
@@ -190,6 +195,7 @@ TABLE = (
         weight=optax.linear_schedule(1.0, 0.0, 100),
     ),
     Row("accumulate", lambda rate: fgo.accumulate(optax.adam(rate), 2)),
+    _direction("scale_by_layer_noise", fgo.scale_by_layer_noise, direction=optax.scale_by_adam()),
     Row("clip_by_softmax_radius", _limited(fgo.clip_by_softmax_radius, radius=20.0)),
     Row(
         "scale_by_friction_limit",

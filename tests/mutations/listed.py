@@ -3,10 +3,11 @@
 from tests.mutations.controlling import CONTROLLER
 from tests.mutations.deciding import DECIDING
 from tests.mutations.measuring import MEASURING
+from tests.mutations.moving import MOVING
 from tests.mutations.mutation import Mutation
 from tests.mutations.preconditioning import PRECONDITIONING
 
-MUTATIONS = [*DECIDING, *CONTROLLER, *MEASURING, *PRECONDITIONING]
+MUTATIONS = [*DECIDING, *CONTROLLER, *MEASURING, *PRECONDITIONING, *MOVING]
 
 # Each with the reason why no run can tell.
 EQUIVALENT = [

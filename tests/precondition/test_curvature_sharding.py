@@ -1,4 +1,4 @@
-"""Transforms that run a model: eight devices give the numbers of one and keep every sharding."""
+"""Eight devices give the numbers of one and keep every sharding: transforms that measure."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from tests import eight_devices
 
 SHARDED = """
 import sys
-import jax, jax.numpy as jnp, numpy as np
+import jax, jax.numpy as jnp, numpy as np, optax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import fgo_jax as fgo
 
@@ -26,6 +26,8 @@ MAKE = {
         fgo.curvature.sampled_fisher(predict), rank=3, num_steps=8, every=2),
     "bartlett": lambda: fgo.scale_by_diagonal_fisher(predict, every=2),
     "hutchinson": lambda: fgo.scale_by_diagonal_fisher(predict, estimator="hutchinson", every=2),
+    "layer_noise": lambda: fgo.scale_by_layer_noise(optax.trace(0.9), every=1),
+    "primal": lambda: optax.chain(optax.trace(0.9), fgo.scale_by_primal_averaging(0.9, 0.7)),
 }
 tx = MAKE[sys.argv[1]]()
 update = jax.jit(lambda g, s, p, b: tx.update(g, s, p, batch=b))
@@ -63,7 +65,7 @@ print("sharded as one")
 """
 
 
-@pytest.mark.parametrize("name", ["low_rank", "bartlett", "hutchinson"])
+@pytest.mark.parametrize("name", ["low_rank", "bartlett", "hutchinson", "layer_noise", "primal"])
 def test_eight_devices_give_the_result_of_one(name):
     done = eight_devices.run("-c", SHARDED, name)
     assert "sharded as one" in done.stdout, done.stdout + done.stderr[-3000:]

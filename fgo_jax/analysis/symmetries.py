@@ -1,0 +1,215 @@
+"""Which parameters a loss does not depend on in some direction, found from its gradients."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fgo_jax import _checks
+from fgo_jax.linalg.trees import sum_squares, vdot
+
+# A symmetry holds where its number, about a standard normal one without it, is below this at each
+# of four points. By chance that happens to one part in 400,000.
+_CHANCE = 0.05
+_POINTS = 4
+_SPREAD = 0.5  # of the points, in root mean squares of a leaf
+_ROUNDING = 100 * float(np.finfo(np.float32).eps)
+
+Part = tuple[str, ...]  # paths of leaves that change together
+
+
+class Symmetries(NamedTuple):
+    r"""What :func:`symmetries` found; every leaf by its path, its keys joined by "/".
+
+    Attributes:
+      scale: parts whose common factor does not matter: :math:`\langle\theta, g\rangle = 0`.
+      translation: leaves to whose last axis a constant can be added: the gradient sums to zero
+        along it.
+      rescale: classes of parts, of which one can grow by a factor as another one shrinks by it:
+        :math:`\langle\theta, g\rangle` is the same for all of a class.
+      still: leaves without a gradient beyond rounding.
+      residuals: for each leaf the largest :math:`|\langle\theta, g\rangle| / (\|\theta\|
+        \|g\|)` at the points that were tried.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import fgo_jax as fgo
+      >>> found = fgo.analysis.symmetries(lambda p, x: jnp.sum(x * p["w"] / p["v"]), {
+      ...     "w": jnp.ones(3), "v": jnp.ones(())}, jnp.arange(3.0))
+      >>> found.rescale, found.scale
+      ((), (('v', 'w'),))
+
+    Source: arXiv 2105.02716, section 3.
+    """
+
+    scale: tuple[Part, ...]
+    translation: tuple[str, ...]
+    rescale: tuple[tuple[Part, ...], ...]
+    still: tuple[str, ...]
+    residuals: dict[str, float]
+
+
+def symmetries(
+    loss_fn: Callable[[Any, Any], Any], params: Any, batch: Any, *, key: jax.Array | None = None
+) -> Symmetries:
+    r"""Finds parameters that a normalisation, a softmax or a homogeneous layer makes redundant.
+
+    A loss that does not change along a direction has no gradient along it:
+
+    | symmetry | where | identity |
+    |---|---|---|
+    | scale | weights before a normalisation | :math:`\langle\theta, g\rangle = 0` |
+    | translation | what is added to logits, or before a layer norm | :math:`\sum_j g_{ij} = 0` |
+    | rescale | around a ReLU or none; queries and keys | :math:`\langle\theta, g\rangle` is equal |
+
+    The identities are tried at four points around the parameters, with biases far from zero: a
+    bias of zero would pass as scale-invariant itself, and so would the kernel beside it. Each
+    leaf is tried, and all leaves of a module together, since a kernel and its bias before a
+    normalisation scale together.
+
+    The tolerance follows from chance. A leaf of n entries that has nothing to do with its
+    gradient gives :math:`\langle\theta, g\rangle` of about :math:`\|\theta\| \|g\| / \sqrt n`.
+    A twentieth of that at four points in a row happens to one leaf in 400,000. For less than
+    :math:`10^9` entries it is above what float32 rounds, and above the small number that
+    normalisations add to the variance, if that is below :math:`0.05/\sqrt n` of the variance.
+
+    Symmetries of parts of a leaf are not looked for: under a batch norm each unit's weights
+    have a scale of their own, and around a ReLU each unit does.
+
+    Args:
+      loss_fn: ``(params, batch) -> loss``, a scalar or one number for each example.
+      params: pytree of floating arrays.
+      batch: what the loss reads. It must be deterministic.
+      key: PRNG key of the points; None for ``jax.random.key(0)``.
+
+    Returns:
+      A :class:`fgo_jax.analysis.Symmetries`. :func:`fgo_jax.analysis.symmetry_telemetry` reads
+      it.
+
+    Raises:
+      ValueError: for gradients that are not finite.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import fgo_jax as fgo
+      >>> def loss(params, x):
+      ...     hidden = jax.nn.standardize(x @ params["w"], epsilon=1e-9)
+      ...     logits = hidden @ params["v"] + params["b"]
+      ...     return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.arange(8) % 3)
+      >>> keys = jax.random.split(jax.random.key(0), 3)
+      >>> shapes = {"w": (4, 6), "v": (6, 3), "b": (3,)}
+      >>> params = {n: jax.random.normal(k, s) for k, (n, s) in zip(keys, shapes.items())}
+      >>> found = fgo.analysis.symmetries(loss, params, jax.random.normal(keys[0], (8, 4)))
+      >>> found.scale, found.translation
+      ((('w',),), ('b', 'v', 'w'))
+
+    Source: arXiv 2105.02716, section 3; arXiv 2012.04728, for the identities. The points, the
+    tolerance and the classes are this library's.
+    """
+    _checks.function("loss_fn", loss_fn, "(params, batch) -> loss")
+    key = jax.random.key(0) if key is None else key
+    paths = [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    sizes = np.array([leaf.size for leaf in jax.tree.leaves(params)], np.float64)
+    measured = _measured(loss_fn, params, batch, jax.random.split(key, _POINTS))
+    dots, squares, powers, sums = (np.asarray(x, np.float64) for x in measured)  # [points, leaves]
+    if not all(np.isfinite(x).all() for x in (dots, squares, powers, sums)):
+        raise ValueError(
+            "the gradients of loss_fn are not finite near the parameters: check that the "
+            "parameters and the batch hold no NaN or infinity."
+        )
+    chance = squares * powers / sizes  # variance of <theta, g> if the two were independent
+    still = (powers <= _ROUNDING**2 * powers.max(1, keepdims=True)).all(0)
+
+    def normal(number: np.ndarray, variance: np.ndarray) -> float:
+        """The largest size over the points, in standard deviations."""
+        return float(np.max(np.abs(number) / np.sqrt(np.where(variance > 0, variance, np.inf))))
+
+    parts = [part for part in _parts(paths) if not still[list(part)].any()]
+    total = {part: dots[:, list(part)].sum(1) for part in parts}
+    spread = {part: chance[:, list(part)].sum(1) for part in parts}
+    scale: dict[tuple[int, ...], float] = {}
+    for part in parts:  # the smallest come first
+        inside = [one for one in scale if set(one) <= set(part)]
+        size = normal(total[part], spread[part])
+        # A kernel passes by itself where its bias hardly counts, but the two together do better.
+        if size <= min([_CHANCE, *(0.1 * scale[one] for one in inside)]):
+            scale = {one: scale[one] for one in scale if one not in inside} | {part: size}
+
+    alike = []
+    for one, other in itertools.combinations(parts, 2):
+        # What is zero by itself, or shares a leaf, is equal for another reason.
+        trivial = set(one) & set(other) or any(
+            set(s) <= set(part) for s in scale for part in (one, other)
+        )
+        if not trivial:
+            gap, variance = total[one] - total[other], spread[one] + spread[other]
+            if normal(gap, variance) <= _CHANCE:
+                alike.append({one, other})
+
+    def named(part: Sequence[int]) -> Part:
+        return tuple(paths[i] for i in part)
+
+    translated = [
+        paths[i]
+        for i in range(len(paths))
+        if not still[i] and normal(np.sqrt(sums[:, i]), powers[:, i]) <= _CHANCE
+    ]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        cosines = np.nan_to_num(np.abs(dots) / np.sqrt(squares * powers)).max(0)
+    return Symmetries(
+        scale=tuple(map(named, scale)),
+        translation=tuple(translated),
+        rescale=tuple(tuple(sorted(map(named, one))) for one in _joined(alike)),
+        still=tuple(path for path, flag in zip(paths, still, strict=True) if flag),
+        residuals=dict(zip(paths, cosines.tolist(), strict=True)),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _measured(loss_fn: Any, params: Any, batch: Any, keys: jax.Array) -> tuple[jax.Array, ...]:
+    """<theta, g>, |theta|^2, |g|^2 and |sum of g along its last axis|^2, each [points, leaves]."""
+
+    def at(key: jax.Array) -> tuple[jax.Array, ...]:
+        leaves, treedef = jax.tree.flatten(params)
+        moved = []
+        for leaf, one in zip(leaves, jax.random.split(key, len(leaves)), strict=True):
+            size = jnp.sqrt(jnp.mean(jnp.square(leaf)))
+            # Vectors move by half as much as activations are large, so that a bias counts.
+            size = jnp.maximum(size, 1.0) if leaf.ndim < 2 else jnp.where(size > 0, size, 0.1)
+            moved.append(leaf + _SPREAD * size * jax.random.normal(one, leaf.shape, leaf.dtype))
+        point = treedef.unflatten(moved)
+        grads = jax.tree.leaves(jax.grad(lambda p: jnp.mean(loss_fn(p, batch)))(point))
+        along = [jnp.sum(g, axis=-1) if g.ndim else g for g in grads]
+        return (
+            jnp.stack([vdot(p, g) for p, g in zip(moved, grads, strict=True)]),
+            *(jnp.stack([sum_squares(x) for x in xs]) for xs in (moved, grads, along)),
+        )
+
+    return jax.lax.map(at, keys)
+
+
+def _parts(paths: Sequence[str]) -> list[tuple[int, ...]]:
+    """Each leaf, then all leaves of each module that has several, by their indices."""
+    modules: dict[str, list[int]] = {}
+    for index, path in enumerate(paths):
+        modules.setdefault(path.rpartition("/")[0], []).append(index)
+    several = [tuple(members) for members in modules.values() if len(members) > 1]
+    return [(index,) for index in range(len(paths))] + several
+
+
+def _joined(pairs: Sequence[set[Any]]) -> list[set[Any]]:
+    """Classes of what is joined by pairs."""
+    classes: list[set[Any]] = []
+    for pair in pairs:
+        touched = [one for one in classes if one & pair]
+        classes = [one for one in classes if not one & pair] + [set(pair).union(*touched)]
+    return classes
