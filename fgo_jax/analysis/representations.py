@@ -13,7 +13,8 @@ from fgo_jax import _checks
 def representation_drift(before: Any, after: Any) -> float:
     r"""How much the geometry of a fixed batch's representations changed.
 
-    .. math:: 1 - \mathrm{Spearman}\bigl( \{\|x_i - x_j\|\}, \{\|y_i - y_j\|\} \bigr)_{i < j}
+    .. math:: 1 - \mathrm{Spearman}\bigl( \lbrace \|x_i - x_j\| \rbrace,
+              \lbrace \|y_i - y_j\| \rbrace \bigr)_{i < j}
 
     with the representations x and y of the same examples in two states of a run. 0 says that
     all distances keep their order; 1, that the two have nothing to do with each other. Shifts,
@@ -61,7 +62,8 @@ def feature_split(
 ) -> float:
     r"""How well two halves of the features agree on the order of the distances. Mind the basis.
 
-    .. math:: \mathrm{mean}\; \mathrm{Spearman}\bigl( \{\|x_i^A - x_j^A\|\}, \{\|x_i^B - x_j^B\|\}
+    .. math:: \mathrm{mean}\; \mathrm{Spearman}\bigl( \lbrace \|x_i^A - x_j^A\| \rbrace,
+              \lbrace \|x_i^B - x_j^B\| \rbrace
               \bigr)
 
     over random disjoint halves A and B of the features. It is published as a measure of how

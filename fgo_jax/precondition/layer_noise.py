@@ -53,9 +53,9 @@ def scale_by_layer_noise(
     It is a direction if `direction` is: no learning rate, no minus sign. With the update
     :math:`u_l` of `direction` for layer l,
 
-    .. math:: u_l \leftarrow u_l \sqrt{a_l / \max_k a_k}, \qquad
-              a_l = \frac{\alpha}{\sqrt{\alpha^2 + H_l / \bar H}}, \qquad
-              H_l = E\,\|N_l\|_*^2.
+    .. math:: u_l \leftarrow u_l \sqrt{a_l / \max_k a_k},
+              \qquad a_l = \frac{\alpha}{\sqrt{\alpha^2 + H_l / \bar H}},
+              \qquad H_l = E\,\|N_l\|_*^2.
 
     The maximum and the mean :math:`\bar H` are over the layers that share a norm. The least
     noisy layer keeps its update. As :math:`\alpha \to 0` the others' fall as the root of their

@@ -45,8 +45,8 @@ def commutator(
     With the gradients :math:`g_A, g_B` and Hessians :math:`H_A, H_B` of two batches, and one
     step of SGD at the rate :math:`\eta` on each,
 
-    .. math:: \delta = \theta_{AB} - \theta_{BA} \approx \eta^2 (H_B g_A - H_A g_B), \qquad
-              D = \frac{\|\delta\|}{\|\eta g_A\| \|\eta g_B\|}.
+    .. math:: \delta = \theta_{AB} - \theta_{BA} \approx \eta^2 (H_B g_A - H_A g_B),
+              \qquad D = \frac{\|\delta\|}{\|\eta g_A\| \|\eta g_B\|}.
 
     On quadratics this is exact and D does not depend on the rate. The signals are:
 

@@ -28,16 +28,16 @@ def scale_by_primal_averaging(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Primal averaging around any direction: gradients at one average, results at another.
 
-    .. math:: y = \mu_y x + (1 - \mu_y) z, \qquad
-              z \leftarrow z + v(y), \qquad
-              x \leftarrow \mu_x x + (1 - \mu_x) z
+    .. math:: y = \mu_y x + (1 - \mu_y) z,
+              \qquad z \leftarrow z + v(y),
+              \qquad x \leftarrow \mu_x x + (1 - \mu_x) z
 
     with the incoming update v, such as :math:`-\eta\,g(y)`. The parameters hold y, and
     :func:`fgo_jax.eval_params` returns x. The state holds z alone, as
     :math:`q = (z - y)/\mu_x`. Written in q the family is a momentum that needs no parameters:
 
-    .. math:: q \leftarrow \mu_x\,q + \mu_y\,v, \qquad
-              \text{update} = (1 - \mu_x)\,q + (1 - \mu_y)\,v
+    .. math:: q \leftarrow \mu_x\,q + \mu_y\,v,
+              \qquad \text{update} = (1 - \mu_x)\,q + (1 - \mu_y)\,v
 
     | method | :math:`\mu_x` | :math:`\mu_y` |
     |---|---|---|
