@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax import core
 
 
@@ -177,8 +178,11 @@ def on_mesh(init: Callable[..., Any]) -> Callable[..., Any]:
             return state
 
         def put(x: Any) -> Any:
-            elsewhere = isinstance(x, jax.Array) and x.sharding.num_devices != meshes[0].size
-            return jax.device_put(x, _named(meshes[0], ())) if elsewhere else x
+            if not isinstance(x, jax.Array) or x.sharding.num_devices == meshes[0].size:
+                return x
+            # Not `jax.device_put`: with many processes it compares them, and NaN is not NaN.
+            values = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, _named(meshes[0], ()), values.__getitem__)
 
         return jax.tree.map(put, state)
 

@@ -54,9 +54,12 @@ def start(stack: Stack, leaves: Sequence[Any]) -> tuple[Factors, Factors]:
     shapes = [stack.modes.factor_shape(k) for k in range(len(stack.modes.groups))]
 
     def identity(shape: tuple[int, ...]) -> jax.Array:
-        # A copy: a buffer that is there twice cannot be donated.
-        array = jnp.array(jnp.broadcast_to(jnp.eye(shape[-1]), shape), jnp.float32)
-        return array if device is None else jax.device_put(array, device)
+        def make() -> jax.Array:
+            # A copy: a buffer that is there twice cannot be donated.
+            return jnp.array(jnp.broadcast_to(jnp.eye(shape[-1]), shape), jnp.float32)
+
+        # On a mesh no device ever holds more than its part.
+        return make() if device is None else jax.jit(make, out_shardings=device)()
 
     return (
         tuple(jnp.zeros(shape, jnp.float32, device=device) for shape in shapes),
