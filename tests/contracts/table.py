@@ -212,6 +212,15 @@ TABLE = (
         fgo.scale_by_diagonal_fisher,
         operator=fgo.curvature.ggn(_residuals, "squared_error"),
     ),
+    # Leaves without a Flax layer around them: all of the checks' are.
+    _on_model(
+        "scale_by_kfac",
+        fgo.scale_by_kfac,
+        learning_rate=0.1,
+        predict_fn=_residuals,
+        loss="squared_error",
+        diagonal="*",
+    ),
     _on_model(
         "scale_by_low_rank_fisher",
         fgo.scale_by_low_rank_fisher,
