@@ -28,11 +28,6 @@ def _shampoo(task):
     return fgo.scale_by_kronecker_fisher(power=0.25, corrected=False)
 
 
-def _blocks(task):
-    """Blocks of a quarter of the model's width."""
-    return fgo.scale_by_kronecker_fisher(block_size=16 if task.name == "char_gpt" else 32)
-
-
 def _pair(name, schedule_of=schedules.constant, transform_of=kronecker_fisher, **fields):
     build = alone(transform_of, schedule_of)
     return pair(f"natural_gradient{name}", build=build, **_FIELDS, **fields)
@@ -59,7 +54,10 @@ METHODS = (
     ),
     Method(
         "natural_gradient_blocks",
-        alone(_blocks),
+        # A quarter of the model's width.
+        alone(
+            lambda t: fgo.scale_by_kronecker_fisher(block_size=16 if t.name == "char_gpt" else 32)
+        ),
         only=TRANSFORM_TASKS,
         transform="scale_by_kronecker_fisher(block_size=width / 4)",
         **_FIELDS,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import core
 
@@ -25,6 +26,21 @@ def splits(x: jax.Array, axis: int) -> bool:
     """Whether this axis is known to be split over devices."""
     sharding = like(x)
     return sharding is not None and sharding.spec[axis] is not None
+
+
+def placed_like(x: jax.Array, other: jax.Array) -> jax.Array:
+    """x with the sharding of the other array, on explicit axes."""
+    sharding = like(other)
+    return x if sharding is None else jax.sharding.reshard(x, sharding)
+
+
+def made(make: Callable[[], jax.Array], device: Any) -> jax.Array:
+    """A new array of an `init`, in the place that `of_new` names: no device makes more."""
+    if device is None:
+        return make()
+    if isinstance(device.mesh, jax.sharding.AbstractMesh):
+        return jax.sharding.reshard(make(), device)
+    return jax.jit(make, out_shardings=device)()
 
 
 def without(x: jax.Array, axis: int) -> Any:
@@ -124,7 +140,7 @@ def merge(x: jax.Array, leaf: jax.Array) -> jax.Array:
 
 def _fits(mesh: Any, name: Any, length: int, blocks: int) -> bool:
     """Whether the parts of a sharded axis are whole blocks."""
-    return length == 1 or blocks % number_of_parts(mesh, name) == 0
+    return length == 1 or blocks == 1 or blocks % number_of_parts(mesh, name) == 0
 
 
 def number_of_parts(mesh: Any, name: Any) -> int:
@@ -145,7 +161,8 @@ def of_new(x: Any, cuts: Sequence[int], axes: Sequence[int | None]) -> Any:
       cuts: blocks along each of its axes.
       axes: for each axis of the new array the axis of x that it follows; None is not split.
     """
-    sharding = None if isinstance(x, core.Tracer) else getattr(x, "sharding", None)
+    # Of a traced leaf the type tells, on explicit axes.
+    sharding = like(x) if isinstance(x, core.Tracer) else getattr(x, "sharding", None)
     if not isinstance(sharding, jax.sharding.NamedSharding):
         return None
     spec = (*sharding.spec, *(None,) * (len(x.shape) - len(sharding.spec)))
@@ -178,8 +195,12 @@ def on_mesh(init: Callable[..., Any]) -> Callable[..., Any]:
             return state
 
         def put(x: Any) -> Any:
-            if not isinstance(x, jax.Array) or x.sharding.num_devices == meshes[0].size:
+            there = isinstance(getattr(x, "sharding", None), jax.sharding.NamedSharding)
+            if there or not isinstance(x, jax.Array):
                 return x
+            if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                key = put(jax.random.key_data(x))
+                return jax.random.wrap_key_data(key, impl=jax.random.key_impl(x))
             # Not `jax.device_put`: with many processes it compares them, and NaN is not NaN.
             values = np.asarray(x)
             return jax.make_array_from_callback(x.shape, _named(meshes[0], ()), values.__getitem__)

@@ -4,6 +4,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -46,7 +47,57 @@ def compiled(tx, specs, kind):
     return step.lower(params, state, params).compile().as_text()
 
 
+def step_in_place(direction, specs, shape, kind, cut):
+    """Two leaves of a stack: where their state lies at first it stays; one compilation."""
+    mesh = jax.make_mesh(shape, ("i", "j"), axis_types=(kind,) * 2)
+    params = {
+        name: jax.device_put(jnp.ones((16, 8)) + n, NamedSharding(mesh, spec))
+        for n, (name, spec) in enumerate(specs.items())
+    }
+    tx = fgo.precondition.chain(optax.add_noise(0.1, 0.5, jax.random.key(0)), direction)
+    step, compilations = jax.jit(tx.update), []
+    state = tx.init(params)
+    updates, after = step(params, state, params)
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compilations.append(event) if "backend_compile" in event else None
+    )
+    step(updates, after, params)
+    assert not compilations, (kind, specs, "the second step compiles again")
+    pairs = zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True)
+    assert all(a.sharding.is_equivalent_to(b.sharding, a.ndim) for a, b in pairs), (kind, specs)
+    if shape[0] > 1 and specs["w_0"] == P("i") and not cut:
+        whole = direction.init(params)
+        kept = whole.second_moment[0].sharding.spec
+        assert "i" in jax.tree.leaves(tuple(kept)), (kind, kept)
+
+    @jax.jit
+    def inside(params):
+        def one(carry, _):
+            return direction.update(params, carry)[1], None
+
+        return jax.lax.scan(one, direction.init(params), None, length=3)[0]
+
+    with jax.set_mesh(mesh):
+        inside(params)
+
+
+def stay_in_place():
+    for kind in (AxisType.Auto, AxisType.Explicit):
+        for shape in ((8, 1), (1, 1), (4, 2)):
+            for specs in (
+                {"w_0": P("i"), "w_1": P("i")},
+                {"w_0": P("i"), "w_1": P(None, "i")},
+                {"w_0": P("i", "j"), "w_1": P("i", "j")},
+            ):
+                for block_size in (4, 1024):
+                    direction = fgo.scale_by_kronecker_fisher(block_size=block_size)
+                    step_in_place(direction, specs, shape, kind, block_size == 4)
+    print("nothing travels")
+
+
 def main(name):
+    if name == "places":
+        return stay_in_place()
     for kind in (AxisType.Auto, AxisType.Explicit):
         for split, specs in SPLITS.items():
             always, sometimes = collectives(compiled(OPTIMIZERS[name], specs, kind))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -54,16 +55,14 @@ def start(stack: Stack, leaves: Sequence[Any]) -> tuple[Factors, Factors]:
     shapes = [stack.modes.factor_shape(k) for k in range(len(stack.modes.groups))]
 
     def identity(shape: tuple[int, ...]) -> jax.Array:
-        def make() -> jax.Array:
-            # A copy: a buffer that is there twice cannot be donated.
-            return jnp.array(jnp.broadcast_to(jnp.eye(shape[-1]), shape), jnp.float32)
-
-        # On a mesh no device ever holds more than its part.
-        return make() if device is None else jax.jit(make, out_shardings=device)()
+        # A copy: a buffer that is there twice cannot be donated.
+        return jnp.array(jnp.broadcast_to(jnp.eye(shape[-1]), shape), jnp.float32)
 
     return (
-        tuple(jnp.zeros(shape, jnp.float32, device=device) for shape in shapes),
-        tuple(map(identity, shapes)),
+        tuple(
+            mesh.made(functools.partial(jnp.zeros, shape, jnp.float32), device) for shape in shapes
+        ),
+        tuple(mesh.made(functools.partial(identity, shape), device) for shape in shapes),
     )
 
 

@@ -111,13 +111,14 @@ def scale_by_kronecker_fisher(
     any other. With `centred`, two equal gradients in a row hold no noise: A and L_i stay.
 
     Devices: updates and moments are sharded like their leaf, factors and bases like its blocks.
-    Where every shard of a leaf is whole blocks, nothing but scalars travels, in a refresh either.
-    So take a `block_size` that divides the shards' sides, for all numbers of devices that you
-    use: it decides what is computed, and the mesh does not. Leaves that every device holds are
-    refreshed by all of them together, each its share.
+    Where every shard of a leaf is whole blocks, nothing but scalars travels between devices, in a
+    refresh either. (On automatic axes the number of blocks along a side must also be a multiple of
+    every mesh axis.) So take a `block_size` that divides the shards' sides for all numbers of
+    devices that you use. The block size decides what is computed; the mesh does not. A leaf that
+    is not sharded is refreshed by all devices together, each its share. Ensembles under `jax.vmap`
+    need automatic axes.
 
-    On a busy CPU set OPENBLAS_NUM_THREADS=1. Otherwise the threads of LAPACK wait for each other,
-    and a refresh takes seconds instead of milliseconds.
+    On a busy CPU set OPENBLAS_NUM_THREADS=1, or the threads of LAPACK wait for each other.
 
     Args:
       b1: decay rate of the first moment, which is kept in parameter coordinates; in [0, 1).
@@ -166,12 +167,11 @@ def scale_by_kronecker_fisher(
     Shampoo, 2018 (arXiv 1802.09568), for tensors; Eschenhagen et al., 2025 (arXiv 2506.03595), on
     why the eigenvalues are estimated apart from the basis.
     """
-    _checks.static("power", power)
+    flags = {"vector_factors": vector_factors, "centred": centred, "corrected": corrected}
+    for name, option in {"power": power, **flags}.items():
+        _checks.static(name, option)
     _checks.unit("power", power)
     _checks.positive_int("block_size", block_size)
-    _checks.static("vector_factors", vector_factors)
-    _checks.static("centred", centred)
-    _checks.static("corrected", corrected)
     for name, decay in (("b1", b1), ("b2", b2), ("factor_decay", factor_decay)):
         _checks.fraction(name, decay)
     _checks.non_negative("eps", eps)
@@ -249,6 +249,7 @@ def scale_by_kronecker_fisher(
         bases, second, values = eigenbasis.refresh(
             how, factors, bases, modes, state.second_moment, values, unbiased
         )
+        bases, values = eigenbasis.at_home(bases, values, rows, modes)  # else they may move
         new_second, out = [], list(leaves)
         for i, (stack, m, x, ok) in enumerate(zip(stacked, modes, rows, counted, strict=True)):
             v = second[i]

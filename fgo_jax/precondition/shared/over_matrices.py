@@ -52,10 +52,10 @@ def over_matrices(function: Callable[..., Any], *operands: Sequence[jax.Array]) 
 
 def _on_their_mesh(loop: Callable[..., Any], rows: list[Row]) -> list[Any]:
     first = rows[0][0]
-    if mesh.number_of_devices(first) == 1:
-        return _looped(loop, rows, [True] * len(rows), ())
     if mesh.like(first) is not None:
         return _on_an_explicit_mesh(loop, rows)
+    if mesh.number_of_devices(first) == 1:
+        return _looped(loop, rows, [True] * len(rows), ())
     return _as_the_partitioner_splits(loop, rows)
 
 
@@ -99,7 +99,7 @@ def _part(mapped: Any, start: int, batch: tuple[int, ...]) -> Any:
 def _on_an_explicit_mesh(loop: Callable[..., Any], rows: list[Row]) -> list[Any]:
     kind = jax.typeof(rows[0][0]).sharding.mesh
     batches = [PartitionSpec(*jax.typeof(row[0]).sharding.spec[:-2]) for row in rows]
-    own = [any(batch) for batch in batches]
+    own = [any(mesh.number_of_parts(kind, name) > 1 for name in batch) for batch in batches]
     homes = [NamedSharding(kind, batch) for batch in batches]
     rows = [
         tuple(jax.sharding.reshard(x, home) for x in row)
@@ -133,7 +133,7 @@ def _as_the_partitioner_splits(loop: Callable[..., Any], rows: list[Row]) -> lis
             _even(concrete, row[0].sharding.spec, row[0].shape[:-2])
             for row in jax.tree.unflatten(structure, arguments)
         ]
-        own = [any(batch) for batch in batches]
+        own = [any(mesh.number_of_parts(concrete, n) > 1 for n in batch) for batch in batches]
         homes = [NamedSharding(concrete, PartitionSpec(*batch)) for batch in batches]
 
         def local(*flat: jax.Array) -> list[Any]:

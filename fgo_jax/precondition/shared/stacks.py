@@ -34,7 +34,8 @@ class Stack(NamedTuple):
 
     def join(self, leaves: Sequence[jax.Array]) -> jax.Array:
         """The stack of what belongs to its leaves, each of the leaf's shape or with axes of one."""
-        parts = [leaves[i] for i in self.places]
+        first = leaves[self.places[0]]
+        parts = [mesh.placed_like(leaves[i], first) for i in self.places]
         if not self._whole:
             parts = [mesh.cut(x, self.cuts, self._with_blocks(x.shape)) for x in parts]
         return parts[0] if len(parts) == 1 else jnp.stack(parts)
@@ -44,6 +45,7 @@ class Stack(NamedTuple):
         parts = [x] if len(self.places) == 1 else [x[j] for j in range(len(self.places))]
         if not self._whole:
             parts = [mesh.merge(x, leaves[i]) for i, x in zip(self.places, parts, strict=True)]
+        parts = [mesh.placed_like(x, leaves[i]) for i, x in zip(self.places, parts, strict=True)]
         return list(zip(self.places, parts, strict=True))
 
     def zeros(self, leaves: Sequence[Any]) -> jax.Array:
@@ -52,7 +54,7 @@ class Stack(NamedTuple):
         if len(self.places) == 1 and self._whole:
             return jnp.zeros_like(first, dtype=jnp.float32)
         device = mesh.of_new(first, self.cuts, self._axes())
-        return jnp.zeros(self.modes.shape, jnp.float32, device=device)
+        return mesh.made(lambda: jnp.zeros(self.modes.shape, jnp.float32), device)
 
     def device_of_factor(self, leaves: Sequence[Any]) -> Any:
         """A `device=` for arrays [*batch, d, d]: split like the blocks, and no further."""
@@ -109,9 +111,9 @@ def stacks(tree: Any, modes: Sequence[Modes], block_size: int) -> list[Stack]:
     """
     kinds: dict[Any, list[int]] = {}
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    for i, ((path, leaf), m) in enumerate(zip(leaves, modes, strict=True)):
+    for i, ((path, _), m) in enumerate(zip(leaves, modes, strict=True)):
         part = re.sub(r"\d+", "#", jax.tree_util.keystr(path))
-        kinds.setdefault((m, part, mesh.like(leaf)) if m.groups else i, []).append(i)
+        kinds.setdefault((m, part) if m.groups else i, []).append(i)
     return [_stack(tuple(places), modes[places[0]], block_size) for places in kinds.values()]
 
 
