@@ -180,9 +180,10 @@ def number_of_devices(x: jax.Array) -> int:
 
 
 def on_mesh(init: Callable[..., Any]) -> Callable[..., Any]:
-    """An `init` whose arrays all lie on the mesh of the parameters; counters on all its devices.
+    """An `init` whose arrays all lie on the mesh of the parameters.
 
-    An update leaves its state there. A state of another place would have it compiled again.
+    Arrays that belong to no parameter, such as counters, are replicated. An update returns its
+    state on the mesh. If the first state lay elsewhere, the second update would compile again.
     """
 
     @functools.wraps(init)

@@ -28,7 +28,7 @@ def added_up(numbers: Sequence[jax.Array], shape: tuple[int, ...] = ()) -> jax.A
     if not numbers:
         return jnp.zeros(shape, jnp.float32)
     row = jnp.stack(numbers)
-    # XLA makes a chain again of a sum right behind a stack. This changes no number.
+    # XLA turns the sum of a stack back into a chain. The `where` prevents that; no number changes.
     return jnp.sum(jnp.where(jnp.isnan(row), jnp.nan, row), axis=0)
 
 

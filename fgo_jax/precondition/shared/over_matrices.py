@@ -31,8 +31,8 @@ def over_matrices(function: Callable[..., Any], *operands: Sequence[jax.Array]) 
     (three sizes, or eight simulated devices) then wait for ever (jaxlib 0.10, ParallelBatchMap).
     `jax.vmap` over an ensemble would batch them again, so it becomes a loop as well.
 
-    On a mesh, factors that are split over their batch stay where they are. All others are dealt
-    out to the devices, and the results collected.
+    On a mesh, factors with a sharded batch are treated where they lie. Replicated factors are
+    divided among the devices, and every device gets all results.
     """
     one_by_one = one_at_a_time(lambda *matrices: function(*matrices))
 
@@ -163,10 +163,10 @@ def _as_the_partitioner_splits(loop: Callable[..., Any], rows: list[Row]) -> lis
 
 
 def _on_whole_axes(x: jax.Array, batch: int, kind: Any) -> jax.Array:
-    """Splits the batch alone, and none of its axes by a part of a mesh axis.
+    """Lets the partitioner shard the batch alone, and by whole mesh axes.
 
-    A partitioner does the latter where a leaf's shards are parts of blocks, and has no name for it
-    to call back with.
+    Where a shard of a leaf is a part of a block, it would split an axis of the batch by a part of a
+    mesh axis. No PartitionSpec can say that, so `custom_partitioning` fails.
     """
     sizes = kind.shape.values()
     spec = [

@@ -137,8 +137,8 @@ def _stack(places: tuple[int, ...], modes: Modes, block_size: int) -> Stack:
             for axis, cut in zip(axes, found, strict=True):
                 cuts[axis] = cut
     shape: list[int] = [len(places)] if len(places) > 1 else []
-    # The axis of leaves comes last: of blocks that a mesh splits, laid end to end, each device
-    # then holds an unbroken run.
+    # The axis of leaves comes last in the batch. So the blocks of one device are next to each other
+    # when the batch is flattened.
     batch, last = [], list(range(len(shape)))
     moved = []
     for axis, (length, cut) in enumerate(zip(modes.shape, cuts, strict=True)):
