@@ -54,17 +54,12 @@ def without(x: jax.Array, axis: int) -> Any:
 
 def replicated(x: jax.Array, rank: int) -> Any:
     """No sharding at all, on the mesh of x."""
-    mesh = jax.typeof(x).sharding.mesh
-    if not mesh.explicit_axes:
-        return None
-    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*(None,) * rank))
+    return on_batch(x, (), rank)
 
 
 def replicate(tree: Any, x: jax.Array) -> Any:
     """The tree replicated on the mesh of x."""
-    if replicated(x, 0) is None:
-        return tree
-    return jax.tree.map(lambda leaf: jax.sharding.reshard(leaf, replicated(x, leaf.ndim)), tree)
+    return tree if like(x) is None else put_on_batch(tree, x, ())
 
 
 def everywhere(x: jax.Array) -> jax.Array:
@@ -77,12 +72,11 @@ def everywhere(x: jax.Array) -> jax.Array:
 
 def on_batch(x: jax.Array, batch: Sequence[int], rank: int) -> Any:
     """The sharding of arrays of this rank that begin with some axes of x, split like these."""
-    sharding = jax.typeof(x).sharding
-    if not sharding.mesh.explicit_axes:
+    sharding = like(x)
+    if sharding is None:
         return None
     names = [sharding.spec[axis] for axis in batch]
-    spec = jax.sharding.PartitionSpec(*names, *(None,) * (rank - len(batch)))
-    return jax.sharding.NamedSharding(sharding.mesh, spec)
+    return _named(sharding.mesh, (*names, *(None,) * (rank - len(batch))))
 
 
 def put_on_batch(tree: Any, x: jax.Array, batch: Sequence[int]) -> Any:
@@ -124,18 +118,18 @@ def cut(x: jax.Array, cuts: Sequence[int], shape: tuple[int, ...]) -> jax.Array:
     return jax.lax.reshape(x, shape, out_sharding=_named(sharding.mesh, spec))
 
 
-def merge(x: jax.Array, leaf: jax.Array) -> jax.Array:
-    """The inverse of `cut`, with the shape and the sharding of the leaf."""
+def merge(x: jax.Array, cuts: Sequence[int], leaf: jax.Array) -> jax.Array:
+    """The inverse of `cut`, with the shape of the leaf; sharded as its blocks are."""
     sharding = like(leaf)
     if sharding is None:
         return x.reshape(leaf.shape)
-    names = [name for name in jax.typeof(x).sharding.spec]
-    spec, axis = [], 0
-    for length in leaf.shape:
-        spec.append(names[axis])
-        axis += 1 if x.shape[axis] == length else 2
-    x = jax.lax.reshape(x, leaf.shape, out_sharding=_named(sharding.mesh, spec))
-    return jax.sharding.reshard(x, sharding)
+    names = iter(jax.typeof(x).sharding.spec)
+    spec = []
+    for blocks in cuts:
+        spec.append(next(names))
+        if blocks > 1:
+            next(names)  # a block itself is not split
+    return jax.lax.reshape(x, leaf.shape, out_sharding=_named(sharding.mesh, spec))
 
 
 def _fits(mesh: Any, name: Any, length: int, blocks: int) -> bool:
@@ -154,7 +148,7 @@ def _named(mesh: Any, spec: Sequence[Any]) -> jax.sharding.NamedSharding:
 
 
 def of_new(x: Any, cuts: Sequence[int], axes: Sequence[int | None]) -> Any:
-    """A `device=` for an array that belongs to the leaf x of an `init`; None off a mesh.
+    """The place for `made` of an array that belongs to the leaf x of an `init`; None off a mesh.
 
     Args:
       x: the leaf.
@@ -209,11 +203,3 @@ def on_mesh(init: Callable[..., Any]) -> Callable[..., Any]:
         return jax.tree.map(put, state)
 
     return placed
-
-
-def device_of_new(x: Any) -> Any:
-    """A `device=` for arrays that belong to the leaf x of an `init`, replicated on its mesh."""
-    sharding = None if isinstance(x, core.Tracer) else getattr(x, "sharding", None)
-    if isinstance(sharding, jax.sharding.NamedSharding):
-        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
-    return None

@@ -136,37 +136,16 @@ def test_the_number_of_operations_does_not_grow_with_the_layers():
 
 
 SHARDED = """
-import jax, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
+from tests.precondition.sharded import as_one
 
 # Blocks of four: shards of the rows are whole blocks, those of the columns are halves of one.
 specs = {f"layer_{i}": P("data", "model") for i in range(2)} | {"wide": P("model", None)}
 shapes = {"layer_0": (16, 8), "layer_1": (16, 8), "wide": (8, 12)}
-rng = np.random.default_rng(0)
-grads = [{k: rng.normal(size=s).astype("f4") for k, s in shapes.items()} for _ in range(4)]
 tx = scale_by_kronecker_fisher(refresh_every=2, block_size=4)
-update = jax.jit(tx.update)
-
-def run(put):
-    state, out = tx.init(put(grads[0])), []
-    for g in grads:
-        u, state = update(put(g), state)
-        out.append(u)
-    return out, state
-
-alone, _ = run(lambda tree: tree)
-for kind in (AxisType.Auto, AxisType.Explicit):
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
-    home = {k: NamedSharding(mesh, spec) for k, spec in specs.items()}
-    together, state = run(lambda tree: jax.device_put(tree, home))
-    for step, (one, many) in enumerate(zip(alone, together)):
-        for k in shapes:
-            assert many[k].sharding.is_equivalent_to(home[k], many[k].ndim), (kind, step, k)
-            error = np.abs(np.asarray(many[k]) - np.asarray(one[k])).max()
-            assert error < 1e-3, (kind, step, k, error)
-    first = tx.init(jax.device_put(grads[0], home))
-    for one in (first, state):
+for kind, mesh, *states in as_one(tx, shapes, specs, 1e-3, lambda state: ()):
+    for one in states:
         # [blocks, blocks, leaves, 4, 4], the blocks where their rows and columns are.
         for factor in (*one.factors[0], *one.bases[0]):
             spread = NamedSharding(mesh, P("data", "model", None, None, None))

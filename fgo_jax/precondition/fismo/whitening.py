@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax.linalg import mesh
-from fgo_jax.precondition.shared.modes import Modes
+from fgo_jax.precondition.shared.modes import Modes, identity
 from fgo_jax.precondition.shared.over_matrices import over_matrices
 
 # The rounding error of a float32, relative to the largest entry.
@@ -22,15 +22,14 @@ Pair = tuple[jax.Array | None, jax.Array | None]
 
 def identities(x: Any, view: Modes, max_dim: int) -> Pair:
     """The first factors of both sides, replicated on the mesh of the leaf."""
-    device = mesh.device_of_new(x)
+    device = mesh.of_new(x, (), ())
 
-    def identity(side: int) -> jax.Array | None:
+    def start(side: int) -> jax.Array | None:
         if not 1 < view.dims[side] <= max_dim:
             return None
-        eye = jnp.broadcast_to(jnp.eye(view.dims[side]), view.factor_shape(side))
-        return jnp.array(eye, jnp.float32, device=device)
+        return identity(view.factor_shape(side), device)
 
-    return identity(0), identity(1)
+    return start(0), start(1)
 
 
 def treatment(x: Any, view: Modes | None, max_dim: int) -> tuple[str, int]:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from fgo_jax.linalg import mesh
 from fgo_jax.precondition.shared.matrix_view import DimensionNumbers, views
-from fgo_jax.precondition.shared.modes import Modes
+from fgo_jax.precondition.shared.modes import Modes, identity
 from fgo_jax.precondition.shared.over_matrices import over_matrices
 from fgo_jax.precondition.shared.stacks import Stack
 
@@ -53,16 +53,10 @@ def start(stack: Stack, leaves: Sequence[Any]) -> tuple[Factors, Factors]:
     """Zero factors and identity bases of a stack, split over a mesh like its blocks."""
     device = stack.device_of_factor(leaves)
     shapes = [stack.modes.factor_shape(k) for k in range(len(stack.modes.groups))]
-
-    def identity(shape: tuple[int, ...]) -> jax.Array:
-        # A copy: a buffer that is there twice cannot be donated.
-        return jnp.array(jnp.broadcast_to(jnp.eye(shape[-1]), shape), jnp.float32)
-
+    zeros = [functools.partial(jnp.zeros, shape, jnp.float32) for shape in shapes]
     return (
-        tuple(
-            mesh.made(functools.partial(jnp.zeros, shape, jnp.float32), device) for shape in shapes
-        ),
-        tuple(mesh.made(functools.partial(identity, shape), device) for shape in shapes),
+        tuple(mesh.made(make, device) for make in zeros),
+        tuple(identity(shape, device) for shape in shapes),
     )
 
 

@@ -99,7 +99,7 @@ def _part(mapped: Any, start: int, batch: tuple[int, ...]) -> Any:
 def _on_an_explicit_mesh(loop: Callable[..., Any], rows: list[Row]) -> list[Any]:
     kind = jax.typeof(rows[0][0]).sharding.mesh
     batches = [PartitionSpec(*jax.typeof(row[0]).sharding.spec[:-2]) for row in rows]
-    own = [any(mesh.number_of_parts(kind, name) > 1 for name in batch) for batch in batches]
+    own = [_is_split(kind, batch) for batch in batches]
     homes = [NamedSharding(kind, batch) for batch in batches]
     rows = [
         tuple(jax.sharding.reshard(x, home) for x in row)
@@ -133,7 +133,7 @@ def _as_the_partitioner_splits(loop: Callable[..., Any], rows: list[Row]) -> lis
             _even(concrete, row[0].sharding.spec, row[0].shape[:-2])
             for row in jax.tree.unflatten(structure, arguments)
         ]
-        own = [any(mesh.number_of_parts(concrete, n) > 1 for n in batch) for batch in batches]
+        own = [_is_split(concrete, batch) for batch in batches]
         homes = [NamedSharding(concrete, PartitionSpec(*batch)) for batch in batches]
 
         def local(*flat: jax.Array) -> list[Any]:
@@ -175,6 +175,11 @@ def _on_whole_axes(x: jax.Array, batch: int, kind: Any) -> jax.Array:
     ]
     spec += [None] * (x.ndim - batch)
     return jax.lax.with_sharding_constraint(x, NamedSharding(kind, PartitionSpec(*spec)))
+
+
+def _is_split(kind: Any, batch: PartitionSpec | tuple[Any, ...]) -> bool:
+    """Whether more than one device has a part of the batch; a mesh axis of one splits nothing."""
+    return any(mesh.number_of_parts(kind, name) > 1 for name in batch)
 
 
 def _even(kind: Any, spec: Any, batch: tuple[int, ...]) -> tuple[Any, ...]:

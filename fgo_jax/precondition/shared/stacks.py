@@ -44,7 +44,9 @@ class Stack(NamedTuple):
         """The parts of a stack, each with its place and sharded like its leaf."""
         parts = [x] if len(self.places) == 1 else [x[j] for j in range(len(self.places))]
         if not self._whole:
-            parts = [mesh.merge(x, leaves[i]) for i, x in zip(self.places, parts, strict=True)]
+            parts = [
+                mesh.merge(x, self.cuts, leaves[i]) for i, x in zip(self.places, parts, strict=True)
+            ]
         parts = [mesh.placed_like(x, leaves[i]) for i, x in zip(self.places, parts, strict=True)]
         return list(zip(self.places, parts, strict=True))
 
@@ -57,7 +59,7 @@ class Stack(NamedTuple):
         return mesh.made(lambda: jnp.zeros(self.modes.shape, jnp.float32), device)
 
     def device_of_factor(self, leaves: Sequence[Any]) -> Any:
-        """A `device=` for arrays [*batch, d, d]: split like the blocks, and no further."""
+        """The place of arrays [*batch, d, d]: split like the blocks, and no further."""
         axes = self._axes()
         return mesh.of_new(leaves[self.places[0]], self.cuts, [axes[a] for a in self.modes.batch])
 

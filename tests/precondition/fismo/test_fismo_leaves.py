@@ -224,39 +224,20 @@ def test_wrong_leaves():
 
 
 SHARDED = """
-import jax, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+import jax
+from jax.sharding import PartitionSpec as P
 from optax.contrib import MuonDimensionNumbers as Numbers
 from fgo_jax.precondition import scale_by_fismo
+from tests.precondition.sharded import as_one
 
 specs = {"both": P("data", "model"), "kernel": P(None, "model", None), "stack": P(None, "data")}
 shapes = {"both": (8, 8), "kernel": (4, 4, 2), "stack": (2, 8, 4)}
 numbers = {"both": Numbers(), "kernel": Numbers(0, (1, 2)), "stack": Numbers(1, 2)}
-rng = np.random.default_rng(0)
-grads = [{k: rng.normal(size=s).astype("f4") for k, s in shapes.items()} for _ in range(4)]
 tx = scale_by_fismo(
     refresh_every=2, ns_steps=2, unit_gradients=True, weight_dimension_numbers=numbers
 )
-update = jax.jit(tx.update)
-
-def run(put):
-    state, out = tx.init(put(grads[0])), []
-    for g in grads:
-        u, state = update(put(g), state)
-        out.append((u, state.first_moment))
-    return out, state
-
-alone, _ = run(lambda tree: tree)
-for kind in (AxisType.Auto, AxisType.Explicit):
-    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
-    home = {k: NamedSharding(mesh, spec) for k, spec in specs.items()}
-    together, state = run(lambda tree: jax.device_put(tree, home))
-    for step, (one, many) in enumerate(zip(alone, together)):
-        for k in shapes:
-            for x in many:
-                assert x[k].sharding.is_equivalent_to(home[k], x[k].ndim), (kind, step, k)
-            error = np.abs(np.asarray(many[0][k]) - np.asarray(one[0][k])).max()
-            assert error < 1e-4, (kind, step, k, error)
+for _, _, _, state in as_one(tx, shapes, specs, 1e-4, lambda state: (state.first_moment,)):
+    pass
 # With automatic axes the partitioner may split them, as long as nobody pins them.
 assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves((state.factors, state.roots)))
 print("sharded as one")
