@@ -100,6 +100,16 @@ def put_on_batch(tree: Any, x: jax.Array, batch: Sequence[int]) -> Any:
     return jax.tree.map(pin, tree)
 
 
+def reshaped(x: jax.Array, batch: int, shape: Sequence[int]) -> jax.Array:
+    """x with this shape after its first axes, which stay split; nothing else of it is."""
+    sharding = like(x)
+    shape = (*x.shape[:batch], *shape)
+    if sharding is None:
+        return x.reshape(shape)
+    spec = (*sharding.spec[:batch], *(None,) * (len(shape) - batch))
+    return jax.lax.reshape(x, shape, out_sharding=_named(sharding.mesh, spec))
+
+
 def cut(x: jax.Array, cuts: Sequence[int], shape: tuple[int, ...]) -> jax.Array:
     """A leaf with an axis of blocks before each axis that is cut, in this shape.
 

@@ -184,7 +184,7 @@ def fismo(
     ns_coeffs: Sequence[Any] = (3.4445, -4.7750, 2.0315),
     ns_steps: int = 5,
     eps: jax.typing.ArrayLike = 1e-8,
-    max_dim: int = 1024,
+    block_size: int = 1024,
     adam_b1: jax.typing.ArrayLike = 0.9,
     adam_b2: jax.typing.ArrayLike = 0.999,
     unit_gradients: bool = False,
@@ -209,7 +209,7 @@ def fismo(
     Returns:
       A gradient transformation that applies the learning rate and the minus sign. Its state takes
       the bytes per parameter of :func:`fgo_jax.scale_by_fismo`. Under `optax.inject_hyperparams`
-      name in ``static_args`` mask, ns_coeffs, ns_steps, max_dim and weight_dimension_numbers.
+      name in ``static_args`` mask, ns_coeffs, ns_steps, block_size and weight_dimension_numbers.
 
     Raises:
       ValueError: for a negative learning rate or decay, and as :func:`fgo_jax.scale_by_fismo`.
@@ -232,7 +232,7 @@ def fismo(
         ns_coeffs=ns_coeffs,
         ns_steps=ns_steps,
         eps=eps,
-        max_dim=max_dim,
+        block_size=block_size,
         adam_b1=adam_b1,
         adam_b2=adam_b2,
         unit_gradients=unit_gradients,

@@ -40,8 +40,8 @@ EQUIVALENT = [
     (
         Mutation(
             "precondition/fismo/whitening.py",
-            "good = jnp.isfinite(trace) & (trace > 0)",
-            "good = trace > 0",
+            "good = jnp.isfinite(total) & (total > 0)",
+            "good = total > 0",
             "an infinite factor is kept",
             (),
         ),

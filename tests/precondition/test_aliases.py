@@ -43,7 +43,7 @@ ALIASES = {
         fgo.scale_by_fismo,
         (),
         {"beta": 0.8, "consistent_rms": 0.2, "refresh_every": 3},
-        ("mask", "ns_coeffs", "ns_steps", "max_dim", "weight_dimension_numbers"),
+        ("mask", "ns_coeffs", "ns_steps", "block_size", "weight_dimension_numbers"),
     ),
 }  # fmt: skip
 aliases = pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""One leaf's momentum and direction: orthogonalised for matrices, Adam's for other leaves."""
+"""Momentum and direction: orthogonalised for matrices, Adam's for other leaves."""
 
 from __future__ import annotations
 
@@ -8,17 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fgo_jax.precondition.fismo.whitening import Pair, multiply
+from fgo_jax.precondition.fismo.matrices import Matrices, Pair
 from fgo_jax.precondition.shared.leaves import bias_correction
 from fgo_jax.precondition.shared.matrix_view import newton_schulz
-from fgo_jax.precondition.shared.modes import Modes
-
-
-def between(view: Modes, x: jax.Array, roots: Pair) -> jax.Array:
-    """P^-1/2 X Q^-1/2."""
-    for side, root in enumerate(roots):
-        x = multiply(view, x, root, side)
-    return x
 
 
 def adam(
@@ -35,13 +27,13 @@ def orthogonalised(
     g: jax.Array,
     first: jax.Array,
     roots: Pair,
-    view: Modes,
+    one: Matrices,
     step: jax.Array,
     beta: Any,
     coefficients: Sequence[Sequence[Any]],
     eps: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """(whitened momentum M, P^-1/2 polar(M) Q^-1/2)."""
-    m = beta * first + (1 - beta) * between(view, g, roots)
-    u = newton_schulz(m / bias_correction(beta, step), view, coefficients, eps)
-    return m, between(view, u, roots)
+    m = beta * first + (1 - beta) * one.between(g, roots)
+    u = newton_schulz(m / bias_correction(beta, step), one.whole, coefficients, eps)
+    return m, one.between(u, roots)

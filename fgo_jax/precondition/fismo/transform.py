@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
-from fgo_jax.linalg import mesh
 from fgo_jax.precondition.fismo import directions, whitening
+from fgo_jax.precondition.fismo.matrices import Matrices, matrices
 from fgo_jax.precondition.shared.leaves import (
     bias_correction,
     check_floating,
@@ -24,7 +24,6 @@ from fgo_jax.precondition.shared.matrix_view import (
     newton_schulz_coefficients,
     views,
 )
-from fgo_jax.precondition.shared.modes import Modes
 from fgo_jax.precondition.shared.notes import note
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
 
@@ -41,8 +40,8 @@ class ScaleByFismoState(NamedTuple):
     fisher_step: jax.Array  # shape=(), dtype=jnp.int32.
     first_moment: Any  # like params, dtype=jnp.float32; whitened coordinates for matrices.
     second_moment: Any  # tuple, an array like each leaf, dtype=jnp.float32; None for matrices.
-    # A tuple with a pair (P, Q) for each leaf, shape=(*batch, d, d), dtype=jnp.float32. A side
-    # above max_dim has None; a leaf that is no matrix has ().
+    # A tuple with a pair (P, Q) for each stack of equal matrices, shape=(*blocks, *batch, d, d),
+    # dtype=jnp.float32. A side without a factor has None; a leaf that is no matrix has ().
     factors: Any  # changes at every step.
     roots: Any  # like factors, P^-1/2 and Q^-1/2; changes at a refresh.
 
@@ -56,7 +55,7 @@ def scale_by_fismo(
     ns_coeffs: Sequence[Any] = (3.4445, -4.7750, 2.0315),
     ns_steps: int = 5,
     eps: jax.typing.ArrayLike = 1e-8,
-    max_dim: int = 1024,
+    block_size: int = 1024,
     adam_b1: jax.typing.ArrayLike = 0.9,
     adam_b2: jax.typing.ArrayLike = 0.999,
     unit_gradients: bool = False,
@@ -90,7 +89,7 @@ def scale_by_fismo(
     size, and a constant factor of all gradients cancels. The damping then bounds the update: a
     direction that no gradient has visited is multiplied by up to 1/damping.
 
-    With P = Q = I, that is `factor_decay=1` or `max_dim=1`, the update is that of
+    With P = Q = I, that is `factor_decay=1` or `block_size=1`, the update is that of
     `optax.contrib.scale_by_muon(nesterov=False)`, with the same defaults. One difference: a matrix
     of one row or column is a vector here, unless `weight_dimension_numbers` names its axes.
 
@@ -103,8 +102,13 @@ def scale_by_fismo(
         others   [h, w, c_in, c_out]     (h w c_in) x c_out: the last axis against the rest,
 
     unless `weight_dimension_numbers` names other axes. The axes that it does not name are a batch
-    of matrices, each with its own factors (for stacked, scanned layers, name the other axes). No
-    leaf is reshaped.
+    of matrices, each with its own factors (for stacked, scanned layers, name the other axes).
+
+    A side longer than `block_size` is cut into the fewest equal blocks of at most that length, and
+    P or Q is block diagonal; polar(.) still sees the whole matrix. A side that falls into blocks
+    of less than a quarter of `block_size`, such as one of prime length, keeps the identity: pad it.
+    Leaves of equal shape whose names differ in numbers alone are computed as one array, so the
+    compiled step grows with the kinds of leaves. :func:`fgo_jax.describe` shows who has what.
 
     A matrix, or another leaf, whose gradient is not finite, or has squares that overflow float32,
     keeps its statistics and gets a zero update.
@@ -113,7 +117,8 @@ def scale_by_fismo(
     but its rounding error in float32 grows with the condition number, and at damping = 0 nothing
     bounds that.
 
-    Updates and moments are sharded like their leaf; factors are replicated. On a busy CPU set
+    Updates and moments are sharded like their leaf, factors like the blocks of their side.
+    Orthogonalising a matrix that is sharded takes communication, as in Muon. On a busy CPU set
     OPENBLAS_NUM_THREADS=1.
 
     Args:
@@ -127,7 +132,7 @@ def scale_by_fismo(
         step, of which the last `ns_steps` are used.
       ns_steps: steps of the iteration.
       eps: added to the norm by which M is divided before the iteration; also Adam's epsilon.
-      max_dim: longest side that gets a factor. A longer one keeps the identity (one-sided).
+      block_size: longest side of a block of a factor; 1 turns all factors off.
       adam_b1, adam_b2: decay rates for the leaves that are no matrices.
       unit_gradients: whether the factors see gradients of root mean square 1.
       consistent_rms: None for the update above, of root mean square about 1/sqrt(max(m, n)). A
@@ -144,7 +149,7 @@ def scale_by_fismo(
       M / (1 - beta^t), which polar(.) divides out; other leaves are divided by the square root of
       Adam's denominator. It gives float32, and before the first update it is the identity. The
       state takes 4 bytes per parameter of a matrix, 8 of other leaves, and 8 d^2 bytes for each
-      side d up to `max_dim`: 8 (m/n + n/m) bytes per parameter of an m x n matrix with both.
+      block of side d: 8 (m/n + n/m) bytes per parameter of an m x n matrix with one block a side.
 
     Raises:
       ValueError: for an argument out of its range, for a traced one that shapes the computation,
@@ -171,34 +176,40 @@ def scale_by_fismo(
     for name, number in (("damping", damping), ("eps", eps)):
         _checks.non_negative(name, number)
     _checks.integer("refresh_every", refresh_every)
-    _checks.positive_int("max_dim", max_dim)
+    _checks.positive_int("block_size", block_size)
     if consistent_rms is not None:
         _checks.positive("consistent_rms", consistent_rms)
     coefficients = newton_schulz_coefficients(ns_coeffs, ns_steps)
     beta, factor_decay, damping, eps = map(f32, (beta, factor_decay, damping, eps))
     adam_b1, adam_b2 = f32(adam_b1), f32(adam_b2)
 
+    def kinds_of(tree: Any) -> list[Matrices | int]:
+        return matrices(tree, views(weight_dimension_numbers, tree), block_size)
+
     def init(params: Any) -> ScaleByFismoState:
         leaves = jax.tree.leaves(params)
         check_floating(_NAME, leaves)
-        pairs = list(zip(leaves, views(weight_dimension_numbers, params), strict=True))
-        note(_NAME, params, [whitening.treatment(*pair, max_dim) for pair in pairs])
+        kinds = kinds_of(params)
+        treated: list[Any] = [("no matrix, as Adam", 0)] * len(leaves)
+        second: list[Any] = [None] * len(leaves)
+        for kind in kinds:
+            if isinstance(kind, int):
+                second[kind] = optax.tree.zeros_like(leaves[kind], dtype=jnp.float32)
+            else:
+                for place in kind.stack.places:
+                    treated[place] = kind.treatment()
+        note(_NAME, params, treated)
 
-        def per_leaf(start: Callable[[Any, Any], Any]) -> Any:
-            return tuple(start(*pair) for pair in pairs) if leaves else empty_field()
-
-        def second_moment(x: Any, view: Modes | None) -> Any:
-            return optax.tree.zeros_like(x, dtype=jnp.float32) if view is None else None
-
-        def identities(x: Any, view: Modes | None) -> Any:
-            return () if view is None else whitening.identities(x, view, max_dim)
+        def identities() -> Any:
+            started = (() if isinstance(k, int) else k.identities(leaves) for k in kinds)
+            return tuple(started) if leaves else empty_field()
 
         return ScaleByFismoState(
             fisher_step=jnp.zeros((), jnp.int32),
             first_moment=optax.tree.zeros_like(params, dtype=jnp.float32),
-            second_moment=per_leaf(second_moment),
-            factors=per_leaf(identities),
-            roots=per_leaf(identities),
+            second_moment=tuple(second) if leaves else empty_field(),
+            factors=identities(),
+            roots=identities(),
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
@@ -208,37 +219,46 @@ def scale_by_fismo(
         if not leaves:
             return updates, state._replace(fisher_step=step)
         check_floating(_NAME, leaves)
-        found = views(weight_dimension_numbers, updates)
+        grads, finite = usable_leaves(leaves, views(weight_dimension_numbers, updates))
         first, second = treedef.flatten_up_to(state.first_moment), list(state.second_moment)
-        grads, finite = usable_leaves(leaves, found)
+        kinds = kinds_of(updates)
+        rows = [grads[k] if isinstance(k, int) else k.stack.join(grads) for k in kinds]
+        usable = [finite[k] if isinstance(k, int) else k.stack.join(finite) for k in kinds]
         due = state.fisher_step % jnp.asarray(refresh_every, jnp.int32) == 0
-        factors, roots = _whitened(
-            grads,
-            finite,
-            found,
-            state,
-            unit_gradients,
+        factors, roots = whitening.whitened(
+            kinds,
+            [whitening.unit(*pair) for pair in zip(rows, kinds, strict=True)]
+            if unit_gradients
+            else rows,
+            usable,
+            (state.factors, state.roots),
             decay=factor_decay,
             damping=damping,
             due=due,
         )
 
-        out = []
-        for i, (g, view, good, leaf) in enumerate(zip(grads, found, finite, leaves, strict=True)):
-            if view is None:
-                m, v, u = directions.adam(g, first[i], second[i], step, adam_b1, adam_b2, eps)
-                second[i] = jnp.where(good & jnp.isfinite(v), v, second[i])
+        out = list(leaves)
+        for i, (kind, g, good) in enumerate(zip(kinds, rows, usable, strict=True)):
+            if isinstance(kind, int):
+                m, v, u = directions.adam(g, first[kind], second[kind], step, adam_b1, adam_b2, eps)
+                second[kind] = jnp.where(good & jnp.isfinite(v), v, second[kind])
+                first[kind] = jnp.where(good, m, first[kind])
+                parts = [(kind, jnp.where(good, u, 0.0))]
             else:
+                before = kind.stack.join(first)
                 m, u = directions.orthogonalised(
-                    g, first[i], roots[i], view, step, beta, coefficients, eps
+                    g, before, roots[i], kind, step, beta, coefficients, eps
                 )
-                good = good & jnp.isfinite(view.reduce(jnp.sum, jnp.square(m)))
+                good = good & jnp.isfinite(kind.whole.reduce(jnp.sum, jnp.square(m)))
                 if consistent_rms is not None:
-                    u = u * (f32(consistent_rms) * max(view.dims) ** 0.5)
-            first[i] = jnp.where(good, m, first[i])
-            # An elementwise function of the leaf is sharded like it.
-            u = jnp.where(jnp.isfinite(leaf) & good, u, 0.0)
-            out.append(u.astype(jnp.result_type(leaf)))
+                    u = u * (f32(consistent_rms) * max(kind.whole.dims) ** 0.5)
+                for place, part in kind.stack.split(jnp.where(good, m, before), leaves):
+                    first[place] = part
+                parts = kind.stack.split(jnp.where(good, u, 0.0), leaves)
+            for place, part in parts:
+                # An elementwise function of the leaf is sharded like it.
+                part = jnp.where(jnp.isfinite(leaves[place]), part, 0.0)
+                out[place] = part.astype(jnp.result_type(leaves[place]))
 
         new = ScaleByFismoState(
             fisher_step=step,
@@ -252,46 +272,24 @@ def scale_by_fismo(
     def metric(grads: Any, state: Any) -> Any:
         leaves, treedef = jax.tree.flatten(grads)
         check_floating(_NAME, leaves)
-        found = views(weight_dimension_numbers, grads)
         first = treedef.flatten_up_to(state.first_moment)
         step = jnp.maximum(state.fisher_step, 1)
-        rows = []
-        for i, (leaf, view) in enumerate(zip(leaves, found, strict=True)):
-            g = jnp.asarray(leaf, jnp.float32)
-            if view is None:
-                size = jnp.sqrt(state.second_moment[i] / bias_correction(adam_b2, step)) + eps
-            else:
-                g = directions.between(view, g, state.roots[i])
-                square = view.reduce(jnp.sum, jnp.square(first[i] / bias_correction(beta, step)))
-                size = jnp.sqrt(square / min(view.dims)) + eps
-            rows.append(g / jnp.where(state.fisher_step == 0, 1.0, jnp.sqrt(size)))
+        rows = [jnp.asarray(leaf, jnp.float32) for leaf in leaves]
+
+        def divided(g: jax.Array, size: jax.Array) -> jax.Array:
+            return g / jnp.where(state.fisher_step == 0, 1.0, jnp.sqrt(size))
+
+        for i, kind in enumerate(kinds_of(grads)):
+            if isinstance(kind, int):
+                size = jnp.sqrt(state.second_moment[kind] / bias_correction(adam_b2, step)) + eps
+                rows[kind] = divided(rows[kind], size)
+                continue
+            m = kind.stack.join(first) / bias_correction(beta, step)
+            square = kind.whole.reduce(jnp.sum, jnp.square(m))
+            size = jnp.sqrt(square / min(kind.whole.dims)) + eps
+            g = kind.between(kind.stack.join(rows), state.roots[i])
+            for place, part in kind.stack.split(divided(g, size), leaves):
+                rows[place] = part
         return treedef.unflatten(rows)
 
     return Preconditioner(init, update, metric)
-
-
-def _whitened(
-    grads: Sequence[jax.Array],
-    finite: Sequence[jax.Array],
-    found: Sequence[Modes | None],
-    state: ScaleByFismoState,
-    unit_gradients: bool,
-    **how: Any,
-) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The factors and roots of all leaves after a step, as `whitening.advance` makes them."""
-    factors, roots = list(state.factors), list(state.roots)
-    matrices = {i: view for i, view in enumerate(found) if view is not None}
-    if not matrices:
-        return tuple(factors), tuple(roots)
-    old = [mesh.replicate((factors[i], roots[i]), grads[i]) for i in matrices]
-    observed = [
-        whitening.unit(grads[i], view) if unit_gradients else grads[i]
-        for i, view in matrices.items()
-    ]
-    new = whitening.advance(observed, list(matrices.values()), *zip(*old, strict=True), **how)
-    for (i, view), before, *after in zip(matrices.items(), old, *new, strict=True):
-        # The roots as well: those of a skipped gradient come from a factor that only damping moved.
-        good = view.per_factor(finite[i])
-        keep = lambda new, old, good=good: jnp.where(good, new, old)  # noqa: E731
-        factors[i], roots[i] = jax.tree.map(keep, tuple(after), before)
-    return tuple(factors), tuple(roots)

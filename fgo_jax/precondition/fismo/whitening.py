@@ -2,57 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from fgo_jax.linalg import mesh
-from fgo_jax.precondition.shared.modes import Modes, identity
+from fgo_jax.precondition.fismo.matrices import Matrices, Pair
 from fgo_jax.precondition.shared.over_matrices import over_matrices
 
 # The rounding error of a float32, relative to the largest entry.
 _ROUNDING = float(jnp.finfo(jnp.float32).eps)
 
-# Arrays [*batch, d, d] for rows and columns; None for a side that keeps the identity.
-Pair = tuple[jax.Array | None, jax.Array | None]
 
-
-def identities(x: Any, view: Modes, max_dim: int) -> Pair:
-    """The first factors of both sides, replicated on the mesh of the leaf."""
-    device = mesh.of_new(x, (), ())
-
-    def start(side: int) -> jax.Array | None:
-        if not 1 < view.dims[side] <= max_dim:
-            return None
-        return identity(view.factor_shape(side), device)
-
-    return start(0), start(1)
-
-
-def treatment(x: Any, view: Modes | None, max_dim: int) -> tuple[str, int]:
-    """In words for the user, and the bytes of the factors and roots of a leaf."""
-    if view is None:
-        return "no matrix, as Adam", 0
-    sides = [d for d in view.dims if 1 < d <= max_dim]
-    if not sides:
-        return "orthogonalised, without a factor", 0
-    batch = math.prod(x.shape[axis] for axis in view.batch)
-    words = f"orthogonalised between factors of {' and of '.join(map(str, sides))}"
-    return words, 8 * batch * sum(d * d for d in sides)
-
-
-def multiply(view: Modes, x: jax.Array, factor: jax.Array | None, side: int) -> jax.Array:
-    """The factor times X from the left (side 0) or from the right (side 1)."""
-    return x if factor is None else view.multiply(x, factor, side)
-
-
-def unit(g: jax.Array, view: Modes) -> jax.Array:
+def unit(g: jax.Array, kind: Matrices | int) -> jax.Array:
     """Each matrix divided by its root mean square, in two steps that cannot overflow."""
+    if isinstance(kind, int):
+        return g
     for norm in (lambda x, **over: jnp.max(jnp.abs(x), **over), _rms):
-        size = view.reduce(norm, g)
+        size = kind.whole.reduce(norm, g)
         g = g / jnp.where(size > 0, size, 1.0)
     return g
 
@@ -62,28 +30,75 @@ def _rms(x: jax.Array, **over: Any) -> jax.Array:
 
 
 def next_factor(
-    factor: jax.Array | None, view: Modes, x: jax.Array, side: int, decay: Any, damping: Any
+    factor: jax.Array | None, one: Matrices, x: jax.Array, side: int, decay: Any, damping: Any
 ) -> jax.Array | None:
-    """The factor of a side, moved towards the Gram matrix of x on it and brought to trace d."""
-    if factor is None:
+    """The factor of a side, moved towards the Gram matrix of x on it and brought to trace d.
+
+    Its blocks are the diagonal ones of a d x d matrix, so they share the trace.
+    """
+    view = one.sides[side]
+    if factor is None or view is None:
         return None
-    d, others = view.dims[side], view.dims[1 - side]
-    eye = jnp.broadcast_to(jnp.eye(d, dtype=jnp.float32), factor.shape)
-    gram = view.gram(x, side) / others
+    d, others = one.whole.dims[side], one.whole.dims[1 - side]
+    blocks = range(len(view.batch) - len(one.whole.batch))
+
+    def trace(factor: jax.Array) -> jax.Array:
+        each = jnp.trace(factor, axis1=-2, axis2=-1)[..., None, None]
+        return jnp.sum(each, axis=tuple(blocks), keepdims=True) if blocks else each
+
+    eye = jnp.broadcast_to(jnp.eye(factor.shape[-1], dtype=jnp.float32), factor.shape)
+    gram = view.gram(x, 0) / others
     # At most the factor's own trace: or else the last gradient alone would make the factor, and
     # leave the damping behind.
-    gram = gram / jnp.maximum(_trace(gram) / d, 1.0) + damping * _trace(factor) / d * eye
+    gram = gram / jnp.maximum(trace(gram) / d, 1.0) + damping * trace(factor) / d * eye
     new = decay * factor + (1 - decay) * gram
     new = (new + jnp.swapaxes(new, -1, -2)) / 2
-    trace = _trace(new)
+    total = trace(new)
     # The squares of whitened gradients can overflow.
-    good = jnp.isfinite(trace) & (trace > 0)
-    return jnp.where(good, new * (d / jnp.where(good, trace, 1.0)), factor)
+    good = jnp.isfinite(total) & (total > 0)
+    return jnp.where(good, new * (d / jnp.where(good, total, 1.0)), factor)
 
 
-def advance(
+def whitened(
+    kinds: Sequence[Matrices | int],
+    rows: Sequence[jax.Array],
+    usable: Sequence[jax.Array],
+    before: tuple[Sequence[Any], Sequence[Any]],
+    *,
+    decay: Any,
+    damping: Any,
+    due: jax.Array,
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """The next factors and roots of all kinds of leaves; () for those that are no matrices.
+
+    Args:
+      rows: the gradient of each kind.
+      usable: whether each of its matrices has a gradient; the others keep their factors and roots.
+      before: factors and roots, an entry for each kind.
+      due: [], bool; whether the roots are refreshed.
+    """
+    factors, roots = map(list, before)
+    found = {i: kind for i, kind in enumerate(kinds) if not isinstance(kind, int)}
+    if not found:
+        return tuple(factors), tuple(roots)
+    old = [
+        (kind.at_home(factors[i], rows[i]), kind.at_home(roots[i], rows[i]))
+        for i, kind in found.items()
+    ]
+    matrices, grads = list(found.values()), [rows[i] for i in found]
+    new = _advance(grads, matrices, *zip(*old, strict=True), decay=decay, damping=damping, due=due)
+    for (i, kind), pair, *moved in zip(found.items(), old, *new, strict=True):
+        # The roots as well: those of a skipped gradient come from a factor that only damping moved.
+        factors[i], roots[i] = (
+            kind.at_home(kind.where(usable[i], *change), rows[i])
+            for change in zip(moved, pair, strict=True)
+        )
+    return tuple(factors), tuple(roots)
+
+
+def _advance(
     grads: Sequence[jax.Array],
-    found: Sequence[Modes],
+    found: Sequence[Matrices],
     factors: Sequence[Pair],
     roots: Sequence[Pair],
     *,
@@ -101,9 +116,9 @@ def advance(
         inverse = [[pair[side] for pair in roots] for side in (0, 1)]
         for side in (0, 1):
             other = inverse[1 - side]
-            for g, view, pair, root in zip(grads, found, factors, other, strict=True):
-                x = multiply(view, g, root, 1 - side)
-                new[side].append(next_factor(pair[side], view, x, side, decay, damping))
+            for g, one, pair, root in zip(grads, found, factors, other, strict=True):
+                x = one.multiply(g, root, 1 - side)
+                new[side].append(next_factor(pair[side], one, x, side, decay, damping))
             if fresh:
                 inverse[side] = inverse_roots(new[side])
         return tuple(zip(*new, strict=True)), tuple(zip(*inverse, strict=True))
@@ -116,10 +131,6 @@ def advance(
         tuple(factors),
         tuple(roots),
     )
-
-
-def _trace(factor: jax.Array) -> jax.Array:
-    return jnp.trace(factor, axis1=-2, axis2=-1)[..., None, None]
 
 
 def inverse_roots(factors: Sequence[jax.Array | None]) -> list[jax.Array | None]:

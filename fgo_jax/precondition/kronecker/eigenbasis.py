@@ -51,7 +51,7 @@ def modes_of(tree: Any, numbers: DimensionNumbers, vector_factors: bool) -> list
 
 def start(stack: Stack, leaves: Sequence[Any]) -> tuple[Factors, Factors]:
     """Zero factors and identity bases of a stack, split over a mesh like its blocks."""
-    device = stack.device_of_factor(leaves)
+    device = stack.device_of_factor(leaves, stack.modes)
     shapes = [stack.modes.factor_shape(k) for k in range(len(stack.modes.groups))]
     zeros = [functools.partial(jnp.zeros, shape, jnp.float32) for shape in shapes]
     return (

@@ -75,7 +75,7 @@ class Modes(NamedTuple):
             precision=precision,
             out_sharding=mesh.on_batch(x, self.batch, len(batch) + 2 * len(kept)),
         )
-        return product.reshape(self.factor_shape(k))
+        return mesh.reshaped(product, len(batch), (self.dims[k],) * 2)
 
     def multiply(
         self,
@@ -88,7 +88,7 @@ class Modes(NamedTuple):
         """A X_(k), or A^T X_(k), folded back to the shape of X; sharded as X."""
         kept, batch = self._letters(self.groups[k]), self._letters(self.batch)
         sizes = self._sizes(self.groups[k])
-        matrix = matrix.reshape(self._sizes(self.batch) + sizes + sizes)
+        matrix = mesh.reshaped(matrix, len(batch), sizes + sizes)
         indices = kept.upper() + kept if transpose else kept + kept.upper()
         return jnp.einsum(
             f"{batch}{indices},{_raised(self.leaf, kept)}->{self.leaf}",

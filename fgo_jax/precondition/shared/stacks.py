@@ -26,6 +26,9 @@ class Stack(NamedTuple):
 
     places: tuple[int, ...]  # of the leaves in their tree
     cuts: tuple[int, ...]  # the number of blocks along each axis of a leaf
+    axes: tuple[
+        int, ...
+    ]  # of the stack, one for each axis of a leaf: what is left of it in a block
     modes: Modes  # of the stack
 
     @property
@@ -58,10 +61,14 @@ class Stack(NamedTuple):
         device = mesh.of_new(first, self.cuts, self._axes())
         return mesh.made(lambda: jnp.zeros(self.modes.shape, jnp.float32), device)
 
-    def device_of_factor(self, leaves: Sequence[Any]) -> Any:
-        """The place of arrays [*batch, d, d]: split like the blocks, and no further."""
+    def blocks(self, axes: Sequence[int]) -> tuple[int, ...]:
+        """The axes of blocks of the stack, for axes of a leaf."""
+        return tuple(self.axes[a] - 1 for a in axes if self.cuts[a] > 1)
+
+    def device_of_factor(self, leaves: Sequence[Any], modes: Modes) -> Any:
+        """The place of arrays [*batch, d, d] for modes: split like the blocks, and no further."""
         axes = self._axes()
-        return mesh.of_new(leaves[self.places[0]], self.cuts, [axes[a] for a in self.modes.batch])
+        return mesh.of_new(leaves[self.places[0]], self.cuts, [axes[a] for a in modes.batch])
 
     def treatment(self, shape: tuple[int, ...]) -> tuple[str, int]:
         """In words for the user, and the bytes of a leaf's factors and bases."""
@@ -152,7 +159,8 @@ def _stack(places: tuple[int, ...], modes: Modes, block_size: int) -> Stack:
         moved.append(len(shape))
         shape.append(length // cut)
     view = tuple(tuple(moved[a] for a in axes) for axes in groups)
-    return Stack(places, tuple(cuts), Modes(tuple(shape), view, (*batch, *last)))
+    modes = Modes(tuple(shape), view, (*batch, *last))
+    return Stack(places, tuple(cuts), tuple(moved), modes)
 
 
 def _cut(lengths: Sequence[int], block_size: int) -> list[int] | None:

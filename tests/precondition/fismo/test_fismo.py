@@ -37,18 +37,28 @@ def polar(x):
     return x
 
 
-def reference(grads, unit):
+def within(blocks, size):
+    """Ones where rows and columns belong to the same block."""
+    return np.kron(np.eye(blocks), np.ones((size // blocks, size // blocks)))
+
+
+def reference(grads, unit, blocks=(1, 1)):
     """The equations, step by step in float64; inverses are those of the last refresh."""
     m, n = grads[0].shape
+    kept = within(blocks[0], m), within(blocks[1], n)
     p, q, moment = np.eye(m), np.eye(n), np.zeros((m, n))
     p_root, q_root, out = np.eye(m), np.eye(n), []
     for t, g in enumerate(grads):
         refresh = t % EVERY == 0
         h = g / np.sqrt(np.mean(g**2)) if unit else g
-        left = at_most_one(h @ q_root @ q_root @ h.T / n) + DAMPING * np.trace(p) / m * np.eye(m)
+        left = at_most_one(kept[0] * (h @ q_root @ q_root @ h.T) / n) + DAMPING * np.trace(
+            p
+        ) / m * np.eye(m)
         p = of_trace(DECAY * p + (1 - DECAY) * left)
         p_root = inverse_root(p) if refresh else p_root
-        right = at_most_one(h.T @ p_root @ p_root @ h / m) + DAMPING * np.trace(q) / n * np.eye(n)
+        right = at_most_one(kept[1] * (h.T @ p_root @ p_root @ h) / m) + DAMPING * np.trace(
+            q
+        ) / n * np.eye(n)
         q = of_trace(DECAY * q + (1 - DECAY) * right)
         q_root = inverse_root(q) if refresh else q_root
         moment = BETA * moment + (1 - BETA) * p_root @ g @ q_root
@@ -87,6 +97,21 @@ def test_equals_the_dense_reference_over_three_refresh_periods(unit):
             )
 
 
+def test_long_sides_are_block_diagonal_and_equal_leaves_one_stack():
+    steps = 2 * EVERY + 2
+    names = [f"layer_{i}" for i in range(3)]
+    grads = {name: list(gradients((8, 6), steps, seed=i)) for i, name in enumerate(names)}
+    tx = scale_by_fismo(BETA, DECAY, DAMPING, refresh_every=EVERY, block_size=4)
+    trees = [{k: jnp.asarray(g[t], jnp.float32) for k, g in grads.items()} for t in range(steps)]
+    updates, state = run(tx, trees)
+    assert [p.shape for p in state.factors[0]] == [(2, 3, 4, 4), (2, 3, 3, 3)]
+    for name in names:
+        for t, expected in enumerate(reference(grads[name], False, (2, 2))):
+            np.testing.assert_allclose(
+                updates[t][name], expected, atol=2e-3 * np.abs(expected).max(), err_msg=f"{t}"
+            )
+
+
 def test_stacked_matrices_are_each_on_their_own():
     steps = 2 * EVERY + 2
     layers = [list(gradients((4, 5), steps, seed=s)) for s in range(3)]
@@ -102,7 +127,7 @@ def test_stacked_matrices_are_each_on_their_own():
             np.testing.assert_allclose(a, b["w"][:, index], atol=1e-5)
 
 
-@pytest.mark.parametrize("identity", [{"factor_decay": 1.0}, {"max_dim": 1}])
+@pytest.mark.parametrize("identity", [{"factor_decay": 1.0}, {"block_size": 1}])
 @pytest.mark.parametrize(
     "options",
     [{}, {"ns_coeffs": tuple((2.0 - 0.1 * k, -1.5, 0.5) for k in range(6)), "ns_steps": 6}],

@@ -16,7 +16,7 @@ LEAVES = {
     "column": (4, 1),
     "conv": (2, 2, 2, 3),
     "empty": (0, 4),
-    "long": (9, 3),
+    "long": (11, 3),
     "ones": (1, 1),
     "query": (3, 1, 4),
     "row": (1, 4),
@@ -37,7 +37,7 @@ def all_finite(tree):
     [(jnp.bfloat16, False, 0.0), (jnp.float16, True, None), (jnp.float32, True, 0.0)],
 )
 def test_degenerate_leaves_zero_gradients_and_singular_factors(dtype, unit, damping):
-    tx = scale_by_fismo(refresh_every=2, max_dim=8, unit_gradients=unit, damping=damping)
+    tx = scale_by_fismo(refresh_every=2, block_size=8, unit_gradients=unit, damping=damping)
     zeros, ones = (optax.tree.cast(tree, dtype) for tree in (ZEROS, ONES))
     updates, state = run(tx, [zeros, zeros, zeros, ones, ones, zeros, ones])
     for tree in updates[:3]:
@@ -190,7 +190,7 @@ def test_applying_the_metric_twice_is_the_update_where_the_polar_factor_is_known
 
 
 def test_injected_hyperparameters():
-    static = ("ns_coeffs", "ns_steps", "max_dim", "unit_gradients", "weight_dimension_numbers")
+    static = ("ns_coeffs", "ns_steps", "block_size", "unit_gradients", "weight_dimension_numbers")
     make = optax.inject_hyperparams(scale_by_fismo, static_args=static)
     grads = [{"w": jnp.asarray(g, jnp.float32)} for g in gradients((3, 4), 5, seed=9)]
     plain, _ = run(scale_by_fismo(refresh_every=3, damping=0.1), grads)
@@ -224,22 +224,24 @@ def test_wrong_leaves():
 
 
 SHARDED = """
-import jax
+from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from optax.contrib import MuonDimensionNumbers as Numbers
 from fgo_jax.precondition import scale_by_fismo
 from tests.precondition.sharded import as_one
 
 specs = {"both": P("data", "model"), "kernel": P(None, "model", None), "stack": P(None, "data")}
-shapes = {"both": (8, 8), "kernel": (4, 4, 2), "stack": (2, 8, 4)}
+shapes = {"both": (16, 8), "kernel": (4, 4, 2), "stack": (2, 8, 4)}
 numbers = {"both": Numbers(), "kernel": Numbers(0, (1, 2)), "stack": Numbers(1, 2)}
 tx = scale_by_fismo(
-    refresh_every=2, ns_steps=2, unit_gradients=True, weight_dimension_numbers=numbers
+    refresh_every=2, ns_steps=2, unit_gradients=True, block_size=4, weight_dimension_numbers=numbers
 )
-for _, _, _, state in as_one(tx, shapes, specs, 1e-4, lambda state: (state.first_moment,)):
-    pass
-# With automatic axes the partitioner may split them, as long as nobody pins them.
-assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves((state.factors, state.roots)))
+for kind, mesh, *states in as_one(tx, shapes, specs, 1e-4, lambda state: (state.first_moment,)):
+    for state in states:
+        rows, columns = state.factors[0]
+        assert rows.shape == (4, 4, 4) and columns.shape == (2, 4, 4)
+        if kind == AxisType.Explicit:
+            assert rows.sharding.spec[0] == "data" and columns.sharding.spec[0] == "model"
 print("sharded as one")
 """
 

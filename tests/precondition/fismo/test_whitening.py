@@ -6,17 +6,18 @@ import numpy as np
 import pytest
 
 from fgo_jax.precondition.fismo import whitening
+from fgo_jax.precondition.fismo.matrices import matrices
 from fgo_jax.precondition.shared.modes import Modes
 
 ROWS, COLUMNS = 3, 4
-VIEW = Modes((ROWS, COLUMNS), ((0,), (1,)))
+ONE = matrices(jnp.ones((ROWS, COLUMNS)), [Modes((ROWS, COLUMNS), ((0,), (1,)))], 1024)[0]
 DECAY, DAMPING = 0.75, 0.5
 EPS = float(jnp.finfo(jnp.float32).eps)
 
 
 @jax.jit
 def next_rows(factor, x):
-    return whitening.next_factor(factor, VIEW, x, 0, DECAY, DAMPING)
+    return whitening.next_factor(factor, ONE, x, 0, DECAY, DAMPING)
 
 
 @jax.jit
@@ -80,9 +81,10 @@ def test_each_side_is_whitened_by_the_other_sides_newest_root(due):
 
     @jax.jit
     def step(g, factors, roots):
-        return whitening.advance(
-            [g], [VIEW], [factors], [roots], decay=DECAY, damping=DAMPING, due=jnp.asarray(due)
-        )
+        return whitening.whitened(
+            [ONE], [g], [jnp.array([[True]])], ([factors], [roots]),
+            decay=DECAY, damping=DAMPING, due=jnp.asarray(due),
+        )  # fmt: skip
 
     single = jnp.float32
     ((found,), (roots,)) = step(single(g), (single(p), single(q)), (single(old_p), single(old_q)))
