@@ -1,5 +1,7 @@
 """A phase that begins again, by a restart or by hand, remembers nothing of the run before."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,3 +128,21 @@ def test_a_phase_forced_back_has_no_graft_of_another_transform():
     state = go(fgo.force_phase(state, "b"))
     updates, _ = tx.update(PARAMS, state, PARAMS)
     np.testing.assert_allclose(updates["w"], -0.1, rtol=1e-5)
+
+
+def test_a_transform_put_in_charge_at_once_has_its_own_size():
+    """Not that which it had to keep when it once took over in a hand-over."""
+    signs = [optax.chain(optax.scale_by_sign(), optax.scale(size)) for size in (1.0, 10.0, 0.5)]
+    phases = [
+        dataclasses.replace(fgo.acquisition(0.1, transform=sign), name=name)
+        for sign, name in zip(signs, "abc", strict=True)
+    ]
+    tx = fgo.phased(phases, [t.never(), t.never()], handover_steps=HANDOVER)
+    go, update = updater(tx), jax.jit(tx.update)
+    state = go(fgo.force_phase(tx.init(PARAMS), "b"), HANDOVER + 1)
+    kept, _ = update(PARAMS, state, PARAMS)
+    np.testing.assert_allclose(kept["w"], -0.1, rtol=1e-5)
+    state = go(fgo.force_phase(state, "c"), 2 * HANDOVER + 2)
+    back = go(fgo.force_phase(state, "b"))
+    own, _ = update(PARAMS, back, PARAMS)
+    np.testing.assert_allclose(own["w"], -1.0, rtol=1e-5)
