@@ -1,5 +1,6 @@
 """Settings that must stand before JAX is imported."""
 
+import gc
 import importlib.metadata
 import os
 import tempfile
@@ -14,11 +15,17 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # Compiling is most of the work here, and the tests ask what a program computes, not how fast. So
-# XLA takes its older, six times faster generator of CPU code, without LLVM's optimizations.
+# XLA takes its older, six times faster generator of CPU code, without LLVM's optimizations, and
+# in one piece: split for many threads, a program costs a quarter more.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if int(importlib.metadata.version("jaxlib").split(".")[1]) < 11:  # a later one may not have it
     flags = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_use_fusion_emitters=false".strip()
+    quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{flags} {quick}".strip()
+
+# Programs are kept until the end, and by default Python would look through them all again and
+# again: a tenth of the time.
+gc.set_threshold(50_000, 20, 50)
 
 # The first example of a property compiles its program, so no example has a deadline. The checks
 # are the same at every run; `--hypothesis-profile=thorough` draws ten times as many, and others.
