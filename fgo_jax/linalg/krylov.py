@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fgo_jax.linalg import mesh
 from fgo_jax.linalg.decompositions import eigh
 from fgo_jax.linalg.trees import vdot
 
@@ -150,7 +151,11 @@ def krylov_space(matvec: Callable[[Any], Any], block: Any, num_steps: int) -> Kr
     width = jax.tree.leaves(block)[0].shape[0]
     rows = num_steps + width
     zeros = jnp.zeros([rows], jnp.float32)
-    empty = jax.tree.map(lambda leaf: jnp.zeros((rows, *leaf.shape[1:]), jnp.float32), block)
+
+    def nothing(leaf: jax.Array) -> jax.Array:
+        return mesh.placed_like(jnp.zeros((rows, *leaf.shape[1:]), jnp.float32), leaf)
+
+    empty = jax.tree.map(nothing, block)
 
     def append(
         basis: Any, vector: Any, slot: jax.Array, largest: jax.Array
@@ -234,7 +239,8 @@ def random_block(key: jax.Array, params: Any, size: int) -> Any:
     Source: the definition above.
     """
     shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct((size, *p.shape), jnp.float32), params)
-    return optax.tree.random_like(key, shapes, jax.random.normal, jnp.float32)
+    rows = optax.tree.random_like(key, shapes, jax.random.normal, jnp.float32)
+    return jax.tree.map(mesh.rows_like, rows, params)
 
 
 def coefficients(basis: Any, vector: Any, zeros: jax.Array) -> jax.Array:
@@ -242,7 +248,10 @@ def coefficients(basis: Any, vector: Any, zeros: jax.Array) -> jax.Array:
 
     def products(rows: jax.Array, leaf: jax.Array) -> jax.Array:
         axes = (tuple(range(1, rows.ndim)), tuple(range(leaf.ndim)))
-        return jax.lax.dot_general(rows, leaf, (axes, ((), ())), precision=_EXACT)
+        alone = mesh.replicated(leaf, 1)
+        return jax.lax.dot_general(
+            rows, leaf, (axes, ((), ())), precision=_EXACT, out_sharding=alone
+        )
 
     return jax.tree.reduce(jnp.add, jax.tree.map(products, basis, vector), zeros)
 

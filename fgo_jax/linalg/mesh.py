@@ -28,10 +28,23 @@ def splits(x: jax.Array, axis: int) -> bool:
     return sharding is not None and sharding.spec[axis] is not None
 
 
+def is_split(x: jax.Array) -> bool:
+    """Whether any axis is known to be split over devices."""
+    return any(splits(x, axis) for axis in range(jnp.ndim(x)))
+
+
 def placed_like(x: jax.Array, other: jax.Array) -> jax.Array:
     """x with the sharding of the other array, on explicit axes."""
     sharding = like(other)
     return x if sharding is None else jax.sharding.reshard(x, sharding)
+
+
+def rows_like(x: jax.Array, leaf: jax.Array) -> jax.Array:
+    """x, of rows of the leaf's shape along a first axis, each row split like the leaf."""
+    sharding = like(leaf)
+    if sharding is None:
+        return x
+    return jax.sharding.reshard(x, _named(sharding.mesh, (None, *sharding.spec)))
 
 
 def made(make: Callable[[], jax.Array], device: Any) -> jax.Array:

@@ -8,14 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fgo_jax.linalg import mesh
+
 
 def laid_end_to_end(leaves: Sequence[jax.Array], most: int) -> list[jax.Array]:
     """The leaves of more than `most` entries, then all others as one vector.
 
-    A model has many small vectors, and each separate one costs an operation of its own.
+    A model has many small vectors, and each separate one costs an operation of its own. A leaf
+    that is split over explicit axes has no shape as a vector, and stays as it is.
     """
-    large = [leaf for leaf in leaves if leaf.size > most]
-    small = [leaf.reshape(-1) for leaf in leaves if leaf.size <= most]
+    alone = [leaf.size > most or mesh.is_split(leaf) for leaf in leaves]
+    large = [leaf for leaf, is_alone in zip(leaves, alone, strict=True) if is_alone]
+    small = [leaf.reshape(-1) for leaf, is_alone in zip(leaves, alone, strict=True) if not is_alone]
     return [*large, jnp.concatenate(small)] if small else large
 
 
@@ -61,7 +65,8 @@ def vdot(a: Any, b: Any) -> jax.Array:
     # than 0.7.2 and flattens the leaves, which gathers sharded ones.
 
     def product(x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.tensordot(x, y, axes=x.ndim, precision=jax.lax.Precision.HIGHEST)
+        alone = mesh.replicated(x, 0)
+        return jnp.tensordot(x, y, axes=x.ndim, precision="highest", out_sharding=alone)
 
     return added_up(jax.tree.leaves(jax.tree.map(product, a, b)))
 

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import core
 
 from fgo_jax import _checks
+from fgo_jax.linalg import mesh
 from fgo_jax.linalg.decompositions import eigh
 from fgo_jax.linalg.devices import mean_over
 from fgo_jax.linalg.krylov import coefficients, combination, krylov_space, random_block
@@ -275,9 +275,6 @@ def top_ritz_pairs(matrix: jax.Array, rank: int) -> tuple[jax.Array, jax.Array, 
 
 def _rows_like(leaf: Any, count: int) -> jax.Array:
     """[count, *leaf.shape], zeros in float32, each row sharded as the leaf."""
-    sharding = None if isinstance(leaf, core.Tracer) else getattr(leaf, "sharding", None)
-    device = None
-    if isinstance(sharding, jax.sharding.NamedSharding):
-        spec = jax.sharding.PartitionSpec(None, *sharding.spec)
-        device = jax.sharding.NamedSharding(sharding.mesh, spec)
-    return jnp.zeros((count, *jnp.shape(leaf)), jnp.float32, device=device)
+    shape = jnp.shape(leaf)
+    device = mesh.of_new(leaf, (1,) * len(shape), (None, *range(len(shape))))
+    return mesh.made(lambda: jnp.zeros((count, *shape), jnp.float32), device)

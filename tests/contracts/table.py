@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 import fgo_jax as fgo
+from fgo_jax.linalg import mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +93,11 @@ def _primal(learning_rate):
     return optax.chain(optax.adam(learning_rate, b1=0.0), fgo.scale_by_primal_averaging(0.9, 0.9))
 
 
+def _flat(leaf):
+    """A leaf as a vector. One that is split over explicit axes has to be gathered first."""
+    return jnp.ravel(mesh.replicate(leaf, leaf))
+
+
 def _limited(factory, **kwargs):
     """Behind Adam, with the extra arguments that a call of `update` needs.
 
@@ -99,7 +105,7 @@ def _limited(factory, **kwargs):
     """
 
     def predict(params, batch):
-        everything = jnp.concatenate([jnp.ravel(p) for p in jax.tree.leaves(params)])
+        everything = jnp.concatenate([_flat(p) for p in jax.tree.leaves(params)])
         return batch.astype(everything.dtype) * everything
 
     def make(rate):
@@ -126,7 +132,7 @@ def _residuals(params, batch):
         x, y = params
         residuals = jnp.stack([1.0 - x, 10.0 * (y - jnp.square(x))])
     else:
-        leaves = [jnp.zeros(1), *(jnp.ravel(leaf) for leaf in jax.tree.leaves(params))]
+        leaves = [jnp.zeros(1), *map(_flat, jax.tree.leaves(params))]
         residuals = jnp.concatenate([leaf.astype(jnp.float32) for leaf in leaves])
     return batch * 2.0**0.5 * residuals
 

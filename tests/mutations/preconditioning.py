@@ -89,7 +89,11 @@ KFAC = [
             "(1 - decay) / (1 - 0 * decay ** jnp",
             "first estimates count little",
         ),
-        ("jnp.where(good, a + share * (b - a), a)", "a + share * (b - a)", "a bad estimate enters"),
+        (
+            "jnp.where(good, a + share * (mesh.placed_like(b, a) - a), a)",
+            "a + share * (b - a)",
+            "a bad estimate enters",
+        ),
     ),
     *mutations(
         "precondition/kfac/refresh.py",

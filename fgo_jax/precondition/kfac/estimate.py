@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from fgo_jax.curvature import losses
 from fgo_jax.curvature.chunks import Part
 from fgo_jax.curvature.weights import Select
+from fgo_jax.linalg import mesh
 from fgo_jax.linalg.devices import as_varying, on_each_device, varying_axes
 from fgo_jax.precondition.kfac import taps
 from fgo_jax.precondition.kfac.capture import Recorder, run_tapped
@@ -82,7 +83,7 @@ def averaged(
         share = (1 - decay) / (1 - decay ** jnp.maximum(count, 1).astype(jnp.float32))
 
         def mix(a: jax.Array, b: jax.Array, share: Any = share, good: Any = good) -> jax.Array:
-            return jnp.where(good, a + share * (b - a), a)
+            return jnp.where(good, a + share * (mesh.placed_like(b, a) - a), a)
 
         new_counts.append(count)
         after.append(jax.tree.map(mix, old, item))

@@ -198,8 +198,8 @@ def scale_by_kfac(
         factors: list[Any] = [taps.zero_terms(layer, max_dim) for layer in plan.layers]
         inverse: list[Any] = [taps.zero_terms(layer, max_dim)[0] for layer in plan.layers]
         for d in plan.diagonals:
-            factors.append(jnp.zeros(jnp.shape(leaves[d.leaf]), jnp.float32))
-            inverse.append(jnp.zeros(jnp.shape(leaves[d.leaf]), jnp.float32))
+            factors.append(optax.tree.zeros_like(leaves[d.leaf], dtype=jnp.float32))
+            inverse.append(optax.tree.zeros_like(leaves[d.leaf], dtype=jnp.float32))
         note(_NAME, params, taps.treatments(plan, factors, inverse))
         counts = tuple(jnp.zeros((), jnp.int32) for _ in factors)
         return ScaleByKfacState(

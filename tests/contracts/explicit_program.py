@@ -1,0 +1,63 @@
+"""Run by test_explicit.py on four devices: each row of the table on a mesh with explicit axes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from tests.contracts.table import TABLE
+
+SHAPES = {"matrix": (4, 6), "vector": (4,), "scalar": (), "kernel": (2, 2, 4)}
+SPECS = {"matrix": P("data", "model"), "vector": P("model"), "scalar": P(),
+         "kernel": P(None, None, "model")}  # fmt: skip
+# The counter of `optax.adam` begins off the mesh, so its second step compiles again.
+WITH_ADAM = {
+    "average_weights", "clip_by_softmax_radius", "scale_by_friction_limit",
+    "scale_by_primal_averaging", "slow_momentum",
+}  # fmt: skip
+
+
+def gradients(count):
+    rng = np.random.default_rng(0)
+    return [
+        {name: rng.normal(size=shape).astype("f4") for name, shape in SHAPES.items()}
+        for _ in range(count)
+    ]
+
+
+compilations = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: compilations.append(event) if "backend_compile" in event else None
+)
+
+
+def run(row, put):
+    """The updates of three steps, and how often the last two compiled."""
+    tx = row.make(row.learning_rate)
+    first, *others = map(put, gradients(4))
+    params, state, out = first, tx.init(first), []
+    update, apply = jax.jit(tx.update), jax.jit(optax.apply_updates)
+    for number, grads in enumerate(others):
+        if number == 1:
+            compilations.clear()
+        updates, state = update(grads, state, params, **row.extras)
+        params = apply(params, updates)
+        out.append(updates)
+    return out, len(compilations)
+
+
+mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+home = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
+for row in TABLE:
+    alone, _ = run(row, lambda tree: jax.tree.map(jnp.asarray, tree))
+    together, again = run(row, lambda tree: jax.device_put(tree, home))
+    for step, (one, many) in enumerate(zip(alone, together, strict=True)):
+        for name in SHAPES:
+            assert many[name].sharding.is_equivalent_to(home[name], len(SHAPES[name])), (row, name)
+            size = np.abs(one[name]).max()
+            error = np.abs(np.asarray(many[name]) - np.asarray(one[name])).max()
+            assert error <= 1e-4 * size, (str(row), step, name, error, size)
+    assert again == 0 or str(row) in WITH_ADAM, (str(row), again)
+print("all as on one device")
