@@ -47,6 +47,24 @@ def rows_like(x: jax.Array, leaf: jax.Array) -> jax.Array:
     return jax.sharding.reshard(x, _named(sharding.mesh, (None, *sharding.spec)))
 
 
+def examples(batch: Any, start: Any, size: int) -> Any:
+    """The examples from `start` on, along the first axis of every leaf of a batch.
+
+    If they cannot be divided evenly over the devices that share the batch, all devices get them.
+    """
+
+    def part(leaf: jax.Array) -> jax.Array:
+        sharding = like(leaf)
+        if sharding is not None and size % number_of_parts(sharding.mesh, sharding.spec[0]):
+            whole = _named(sharding.mesh, (None, *sharding.spec[1:]))
+            leaf = jax.sharding.reshard(leaf, whole)
+        if isinstance(start, int):
+            return jax.lax.slice_in_dim(leaf, start, start + size)
+        return jax.lax.dynamic_slice_in_dim(leaf, start, size)
+
+    return jax.tree.map(lambda leaf: part(jnp.asarray(leaf)), batch)
+
+
 def made(make: Callable[[], jax.Array], device: Any) -> jax.Array:
     """A new array of an `init`, in the place that `of_new` names: no device makes more."""
     if device is None:

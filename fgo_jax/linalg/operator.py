@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax import _checks
-from fgo_jax.linalg import devices
+from fgo_jax.linalg import devices, mesh
 
 # `(params, batch) -> matvec`, as fgo_jax.curvature makes them; some also require `key=`.
 Operator = Callable[..., Callable[[Any], Any]]
@@ -125,7 +125,8 @@ def random_signs(key: jax.Array, like: Any) -> Any:
         place = jax.lax.broadcasted_iota(jnp.uint32, shape, len(shape) - 1)
         bits = (jnp.broadcast_to(words[..., None], shape) >> place) & 1
         bits = bits.reshape(*outer, 32 * words.shape[-1])[..., :last]
-        return jnp.where(bits == 1, 1.0, -1.0).astype(jnp.float32).reshape(jnp.shape(leaf))
+        signs = jnp.where(bits == 1, 1.0, -1.0).astype(jnp.float32).reshape(jnp.shape(leaf))
+        return mesh.placed_like(signs, leaf)
 
     return treedef.unflatten(map(draw, jax.random.split(key, len(leaves)), leaves))
 

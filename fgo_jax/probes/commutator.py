@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.linalg import mesh
 from fgo_jax.linalg.devices import AxisName, mean_over, on_each_device
 from fgo_jax.linalg.operator import check_examples, example_count, is_due
 from fgo_jax.linalg.sketch import sketch_tree
@@ -139,13 +140,7 @@ def commutator(
         size = count(inputs.batch) // (2 * pairs)
 
         def one(number: jax.Array) -> tuple[jax.Array, jax.Array]:
-            halves = [
-                jax.tree.map(
-                    lambda x, i=i: jax.lax.dynamic_slice_in_dim(x, (2 * number + i) * size, size),
-                    inputs.batch,
-                )
-                for i in (0, 1)
-            ]
+            halves = [mesh.examples(inputs.batch, (2 * number + i) * size, size) for i in (0, 1)]
             delta, lengths = difference(loss_fn, inputs.params, halves, rate, inputs.axis_name)
             length = sum_squares(delta)
             inside = path.share(components, sketch_tree(delta, ring.path_seed, width), length)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax import _checks
+from fgo_jax.linalg import mesh
 from fgo_jax.linalg.devices import AxisName, as_varying, mean_over, varying_axes
 
 # `(params, batch) -> pytree shaped like the parameters, with a leading axis of rows`.
@@ -105,6 +106,7 @@ def leaf_gram(leaf: jax.Array, axis_name: AxisName = None) -> jax.Array:
         axes=(axes, axes),
         precision=jax.lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
+        out_sharding=mesh.replicated(leaf, 2),
     )
     # Equal on all devices already. Only a mean tells JAX so.
     return mean_over(axis_name, products)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax import _checks
-from fgo_jax.linalg import sums
+from fgo_jax.linalg import mesh, sums
 from fgo_jax.linalg.operator import bind, check_examples, example_count, is_due
 from fgo_jax.linalg.rows import row_spectrum, white_noise_rank
 from fgo_jax.probes import gram_averages as averages
@@ -174,7 +174,7 @@ def _measure(
     groups: Groups | None,
 ) -> averages.GramState:
     examples = count(inputs.batch)
-    batch = jax.tree.map(lambda leaf: leaf[:examples], inputs.batch)
+    batch = mesh.examples(inputs.batch, 0, examples)
     axis_name = inputs.axis_name
     rows = bind(rows_fn, inputs.params, batch, inputs.key, axis_name=axis_name)
     n = row_count(rows, 5 if centred else 3)

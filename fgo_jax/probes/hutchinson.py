@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.linalg import mesh
 from fgo_jax.linalg.decompositions import eigh
 from fgo_jax.linalg.krylov import combination, krylov_space, random_block
 from fgo_jax.linalg.operator import (
@@ -177,17 +178,16 @@ def _measure(
 ) -> averages.HutchinsonState:
     params = inputs.params
     half = count(inputs.batch) // 2
-    halves = (slice(0, half), slice(half, 2 * half))
     first, second = (
         bind_mean(
             operator,
             params,
-            jax.tree.map(lambda x, i=i: x[i], inputs.batch),
+            mesh.examples(inputs.batch, number * half, half),
             inputs.key,
-            part,
+            number,
             inputs.axis_name,
         )
-        for part, i in enumerate(halves)
+        for number in (0, 1)
     )
     members = slots(groups, params)
     # The start is not fold_in(key, 1): that is split(key)[1], the key of a sign vector. A

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.linalg import mesh
 from fgo_jax.linalg.krylov import EigenvalueCounts, count_eigenvalues, krylov_space, random_block
 from fgo_jax.linalg.operator import (
     Operator,
@@ -185,7 +186,7 @@ def _measure(
     energy: Any,
 ) -> LanczosState:
     examples = count(inputs.batch)
-    batch = jax.tree.map(lambda leaf: leaf[:examples], inputs.batch)
+    batch = mesh.examples(inputs.batch, 0, examples)
     matvec = bind_mean(operator, inputs.params, batch, inputs.key, axis_name=inputs.axis_name)
 
     def run(key: jax.Array) -> tuple[jax.Array, jax.Array]:

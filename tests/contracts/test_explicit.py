@@ -1,4 +1,4 @@
-"""Every row of the table trains on a mesh with explicit axes as it does on one device."""
+"""On a mesh with explicit axes rows of the table train, and probes read, as on one device."""
 
 import pytest
 
@@ -6,6 +6,7 @@ from tests import eight_devices
 
 
 @pytest.mark.slow
-def test_every_row_on_explicit_axes():
-    done = eight_devices.run("-m", "tests.contracts.explicit_program", devices=4)
+@pytest.mark.parametrize("program", ["explicit_program", "explicit_probes"])
+def test_explicit_axes(program):
+    done = eight_devices.run("-m", f"tests.contracts.{program}", devices=4)
     assert "all as on one device" in done.stdout, done.stdout + done.stderr[-3000:]

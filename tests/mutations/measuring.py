@@ -103,7 +103,7 @@ PROBES = [
     *mutations(
         "probes/hutchinson.py",
         "probes/test_hutchinson.py::test_moments_are_unbiased_over_vectors_and_examples",
-        ("slice(half, 2 * half)", "slice(0, half)", "both halves are the same examples"),
+        ("number * half", "0 * half", "both halves are the same examples"),
         (
             "jnp.sum(x) * jnp.sum(y) - jnp.sum(x * y)",
             "jnp.sum(x) * jnp.sum(y)",

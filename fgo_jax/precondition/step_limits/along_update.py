@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.linalg import mesh
 from fgo_jax.linalg.compiled import compiled_once
-from fgo_jax.linalg.mesh import on_mesh
 from fgo_jax.linalg.operator import check_examples, example_count
 from fgo_jax.linalg.trees import laid_end_to_end, sum_squares, vdot
 
@@ -73,7 +73,7 @@ def limit_updates(
         leaves, treedef = jax.tree.flatten(step)
         unit = [jnp.where(g, p / norm, 0.0) for g, p in zip(good, leaves, strict=True)]
         count = example_count(batch, examples=examples, batch_size=None, minimum=1)
-        part = jax.tree.map(lambda leaf: leaf[:count], batch)
+        part = mesh.examples(batch, 0, count)
         unit = optax.tree.cast_like(treedef.unflatten(unit), params)
         outputs, tangent = jax.jvp(lambda p: predict_fn(p, part), (params,), (unit,))
         outputs = optax.tree.cast(outputs, jnp.float32)
@@ -128,7 +128,7 @@ def limit_updates(
         ]
         return treedef.unflatten(shrunk), optax.tree.cast_like(new, state)
 
-    return optax.GradientTransformationExtraArgs(on_mesh(init), compiled_once(update))
+    return optax.GradientTransformationExtraArgs(mesh.on_mesh(init), compiled_once(update))
 
 
 def _finite_norm(leaves: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
