@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from benchmarks import statistics
-from benchmarks.race.picture import COLORS, DASHES, INK, PHASE_INKS, QUIET, SIGNAL_INK, STYLE
+from benchmarks.race.picture import DASHES, INK, OURS, PHASE_INKS, QUIET, SIGNAL_INK, STYLE
 from benchmarks.report.text import known
 from benchmarks.studies.which_trigger import DEFAULT, SHORTEST
 
@@ -86,7 +86,7 @@ def _oracle(axis, table: Mapping[str, Any], reading: Mapping[str, Any], weights:
     began = statistics.middle(known(reading["rows"][DEFAULT]["started"][0]))
     if np.isfinite(began):
         (default,) = known([reading["over_reference"]["default"]["median"]])
-        axis.plot(began, min(default, TOP), "*", ms=13, color=COLORS["fgo"], mec="white",
+        axis.plot(began, min(default, TOP), "*", ms=13, color=OURS, mec="white",
                   label="default triggers")  # fmt: skip
     axis.axhline(1, color=QUIET, lw=0.9, ls=":")
     # A level that is missed must be seen, too.

@@ -32,6 +32,8 @@ _VERDICTS = {
 }
 # So many medians, so that a run of a million steps costs no more to draw.
 _BLOCKS = 200
+# More validations than these would be one thick line of marks.
+_MARKED = 60
 
 
 def run(
@@ -203,7 +205,8 @@ def _draw_losses(axis: Any, record: Record, losses: list[str]) -> None:
     if "validation" in losses:
         newest = _finite(record.numbers["validation"])
         fresh = np.isfinite(newest) & (np.append(np.nan, newest[:-1]) != newest)
-        style = {"color": canvas.VERMILLION, "ls": "--", "marker": "o", "ms": 3, "lw": 1.2}
+        style = {"color": canvas.VERMILLION, "ls": "--", "ms": 3, "lw": 1.2}
+        style["marker"] = "o" if np.sum(fresh) <= _MARKED else ""
         axis.plot(steps[fresh], newest[fresh], label="validation", **style)
         drawn.append(newest[fresh])
     skipped = np.flatnonzero(np.diff(record.numbers.get("skipped_steps", [0.0])) > 0) + 1
