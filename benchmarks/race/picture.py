@@ -111,8 +111,8 @@ def _levels(axis: Any, race: Mapping[str, Any], rows: list[tuple[str, Mapping[st
     ticks = [f"{LEVELS.get(name, name)}\n{level['target']:.3g}" for name, level in rows]
     axis.set_yticks(range(len(rows)), ticks)
     axis.grid(visible=False, axis="y")
-    axis.set(xlim=(0, horizon), ylim=(-0.5, len(rows) - 0.5), xlabel="steps (updates made); thin marks are single seeds",
-             ylabel=f"level: {_metric(race)}")  # fmt: skip
+    axis.set(xlim=(0, horizon), ylim=(-0.5, len(rows) - 0.5), ylabel=f"level: {_metric(race)}",
+             xlabel="steps (updates made); thin marks are single seeds")  # fmt: skip
     axis.set_title(f"{race['task']}: steps to each level, 95 % intervals")
     axis.annotate("seeds\nthat get there", (1.01, 1.0), xycoords="axes fraction", color=QUIET,
                   fontsize=8, va="bottom", annotation_clip=False)  # fmt: skip
