@@ -139,7 +139,7 @@ def _ladder(axis: Any, race: Mapping[str, Any]) -> None:
     axis.set_title(f"Ratio to the steps of {whose}{same}")
     if len(targets) > 1:
         axis.set_xlim(targets[0], targets[-1])
-    _plain_ticks(axis.xaxis, targets[0] / targets[-1])
+    plain_ticks(axis.xaxis, targets[0] / targets[-1])
 
 
 def _metric(race: Mapping[str, Any]) -> str:
@@ -161,7 +161,7 @@ def shade(axis: Any, run: Curves) -> None:
             axis.axvline(begin, color=PHASE_INKS[phase], lw=1.1, zorder=2)
 
 
-def _plain_ticks(axis: Any, span: float) -> None:
+def plain_ticks(axis: Any, span: float) -> None:
     """1, 2, 5 within a decade or so, where powers of ten alone would say too little."""
     if span < 30:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
