@@ -59,9 +59,9 @@ def target_acquisition(
        is reduced by about that share. It ends when gradients are mostly noise, and after
        ``handover_steps`` at the earliest. By default, where acquisition uses the same
        transform, it usually ends then.
-    3. ``execution``: the learning rate falls, never faster than 1/(1 + s/t) with s steps since its
-       start at step t. It falls more slowly, or not at all, while past directions still agree. It never
-       ends. :func:`fgo_jax.should_stop` says when ``patience`` reported ``validation_value`` in
+    3. ``execution``: the learning rate falls, never faster than 1/(1 + s/t) with s steps since
+       its start at step t. It falls more slowly, or not at all, while past directions still
+       agree. It never ends. :func:`fgo_jax.should_stop` says when ``patience`` reported ``validation_value`` in
        a row brought no improvement; NaN is one that was not measured, and a value held over
        several steps is one report. :func:`fgo_jax.keep_best` keeps the best weights.
 

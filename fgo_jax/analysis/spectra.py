@@ -57,8 +57,9 @@ def spectrum(
     The few outliers that dominate the variance of a random trace thus add nothing to it.
     Traces are unbiased, ratios to first order. The rank and the density are those of Ritz
     values, which resolve the bulk as far as the steps allow. The error of every figure that
-    the steps may not resolve includes how much the last third of the steps changed it. It is infinite, and the
-    table says "unresolved", where that is more than half of the figure: take more steps.
+    the steps may not resolve includes how much the last third of the steps changed it. It is
+    infinite, and the table says "unresolved", where that is more than half of the figure: take
+    more steps.
 
     Let the model run in evaluation mode: :mod:`fgo_jax.curvature` says how.
 
