@@ -26,6 +26,7 @@ from fgo_jax.smoothing.average_weights import average_weights
 from fgo_jax.smoothing.primal_averaging import scale_by_primal_averaging, triple_momentum
 from fgo_jax.smoothing.slow_momentum import slow_momentum
 from fgo_jax.steering.averaged import eval_params
+from fgo_jax.steering.best import best_params, keep_best
 from fgo_jax.steering.by_hand import force_phase, restart, should_stop
 from fgo_jax.steering.explain import explain
 from fgo_jax.steering.telemetry import telemetry
@@ -41,6 +42,7 @@ __all__ = [
     "acquisition",
     "analysis",
     "average_weights",
+    "best_params",
     "clip_by_softmax_radius",
     "curvature",
     "decays",
@@ -51,6 +53,7 @@ __all__ = [
     "fismo",
     "force_phase",
     "graft",
+    "keep_best",
     "kfac",
     "kronecker_fisher",
     "linalg",

@@ -37,7 +37,7 @@ TUNE = click.option("--tune", is_flag=True, help="Choose all settings anew and w
               help=f"The folder with the data of {' or '.join(IN_A_FOLDER)}.")  # fmt: skip
 @OUTPUT
 def hold_race(task_name, methods, seeds, is_quick, tune, steps, data_dir, output) -> None:
-    """Races METHODS on TASK: tables here, TASK.json and TASK.png in the output folder.
+    """Races METHODS on TASK: tables here, TASK.json and two pictures in the output folder.
 
     Finished runs are kept in the output folder, so an interrupted race goes on where it was.
     """
@@ -62,9 +62,12 @@ def hold_race(task_name, methods, seeds, is_quick, tune, steps, data_dir, output
     name = task.name if held.evidence else f"{task.name}-quick"
     found = as_json(held)
     write_json(output / f"{name}.json", found)
-    picture.draw(held, output / f"{name}.png")
+    picture.draw(found, output / f"{name}.png")
+    phased = [e for e in held.entries[held.levels[0].name].values() if e.method.phased]
+    if phased:
+        picture.draw_run(phased[0], output / f"{name}-run.png")
     print_race(found, console)
-    console.print(f"Wrote {output / name}.json and {output / name}.png")
+    console.print(f"Wrote {output / name}.json and {name}{'.png and -run' * bool(phased)}.png")
 
 
 def chosen_methods(task: Task, names: str | None) -> list[Method]:

@@ -6,34 +6,54 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
 from benchmarks import statistics
-from benchmarks.race.picture import COLORS, DASHES, INK, PHASE_INKS, QUIET, SIGNAL_INK, STYLE
+from benchmarks.race.picture import (
+    ALONE,
+    DASHES,
+    INK,
+    OURS,
+    PHASE_INKS,
+    QUIET,
+    SIGNAL_INK,
+    STYLE,
+    plain_ticks,
+)
 from benchmarks.report.text import known
 from benchmarks.studies.which_trigger import DEFAULT, SHORTEST
 
 READINGS = {"raw": "-", "averaged": DASHES}
-LENGTH_INKS = {1.0: INK, 0.25: "#e08e0b", 4.0: "#2e9e5b"}
+LENGTH_INKS = {1.0: INK, 0.25: "#e69f00", 4.0: ALONE}
+LABELS = {
+    "intrinsic_dimension": "dimension\n[directions]",
+    "energy_rank": "energy rank\n[eigenvalues]",
+    "trace": "trace of noise\n[metric's unit]",
+    "agreement": "agreement\n[share]",
+}
 TOP = 1.6  # of the ratios that are told apart
 
 
-def draw(name: str, table: Mapping[str, Any], level: str) -> Figure:
+def draw(name: str, table: Mapping[str, Any], level: str, *, signals: bool = True) -> Figure:
     """Signals of the default's runs, and steps over the reference's for every point of the grid.
 
     `table` is what `triggers.json` holds of the task called `name`.
     """
     # Ticks are made when the figure is saved: whoever saves it keeps the style, too.
     with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=(12, 6.4), layout="constrained")
-        halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.15), wspace=0.03)
-        _signals(halves[0], name, table, level)
-        axes = halves[1].subplots(2, 1, sharex=True)
+        figure = plt.figure(figsize=(8.0 if signals else 4.4, 5.0), layout="constrained")
+        right: Any = figure
+        if signals:
+            left, right = figure.subfigures(1, 2, width_ratios=(1, 1.1), wspace=0.02)
+            _signals(left, name, table, level)
+        else:
+            figure.suptitle(name, weight="bold")
+        axes = right.subplots(2, 1, sharex=True)
         for axis, weights in zip(axes, READINGS, strict=True):
             _oracle(axis, table, table["levels"][level][weights], weights)
         axes[-1].set_xlabel("re-ask begins at step")
         named = axes[0].get_legend_handles_labels()
-        halves[1].legend(*named, loc="outside lower center", ncols=3, fontsize=7.5)
+        right.legend(*named, loc="outside lower center", ncols=2, fontsize=8)
     return figure
 
 
@@ -53,18 +73,28 @@ def _signals(figure, name: str, table: Mapping[str, Any], level: str) -> None:
                 at = statistics.middle(known(started))
                 if np.isfinite(at):
                     axis.axvline(at, color=PHASE_INKS[index], lw=1.1, ls=dashes)
-        axis.set_ylabel(signal.replace("_", " "), fontsize=8)
-        axis.set_xscale("log")
+        axis.set_ylabel(LABELS.get(signal, signal.replace("_", " ")), fontsize=8)
         axis.margins(y=0.12)
         if signal == "trace":
             axis.set_yscale("log")
+            low, high = axis.get_ylim()
+            plain_ticks(axis.yaxis, high / low)
         else:
-            axis.set_ylim(bottom=0)
+            # An estimate of an agreement may be negative.
+            axis.set_ylim(bottom=min(0, axis.get_ylim()[0]) if signal == "agreement" else 0)
             axis.yaxis.set_major_locator(MaxNLocator(4))
-    axes[0].set_title(f"{name}: signals of the default's runs")
-    axes[0].legend(fontsize=7.5)
+    axes[0].set_title(f"{name}: what was measured")
+    axes[signals.index("energy_rank")].legend(fontsize=8, loc="lower right")
+    _steps(axes[-1])
     axes[-1].set_xlabel("step; lines: re-ask and execution begin")
     figure.align_ylabels(axes)
+
+
+def _steps(axis) -> None:
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _oracle(axis, table: Mapping[str, Any], reading: Mapping[str, Any], weights: str) -> None:
@@ -86,17 +116,16 @@ def _oracle(axis, table: Mapping[str, Any], reading: Mapping[str, Any], weights:
     began = statistics.middle(known(reading["rows"][DEFAULT]["started"][0]))
     if np.isfinite(began):
         (default,) = known([reading["over_reference"]["default"]["median"]])
-        axis.plot(began, min(default, TOP), "*", ms=13, color=COLORS["fgo"], mec="white",
+        axis.plot(began, min(default, TOP), "*", ms=13, color=OURS, mec="white",
                   label="default triggers")  # fmt: skip
     axis.axhline(1, color=QUIET, lw=0.9, ls=":")
     # A level that is missed must be seen, too.
     axis.axhline(TOP, color=QUIET, lw=0.9, ls=":")
     axis.annotate("missed, or more", (0.01, TOP), xycoords=("axes fraction", "data"),
-                  va="bottom", fontsize=7.5, color=QUIET)  # fmt: skip
-    axis.set(xscale="log", ylabel="steps over the reference's", ylim=(0, 1.05 * TOP))
-    axis.xaxis.set_major_formatter(ScalarFormatter())
-    axis.xaxis.set_minor_formatter(ScalarFormatter())
-    axis.set_title(f"{weights} weights, over {reading['reference']['name']}")
+                  va="bottom", fontsize=8, color=QUIET)  # fmt: skip
+    axis.set(ylabel="steps [ratio]", ylim=(0, 1.08 * TOP))
+    _steps(axis)
+    axis.set_title(f"steps over the refinement's, {weights} weights", fontsize=9)
 
 
 def _finite(values) -> np.ndarray:

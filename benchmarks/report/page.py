@@ -42,7 +42,8 @@ def write(results: Results, output: Path) -> None:
         ladders = {next(iter(race["levels"])): race["ladder"], **race.get("ladders", {})}
         for level, climbed in ladders.items():
             console.print(ladder_table(level, climbed, race["metric"]))
-        _link(console, results.folder / f"{name}.png", output)
+        for picture in (f"{name}.png", f"{name}-run.png"):
+            _link(console, results.folder / picture, output)
         console.print("Environment:", race.get("environment"))
     for name, content in results.others.items():
         console.rule(name)

@@ -48,7 +48,7 @@ def spectrum(
 
     A first Lanczos run of ``num_steps`` products gives the ``top`` eigenpairs of largest
     :math:`|\lambda|`. Its converged Ritz pairs (residual below :math:`10^{-3} |\lambda|`, at
-    most ``max(top, num_steps // 2)`` of them) count exactly, and the operator is projected
+    most ``max(top, num_steps // 2)`` of them) are taken as exact, and the operator is projected
     off them. Then ``num_starts`` random Lanczos runs measure the rest by quadrature:
 
     .. math:: \sum_i f(\lambda_i) \approx \sum_{\text{converged}} f(\theta_j)
@@ -57,8 +57,9 @@ def spectrum(
     The few outliers that dominate the variance of a random trace thus add nothing to it.
     Traces are unbiased, ratios to first order. The rank and the density are those of Ritz
     values, which resolve the bulk as far as the steps allow. The error of every figure that
-    the steps may not resolve includes what their last third changed. It is infinite, and the
-    table says "unresolved", where that is more than half of the figure: take more steps.
+    the steps may not resolve includes how much the last third of the steps changed it. It is
+    infinite, and the table says "unresolved", where that is more than half of the figure: take
+    more steps.
 
     Let the model run in evaluation mode: :mod:`fgo_jax.curvature` says how.
 

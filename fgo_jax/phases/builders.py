@@ -72,10 +72,10 @@ def reask(
 ) -> Phase:
     r"""Phase 2: a natural gradient at the constant rate :math:`(1 - c)\,\eta(t)`.
 
-    There are two ways to damp the noise of single gradients. The paper cuts the rate by c.
-    A share of :func:`fgo_jax.slow_momentum` damps the noise as much and keeps the rate of the
-    mean gradient. The defaults are the paper's; :func:`fgo_jax.target_acquisition` passes
-    ``cut=0.0, slow_share=0.5``.
+    There are two ways to damp the noise of single gradients. The paper cuts the rate by c. To take
+    a share of each update from :func:`fgo_jax.slow_momentum` damps the noise as much, and the
+    mean gradient keeps its full rate. The defaults are the paper's;
+    :func:`fgo_jax.target_acquisition` passes ``cut=0.0, slow_share=0.5``.
 
     Args:
       learning_rate: the peak :math:`\eta` of acquisition; a number or an optax schedule.

@@ -50,7 +50,7 @@ def adaptive(
     floor: float = 0.0,
     onset: float | None = None,
 ) -> Decay:
-    r"""Falls as the slow momentum loses its energy: at most as 1/t, not at all while it lasts.
+    r"""Falls while the slow momentum loses energy, never faster than 1/t.
 
     The energy (squared norm) of the slow momentum is measured every ten steps. It falls as
     :math:`t^{-q}`: q is 0 where past directions agree, 1 where they are independent noise,
@@ -65,8 +65,8 @@ def adaptive(
     With the onset :math:`q_0 = 0` noise is a reason to fall. That is right for raw weights,
     which hold the last step's noise. With :math:`q_0 = 1` only rest is a reason. That is
     right for averaged weights, since the average damps noise at any rate. Under a rate that
-    falls as :math:`t^{-p}` resting parameters have q = 2 - p. A rate at rest therefore comes
-    to fall as 1/t with the onset 0, and as 1/sqrt(t) with the onset 1.
+    falls as :math:`t^{-p}` resting parameters have q = 2 - p. Once they rest, the
+    rate therefore falls as 1/t with the onset 0, and as 1/sqrt(t) with the onset 1.
 
     It needs a slow momentum: a positive ``slow_share`` of the phase.
 
@@ -111,7 +111,7 @@ def adaptive(
 
 
 def hyperbolic(steps: int | None = None, *, ratio: float = 1.0, floor: float = 0.0) -> Decay:
-    """1 / (1 + s/L): it never ends, so it still arrives when it began too early.
+    """1 / (1 + s/L): it never ends, so a start that was too early does no lasting harm.
 
     Args:
       steps: L, in updates. None: ``ratio`` times the updates before the phase.

@@ -43,7 +43,8 @@ def describe(optimizer: optax.GradientTransformation, params: Any) -> str:
     Source: this library.
     """
     with listening() as notes:
-        state = jax.eval_shape(optimizer.init, params)
+        # A function of its own: JAX remembers what it has traced, and would not call `init` again.
+        state = jax.eval_shape(lambda params: optimizer.init(params), params)
     lines: list[str] = []
     for name in dict.fromkeys(note.transform for note in notes):
         mine = list(dict.fromkeys(note for note in notes if note.transform == name))

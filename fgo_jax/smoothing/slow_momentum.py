@@ -79,10 +79,10 @@ def slow_momentum(
 
     with the direction u and t directions in the mean m. The weight of direction s in m is
     proportional to :math:`s^{1/c - 1}`, so the memory is a constant share, about c, of the
-    steps taken. The part common to successive directions passes at full length. Their noise
-    is reduced to a share of :math:`1 - \sigma` and, after a while, little more. Directions
-    in which the loss is flat gain most: gradients there are mostly noise, and a high learning
-    rate does harm only through that noise.
+    steps taken. What successive directions have in common passes unchanged. After a while
+    their noise is multiplied by little more than :math:`1 - \sigma`. Directions in which the
+    loss is flat gain most: gradients there are mostly noise, and a high learning rate does harm
+    only through that noise.
 
     Put it after the transform that makes the direction and before the learning rate:
     ``optax.chain(optax.scale_by_adam(), fgo.slow_momentum(), optax.scale_by_learning_rate(lr))``.

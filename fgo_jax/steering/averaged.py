@@ -71,6 +71,11 @@ def eval_params(opt_state: Any, params: Any) -> Any:
     return wrapped_like(averaged, params)
 
 
+def averaged_or_last(opt_state: Any, params: Any) -> Any:
+    """The averaged weights where the state holds an average, otherwise the parameters."""
+    return eval_params(opt_state, params) if next(_averages(opt_state), None) else params
+
+
 def _averages(tree: Any, unit: Any = 1.0) -> Iterator[tuple[Any, Callable[[Any, Any], Any]]]:
     """What each average keeps, and the function of its leaves and the parameters'."""
     for node in _nodes(tree, _HOLDERS):

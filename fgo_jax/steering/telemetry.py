@@ -37,7 +37,9 @@ def telemetry(opt_state: Any) -> dict[str, jax.Array]:
       :func:`fgo_jax.scale_by_layer_noise`;
     - ``skipped_steps``, ``stop``.
 
-    :func:`fgo_jax.explain` says the same in words. A whole history needs no other function.
+    The section "Seven terms" of ``benchmarks/README.md`` explains agreement, energy rank, energy
+    exponent, slow momentum, hand-over and metric. :func:`fgo_jax.explain` says the same as the
+    numbers in words. A whole history needs no other function.
     Return the telemetry from the step of a `jax.lax.scan`, which stacks each number to [steps]::
 
         def step(carry, batch):

@@ -9,7 +9,7 @@ from fgo_jax.triggers.trends import increasing, stall, stopped_falling
 from fgo_jax.triggers.trigger import Trigger, if_given
 
 
-def defaults(signals: Collection[str] | None = None) -> dict[str, Trigger]:
+def defaults(signals: Collection[str] | None = None, *, patience: int = 10) -> dict[str, Trigger]:
     """The triggers of :func:`fgo_jax.target_acquisition`, by the phase that each ends.
 
     - ``acquisition``: the dimension of the gradient noise has stopped falling, successive
@@ -18,12 +18,14 @@ def defaults(signals: Collection[str] | None = None) -> dict[str, Trigger]:
     - ``reask``: successive gradients agree in less than three quarters of their energy.
       Only :func:`fgo_jax.probes.gradient_stream` measures that agreement. With another probe
       acquisition ends without it, and re-ask when the dimension is at rest.
-    - ``execution``: ten reported validations in a row brought no improvement. This raises the
-      flag of :func:`fgo_jax.should_stop`. Without a ``validation_value`` it never holds; NaN is one
-      that was not measured, and a value held over several steps is one report.
+    - ``execution``: ``patience`` reported validations in a row brought no improvement of a
+      thousandth, as :func:`fgo_jax.triggers.plateau` measures it. This raises the flag of
+      :func:`fgo_jax.should_stop`. Without a ``validation_value`` it never holds; NaN is one that
+      was not measured, and a value held over several steps is one report.
 
     Args:
       signals: the names that the probe measures; None for those of the default probe.
+      patience: of the trigger of ``execution``, in reports.
 
     Returns:
       A dict from the phase's name to its trigger. Pass the ones that you change to
@@ -31,6 +33,7 @@ def defaults(signals: Collection[str] | None = None) -> dict[str, Trigger]:
 
     Raises:
       TypeError: for signals that are no collection of names.
+      ValueError: for a patience that is not a positive integer.
 
     Example:
       >>> import fgo_jax as fgo
@@ -47,5 +50,5 @@ def defaults(signals: Collection[str] | None = None) -> dict[str, Trigger]:
     return {
         "acquisition": ends & if_given(~increasing("loss"), "loss", otherwise=1),
         "reask": rests,
-        "execution": if_given(plateau("validation", patience=10), "validation", otherwise=0),
+        "execution": if_given(plateau("validation", patience=patience), "validation", otherwise=0),
     }

@@ -43,7 +43,7 @@ def test_outliers_are_marked_on_the_density(report):
     for outlier in (50.0, 20.0, -8.0):  # one eigenvalue under a kernel of a tenth of a decade
         height = y[np.argmin(np.abs(x - outlier))]
         np.testing.assert_allclose(height, 1.0 / (0.1 * (2 * np.pi) ** 0.5), rtol=0.1)
-    assert ax.get_xlabel() == "eigenvalue"
+    assert ax.get_xlabel() == "eigenvalue [loss / parameter$^2$]"
     assert ax.get_ylabel() == "eigenvalues per decade"
     assert ax.get_title() == "operator: 30 parameters, one batch"
     explained = [text.get_text() for text in ax.get_legend().get_texts()]

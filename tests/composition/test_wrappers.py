@@ -58,6 +58,7 @@ WITHOUT_EFFECT = {
     "named_chain": lambda tx: optax.named_chain(("first", optax.identity()), ("fgo", tx)),
     "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
     "masked nowhere": lambda tx: optax.masked(tx, True),
+    "keep_best": fgo.keep_best,
 }
 
 

@@ -201,6 +201,11 @@ TABLE = (
         weight=optax.linear_schedule(1.0, 0.0, 100),
     ),
     Row("accumulate", lambda rate: fgo.accumulate(optax.adam(rate), 2)),
+    Row(
+        "keep_best",
+        lambda rate: fgo.keep_best(optax.adam(rate)),
+        extras={"validation_value": jnp.float32(1.0)},
+    ),
     _direction("scale_by_layer_noise", fgo.scale_by_layer_noise, direction=optax.scale_by_adam()),
     Row("clip_by_softmax_radius", _limited(fgo.clip_by_softmax_radius, radius=20.0)),
     Row(

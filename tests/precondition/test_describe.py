@@ -77,6 +77,14 @@ def test_kfac_tells_the_layers_and_what_is_diagonal():
     assert "a diagonal Fisher" in found["params/LayerNorm_0/scale"]
 
 
+def test_it_says_the_same_to_whoever_has_traced_the_state_before():
+    tx = fgo.scale_by_kronecker_fisher()
+    first = fgo.describe(tx, PARAMS)
+    jax.eval_shape(tx.init, PARAMS)
+    assert fgo.describe(tx, PARAMS) == first
+    assert "1 x 3 blocks" in first
+
+
 def test_any_other_optimizer_has_its_total_alone():
     params = {"w": jnp.ones((10, 10)), "b": jnp.ones(0)}
     assert fgo.describe(optax.adam(0.1), params) == "state: 804 bytes, 8.0 bytes per parameter"

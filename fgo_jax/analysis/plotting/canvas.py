@@ -11,7 +11,7 @@ BLUE, VERMILLION, ORANGE, GREEN = "#0072B2", "#D55E00", "#E69F00", "#009E73"
 INK, QUIET, RULE = "#22262b", "#5f6670", "#d9dde3"
 # A positive curve gets a logarithmic axis where it spans a larger factor than the first, and what
 # lies below the highest by more than the second is left out: a loss may be zero.
-_SPAN, _DEEPEST = 8.0, 1e5
+_SPAN, _DEEPEST = 8.0, 1e9
 
 
 def pyplot() -> Any:

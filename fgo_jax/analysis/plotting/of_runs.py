@@ -32,6 +32,8 @@ _VERDICTS = {
 }
 # So many medians, so that a run of a million steps costs no more to draw.
 _BLOCKS = 200
+# More validations than these would be one thick line of marks.
+_MARKED = 60
 
 
 def run(
@@ -192,18 +194,21 @@ def _draw_losses(axis: Any, record: Record, losses: list[str]) -> None:
     steps, drawn = record.steps, []
     if "loss" in losses:
         loss = _finite(record.numbers["loss"])
-        axis.plot(steps, loss, color="#9aa1ab", lw=0.7, label="training, as recorded")
         wide = -(-len(steps) // _BLOCKS)
+        style = {"color": "#9aa1ab", "lw": 0.7} if wide > 1 else {"color": canvas.INK, "lw": 1.6}
+        axis.plot(steps, loss, label="training, as recorded", **style)
         blocks = [slice(i, i + wide) for i in range(0, len(steps), wide)]
         blocks = [block for block in blocks if np.any(np.isfinite(loss[block]))]
         drawn.append(np.array([np.nanmedian(loss[block]) for block in blocks]))
         centres = [np.mean(steps[block]) for block in blocks]
-        label = f"training, medians of {wide}"
-        axis.plot(centres, drawn[-1], color=canvas.INK, lw=1.6, label=label)
+        if wide > 1:
+            label = f"training, medians of {wide}"
+            axis.plot(centres, drawn[-1], color=canvas.INK, lw=1.6, label=label)
     if "validation" in losses:
         newest = _finite(record.numbers["validation"])
         fresh = np.isfinite(newest) & (np.append(np.nan, newest[:-1]) != newest)
-        style = {"color": canvas.VERMILLION, "ls": "--", "marker": "o", "ms": 3, "lw": 1.2}
+        style = {"color": canvas.VERMILLION, "ls": "--", "ms": 3, "lw": 1.2}
+        style["marker"] = "o" if np.sum(fresh) <= _MARKED else ""
         axis.plot(steps[fresh], newest[fresh], label="validation", **style)
         drawn.append(newest[fresh])
     skipped = np.flatnonzero(np.diff(record.numbers.get("skipped_steps", [0.0])) > 0) + 1

@@ -10,6 +10,7 @@ from fgo_jax.analysis.plotting import canvas
 from fgo_jax.analysis.report import SpectrumReport
 
 _BULK, _OUTLIER = canvas.BLUE, canvas.VERMILLION
+_UNIT = "[loss / parameter$^2$]"
 # Below this many eigenvalues per decade there is only the tail of the kernel.
 _FLOOR = 0.03
 
@@ -97,7 +98,7 @@ def spectral_density(
     ax.set_xlim(x[0], x[-1])
     ax.set_ylim(_FLOOR, top)
     _ticks(ax, density.linear_width, x[0], x[-1])
-    ax.set_xlabel("eigenvalue")
+    ax.set_xlabel(f"eigenvalue {_UNIT}")
     ax.set_ylabel("eigenvalues per decade")
     handles, labels = ax.get_legend_handles_labels()
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "frameon": False}
@@ -176,7 +177,7 @@ def layers(report: SpectrumReport, ax: Any = None) -> Any:
         ratio = float(part.participation_ratio.value)
         ax.text(end * (high / low) ** 0.02, y, f"PR {ratio:.3g}", va="center", fontsize="small")
     ax.set_yticks(place, [f"{name} ({part.dimension:,})" for name, part in parts])
-    ax.set_xlabel("curvature (size of the eigenvalue)")
+    ax.set_xlabel(f"size of the eigenvalue {_UNIT}")
     ax.set_ylabel("layer (parameters)")
     handles, labels = ax.get_legend_handles_labels()
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "frameon": False}

@@ -158,9 +158,8 @@ def _identify(nn: Any, module: Any, method: str, held: Mapping[str, Any]) -> See
 def kfac_layers(predict_fn: Callable[[Any, Any], Any], params: Any, batch: Any) -> dict[str, Axes]:
     """Finds the layers of a Flax model that K-FAC can capture, from shapes alone.
 
-    :func:`fgo_jax.scale_by_kfac` needs them as ``layers=`` where the shapes of kernel and bias do
-    not tell inputs from outputs: for a kernel of three or more axes without a bias. The model is
-    traced and nothing is computed.
+    :func:`fgo_jax.scale_by_kfac` asks for them as ``layers=`` where the shapes of kernel and bias
+    do not tell inputs from outputs. The model is traced and nothing is computed.
 
     A kernel of shape stack + inputs + outputs is a matrix [prod(inputs), prod(outputs)], once for
     each of the prod(stack) copies of the layer.

@@ -13,6 +13,9 @@ import jax.numpy as jnp
 # Globs of paths of leaves ("encoder/Dense_0/kernel"), or a function path -> bool.
 Paths = str | Sequence[str] | Callable[[str], bool]
 
+# What Flax's attention calls its layers with several output axes.
+_TO_HEADS = ("query", "key", "value")
+
 WAY_OUT = (
     "give it a diagonal Fisher with diagonal=[{paths}] (globs or a function of the path), or "
     "another optimizer with optax.partition"
@@ -169,10 +172,16 @@ def _layer(
 
 
 def _guess(module: str, kernel: tuple[int, ...], bias: tuple[int, ...] | None) -> Axes:
-    """The axes of a kernel, from its shape and the shape of its bias (the output axes)."""
+    """The axes of a kernel, from its shape and the shape of its bias (the output axes).
+
+    Without a bias, which is how layers before a batch normalisation are made, a kernel is taken
+    for a convolution's, or for one of Flax's attention. If the model then uses it in another way,
+    the first update raises.
+    """
     possible = []
-    if bias is None and len(kernel) == 2:
-        possible.append(Axes("linear", 0, 1))
+    if bias is None and len(kernel) > 1:
+        from_heads = module.rpartition("/")[2] not in _TO_HEADS
+        possible.append(Axes("linear", 0, len(kernel) - 1 if from_heads else 1))
     if bias is not None and 0 < len(bias) < len(kernel):
         if kernel[-len(bias) :] == bias:
             possible.append(Axes("linear", 0, len(kernel) - len(bias)))

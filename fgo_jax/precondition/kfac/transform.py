@@ -132,8 +132,10 @@ def scale_by_kfac(
       approximation: ``"expand"`` or ``"reduce"``.
       diagonal: parameters with a diagonal Fisher: a glob or globs of paths such as
         ``"Embed_0/*"``, or ``path -> bool``.
-      layers: the result of :func:`fgo_jax.precondition.kfac_layers`. It is needed where a kernel
-        of three or more axes has no bias to tell its outputs from its inputs.
+      layers: the result of :func:`fgo_jax.precondition.kfac_layers`. Without it the shapes of
+        kernel and bias tell inputs from outputs, and a kernel without a bias is a convolution's or
+        of Flax's attention. Where they do not tell, or the model says otherwise, an error asks
+        for it. :func:`fgo_jax.describe` prints what is taken for what.
       weights: where the batch holds one weight per row, as in :func:`fgo_jax.curvature.ggn`.
       max_dim: longest side with a full factor; longer ones have a diagonal one.
       axis_name: inside `jax.pmap` or `jax.shard_map`: the axis over which factors are averaged.

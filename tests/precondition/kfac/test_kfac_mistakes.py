@@ -55,21 +55,54 @@ def test_what_cannot_be_captured_is_named_with_a_way_out(what, message):
     step(fgo.scale_by_kfac(fn, "squared_error", diagonal=lambda path: True))
 
 
-def test_kernels_without_a_bias_need_their_layers():
+class Unbiased(nn.Module):
+    """What stands before normalisations, attention, and a layer with two output axes."""
+
+    odd: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        if self.odd:
+            return nn.DenseGeneral((2, 3), use_bias=False)(x)
+        x = nn.Conv(6, (3,), use_bias=False)(x)
+        x = nn.BatchNorm(use_running_average=False)(x)
+        return nn.MultiHeadDotProductAttention(2, use_bias=False)(x)
+
+
+def test_kernels_without_a_bias_are_inferred():
     x = jnp.ones((4, 5, 6))
-    model = nn.MultiHeadDotProductAttention(2, use_bias=False)
-    params = model.init(jax.random.key(0), x)["params"]
+    params = Unbiased().init(jax.random.key(0), x)["params"]
 
     def fn(p, x):
-        return model.apply({"params": p}, x)
+        return Unbiased().apply({"params": p}, x, mutable=["batch_stats"])[0]
 
-    with pytest.raises(ValueError, match=r"do not tell .*kfac_layers\(predict_fn, params, batch"):
-        fgo.scale_by_kfac(fn).init(params)
     layers = fgo.precondition.kfac_layers(fn, params, jax.eval_shape(lambda: x))
-    assert {name: (axes.stack, axes.inputs) for name, axes in layers.items()} == {
-        "query": (0, 1), "key": (0, 1), "value": (0, 1), "out": (0, 2),
-    }  # fmt: skip
-    tx = fgo.scale_by_kfac(fn, layers=layers)
+    read = {path.rpartition("/")[2]: (axes.stack, axes.inputs) for path, axes in layers.items()}
+    assert read == {
+        "Conv_0": (0, 2),
+        "query": (0, 1),
+        "key": (0, 1),
+        "value": (0, 1),
+        "out": (0, 2),
+    }
+    named, guessed = fgo.scale_by_kfac(fn, layers=layers), fgo.scale_by_kfac(fn)
+    shapes = [jax.eval_shape(tx.init, params) for tx in (named, guessed)]
+    assert shapes[0] == shapes[1]
+    assert "kernel of linear layer Conv_0: factors of 18 and 6" in fgo.describe(guessed, params)
+    jax.eval_shape(lambda p: guessed.update(p, guessed.init(p), p, batch=x), params)
+
+
+def test_a_kernel_without_a_bias_that_is_no_convolution_asks_for_its_layers():
+    x = jnp.ones((4, 5))
+    params = Unbiased(odd=True).init(jax.random.key(0), x)["params"]
+
+    def fn(p, x):
+        return Unbiased(odd=True).apply({"params": p}, x)
+
+    tx = fgo.scale_by_kfac(fn)
+    with pytest.raises(ValueError, match=r"pass layers=.*kfac_layers\(predict_fn, params, batch"):
+        jax.eval_shape(lambda p: tx.update(p, tx.init(p), p, batch=x), params)
+    tx = fgo.scale_by_kfac(fn, layers=fgo.precondition.kfac_layers(fn, params, x))
     jax.eval_shape(lambda p: tx.update(p, tx.init(p), p, batch=x), params)
 
 
