@@ -17,11 +17,11 @@ FISMO = [
         ("multiply(view, g, root, 1 - side)", "g", "a factor is of raw gradients"),
     ),
     *mutations(
-        "precondition/fismo/transform.py",
+        "precondition/fismo/between_factors.py",
         "precondition/fismo/test_fismo_metric.py",
         (
-            "jnp.square(first[i] / bias_correction(beta, step))",
-            "jnp.square(first[i])",
+            "m = first[i] / bias_correction(beta, step)",
+            "m = first[i]",
             "the metric of a matrix is biased",
         ),
         (
@@ -40,8 +40,8 @@ FISMO = [
             "the first metric divides by zero",
         ),
         (
-            "(f32(consistent_rms) * max(view.dims) ** 0.5)",
-            "f32(consistent_rms)",
+            "(f32(rule.consistent_rms) * max(view.dims) ** 0.5)",
+            "f32(rule.consistent_rms)",
             "the RMS depends on the shape",
         ),
     ),

@@ -15,7 +15,7 @@ from fgo_jax.precondition.shared.modes import Modes
 
 
 def between(view: Modes, x: jax.Array, roots: Pair) -> jax.Array:
-    """P^-1/2 X Q^-1/2."""
+    """P^-a X Q^-a, where the roots are of power -a."""
     for side, root in enumerate(roots):
         x = multiply(view, x, root, side)
     return x
@@ -40,8 +40,17 @@ def orthogonalised(
     beta: Any,
     coefficients: Sequence[Sequence[Any]],
     eps: Any,
+    coupled: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """(whitened momentum M, P^-1/2 polar(M) Q^-1/2)."""
-    m = beta * first + (1 - beta) * between(view, g, roots)
-    u = newton_schulz(m / bias_correction(beta, step), view, coefficients, eps)
-    return m, between(view, u, roots)
+    """(momentum M of whitened gradients, P^-a polar(M) Q^-a) if coupled.
+
+    If not, M is of raw gradients, and P^-a polar(P^-a M Q^-a) Q^-a has the norm of its polar(.).
+    """
+    m = beta * first + (1 - beta) * (between(view, g, roots) if coupled else g)
+    u = m / bias_correction(beta, step)
+    polar = newton_schulz(u if coupled else between(view, u, roots), view, coefficients, eps)
+    u = between(view, polar, roots)
+    if not coupled:
+        wanted, given = (view.reduce(jnp.sum, jnp.square(x)) for x in (polar, u))
+        u = u * jnp.sqrt(wanted / jnp.where(given > 0, given, 1.0))
+    return m, u

@@ -2,49 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 
 from fgo_jax import _checks
-from fgo_jax.linalg import mesh
-from fgo_jax.precondition.fismo import directions, whitening
-from fgo_jax.precondition.shared.leaves import (
-    bias_correction,
-    check_floating,
-    empty_field,
-    f32,
-    usable_leaves,
-)
-from fgo_jax.precondition.shared.matrix_view import (
-    DimensionNumbers,
-    newton_schulz_coefficients,
-    views,
-)
-from fgo_jax.precondition.shared.modes import Modes
-from fgo_jax.precondition.shared.notes import note
+from fgo_jax.precondition.fismo.between_factors import Rule, between_factors
+from fgo_jax.precondition.shared.matrix_view import DimensionNumbers, newton_schulz_coefficients
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
-
-_NAME = "scale_by_fismo"
-
-
-class ScaleByFismoState(NamedTuple):
-    """State of :func:`scale_by_fismo`, grouped by how often it changes.
-
-    `optax.tree.map_params` treats every field but `first_moment` as one value that is not
-    parameter-shaped.
-    """
-
-    fisher_step: jax.Array  # shape=(), dtype=jnp.int32.
-    first_moment: Any  # like params, dtype=jnp.float32; whitened coordinates for matrices.
-    second_moment: Any  # tuple, an array like each leaf, dtype=jnp.float32; None for matrices.
-    # A tuple with a pair (P, Q) for each leaf, shape=(*batch, d, d), dtype=jnp.float32. A side
-    # above max_dim has None; a leaf that is no matrix has ().
-    factors: Any  # changes at every step.
-    roots: Any  # like factors, P^-1/2 and Q^-1/2; changes at a refresh.
 
 
 def scale_by_fismo(
@@ -174,124 +140,21 @@ def scale_by_fismo(
     _checks.positive_int("max_dim", max_dim)
     if consistent_rms is not None:
         _checks.positive("consistent_rms", consistent_rms)
-    coefficients = newton_schulz_coefficients(ns_coeffs, ns_steps)
-    beta, factor_decay, damping, eps = map(f32, (beta, factor_decay, damping, eps))
-    adam_b1, adam_b2 = f32(adam_b1), f32(adam_b2)
-
-    def init(params: Any) -> ScaleByFismoState:
-        leaves = jax.tree.leaves(params)
-        check_floating(_NAME, leaves)
-        pairs = list(zip(leaves, views(weight_dimension_numbers, params), strict=True))
-        note(_NAME, params, [whitening.treatment(*pair, max_dim) for pair in pairs])
-
-        def per_leaf(start: Callable[[Any, Any], Any]) -> Any:
-            return tuple(start(*pair) for pair in pairs) if leaves else empty_field()
-
-        def second_moment(x: Any, view: Modes | None) -> Any:
-            return optax.tree.zeros_like(x, dtype=jnp.float32) if view is None else None
-
-        def identities(x: Any, view: Modes | None) -> Any:
-            return () if view is None else whitening.identities(x, view, max_dim)
-
-        return ScaleByFismoState(
-            fisher_step=jnp.zeros((), jnp.int32),
-            first_moment=optax.tree.zeros_like(params, dtype=jnp.float32),
-            second_moment=per_leaf(second_moment),
-            factors=per_leaf(identities),
-            roots=per_leaf(identities),
-        )
-
-    def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
-        del params, extra_args
-        leaves, treedef = jax.tree.flatten(updates)
-        step = jnp.asarray(optax.safe_increment(state.fisher_step))
-        if not leaves:
-            return updates, state._replace(fisher_step=step)
-        check_floating(_NAME, leaves)
-        found = views(weight_dimension_numbers, updates)
-        first, second = treedef.flatten_up_to(state.first_moment), list(state.second_moment)
-        grads, finite = usable_leaves(leaves, found)
-        due = state.fisher_step % jnp.asarray(refresh_every, jnp.int32) == 0
-        factors, roots = _whitened(
-            grads,
-            finite,
-            found,
-            state,
-            unit_gradients,
-            decay=factor_decay,
-            damping=damping,
-            due=due,
-        )
-
-        out = []
-        for i, (g, view, good, leaf) in enumerate(zip(grads, found, finite, leaves, strict=True)):
-            if view is None:
-                m, v, u = directions.adam(g, first[i], second[i], step, adam_b1, adam_b2, eps)
-                second[i] = jnp.where(good & jnp.isfinite(v), v, second[i])
-            else:
-                m, u = directions.orthogonalised(
-                    g, first[i], roots[i], view, step, beta, coefficients, eps
-                )
-                good = good & jnp.isfinite(view.reduce(jnp.sum, jnp.square(m)))
-                if consistent_rms is not None:
-                    u = u * (f32(consistent_rms) * max(view.dims) ** 0.5)
-            first[i] = jnp.where(good, m, first[i])
-            # An elementwise function of the leaf is sharded like it.
-            u = jnp.where(jnp.isfinite(leaf) & good, u, 0.0)
-            out.append(u.astype(jnp.result_type(leaf)))
-
-        new = ScaleByFismoState(
-            fisher_step=step,
-            first_moment=treedef.unflatten(first),
-            second_moment=tuple(second),
-            factors=factors,
-            roots=roots,
-        )
-        return treedef.unflatten(out), optax.tree.cast_like(new, state)
-
-    def metric(grads: Any, state: Any) -> Any:
-        leaves, treedef = jax.tree.flatten(grads)
-        check_floating(_NAME, leaves)
-        found = views(weight_dimension_numbers, grads)
-        first = treedef.flatten_up_to(state.first_moment)
-        step = jnp.maximum(state.fisher_step, 1)
-        rows = []
-        for i, (leaf, view) in enumerate(zip(leaves, found, strict=True)):
-            g = jnp.asarray(leaf, jnp.float32)
-            if view is None:
-                size = jnp.sqrt(state.second_moment[i] / bias_correction(adam_b2, step)) + eps
-            else:
-                g = directions.between(view, g, state.roots[i])
-                square = view.reduce(jnp.sum, jnp.square(first[i] / bias_correction(beta, step)))
-                size = jnp.sqrt(square / min(view.dims)) + eps
-            rows.append(g / jnp.where(state.fisher_step == 0, 1.0, jnp.sqrt(size)))
-        return treedef.unflatten(rows)
-
-    return Preconditioner(init, update, metric)
-
-
-def _whitened(
-    grads: Sequence[jax.Array],
-    finite: Sequence[jax.Array],
-    found: Sequence[Modes | None],
-    state: ScaleByFismoState,
-    unit_gradients: bool,
-    **how: Any,
-) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """The factors and roots of all leaves after a step, as `whitening.advance` makes them."""
-    factors, roots = list(state.factors), list(state.roots)
-    matrices = {i: view for i, view in enumerate(found) if view is not None}
-    if not matrices:
-        return tuple(factors), tuple(roots)
-    old = [mesh.replicate((factors[i], roots[i]), grads[i]) for i in matrices]
-    observed = [
-        whitening.unit(grads[i], view) if unit_gradients else grads[i]
-        for i, view in matrices.items()
-    ]
-    new = whitening.advance(observed, list(matrices.values()), *zip(*old, strict=True), **how)
-    for (i, view), before, *after in zip(matrices.items(), old, *new, strict=True):
-        # The roots as well: those of a skipped gradient come from a factor that only damping moved.
-        good = view.per_factor(finite[i])
-        keep = lambda new, old, good=good: jnp.where(good, new, old)  # noqa: E731
-        factors[i], roots[i] = jax.tree.map(keep, tuple(after), before)
-    return tuple(factors), tuple(roots)
+    rule = Rule(
+        name="scale_by_fismo",
+        power=0.5,
+        coupled=True,
+        unit_gradients=unit_gradients,
+        beta=beta,
+        factor_decay=factor_decay,
+        damping=damping,
+        refresh_every=refresh_every,
+        coefficients=newton_schulz_coefficients(ns_coeffs, ns_steps),
+        eps=eps,
+        max_dim=max_dim,
+        adam_b1=adam_b1,
+        adam_b2=adam_b2,
+        consistent_rms=consistent_rms,
+        weight_dimension_numbers=weight_dimension_numbers,
+    )
+    return between_factors(rule)

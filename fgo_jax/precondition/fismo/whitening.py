@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -90,10 +91,13 @@ def advance(
     decay: Any,
     damping: Any,
     due: jax.Array,
+    power: float = 0.5,
+    coupled: bool = True,
 ) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
     """The next factors of all matrices, and their inverse roots: new ones if `due`.
 
-    One conditional holds both, because the rows' new roots whiten what the columns' factors see.
+    One conditional holds both, because the rows' new roots whiten what the columns' factors see
+    where sides are coupled.
     """
 
     def step(fresh: bool, grads: Any, factors: Any, roots: Any) -> tuple[Any, Any]:
@@ -102,10 +106,10 @@ def advance(
         for side in (0, 1):
             other = inverse[1 - side]
             for g, view, pair, root in zip(grads, found, factors, other, strict=True):
-                x = multiply(view, g, root, 1 - side)
+                x = multiply(view, g, root, 1 - side) if coupled else g
                 new[side].append(next_factor(pair[side], view, x, side, decay, damping))
             if fresh:
-                inverse[side] = inverse_roots(new[side])
+                inverse[side] = inverse_roots(new[side], power)
         return tuple(zip(*new, strict=True)), tuple(zip(*inverse, strict=True))
 
     return jax.lax.cond(
@@ -122,17 +126,21 @@ def _trace(factor: jax.Array) -> jax.Array:
     return jnp.trace(factor, axis1=-2, axis2=-1)[..., None, None]
 
 
-def inverse_roots(factors: Sequence[jax.Array | None]) -> list[jax.Array | None]:
-    """Inverse square roots of positive semi-definite matrices [*batch, d, d]; None stays None."""
+def inverse_roots(
+    factors: Sequence[jax.Array | None], power: float = 0.5
+) -> list[jax.Array | None]:
+    """Inverse roots of positive semi-definite matrices [*batch, d, d]; None stays None."""
     given = {i: factor for i, factor in enumerate(factors) if factor is not None}
-    found = over_matrices(_inverse_root, list(given.values()))
+    root = functools.partial(_inverse_root, power=power)
+    found = over_matrices(root, list(given.values()))
     roots = dict(zip(given, found, strict=True))
     return [roots.get(i) for i in range(len(factors))]
 
 
-def _inverse_root(factor: jax.Array) -> jax.Array:
+def _inverse_root(factor: jax.Array, power: float) -> jax.Array:
     values, vectors = jnp.linalg.eigh(factor)
     # Smaller eigenvalues are rounding errors.
     least = factor.shape[0] * _ROUNDING * values[-1]
-    values = 1 / jnp.sqrt(jnp.maximum(values, least))
+    values = jnp.maximum(values, least)
+    values = 1 / jnp.sqrt(values) if power == 0.5 else values**-power
     return jnp.matmul(vectors * values[None, :], vectors.T, precision="highest")
