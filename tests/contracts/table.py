@@ -93,7 +93,9 @@ def _primal(learning_rate):
 
 
 def _triple_momentum(rate):
-    return fgo.triple_momentum(1.0 / rate, 0.1 / rate)
+    # It is linear in the gradient, so a factor behind it is one of its own rate.
+    descent = optax.chain(fgo.triple_momentum(1.0, 0.1), optax.scale(-1.0))
+    return optax.chain(descent, optax.scale_by_learning_rate(rate))
 
 
 def _levelled():
