@@ -12,6 +12,7 @@ from fgo_jax.precondition import (
     clip_by_softmax_radius,
     describe,
     graft,
+    orthogonalise,
     scale_by_diagonal_fisher,
     scale_by_fismo,
     scale_by_friction_limit,
@@ -19,6 +20,7 @@ from fgo_jax.precondition import (
     scale_by_kronecker_fisher,
     scale_by_layer_noise,
     scale_by_low_rank_fisher,
+    scale_by_mousse,
 )
 from fgo_jax.precondition.aliases import fismo, kfac, kronecker_fisher
 from fgo_jax.protocol import STATIC_ARGS, target_acquisition
@@ -57,6 +59,7 @@ __all__ = [
     "kfac",
     "kronecker_fisher",
     "linalg",
+    "orthogonalise",
     "phased",
     "plotting",
     "precondition",
@@ -70,6 +73,7 @@ __all__ = [
     "scale_by_kronecker_fisher",
     "scale_by_layer_noise",
     "scale_by_low_rank_fisher",
+    "scale_by_mousse",
     "scale_by_primal_averaging",
     "should_stop",
     "slow_momentum",

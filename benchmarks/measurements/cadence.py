@@ -20,7 +20,7 @@ def cadence(probe: Probe, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
 
     def step(state: Any, number: jax.Array) -> tuple[Any, Any]:
         due = probe.due(state, number)
-        if not probe.requires:
+        if "batch" not in probe.requires:
             now = inputs._replace(step=number)
             state = jax.lax.cond(due, probe.measure, lambda _, old: old, now, state)
         return state, (due, state.evaluations)

@@ -34,7 +34,8 @@ from benchmarks.terminal import figures
 from fgo_jax.probes import Probe
 
 LIMITS = {
-    "gradient_stream": 0.01, "hutchinson": 0.03, "lanczos": 0.03, "clip_by_softmax_radius": 0.05,
+    "gradient_stream": 0.01, "hutchinson": 0.03, "lanczos": 0.03, "trajectory": 0.03,
+    "commutator": 0.03, "clip_by_softmax_radius": 0.05,
 }  # fmt: skip
 RATE = 1e-4  # of learning; small, so that thousands of steps leave the numbers ordinary
 # A timed probe is due from this step on, so one compiled program serves both timings.
@@ -62,6 +63,8 @@ def parts(workload: Workload) -> dict[str, Part]:
         "gradient_stream": fgo.probes.gradient_stream(),
         "hutchinson": fgo.probes.hutchinson(fisher),
         "lanczos": fgo.probes.lanczos(fisher),
+        "trajectory": fgo.probes.trajectory(),
+        "commutator": fgo.probes.commutator(workload.loss),
     }
     rates = {name: measurement_rate(probe, workload.horizon) for name, probe in probes.items()}
     added = {"controller": Part("adam", adam, controller)}

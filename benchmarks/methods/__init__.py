@@ -11,7 +11,6 @@ from benchmarks.methods import (
     muon,
     natural,
     other_triggers,
-    switches,
     three_phases,
 )
 from benchmarks.methods.method import TRANSFORM_TASKS, Method
@@ -25,9 +24,7 @@ METHODS: dict[str, Method] = {
     for method in module.METHODS
 }  # fmt: skip
 # These take settings that no grid tunes: parts of a study, never of a race.
-STUDIED: dict[str, Method] = {
-    method.name: method for module in (switches, changed_parts) for method in module.METHODS
-}
+STUDIED: dict[str, Method] = {method.name: method for method in changed_parts.METHODS}
 
 
 def contestants(task: Task) -> list[Method]:

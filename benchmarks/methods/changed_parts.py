@@ -1,4 +1,4 @@
-"""The three phases with one part changed."""
+"""The three phases with one part changed, or with switch times that are given."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +8,7 @@ import optax
 import fgo_jax as fgo
 from benchmarks.methods.method import Method
 from benchmarks.methods.three_phases import target_acquisition
+from benchmarks.rival_triggers import at_steps
 from benchmarks.tasks.task import Task
 
 DECAYS = (
@@ -54,7 +55,13 @@ def _changed(
     return Method(f"fgo_{name}", build, phased=True, cadence=10, needs_batch=needs_batch)
 
 
+def _at_steps(task, hp):
+    triggers = dict(zip(("acquisition", "reask"), at_steps(hp["first"], hp["second"]), strict=True))
+    return target_acquisition(task, hp, triggers=triggers)
+
+
 METHODS = (
+    Method("fgo_at_steps", _at_steps, phased=True, cadence=10, note="is told when to switch"),
     _changed("until_rest", lambda task: _UNTIL_REST),
     _changed("dimension_only", lambda task: _DIMENSION_ONLY),
     _changed("hutchinson", _curvature_probe("hutchinson"), needs_batch=True),

@@ -6,14 +6,7 @@ import optax
 
 import fgo_jax as fgo
 from benchmarks.methods import schedules
-from benchmarks.methods.method import (
-    KNOWS_T,
-    TRANSFORM_TASKS,
-    Method,
-    alone,
-    kronecker_fisher,
-    pair,
-)
+from benchmarks.methods.method import KNOWS_T, Method, alone, kronecker_fisher, pair
 
 _FIELDS: dict[str, Any] = {"natural": True, "cadence": 10}
 
@@ -21,11 +14,6 @@ _FIELDS: dict[str, Any] = {"natural": True, "cadence": 10}
 def _with_slow_momentum(task):
     """The parts of the phases from the first step on, without phases."""
     return optax.chain(kronecker_fisher(task), fgo.slow_momentum())
-
-
-def _shampoo(task):
-    """Inverse fourth roots of both factors; square roots of both would be power 1/2."""
-    return fgo.scale_by_kronecker_fisher(power=0.25, corrected=False)
 
 
 def _pair(name, schedule_of=schedules.constant, transform_of=kronecker_fisher, **fields):
@@ -45,22 +33,5 @@ METHODS = (
     _scheduled("two_step", schedules.two_step, KNOWS_T),
     _scheduled("cosine", schedules.cosine, KNOWS_T),
     _scheduled("wsd_1_minus_sqrt", schedules.wsd_1_minus_sqrt, KNOWS_T),
-    Method(
-        "shampoo_power",
-        alone(_shampoo),
-        only=TRANSFORM_TASKS,
-        transform="scale_by_kronecker_fisher(power=0.25, corrected=False)",
-        **_FIELDS,
-    ),
-    Method(
-        "natural_gradient_blocks",
-        # A quarter of the model's width.
-        alone(
-            lambda t: fgo.scale_by_kronecker_fisher(block_size=16 if t.name == "char_gpt" else 32)
-        ),
-        only=TRANSFORM_TASKS,
-        transform="scale_by_kronecker_fisher(block_size=width / 4)",
-        **_FIELDS,
-    ),
     *_pair("_slow_momentum", transform_of=_with_slow_momentum),
 )

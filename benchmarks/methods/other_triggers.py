@@ -38,10 +38,8 @@ _PARTS: dict[str, Callable[[Task], dict[str, Any]]] = {
         **_both(lambda: rivals.stationary(**_SASA_PLUS)),
     },
     "plateau": lambda _: _both(lambda: rivals.plateau_of_means(window=WINDOW)),
-    "weight_norm": lambda _: {
-        "probe": rivals.weight_norm(every=WINDOW),
-        **_both(rivals.bounced),
-    },
+    "weight_norm": lambda _: {"probe": rivals.weight_norm(every=WINDOW), **_both(rivals.bounced)},
+    "norms_at_rest": lambda _: {"probe": rivals.weight_norm(WINDOW), **_both(rivals.norms_at_rest)},
     "inflection": lambda _: {
         "probe": rivals.weight_norm(),
         **_both(lambda: rivals.inflected(every=WINDOW)),

@@ -10,9 +10,9 @@ from benchmarks.rival_triggers.angle import angular_velocity, saturated
 from benchmarks.rival_triggers.fixed import at_shares, at_steps
 from benchmarks.rival_triggers.mean_plateau import plateau_of_means
 from benchmarks.rival_triggers.stationarity import norm_drift, stationary
-from benchmarks.rival_triggers.weight_norm import bounced, inflected, weight_norm
+from benchmarks.rival_triggers.weight_norm import bounced, inflected, norms_at_rest, weight_norm
 
 __all__ = [
     "angular_velocity", "at_shares", "at_steps", "bounced", "inflected", "norm_drift",
-    "plateau_of_means", "saturated", "stationary", "weight_norm",
+    "norms_at_rest", "plateau_of_means", "saturated", "stationary", "weight_norm",
 ]  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fgo_jax.probes import Estimate, Probe, ProbeInputs
+from fgo_jax.probes import Estimate, Probe
 
 
 def parameter_probe(
@@ -22,14 +22,11 @@ def parameter_probe(
         unknown = jnp.full([], jnp.nan, jnp.float32)
         return {name: Estimate(value, unknown) for name, value in read(state).items()}
 
-    def measured(inputs: ProbeInputs, state: Any) -> Any:
-        return measure(inputs.params, state)
-
     return Probe(
         signals=signals,
         init=init,
         due=lambda state, step: step % every == 0,
-        measure=measured,
+        measure=lambda inputs, state: measure(inputs.params, state),
         read=estimates,
         requires=("params",),
     )

@@ -1,4 +1,4 @@
-"""ABEL and CPR: the squared norm of the weights bounces, or its growth begins to slow."""
+"""The squared norm of the weights bounces (ABEL), begins to slow (CPR), or comes to rest."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from benchmarks.rival_triggers.parameter_probe import parameter_probe
 from fgo_jax.linalg import sum_squares
 from fgo_jax.probes import Probe
-from fgo_jax.triggers import Observation, Trigger, condition
+from fgo_jax.triggers import Observation, Trigger, condition, stall
 
 _SIGNAL = "weight_norm_square"
 
@@ -116,3 +116,15 @@ def inflected(smoothing: float = 0.95, every: int = 20) -> Trigger:
         return fresh & jnp.isfinite(value), passed, ~passed, state
 
     return condition(f"{_SIGNAL}_inflected", init, judge, signals=(_SIGNAL,))
+
+
+def norms_at_rest(tolerance: float = 0.25) -> Trigger:
+    r"""Holds when the slope of ``weight_norm_square`` over log t is within the tolerance of zero.
+
+    A symmetry of the loss leaves the length of some weights free, which settles where weight
+    decay balances the steps: Noether's learning dynamics calls that equilibrium. Steps of equal
+    length across the weights, without decay, have slope 1.
+
+    Source: Tanaka and Kunin (2021), on the equilibrium. That it should end a phase is our reading.
+    """
+    return stall(_SIGNAL, tolerance)

@@ -17,13 +17,10 @@ TASKS: dict[str, Callable[..., Task]] = {
     "quadratic_bowl": quadratic_bowl,
     "quadratic_bowl_01": functools.partial(quadratic_bowl, "quadratic_bowl_01", 0.01),
     "quadratic_bowl_04": functools.partial(quadratic_bowl, "quadratic_bowl_04", 0.04),
-    "digits_vit": digits_vit,
-    "mnist5k_vit": mnist5k_vit,
-    "char_gpt": char_gpt,
-    "digits_autoencoder": digits_autoencoder,
-    "modular_addition": modular_addition,
-    "cifar10_vit": cifar10_vit,
-}
+    **{task.__name__: task for task in (
+        digits_vit, mnist5k_vit, char_gpt, digits_autoencoder, modular_addition, cifar10_vit,
+    )},
+}  # fmt: skip
 IN_A_FOLDER = ("cifar10_vit",)  # whose data are a folder of the user's
 
 

@@ -73,13 +73,18 @@ def measure(
 
 
 def observed(
-    state: FgoState, probe_state: Any, estimates: dict[str, Estimate], extras: dict[str, Any]
+    design: Design,
+    state: FgoState,
+    probe_state: Any,
+    estimates: dict[str, Estimate],
+    extras: dict[str, Any],
 ) -> dict[str, Signal]:
     """Every signal of this step: the probe's estimates, and what came with the call."""
-    signals = {}
-    for name, estimate in estimates.items():
-        fresh = probe_state.evaluations != state.probe_state.evaluations
-        signals[name] = Signal(*estimate, fresh)
+    signals, probe = {}, design.probe
+    if probe is not None:
+        for name, estimate in estimates.items():
+            fresh = probe.counter(probe_state, name) != probe.counter(state.probe_state, name)
+            signals[name] = Signal(*estimate, fresh)
     for signal, name in EXTRA_SIGNALS.items():
         if name in extras:
             number = jnp.asarray(extras[name], jnp.float32)

@@ -35,7 +35,7 @@ def update_step(
 
     model = extras.get("probe_params", params)
     probe_state, estimates = measure(design, state, grads, model, extras, finite)
-    signals = observed(state, probe_state, estimates, extras)
+    signals = observed(design, state, probe_state, estimates, extras)
     holds, trigger_states = judge(design, state, signals, finite)
 
     # The probe may read the transforms' states: it does so before they change.

@@ -8,12 +8,14 @@ names `kfac` and `fismo` are those of sub-packages.)
 from fgo_jax.precondition.composed import chain, masked
 from fgo_jax.precondition.describe import describe
 from fgo_jax.precondition.diagonal_fisher import scale_by_diagonal_fisher
+from fgo_jax.precondition.fismo.mousse import scale_by_mousse
 from fgo_jax.precondition.fismo.transform import scale_by_fismo
 from fgo_jax.precondition.graft import graft
 from fgo_jax.precondition.kfac import kfac_layers, scale_by_kfac
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 from fgo_jax.precondition.layer_noise import scale_by_layer_noise
 from fgo_jax.precondition.low_rank_fisher import scale_by_low_rank_fisher
+from fgo_jax.precondition.orthogonalise import orthogonalise
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
 from fgo_jax.precondition.step_limits.friction_limit import scale_by_friction_limit
 from fgo_jax.precondition.step_limits.softmax_radius import clip_by_softmax_radius
@@ -26,6 +28,7 @@ __all__ = [
     "graft",
     "kfac_layers",
     "masked",
+    "orthogonalise",
     "scale_by_diagonal_fisher",
     "scale_by_fismo",
     "scale_by_friction_limit",
@@ -33,4 +36,5 @@ __all__ = [
     "scale_by_kronecker_fisher",
     "scale_by_layer_noise",
     "scale_by_low_rank_fisher",
+    "scale_by_mousse",
 ]

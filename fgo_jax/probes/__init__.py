@@ -8,6 +8,7 @@
 | `lanczos(operator)` | products with a curvature operator | its spectrum |
 | `trajectory()` | the parameters | dimension of their path, and of a random walk |
 | `commutator(loss_fn)` | gradients of parts of `batch=` | how much their order matters |
+| `joined(*probes)` | what they read | what they measure, each at its own cadence |
 
 `gradient_stream` and `trajectory` need no extra pass and no extra argument. The others run the
 model on a part of `batch=` at their own cadence. :class:`Probe` shows how to write another one.
@@ -24,6 +25,7 @@ from fgo_jax.probes.gradient_stream import gradient_stream
 from fgo_jax.probes.gram import gram
 from fgo_jax.probes.groups import layer_groups
 from fgo_jax.probes.hutchinson import hutchinson
+from fgo_jax.probes.joined import joined
 from fgo_jax.probes.lanczos import lanczos
 from fgo_jax.probes.probe import Estimate, MicroGradients, Probe, ProbeInputs
 from fgo_jax.probes.trajectory import trajectory
@@ -38,6 +40,7 @@ __all__ = [
     "gradient_stream",
     "gram",
     "hutchinson",
+    "joined",
     "lanczos",
     "layer_groups",
     "trajectory",

@@ -121,6 +121,8 @@ class Probe:
       renew: `state -> state`, called when the metric of the rows changes. It drops what was
         gathered but not yet read.
       check: `(ProbeInputs) -> None`, raises at trace time where the inputs do not fit.
+      counter: `(state, signal) -> int32 []`, grows whenever that signal is measured anew;
+        ``evaluations`` by default.
 
     Example:
       A probe for the norm of the gradient, and a trigger that reads it:
@@ -165,3 +167,4 @@ class Probe:
     requires: tuple[str, ...] = ()
     renew: Callable[[Any], Any] = lambda state: state
     check: Callable[[ProbeInputs], None] = lambda inputs: None
+    counter: Callable[[Any, str], jax.Array] = lambda state, name: state.evaluations

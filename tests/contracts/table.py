@@ -98,6 +98,16 @@ def _flat(leaf):
     return jnp.ravel(mesh.replicate(leaf, leaf))
 
 
+def _triple_momentum(rate):
+    # It is linear in the gradient, so a factor behind it is one of its own rate.
+    descent = optax.chain(fgo.triple_momentum(1.0, 0.1), optax.scale(-1.0))
+    return optax.chain(descent, optax.scale_by_learning_rate(rate))
+
+
+def _levelled():
+    return optax.chain(optax.scale_by_adam(), fgo.orthogonalise(0.15))
+
+
 def _limited(factory, **kwargs):
     """Behind Adam, with the extra arguments that a call of `update` needs.
 
@@ -187,12 +197,15 @@ TABLE = (
     _alias("slow_momentum", _slow),
     _alias("average_weights", _averaging),
     _alias("scale_by_primal_averaging", _primal),
+    Row("triple_momentum", _triple_momentum, 0.001),
     _direction("scale_by_kronecker_fisher", fgo.scale_by_kronecker_fisher),
     _direction(
         "scale_by_kronecker_fisher_vectors", fgo.scale_by_kronecker_fisher, vector_factors=True
     ),
     # An orthogonalised step keeps its size: a small one, where Adam's are as for all others.
     _direction("scale_by_fismo", fgo.scale_by_fismo, beta=0.8, consistent_rms=0.15),
+    _direction("scale_by_mousse", fgo.scale_by_mousse, beta=0.8, consistent_rms=0.15),
+    _direction("orthogonalise", _levelled),
     _direction(
         "graft",
         fgo.graft,

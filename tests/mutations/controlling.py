@@ -104,7 +104,7 @@ CONTROLLER = [
             "_step_key(inputs.key, 0 * inputs.step)",
             "all steps have one key",
         ),
-        ("!= state.probe_state.evaluations", ">= 0", "a measurement is always fresh"),
+        ("!= probe.counter(state.probe_state, name)", ">= 0", "a measurement is always fresh"),
         ("jnp.where(finite & fresh, value, old.value)", "value", "a NaN replaces a validation"),
         ("finite & probe.due(", "probe.due(", "a skipped step is measured"),
     ),

@@ -26,7 +26,7 @@ FISMO = [
         ),
     ),
     *mutations(
-        "precondition/fismo/transform.py",
+        "precondition/fismo/between_factors.py",
         "precondition/fismo/test_fismo_metric.py",
         (
             "kind.stack.join(first) / bias_correction(beta, step)",
@@ -49,8 +49,8 @@ FISMO = [
             "the first metric divides by zero",
         ),
         (
-            "(f32(consistent_rms) * max(kind.whole.dims) ** 0.5)",
-            "f32(consistent_rms)",
+            "(f32(rule.consistent_rms) * max(kind.whole.dims) ** 0.5)",
+            "f32(rule.consistent_rms)",
             "the RMS depends on the shape",
         ),
     ),

@@ -37,6 +37,7 @@ MAKERS = {
     ),
     "fismo": fgo.scale_by_fismo,
     "fismo, unit": functools.partial(fgo.scale_by_fismo, unit_gradients=True),
+    "mousse": fgo.scale_by_mousse,
     "kfac": functools.partial(fgo.scale_by_kfac, predict),
     "kfac, averaged": functools.partial(fgo.scale_by_kfac, predict, b1=0.9, norm_constraint=None),
     "diagonal": functools.partial(fgo.scale_by_diagonal_fisher, predict),

@@ -27,6 +27,7 @@ MAKE = {
     "bartlett": lambda: fgo.scale_by_diagonal_fisher(predict, every=2),
     "hutchinson": lambda: fgo.scale_by_diagonal_fisher(predict, estimator="hutchinson", every=2),
     "layer_noise": lambda: fgo.scale_by_layer_noise(optax.trace(0.9), every=1),
+    "levelled": lambda: optax.chain(optax.scale_by_adam(), fgo.orthogonalise()),
     "primal": lambda: optax.chain(optax.trace(0.9), fgo.scale_by_primal_averaging(0.9, 0.7)),
 }
 tx = MAKE[sys.argv[1]]()
@@ -65,7 +66,9 @@ print("sharded as one")
 """
 
 
-@pytest.mark.parametrize("name", ["low_rank", "bartlett", "hutchinson", "layer_noise", "primal"])
+@pytest.mark.parametrize(
+    "name", ["low_rank", "bartlett", "hutchinson", "layer_noise", "levelled", "primal"]
+)
 def test_eight_devices_give_the_result_of_one(name):
     done = eight_devices.run("-c", SHARDED, name)
     assert "sharded as one" in done.stdout, done.stdout + done.stderr[-3000:]

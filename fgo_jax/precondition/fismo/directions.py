@@ -32,8 +32,17 @@ def orthogonalised(
     beta: Any,
     coefficients: Sequence[Sequence[Any]],
     eps: Any,
+    coupled: bool,
 ) -> tuple[jax.Array, jax.Array]:
-    """(whitened momentum M, P^-1/2 polar(M) Q^-1/2)."""
-    m = beta * first + (1 - beta) * one.between(g, roots)
-    u = newton_schulz(m / bias_correction(beta, step), one.whole, coefficients, eps)
-    return m, one.between(u, roots)
+    """(momentum M of whitened gradients, P^-a polar(M) Q^-a) if coupled.
+
+    If not, M is of raw gradients, and P^-a polar(P^-a M Q^-a) Q^-a has the norm of its polar(.).
+    """
+    m = beta * first + (1 - beta) * (one.between(g, roots) if coupled else g)
+    u = m / bias_correction(beta, step)
+    polar = newton_schulz(u if coupled else one.between(u, roots), one.whole, coefficients, eps)
+    u = one.between(polar, roots)
+    if not coupled:
+        wanted, given = (one.whole.reduce(jnp.sum, jnp.square(x)) for x in (polar, u))
+        u = u * jnp.sqrt(wanted / jnp.where(given > 0, given, 1.0))
+    return m, u

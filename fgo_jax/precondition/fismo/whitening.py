@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,6 +69,8 @@ def whitened(
     decay: Any,
     damping: Any,
     due: jax.Array,
+    power: float = 0.5,
+    coupled: bool = True,
 ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """The next factors and roots of all kinds of leaves; () for those that are no matrices.
 
@@ -76,6 +79,8 @@ def whitened(
       usable: whether each of its matrices has a gradient; the others keep their factors and roots.
       before: factors and roots, an entry for each kind.
       due: [], bool; whether the roots are refreshed.
+      power: of the inverse roots.
+      coupled: whether a side's factor sees gradients that the other side has whitened.
     """
     factors, roots = map(list, before)
     found = {i: kind for i, kind in enumerate(kinds) if not isinstance(kind, int)}
@@ -86,7 +91,8 @@ def whitened(
         for i, kind in found.items()
     ]
     matrices, grads = list(found.values()), [rows[i] for i in found]
-    new = _advance(grads, matrices, *zip(*old, strict=True), decay=decay, damping=damping, due=due)
+    how = {"decay": decay, "damping": damping, "due": due, "power": power, "coupled": coupled}
+    new = _advance(grads, matrices, *zip(*old, strict=True), **how)
     for (i, kind), pair, *moved in zip(found.items(), old, *new, strict=True):
         # The roots as well: those of a skipped gradient come from a factor that only damping moved.
         factors[i], roots[i] = (
@@ -105,10 +111,13 @@ def _advance(
     decay: Any,
     damping: Any,
     due: jax.Array,
+    power: float,
+    coupled: bool,
 ) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
     """The next factors of all matrices, and their inverse roots: new ones if `due`.
 
-    One conditional holds both, because the rows' new roots whiten what the columns' factors see.
+    One conditional holds both, because the rows' new roots whiten what the columns' factors see
+    where sides are coupled.
     """
 
     def step(fresh: bool, grads: Any, factors: Any, roots: Any) -> tuple[Any, Any]:
@@ -117,10 +126,10 @@ def _advance(
         for side in (0, 1):
             other = inverse[1 - side]
             for g, one, pair, root in zip(grads, found, factors, other, strict=True):
-                x = one.multiply(g, root, 1 - side)
+                x = one.multiply(g, root, 1 - side) if coupled else g
                 new[side].append(next_factor(pair[side], one, x, side, decay, damping))
             if fresh:
-                inverse[side] = inverse_roots(new[side])
+                inverse[side] = inverse_roots(new[side], power)
         return tuple(zip(*new, strict=True)), tuple(zip(*inverse, strict=True))
 
     return jax.lax.cond(
@@ -133,17 +142,21 @@ def _advance(
     )
 
 
-def inverse_roots(factors: Sequence[jax.Array | None]) -> list[jax.Array | None]:
-    """Inverse square roots of positive semi-definite matrices [*batch, d, d]; None stays None."""
+def inverse_roots(
+    factors: Sequence[jax.Array | None], power: float = 0.5
+) -> list[jax.Array | None]:
+    """Inverse roots of positive semi-definite matrices [*batch, d, d]; None stays None."""
     given = {i: factor for i, factor in enumerate(factors) if factor is not None}
-    found = over_matrices(_inverse_root, list(given.values()))
+    root = functools.partial(_inverse_root, power=power)
+    found = over_matrices(root, list(given.values()))
     roots = dict(zip(given, found, strict=True))
     return [roots.get(i) for i in range(len(factors))]
 
 
-def _inverse_root(factor: jax.Array) -> jax.Array:
+def _inverse_root(factor: jax.Array, power: float) -> jax.Array:
     values, vectors = jnp.linalg.eigh(factor)
     # Smaller eigenvalues are rounding errors.
     least = factor.shape[0] * _ROUNDING * values[-1]
-    values = 1 / jnp.sqrt(jnp.maximum(values, least))
+    values = jnp.maximum(values, least)
+    values = 1 / jnp.sqrt(values) if power == 0.5 else values**-power
     return jnp.matmul(vectors * values[None, :], vectors.T, precision="highest")

@@ -102,6 +102,18 @@ def test_cpr_finds_where_growth_begins_to_slow():
     assert fires(trigger, weight_norm_square=100 + 1e-4 * time**2) is None
 
 
+def test_norms_rest_at_an_equilibrium_and_not_while_steps_add_up():
+    time = np.arange(1.0, 2001.0)
+    # Steps of equal length across the weights: r' = a - b r, which settles at a / b if b > 0.
+    settled = 200.0 * (1 - np.exp(-time / 200)) + 1.0
+    fired = fires(rivals.norms_at_rest(), weight_norm_square=settled)
+    assert fired is not None
+    # Its slope over log t, s / (e^s - 1) with s = t / 200, is below a quarter from s = 2.3 on. The
+    # regression looks back over a factor of about e in t.
+    assert 460 <= fired <= 460 * np.e
+    assert fires(rivals.norms_at_rest(), weight_norm_square=1.0 + time) is None
+
+
 # --- angle ---
 
 
