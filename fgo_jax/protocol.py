@@ -61,9 +61,10 @@ def target_acquisition(
        transform, it usually ends then.
     3. ``execution``: the learning rate falls, never faster than 1/(1 + s/t) with s steps since
        its start at step t. It falls more slowly, or not at all, while past directions still
-       agree. It never ends. :func:`fgo_jax.should_stop` says when ``patience`` reported ``validation_value`` in
-       a row brought no improvement; NaN is one that was not measured, and a value held over
-       several steps is one report. :func:`fgo_jax.keep_best` keeps the best weights.
+       agree. It never ends. :func:`fgo_jax.should_stop` says when ``patience`` reported
+       ``validation_value`` in a row brought no improvement; NaN is one that was not measured, and
+       a value held over several steps is one report. :func:`fgo_jax.keep_best` keeps the best
+       weights.
 
     All of it is decided inside the compiled step, from a sketch of the gradients that training
     computes anyway, in the metric of the transform that makes the updates. No horizon is
