@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fgo_jax.precondition import scale_by_fismo
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 from fgo_jax.precondition.shared.modes import Modes
 from fgo_jax.precondition.shared.stacks import stacks
@@ -69,6 +70,16 @@ def test_a_side_of_many_axes_is_cut_along_the_first_that_can_be():
     leaf = jnp.ones((6, 4, 8))
     (found,) = stacks([leaf], [Modes(leaf.shape, ((0,), (1, 2)))], 16)
     assert found.modes == Modes((6, 2, 2, 8), ((0,), (2, 3)), (1,))
+
+
+@pytest.mark.parametrize("factory", [scale_by_kronecker_fisher, scale_by_fismo])
+def test_a_state_of_other_blocks_is_refused(factory):
+    params = {"w": jnp.ones((8, 4)), "b": jnp.ones(4)}
+    state = factory(block_size=8).init(params)
+    with pytest.raises(ValueError, match="pass the block_size that it was made with"):
+        jax.eval_shape(factory(block_size=4).update, params, state)
+    with pytest.raises(ValueError, match="or of other parameters"):
+        jax.eval_shape(factory(block_size=8).update, {"w": params["w"]}, state)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -137,6 +148,7 @@ def test_the_number_of_operations_does_not_grow_with_the_layers():
 
 SHARDED = """
 from jax.sharding import NamedSharding, PartitionSpec as P
+from fgo_jax.precondition import scale_by_fismo
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 from tests.precondition.sharded import as_one
 

@@ -21,6 +21,7 @@ from fgo_jax.precondition.shared.leaves import (
 from fgo_jax.precondition.shared.matrix_view import DimensionNumbers, views
 from fgo_jax.precondition.shared.notes import note
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
+from fgo_jax.precondition.shared.stacks import check_factors
 
 
 class ScaleByFismoState(NamedTuple):
@@ -108,6 +109,8 @@ def between_factors(rule: Rule) -> Preconditioner:
         kinds = kinds_of(updates)
         rows = [grads[k] if isinstance(k, int) else k.stack.join(grads) for k in kinds]
         usable = [finite[k] if isinstance(k, int) else k.stack.join(finite) for k in kinds]
+        shapes = [() if isinstance(k, int) else k.factor_shapes for k in kinds]
+        check_factors(rule.name, tuple(shapes), state.factors)
         due = state.fisher_step % jnp.asarray(rule.refresh_every, jnp.int32) == 0
         factors, roots = whitening.whitened(
             kinds,

@@ -27,6 +27,10 @@ class Matrices(NamedTuple):
     whole: Modes  # rows and columns
     sides: tuple[Modes | None, Modes | None]  # the blocks of a side; None for one without a factor
 
+    @property
+    def factor_shapes(self) -> tuple[tuple[int, ...] | None, ...]:
+        return tuple(None if side is None else side.factor_shape(0) for side in self.sides)
+
     def identities(self, leaves: Sequence[Any]) -> Pair:
         """The first factors of both sides, split over a mesh like the blocks of the side."""
 

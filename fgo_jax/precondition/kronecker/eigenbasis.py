@@ -52,7 +52,7 @@ def modes_of(tree: Any, numbers: DimensionNumbers, vector_factors: bool) -> list
 def start(stack: Stack, leaves: Sequence[Any]) -> tuple[Factors, Factors]:
     """Zero factors and identity bases of a stack, split over a mesh like its blocks."""
     device = stack.device_of_factor(leaves, stack.modes)
-    shapes = [stack.modes.factor_shape(k) for k in range(len(stack.modes.groups))]
+    shapes = stack.modes.factor_shapes
     zeros = [functools.partial(jnp.zeros, shape, jnp.float32) for shape in shapes]
     return (
         tuple(mesh.made(make, device) for make in zeros),
@@ -82,7 +82,7 @@ def averaged(
     )
 
 
-def at_home(
+def _at_home(
     bases: Leaves, eigenvalues: Leaves, gradients: Sequence[jax.Array], modes: Sequence[Modes]
 ) -> tuple[Leaves, Leaves]:
     """The bases and eigenvalues of every stack, split over its mesh like its blocks."""
@@ -198,6 +198,7 @@ def refresh(
     how: jax.Array,
     factors: Leaves,
     bases: Leaves,
+    gradients: Sequence[jax.Array],
     modes: Sequence[Modes],
     moments: tuple[Any, ...],
     eigenvalues: Leaves,
@@ -207,17 +208,19 @@ def refresh(
 
     Args:
       how: 0 keeps the bases, 1 refines them, 2 makes new ones.
-      factors: of each leaf, [*batch, d, d] per mode.
+      factors: of each stack, [*batch, d, d] per mode.
       bases: like the factors.
-      modes: of each leaf.
-      moments: of each leaf, in the order of its basis.
+      gradients: of each stack; bases and eigenvalues lie on a mesh like their blocks.
+      modes: of each stack.
+      moments: of each stack, in the order of its basis.
       eigenvalues: of each factor, [*batch, d], computed from it at every refresh; empty where
         moments are tracked instead.
       unbiased: the factors' bias correction.
     """
+    bases, eigenvalues = _at_home(bases, eigenvalues, gradients, modes)
     if not any(factors):
         return bases, moments, eigenvalues
-    return jax.lax.switch(
+    bases, moments, eigenvalues = jax.lax.switch(
         how,
         [
             lambda f, q, v, e, u: (q, v, e),
@@ -230,3 +233,5 @@ def refresh(
         eigenvalues,
         unbiased,
     )
+    bases, eigenvalues = _at_home(bases, eigenvalues, gradients, modes)  # else they may move
+    return bases, moments, eigenvalues

@@ -24,7 +24,7 @@ from fgo_jax.precondition.shared.matrix_view import DimensionNumbers
 from fgo_jax.precondition.shared.modes import Modes
 from fgo_jax.precondition.shared.notes import note
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
-from fgo_jax.precondition.shared.stacks import stacks, treatments
+from fgo_jax.precondition.shared.stacks import check_factors, stacks, treatments
 
 _NAME = "scale_by_kronecker_fisher"
 
@@ -238,18 +238,17 @@ def scale_by_kronecker_fisher(
 
         stacked = stacks(updates, modes, block_size)
         modes = [stack.modes for stack in stacked]
+        check_factors(_NAME, tuple(m.factor_shapes for m in modes), state.factors)
         rows = [stack.join(observed) for stack in stacked]
         counted = [stack.join(seen) for stack in stacked]
         factors = eigenbasis.averaged(state.factors, rows, modes, counted, factor_decay, stays[0])
-        bases, values = eigenbasis.at_home(state.bases, state.eigenvalues, rows, modes)
         how = eigenbasis.kind_of_refresh(
-            state.fisher_step, refresh_every, factors, () if corrected else values
+            state.fisher_step, refresh_every, factors, state.eigenvalues
         )
         unbiased = jnp.asarray(bias_correction(factor_decay, step))
         bases, second, values = eigenbasis.refresh(
-            how, factors, bases, modes, state.second_moment, values, unbiased
+            how, factors, state.bases, rows, modes, state.second_moment, state.eigenvalues, unbiased
         )
-        bases, values = eigenbasis.at_home(bases, values, rows, modes)  # else they may move
         new_second, out = [], list(leaves)
         for i, (stack, m, x, ok) in enumerate(zip(stacked, modes, rows, counted, strict=True)):
             v = second[i]

@@ -53,6 +53,10 @@ class Modes(NamedTuple):
     def factor_shape(self, k: int) -> tuple[int, ...]:
         return (*self._sizes(self.batch), self.dims[k], self.dims[k])
 
+    @property
+    def factor_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(map(self.factor_shape, range(len(self.groups))))
+
     def reduce(self, function: Callable, x: jax.Array) -> jax.Array:
         """A reduction over each member of the batch; the result keeps the rank of the leaf."""
         return function(x, axis=self.unbatched, keepdims=True)

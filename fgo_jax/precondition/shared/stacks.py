@@ -74,8 +74,9 @@ class Stack(NamedTuple):
         """In words for the user, and the bytes of a leaf's factors and bases."""
         long = sum(length > 1 for length in shape)
         if not self.modes.groups:
-            if long < 2:
-                return "a vector, as Adam" if long else "a scalar, as Adam", 0
+            if long < 2 or 0 in shape:
+                kind = "empty" if 0 in shape else "a vector" if long else "a scalar"
+                return f"{kind}, as Adam", 0
             return "no factor, as Adam", 0
         sizes = " and ".join(f"of {d}" for d in self.modes.dims)
         plural = "factors" if len(self.modes.dims) > 1 else "a factor"
@@ -134,6 +135,20 @@ def treatments(stacked: Sequence[Stack], leaves: Sequence[Any]) -> list[tuple[st
         for place in stack.places
     }
     return [found[place] for place in range(len(leaves))]
+
+
+def check_factors(name: str, wanted: Any, factors: Any) -> None:
+    """Raises where a state was made for other blocks, such as one that was restored."""
+    shapes = jax.tree.map(jnp.shape, factors)
+    if len(shapes) == len(wanted):
+        pairs = [(have, want) for have, want in zip(shapes, wanted, strict=True) if have != want]
+    else:
+        pairs = [(len(shapes), len(wanted))]
+    for have, want in pairs:
+        raise ValueError(
+            f"{name} has the state of another block_size, or of other parameters, with factors "
+            f"{have} in place of {want}: pass the block_size that it was made with."
+        )
 
 
 def _stack(places: tuple[int, ...], modes: Modes, block_size: int) -> Stack:

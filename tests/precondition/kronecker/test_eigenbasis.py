@@ -24,7 +24,7 @@ def spread(seed, size):
 @jax.jit
 def refreshed(how, factors, bases, moments, eigenvalues=()):
     return eigenbasis.refresh(
-        how, (factors,), (bases,), [MODES], (moments,), (eigenvalues,), jnp.float32(0.5)
+        how, (factors,), (bases,), [moments], [MODES], (moments,), (eigenvalues,), jnp.float32(0.5)
     )
 
 
@@ -216,7 +216,8 @@ def test_rounding_does_not_choose_the_basis_of_what_no_gradient_has_visited(rank
     modes = [Modes((size, size), ((0,),))]
 
     def fresh(factor):
-        start = ((jnp.eye(size),),), modes, (jnp.zeros((size, size)),), ((),), jnp.float32(1.0)
+        zeros = jnp.zeros((size, size))
+        start = ((jnp.eye(size),),), [zeros], modes, (zeros,), ((),), jnp.float32(1.0)
         return np.asarray(eigenbasis.refresh(FRESH, ((factor,),), *start)[0][0][0])
 
     basis = fresh(factor)
