@@ -14,7 +14,7 @@ SPECS = {"matrix": P("data", "model"), "vector": P("model"), "scalar": P(),
          "kernel": P(None, None, "model")}  # fmt: skip
 # The counter of `optax.adam` begins off the mesh, so its second step compiles again.
 WITH_ADAM = {
-    "average_weights", "clip_by_softmax_radius", "scale_by_friction_limit",
+    "average_weights", "clip_by_softmax_radius", "orthogonalise", "scale_by_friction_limit",
     "scale_by_primal_averaging", "slow_momentum",
 }  # fmt: skip
 
