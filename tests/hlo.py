@@ -6,19 +6,8 @@ import re
 import jax
 import optax
 
-
-def computations(text):
-    """Name to body of each computation of an HLO module; the entry's name."""
-    bodies, entry, name = {}, None, None
-    for line in text.splitlines():
-        head = re.match(r"(ENTRY )?%?([\w.\-]+) .*\{$", line)
-        if head and not line.startswith(" "):
-            name = head.group(2)
-            bodies[name] = []
-            entry = name if head.group(1) else entry
-        elif name is not None:
-            bodies[name].append(line)
-    return bodies, entry
+from fgo_jax import analysis
+from fgo_jax.analysis.collectives import computations
 
 
 def reached(bodies, start):
@@ -57,17 +46,7 @@ def copied_always(tx, loss_of, params, batch):
 
 def collectives(text):
     """(kind, numbers sent) of every collective: of each step, and inside conditionals."""
-    bodies, entry = computations(text)
-    always = reached(bodies, entry)
     found = {True: [], False: []}
-    for name, lines in bodies.items():
-        for line in lines:
-            sent = re.search(r"= (.*?) ([a-z]+-[a-z]+)(?:-start)?\(", line)
-            if sent and sent[2] in COLLECTIVES:
-                shapes = re.findall(r"\w+\[([\d,]*)\]", sent[1])
-                sizes = [math.prod(map(int, filter(None, s.split(",")))) for s in shapes]
-                found[name in always].append((sent[2], max(sizes)))
+    for one in analysis.collectives(text):
+        found[one.depth == 0].append((one.kind, one.numbers))
     return found[True], found[False]
-
-
-COLLECTIVES = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")

@@ -49,6 +49,7 @@ def summary(telemetry, carry):
 
 
 def main(port, number, folder, first, dies_at):
+    optimizer()  # without arrays, which would have to come later
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=number)
     mesh = jax.make_mesh((jax.device_count(),), ("data",), (jax.sharding.AxisType.Auto,))
     everywhere, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, "data"))

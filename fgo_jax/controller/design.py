@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from fgo_jax import _checks
 from fgo_jax.controller.handover import Plan
 from fgo_jax.phases.phase import Phase
@@ -31,6 +33,7 @@ class Design:
     deadlines: tuple[float, ...] | None  # shares of total_steps, one for each phase but the last
     clip_norm: Any
     average_weights: Any
+    smoothing_dtype: Any  # of slow momentum and average; None is float32
     axis_name: str | None
     seed: Any
 
@@ -64,6 +67,7 @@ def design(
     deadlines: Sequence[float] | None,
     clip_norm: Any,
     average_weights: Any,
+    smoothing_dtype: Any,
     axis_name: str | None,
     seed: Any,
 ) -> Design:
@@ -86,10 +90,12 @@ def design(
         _checks.positive("clip_norm", clip_norm)
     if average_weights is not None:
         _checks.unit("average_weights", average_weights)
+    if smoothing_dtype is not None:
+        smoothing_dtype = jnp.dtype(smoothing_dtype)
     return Design(
         phases, triggers, probe, Plan.of(phases), handover_steps, minima, total_steps,
         _deadlines(deadlines, total_steps, len(phases)),
-        clip_norm, average_weights, axis_name, seed,
+        clip_norm, average_weights, smoothing_dtype, axis_name, seed,
     )  # fmt: skip
 
 

@@ -111,7 +111,7 @@ def phase_names(state: FgoState) -> list[str]:
 
 def state_init(design: Design, params: Any) -> FgoState:
     """The state before the first update; `params` may be `jax.ShapeDtypeStruct`s."""
-    probe, window = design.probe, design.average_weights
+    probe, window, dtype = design.probe, design.average_weights, design.smoothing_dtype
     return FgoState(
         clock=clock_init(len(design.phases)),
         skipped_steps=jnp.zeros([], jnp.int32),
@@ -129,7 +129,7 @@ def state_init(design: Design, params: Any) -> FgoState:
         transforms=tuple(transform.init(params) for transform in design.plan.transforms),
         grafts=tuple(graft_init(params) for _ in design.plan.fills),
         descent=descent_init(),
-        slow=slow_momentum.momentum_init(params) if design.has_slow_momentum else (),
+        slow=slow_momentum.momentum_init(params, dtype) if design.has_slow_momentum else (),
         energy_fall=energy_exponent.energy_fall_init() if design.has_adaptive_decay else (),
-        average=() if window is None else average_weights.average_init(params, window),
+        average=() if window is None else average_weights.average_init(params, window, dtype),
     )

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax.linalg import mesh
+from fgo_jax.linalg.hashes import mixed, positions
 from fgo_jax.linalg.trees import laid_end_to_end
 
 # Leaves of at most so many times the sketch's width are laid end to end.
@@ -63,7 +64,7 @@ def sketch_parts(
     """The terms [2, width] of `sketch_tree` from disjoint sets of leaves, which sum up to it."""
     leaves = jax.tree.leaves(tree)
     # Positions run through all leaves, so no two entries hash the same input.
-    key = _mix(seed + jnp.uint32(0x9E3779B9))
+    key = mixed(seed + jnp.uint32(0x9E3779B9))
     hashed = laid = 0
     sketches = []
     for part in parts:
@@ -85,30 +86,9 @@ def sketch_parts(
 
 def _signed(values: jax.Array, key: jax.Array, first: int) -> jax.Array:
     """[2, *shape]: the values under two sets of random signs."""
-    bits = _mix(_positions(values.shape, first) + key)
+    bits = mixed(positions(values.shape, first) + key)
     which = jax.lax.broadcasted_iota(jnp.uint32, (2, *values.shape), 0)
     return jnp.where((bits >> which) & 1 == 1, values, -values)
-
-
-def _positions(shape: tuple[int, ...], first: int) -> jax.Array:
-    """first, first + 1, ... in row-major order; uint32, wrapping beyond 2^32 entries."""
-    position = jnp.full(shape, first % 2**32, jnp.uint32)
-    stride = 1
-    for axis in reversed(range(len(shape))):
-        position = position + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * jnp.uint32(
-            stride % 2**32
-        )
-        stride *= shape[axis]
-    return position
-
-
-def _mix(bits: jax.Array) -> jax.Array:
-    """Finaliser of MurmurHash3: every input bit flips every output bit half of the time."""
-    bits = bits ^ (bits >> 16)
-    bits = bits * jnp.uint32(0x85EBCA6B)
-    bits = bits ^ (bits >> 13)
-    bits = bits * jnp.uint32(0xC2B2AE35)
-    return bits ^ (bits >> 16)
 
 
 def _bucket(values: jax.Array, width: int) -> jax.Array:

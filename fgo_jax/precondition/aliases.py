@@ -34,6 +34,7 @@ def kronecker_fisher(
     centred: bool = False,
     damping: jax.typing.ArrayLike | None = None,
     momentum_dtype: jax.typing.DTypeLike | None = None,
+    factor_dtype: jax.typing.DTypeLike | None = None,
     corrected: bool = True,
     weight_dimension_numbers: DimensionNumbers = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -55,8 +56,8 @@ def kronecker_fisher(
     Returns:
       A gradient transformation that applies the learning rate and the minus sign. Its state takes
       the bytes per parameter of :func:`fgo_jax.scale_by_kronecker_fisher`. Under
-      `optax.inject_hyperparams` name in ``static_args`` mask, block_size, power, momentum_dtype and
-      weight_dimension_numbers.
+      `optax.inject_hyperparams` name in ``static_args`` mask, block_size, power, momentum_dtype,
+      factor_dtype and weight_dimension_numbers.
 
     Raises:
       ValueError: for a negative learning rate or decay, and as
@@ -84,6 +85,7 @@ def kronecker_fisher(
         centred=centred,
         damping=damping,
         momentum_dtype=momentum_dtype,
+        factor_dtype=factor_dtype,
         corrected=corrected,
         weight_dimension_numbers=weight_dimension_numbers,
     )

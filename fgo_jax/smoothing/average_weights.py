@@ -19,15 +19,15 @@ class AverageWeightsState(NamedTuple):
 
     averaged_steps: jax.Array  # [], int32
     window: jax.Array  # [], float32; c
-    average: Any  # f32 (or wider), shaped like the parameters
+    average: Any  # f32 (or wider) or the dtype asked for, shaped like the parameters
 
 
-def average_init(params: Any, window: Any) -> AverageWeightsState:
+def average_init(params: Any, window: Any, dtype: Any = None) -> AverageWeightsState:
     """An average of no parameters yet."""
     return AverageWeightsState(
         averaged_steps=jnp.zeros([], jnp.int32),
         window=jnp.asarray(window, jnp.float32),
-        average=growing_mean.zeros(params),
+        average=growing_mean.zeros(params, dtype),
     )
 
 
@@ -99,4 +99,9 @@ def average_weights(window: float = 0.1) -> optax.GradientTransformationExtraArg
 
 def average_point(state: AverageWeightsState) -> Callable[[Any, Any], Any]:
     """`(average, parameters) -> average` of one leaf, with the present parameters in it."""
-    return lambda average, part: _moved(state._replace(average=average), part)
+
+    def point(average: Any, part: Any) -> Any:
+        wide = average.astype(jnp.promote_types(average.dtype, jnp.float32))
+        return _moved(state._replace(average=wide), part)
+
+    return point

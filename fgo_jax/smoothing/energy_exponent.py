@@ -50,7 +50,8 @@ def energy_fall_update(
     # Inside a branch, so that there is no pass over the mean between measurements.
     def look(mean: Any, state: EnergyFallState) -> EnergyFallState:
         old = optax.tree.where(anew | (due & (seen == 0)), energy_fall_init(), state)
-        energy = optax.tree.norm(mean, squared=True).astype(jnp.float32)
+        wide = jax.tree.map(lambda m: m.astype(jnp.promote_types(m.dtype, jnp.float32)), mean)
+        energy = optax.tree.norm(wide, squared=True).astype(jnp.float32)
         # The memory of the mean is c n + 1 directions, so time is log(n + 1/c).
         passed = jnp.log1p(WINDOW * (seen - old.measured_at) / (WINDOW * old.measured_at + 1.0))
         pairs = (old.measurements - 1).astype(jnp.float32)

@@ -20,15 +20,15 @@ class SlowMomentumState(NamedTuple):
 
     averaged_steps: jax.Array  # [], int32; directions in the mean
     share: jax.Array  # [], float32; of the mean in the last update
-    mean: Any  # f32 (or wider), shaped like the parameters
+    mean: Any  # f32 (or wider) or the dtype asked for, shaped like the parameters
 
 
-def momentum_init(params: Any) -> SlowMomentumState:
+def momentum_init(params: Any, dtype: Any = None) -> SlowMomentumState:
     """A mean of no directions yet."""
     return SlowMomentumState(
         averaged_steps=jnp.zeros([], jnp.int32),
         share=jnp.zeros([], jnp.float32),
-        mean=growing_mean.zeros(params),
+        mean=growing_mean.zeros(params, dtype),
     )
 
 

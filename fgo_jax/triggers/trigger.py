@@ -89,7 +89,7 @@ class Trigger:
     def __invert__(self) -> Trigger:
         # A negated condition has a name and a verdict of its own, so that in telemetry 1 always
         # says that what the name says holds.
-        names = {_negated(name): name for name in self.init()}
+        names = {_negated(name): name for name in _names(self)}
 
         def init() -> State:
             plain = self.init()
@@ -101,6 +101,13 @@ class Trigger:
             return -verdict, {new: _opposite(plain[old]) for new, old in names.items()}
 
         return dataclasses.replace(self, init=init, update=update)
+
+
+def _names(trigger: Trigger) -> list[str]:
+    """Of its conditions, in order, without an array: `jax.distributed.initialize` comes first."""
+    names: list[str] = []
+    jax.eval_shape(lambda: names.extend(trigger.init()))
+    return names
 
 
 def _negated(name: str) -> str:
@@ -115,9 +122,9 @@ def _combine(
     join: Callable[[jax.Array, jax.Array], jax.Array], left: Trigger, right: Trigger
 ) -> Trigger:
     # A suffix keeps two conditions of the same name apart. It is chosen once, here.
-    names = list(left.init())
+    names = _names(left)
     renamed: dict[str, str] = {}
-    for name in right.init():
+    for name in _names(right):
         new, copy = name, 2
         while new in names:
             new, copy = f"{name}_{copy}", copy + 1

@@ -137,9 +137,14 @@ SMOOTHING = [
         "smoothing/test_growing_mean.py",
         ("+ 1.0)", "+ 2.0)", "zeros are in the mean"),
         (
-            "jnp.where(taken, m + (step * (x.astype(m.dtype) - m)).astype(m.dtype), m)",
-            "m + taken * (step * (x.astype(m.dtype) - m)).astype(m.dtype)",
+            "jnp.where(taken, new, m)",
+            "m + taken * (new - m)",
             "an infinite tree enters untaken",
+        ),
+        (
+            "rounded_at_random(new, m.dtype, seen.astype(jnp.uint32), first)",
+            "new.astype(m.dtype)",
+            "a mean in bfloat16 stands still",
         ),
     ),
     *mutations(
@@ -156,8 +161,8 @@ SMOOTHING = [
             "an untaken step is averaged",
         ),
         (
-            "_moved(state._replace(average=average), part)",
-            "average",
+            "_moved(state._replace(average=wide), part)",
+            "wide",
             "an evaluation lacks the present weights",
         ),
     ),

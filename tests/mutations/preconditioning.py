@@ -123,11 +123,11 @@ KRONECKER = [
             "moments move the wrong way",
         ),
         ("jnp.argsort(-jnp.sum", "jnp.argsort(jnp.sum", "columns rise in their quotients"),
-        ("decay * f + (1 - decay) * m.gram(g, k)", "f + m.gram(g, k)", "factors are sums"),
+        ("decay * _wide(f) + (1 - decay) * m.gram", "_wide(f) + m.gram", "factors are sums"),
         ("values > _VISITED, signed", "values > -1, signed", "rounding chooses a null space"),
         ("jnp.where(trace == 0, 1.0, trace)", "1.0", "tiny factors underflow"),
         (" + _ROUNDING * basis", "", "a null space loses its columns"),
-        ("f / unbiased, q", "f, q", "eigenvalues are biased at first"),
+        ("_wide(f) / unbiased", "_wide(f)", "eigenvalues are biased at first"),
     ),
     *mutations(
         "precondition/kronecker/second_moment.py",

@@ -49,14 +49,14 @@ def modes_of(tree: Any, numbers: DimensionNumbers, vector_factors: bool) -> list
     return list(map(axis_by_axis, shapes))
 
 
-def start(stack: Stack, leaves: Sequence[Any]) -> tuple[Factors, Factors]:
+def start(stack: Stack, leaves: Sequence[Any], dtype: Any) -> tuple[Factors, Factors]:
     """Zero factors and identity bases of a stack, split over a mesh like its blocks."""
     device = stack.device_of_factor(leaves, stack.modes)
-    shapes = stack.modes.factor_shapes
-    zeros = [functools.partial(jnp.zeros, shape, jnp.float32) for shape in shapes]
+    dtype = jnp.dtype(dtype or jnp.float32)
+    zeros = [functools.partial(jnp.zeros, shape, dtype) for shape in stack.modes.factor_shapes]
     return (
         tuple(mesh.made(make, device) for make in zeros),
-        tuple(identity(shape, device) for shape in shapes),
+        tuple(identity(shape, device, dtype) for shape in stack.modes.factor_shapes),
     )
 
 
@@ -72,7 +72,11 @@ def averaged(
     return tuple(
         mesh.put_on_batch(
             tuple(
-                jnp.where(m.per_factor(ok), decay * f + (1 - decay) * m.gram(g, k), stays * f)
+                jnp.where(
+                    m.per_factor(ok),
+                    decay * _wide(f) + (1 - decay) * m.gram(g, k),
+                    stays * _wide(f),
+                ).astype(f.dtype)
                 for k, f in enumerate(fs)
             ),
             g,
@@ -96,15 +100,19 @@ def _at_home(
 def rotate(x: jax.Array, bases: Factors, modes: Modes) -> jax.Array:
     """Coordinates of x in the eigenbasis: Q^T along each mode."""
     for k, q in enumerate(bases):
-        x = modes.multiply(x, q, k, transpose=True)
+        x = modes.multiply(x, _wide(q), k, transpose=True)
     return x
 
 
 def rotate_back(x: jax.Array, bases: Factors, modes: Modes) -> jax.Array:
     """The inverse of `rotate`."""
     for k, q in enumerate(bases):
-        x = modes.multiply(x, q, k)
+        x = modes.multiply(x, _wide(q), k)
     return x
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32)
 
 
 def _unit_trace(factor: jax.Array) -> jax.Array:
@@ -163,13 +171,18 @@ def _refresh(
     """Applies `method` to every factor and carries the second moments along."""
     places = [(i, k) for i, leaf in enumerate(factors) for k in range(len(leaf))]
     found = over_matrices(
-        method, [factors[i][k] for i, k in places], [bases[i][k] for i, k in places]
+        lambda *pair: method(*map(_wide, pair)),
+        [factors[i][k] for i, k in places],
+        [bases[i][k] for i, k in places],
     )
     new = dict(zip(places, found, strict=True))
-    bases = tuple(tuple(new[i, k][0] for k in range(len(leaf))) for i, leaf in enumerate(factors))
+    bases = tuple(
+        tuple(new[i, k][0].astype(q.dtype) for k, q in enumerate(leaf))
+        for i, leaf in enumerate(bases)
+    )
     if any(eigenvalues):
         values = tuple(
-            tuple(_quotients(f / unbiased, q) for f, q in zip(*leaf, strict=True))
+            tuple(_quotients(_wide(f) / unbiased, _wide(q)) for f, q in zip(*leaf, strict=True))
             for leaf in zip(factors, bases, strict=True)
         )
         return bases, moments, values

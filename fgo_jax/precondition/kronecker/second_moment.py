@@ -30,7 +30,7 @@ class Denominator(NamedTuple):
     ) -> jax.Array:
         """P in the shape of the leaf, from V or, where there are any, the factors' eigenvalues."""
         if eigenvalues:
-            trace = jnp.trace(factors[0], axis1=-2, axis2=-1)
+            trace = jnp.trace(factors[0].astype(jnp.float32), axis1=-2, axis2=-1)
             trace = trace / bias_correction(self.factor_decay, step)
             v = factored(eigenvalues, modes) + growth(trace, eigenvalues, modes)
         else:

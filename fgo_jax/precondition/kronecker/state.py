@@ -21,6 +21,6 @@ class ScaleByKroneckerFisherState(NamedTuple):
     # In coordinates of the eigenbasis, dtype=jnp.float32, shaped like the stack: leaves, blocks.
     # Without `corrected`, a stack with factors has () here.
     second_moment: Any
-    factors: Any  # tuples, shape=(*batch, d, d), dtype=jnp.float32; changes at every step.
+    factors: Any  # tuples, shape=(*batch, d, d), float32 or factor_dtype; changes at every step.
     bases: Any  # like factors, eigenvectors in columns; changes at a refresh.
     eigenvalues: Any  # shape=(*batch, d), dtype=jnp.float32; at a refresh. () if `corrected`.

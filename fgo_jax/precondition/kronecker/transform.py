@@ -42,6 +42,7 @@ def scale_by_kronecker_fisher(
     centred: bool = False,
     damping: jax.typing.ArrayLike | None = None,
     momentum_dtype: jax.typing.DTypeLike | None = None,
+    factor_dtype: jax.typing.DTypeLike | None = None,
     corrected: bool = True,
     weight_dimension_numbers: DimensionNumbers = None,
 ) -> Preconditioner:
@@ -102,9 +103,8 @@ def scale_by_kronecker_fisher(
     are a batch of matrices with factors of their own (stacked, scanned layers). A leaf for which
     it gives None has no factor.
 
-    Stacks: leaves of equal shape whose names differ in numbers alone, such as the layers of a
-    model, are computed as one array. So the compiled step grows with the kinds of leaves, not with
-    their number.
+    Stacks: leaves of equal shape whose names differ in numbers alone, such as a model's layers, are
+    computed as one array. So a compiled step grows with the kinds of leaves, not their number.
 
     A leaf (or a matrix of a batch) whose gradient is not finite, or has squares that overflow
     float32, keeps its statistics and gets a zero update. The bias corrections count that step like
@@ -135,8 +135,9 @@ def scale_by_kronecker_fisher(
         1e-6 for leaves with a factor, which hides the rounding errors of the rotation, and 0 for
         the others. At power 1/2 a leaf with a factor takes at least 1 at the first step; at other
         powers, and without `corrected`, every leaf takes at least 1/t.
-      momentum_dtype: dtype in which the first moment is stored, float32 if None. The rest of the
-        state is float32. Updates have the dtypes of the gradients.
+      momentum_dtype: of the stored first moment, float32 if None. Updates have the dtypes of the
+        gradients; all else, and all arithmetic, is float32.
+      factor_dtype: of the stored factors and bases, float32 if None.
       corrected: whether V is tracked in the eigenbasis, or computed from the factors' eigenvalues.
       weight_dimension_numbers: `optax.contrib.MuonDimensionNumbers(reduction_axis, output_axis)`,
         or a tree of them (or a prefix of one) shaped like the parameters with None for leaves
@@ -180,7 +181,7 @@ def scale_by_kronecker_fisher(
     if damping is None:
         with_factors, without = (1e-6, 0.0) if power == 0.5 else (1e-3, 1e-3)
     _checks.non_negative("damping", with_factors)
-    momentum_dtype = jnp.dtype(jnp.float32 if momentum_dtype is None else momentum_dtype)
+    momentum_dtype = jnp.dtype(momentum_dtype or jnp.float32)
     b1, b2, factor_decay, eps = map(f32, (b1, b2, factor_decay, eps))
     denominator = Denominator(
         b2, factor_decay, eps, power, centred, f32(with_factors), f32(without)
@@ -198,10 +199,10 @@ def scale_by_kronecker_fisher(
         check_floating(_NAME, leaves)
         stacked = stacks(params, modes_of(params), block_size)
         note(_NAME, params, treatments(stacked, leaves))
-        started = [eigenbasis.start(stack, leaves) for stack in stacked]
+        started = [eigenbasis.start(stack, leaves, factor_dtype) for stack in stacked]
         values: Any = ()
         if not corrected:
-            values = tuple(tuple(f[..., 0] for f in factors) for factors, _ in started)
+            values = tuple(tuple(_in_float32(f[..., 0]) for f in fs) for fs, _ in started)
         second = tuple(s.zeros(leaves) if tracked(s.modes) else () for s in stacked)
         return ScaleByKroneckerFisherState(
             fisher_step=jnp.zeros((), jnp.int32),

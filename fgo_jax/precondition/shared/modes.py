@@ -109,12 +109,12 @@ class Modes(NamedTuple):
         return x.reshape([n if a in axes else 1 for a, n in enumerate(self.shape)])
 
 
-def identity(shape: tuple[int, ...], device: Any) -> jax.Array:
+def identity(shape: tuple[int, ...], device: Any, dtype: Any = jnp.float32) -> jax.Array:
     """Identity matrices [*batch, d, d], in the place that `mesh.of_new` names."""
 
     # A copy: a buffer that is there twice cannot be donated.
     def make() -> jax.Array:
-        return jnp.array(jnp.broadcast_to(jnp.eye(shape[-1]), shape), jnp.float32)
+        return jnp.array(jnp.broadcast_to(jnp.eye(shape[-1]), shape), dtype)
 
     return mesh.made(make, device)
 

@@ -90,15 +90,16 @@ def test_a_non_finite_leaf_keeps_its_statistics(value):
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((updates, after)))
 
 
-@pytest.mark.parametrize("momentum_dtype", [None, jnp.bfloat16])
-def test_the_state_keeps_its_types_through_nested_conditionals(momentum_dtype):
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_the_state_keeps_its_types_through_nested_conditionals(dtype):
     params = {"w": jnp.ones((3, 4), jnp.bfloat16), "b": jnp.ones(4), "none": None}
-    tx = scale_by_kronecker_fisher(momentum_dtype=momentum_dtype)
+    tx = scale_by_kronecker_fisher(momentum_dtype=dtype, factor_dtype=dtype)
     state = tx.init(params)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
     assert jax.eval_shape(tx.init, params) == jax.eval_shape(lambda: state)
     assert jax.eval_shape(lambda: tx.init(abstract)) == jax.eval_shape(lambda: state)
-    assert state.first_moment["w"].dtype == (momentum_dtype or jnp.float32)
+    stored = (state.first_moment["w"], *jax.tree.leaves((state.factors, state.bases)))
+    assert {x.dtype for x in stored} == {jnp.dtype(dtype or jnp.float32)}
     assert {v.dtype for v in state.second_moment} == {jnp.dtype(jnp.float32)}
 
     def keep(g, s):
@@ -116,6 +117,17 @@ def test_the_state_keeps_its_types_through_nested_conditionals(momentum_dtype):
         lambda a, b: (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type), state, new
     )
     assert all(jax.tree.leaves(same))
+
+
+def test_factors_in_bfloat16_change_an_update_by_its_rounding():
+    grads = [jnp.asarray(g, jnp.float32) for g in gradients((6, 8), 12, seed=3)]
+    options = {"corrected": False, "refresh_every": 4}
+    exact, _ = run(scale_by_kronecker_fisher(**options), grads)
+    rounded, state = run(scale_by_kronecker_fisher(factor_dtype=jnp.bfloat16, **options), grads)
+    assert {f.dtype for f in state.factors[0]} == {jnp.dtype(jnp.bfloat16)}
+    for a, b in zip(exact, rounded, strict=True):
+        # A basis that is off by 2^-8 mixes directions by that much.
+        assert np.linalg.norm(a - b) < 10 * 2.0**-8 * np.linalg.norm(a)
 
 
 def test_float64_gradients_keep_their_dtype_and_float32_statistics():
