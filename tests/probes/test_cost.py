@@ -23,6 +23,11 @@ def example_loss(params, example):
         return -jax.nn.log_softmax(mlp(params, example["x"][None])[0])[example["y"]]
 
 
+def batch_loss(params, batch):
+    with jax.named_scope(MARK):
+        return mlp_loss(params, batch)
+
+
 PROBES = {
     "gradient_stream": lambda: fgo.probes.gradient_stream(),
     "lanczos": lambda: fgo.probes.lanczos(fgo.curvature.ggn(predict), num_steps=3, every=50),
@@ -30,7 +35,12 @@ PROBES = {
     "gram": lambda: fgo.probes.gram(
         fgo.probes.example_gradients(example_loss), every=50, examples=8
     ),
+    "trajectory": lambda: fgo.probes.trajectory(every=50, snapshots=4, width=16),
+    "commutator": lambda: fgo.probes.commutator(
+        batch_loss, every=50, pairs=1, snapshots=4, width=16
+    ),
 }
+PROBES["joined"] = lambda: fgo.probes.joined(*(PROBES[n]() for n in ("gram", "trajectory")))
 
 
 @pytest.mark.parametrize("kind", PROBES)
