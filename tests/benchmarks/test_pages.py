@@ -58,7 +58,7 @@ def test_every_command_of_a_page_is_there(path):
 
 
 def test_the_table_of_commands_and_the_extras_are_real():
-    table = BACK.read_text().partition("## Commands")[2].partition("\n\nThe first look")[0]
+    table = BACK.read_text().partition("## Commands")[2].partition("\n\nFor a first look")[0]
     cells = re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
     names = re.findall(r"`([a-z]+)", " ".join(cells))
     assert set(names) | {"list"} == set(main.commands)
