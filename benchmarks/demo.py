@@ -165,7 +165,7 @@ def draw(runs: Mapping[str, Done], target: float, path: Path) -> None:
         loss.axhline(target, color=picture.QUIET, lw=1.0, ls=":")
         loss.annotate("where AdamW ends", (steps[0] * 1.05, target), va="bottom", fontsize=10)
         loss.set(yscale="log", ylabel="validation loss [nats]", yticks=(0.1, 0.2, 0.5, 1, 2))
-        loss.legend(loc="lower left", fontsize=10)
+        loss.legend(loc="upper right", fontsize=10)
         for name, rates, line in (
             ("cosine", schedules.cosine(adam.task, adam.setting)(steps - 1), {"ls": DASHED}),
             ("fgo_averaged", told["learning_rate"], {"lw": 2.4}),
