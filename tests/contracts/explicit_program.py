@@ -28,9 +28,6 @@ def gradients(count):
 
 
 compilations = []
-jax.monitoring.register_event_duration_secs_listener(
-    lambda event, *_, **__: compilations.append(event) if "backend_compile" in event else None
-)
 
 
 def run(row, put):
@@ -48,16 +45,27 @@ def run(row, put):
     return out, len(compilations)
 
 
-mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
-home = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
-for row in TABLE:
-    alone, _ = run(row, lambda tree: jax.tree.map(jnp.asarray, tree))
-    together, again = run(row, lambda tree: jax.device_put(tree, home))
-    for step, (one, many) in enumerate(zip(alone, together, strict=True)):
-        for name in SHAPES:
-            assert many[name].sharding.is_equivalent_to(home[name], len(SHAPES[name])), (row, name)
-            size = np.abs(one[name]).max()
-            error = np.abs(np.asarray(many[name]) - np.asarray(one[name])).max()
-            assert error <= 1e-4 * size, (str(row), step, name, error, size)
-    assert again == 0 or str(row) in WITH_ADAM, (str(row), again)
-print("all as on one device")
+def main():
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, *_, **__: compilations.append(event) if "backend_compile" in event else None
+    )
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    home = {name: NamedSharding(mesh, spec) for name, spec in SPECS.items()}
+    for row in TABLE:
+        alone, _ = run(row, lambda tree: jax.tree.map(jnp.asarray, tree))
+        together, again = run(row, lambda tree: jax.device_put(tree, home))
+        for step, (one, many) in enumerate(zip(alone, together, strict=True)):
+            for name in SHAPES:
+                assert many[name].sharding.is_equivalent_to(home[name], len(SHAPES[name])), (
+                    row,
+                    name,
+                )
+                size = np.abs(one[name]).max()
+                error = np.abs(np.asarray(many[name]) - np.asarray(one[name])).max()
+                assert error <= 1e-4 * size, (str(row), step, name, error, size)
+        assert again == 0 or str(row) in WITH_ADAM, (str(row), again)
+    print("all as on one device")
+
+
+if __name__ == "__main__":
+    main()
