@@ -78,8 +78,9 @@ def run(
       ...     _, state = tx.update(params, state, params, value=jnp.float32(1.0))
       ...     return state, fgo.telemetry(state)
       >>> _, telemetry = jax.lax.scan(step, tx.init(params), length=20)
-      >>> figure = fgo.plotting.run(telemetry)  # doctest: +SKIP
-      >>> figure.savefig("run.png")  # doctest: +SKIP
+      >>> figure = fgo.plotting.run(telemetry)  # figure.savefig("run.png") writes it
+      >>> float(figure.get_size_inches()[0])
+      8.0
 
     Source: the quantities of section 4 of the FGO paper.
     """

@@ -52,8 +52,8 @@ def spectral_density(
       >>> import fgo_jax as fgo
       >>> values = jnp.array([9.0, 1.0, 1.0, 0.1])
       >>> report = fgo.spectrum(lambda params, batch: lambda v: values * v, jnp.zeros(4), 0)
-      >>> fgo.plotting.spectral_density(report).get_xlabel()  # doctest: +SKIP
-      'eigenvalue'
+      >>> fgo.plotting.spectral_density(report).get_xlabel()
+      'eigenvalue [loss / parameter$^2$]'
 
     Source: the pictures of Ghorbani et al. (2019), "An investigation into neural net
     optimization via Hessian eigenvalue density".
@@ -135,7 +135,7 @@ def layers(report: SpectrumReport, ax: Any = None) -> Any:
       ...     return lambda v: {"a": 2.0 * v["a"], "b": 5.0 * v["b"]}
       >>> groups = fgo.probes.layer_groups(params)
       >>> report = fgo.spectrum(operator, params, batch=0, groups=groups)
-      >>> fgo.plotting.layers(report).get_ylabel()  # doctest: +SKIP
+      >>> fgo.plotting.layers(report).get_ylabel()
       'layer (parameters)'
 
     Source: the definition above.
