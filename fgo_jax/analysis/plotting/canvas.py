@@ -28,15 +28,23 @@ def axes(ax: Any, size: tuple[float, float]) -> Any:
     return pyplot().subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
 
-def scale(axis: Any, values: np.ndarray) -> None:
-    """A logarithmic axis where the values span a large factor, and room around them."""
+def scale(axis: Any, values: np.ndarray, *, decades: bool = True, below: float = 0.0) -> None:
+    """A logarithmic axis where the values span a large factor, and room around them.
+
+    Args:
+      axis: of matplotlib.
+      values: that are drawn.
+      decades: whether it may be logarithmic.
+      below: room for a legend below the curve, as a share of a logarithmic axis.
+    """
     values = values[np.isfinite(values)]
     if not len(values):
         return
     low, high = np.min(values), np.max(values)
     positive = values[values > high / _DEEPEST]
-    if low >= 0.0 and high > _SPAN * np.min(positive, initial=np.inf):
+    if decades and low >= 0.0 and high > _SPAN * np.min(positive, initial=np.inf):
         low, high = np.min(positive) / 1.3, high * 1.3
+        low *= (low / high) ** below
         axis.set_yscale("log")
         axis.set_ylim(low, high)
         if high < 100.0 * low:  # powers of ten alone would say too little

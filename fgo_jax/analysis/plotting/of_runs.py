@@ -114,9 +114,10 @@ def run(
         values = _finite(record.numbers[name])
         ink = canvas.INK if name == "learning_rate" else canvas.BLUE
         axis.plot(record.steps, values, lw=1.4, drawstyle="steps-post", color=ink)
-        # The warm-up begins at zero, which must not choose the scale.
-        canvas.scale(axis, values[np.argmax(values) :] if name == "learning_rate" else values)
         label = _LABELS.get(name, name.replace("_", " "))
+        # The warm-up begins at zero, which must not choose the scale.
+        seen = values[np.argmax(values) :] if name == "learning_rate" else values
+        canvas.scale(axis, seen, decades="[power" not in label)
         if label.endswith(("[share]", "[cosine]")):
             seen = 1.1 * values[np.isfinite(values)]
             axis.set_ylim(np.min(seen, initial=-0.1), np.max(seen, initial=1.1))
@@ -217,7 +218,7 @@ def _draw_losses(axis: Any, record: Record, losses: list[str]) -> None:
         at_the_top = {"transform": axis.get_xaxis_transform(), "clip_on": False}
         where = np.full(len(skipped), 0.97)
         axis.plot(steps[skipped], where, "x", c=canvas.VERMILLION, label="skipped", **at_the_top)
-    canvas.scale(axis, np.concatenate(drawn))
+    canvas.scale(axis, np.concatenate(drawn), below=0.2)
     axis.set_ylabel("loss\n[as passed]", fontsize=9)
     axis.legend(fontsize=8, frameon=False, loc="lower left", ncols=2)
 
