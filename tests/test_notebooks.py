@@ -4,8 +4,10 @@ import copy
 import re
 
 import nbformat
+import numpy as np
 import pytest
 
+from notebooks import leads
 from tests import notebooks
 
 
@@ -51,3 +53,28 @@ def test_the_comparison_sees_what_a_reader_would():
         assert len(notebooks.differences(old, new)) == 1
         cell.outputs = []
         assert notebooks.differences(old, new)
+
+
+def test_a_lead_is_counted_to_the_jump_and_a_false_alarm_where_there_is_none():
+    never = {"early": None, "always": 50.0}
+    runs = {
+        "addition": [(400.0, {**never, "early": 300.0}), (500.0, {**never, "early": 450.0})],
+        "random labels": [(None, never), (None, {**never, "early": 90.0})],
+    }
+    rows = leads.table(runs)["rows"]
+    assert rows["early"]["fired"] == "2/2"
+    assert rows["early"]["lead"] == {"median": 75.0, "low": 50.0, "high": 100.0}
+    assert rows["early"]["false alarms"] == "1/2"
+    assert rows["always"]["lead"] == {"median": 400.0, "low": 350.0, "high": 450.0}
+    assert rows["always"]["false alarms"] == "2/2"
+
+
+def test_the_onset_of_the_commutator_is_twenty_and_ten_times_its_start():
+    step = 10.0 * np.arange(1, 13)
+    held = np.array([np.nan, 1, 1, 4, 4, 3, 3, 25, 25, 31, 31, 90])  # measured at every second one
+    run = {"step": step, "commutator_defect": held}
+    assert leads.onset(run) == 100.0  # ten times the median of 1, 4 and 3
+    assert leads.onset({**run, "commutator_defect": held / 2}) == 120.0  # above 20 as well
+    assert leads.onset({**run, "commutator_defect": held / 9}) is None
+    assert leads.first(step, held > 2) == 50.0
+    assert leads.first(step, np.arange(12) == 5) is None  # not at two in a row
