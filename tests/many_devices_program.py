@@ -3,7 +3,6 @@
 The argument is the number of seeds.
 """
 
-import functools
 import sys
 
 import jax
@@ -76,17 +75,14 @@ def step(carry, batch):
 
 @jax.jit
 def run(carry, data):
-    """The last (params, state), those of some steps on the way, and the telemetry of all."""
-    seen = {}
-    rows = []
-    for first, last in zip((0, 1, 50), (1, 50, STEPS), strict=True):
-        seen[first] = carry
-        part = jax.tree.map(
-            functools.partial(jax.lax.slice_in_dim, start_index=first, limit_index=last), data
-        )
-        carry, row = jax.lax.scan(step, carry, part)
-        rows.append(row)
-    return carry, seen, jax.tree.map(lambda *parts: jnp.concatenate(parts), *rows)
+    """The last (params, state), those before every step, and the telemetry after it."""
+
+    def recorded(carry, batch):
+        after, told = step(carry, batch)
+        return after, (carry, told)
+
+    carry, (seen, rows) = jax.lax.scan(recorded, carry, data)
+    return carry, seen, rows
 
 
 one_step = jax.jit(step)
@@ -120,7 +116,7 @@ def check_one_step(alone, data, first, layout, seed):
     """From the same state, with everything placed anew."""
     put, _, put_batch, homes = layout
     batch = jax.tree.map(lambda x: x[first], data)
-    params, state = alone[1][first]
+    params, state = jax.tree.map(lambda x: x[first], alone[1])
     (expected, _), told = one_step((params, state), batch)
     (found, _), heard = one_step((put(params), jax.device_put(state, homes)), put_batch(batch))
     assert apart(expected, found) < 1e-5, (seed, first, apart(expected, found))

@@ -20,7 +20,7 @@ import fgo_jax as fgo
 from fgo_jax.linalg import mesh
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # a row is itself alone, and a key of caches
 class Row:
     """A transformation that, at `learning_rate`, descends on its own.
 

@@ -23,24 +23,19 @@ CHECKS = {
     for name, method in vars(shipped.ContribTest).items()
     if name.startswith("test_")
 }
-# Values of a check's parameters beside those that name the optimizer.
+# Values of a check's parameters beside those that name the optimizer. The parabolas of a vector and
+# of a matrix are both in the mixed target. One type for each check: test_contracts.py asks all of
+# them what becomes of updates and state.
 VALUES: dict[str, tuple[Any, ...]] = {
     "wrap": (False,),
     "target": (
-        shipped._setup_parabola,
         shipped._setup_rosenbrock,
-        shipped._setup_matrix_parabola,
         shipped._setup_mixed_tensor_target,
     ),
     "test_optimizers": ("float32",),
-    "test_preserve_dtype": ("bfloat16", "float32"),
-    "test_gradient_accumulation": ("bfloat16", "float32"),
-    "test_state_shape_dtype_shard_stability": (
-        jnp.float16,
-        jnp.bfloat16,
-        jnp.float32,
-        jnp.float64,
-    ),
+    "test_preserve_dtype": ("bfloat16",),
+    "test_gradient_accumulation": ("bfloat16",),
+    "test_state_shape_dtype_shard_stability": (jnp.float64,),
 }
 NAMED = {"self", "opt_name", "opt_kwargs", "wrapper_name", "wrapper_kwargs"}
 

@@ -1,5 +1,7 @@
 """The phases' state machine under any stream: gradients, losses, validations and hands."""
 
+from typing import Any, NamedTuple
+
 import flax.serialization
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.controller.clock_model import NOTHING, Model, limits
-from tests.controller.phased_runs import STRUCTURES, examples, program
+from tests.controller.phased_runs import STRUCTURES, Example, examples, program
 from tests.streams import STEPS
 
 FAST = ("own transforms and a horizon", "one transform")
@@ -24,14 +26,23 @@ NAMES = {  # of phases, as telemetry has them
 }
 
 
-def drawn(name, data):
+class Run(NamedTuple):
     """An example and its whole run, as numpy arrays."""
+
+    example: Example
+    inputs: dict[str, np.ndarray]
+    carry: Any
+    end: Any
+    record: dict[str, Any]
+
+
+def drawn(name, data):
     example = data.draw(examples(len(STRUCTURES[name].verdicts)))
     start, walk, _ = program(name)
     carry = start(example.numbers)
     inputs = example.inputs()
     end, record = walk(example.numbers, carry, inputs, 0, STEPS)
-    return example, inputs, carry, end, jax.device_get(record)
+    return Run(example, inputs, carry, end, jax.device_get(record))
 
 
 def taken_steps(name, inputs):
@@ -49,8 +60,18 @@ def same_bits(left, right):
 
 @structures
 @given(data=st.data())
-def test_the_clock_follows_its_rules(name, data):
-    example, inputs, _, _, record = drawn(name, data)
+def test_every_run_keeps_the_rules(name, data):
+    """One run for each example, which is most of the work, and all that must hold of it."""
+    run = drawn(name, data)
+    the_clock_follows_its_rules(name, run)
+    what_holds_at_every_step(name, run)
+    a_run_is_a_function_of_its_state(name, run, data.draw(st.integers(0, STEPS)))
+    if name not in FAST:  # a second program; these have the same parts in other combinations
+        step_by_step_is_the_scan(name, run)
+
+
+def the_clock_follows_its_rules(name, run):
+    example, inputs, _, _, record = run
     structure, n = STRUCTURES[name], example.numbers
     phases = len(structure.verdicts)
     model = Model(
@@ -79,10 +100,8 @@ def test_the_clock_follows_its_rules(name, data):
             assert np.array_equal(got, expected), (step, field, got, expected)
 
 
-@structures
-@given(data=st.data())
-def test_what_holds_at_every_step(name, data):
-    example, inputs, _, _, record = drawn(name, data)
+def what_holds_at_every_step(name, run):
+    example, inputs, _, _, record = run
     taken = taken_steps(name, inputs)
     clock, told = record["clock"], record["told"]
     phases = len(STRUCTURES[name].verdicts)
@@ -124,13 +143,10 @@ def test_what_holds_at_every_step(name, data):
             assert known.all() or key in (*record["errors"], "energy_exponent", "cosine"), key
 
 
-@structures
-@given(data=st.data())
-def test_a_run_is_a_function_of_its_state(name, data):
+def a_run_is_a_function_of_its_state(name, run, stop):
     """Again is the same bit for bit, and so is a run that was saved, loaded and continued."""
-    example, inputs, carry, end, record = drawn(name, data)
+    example, inputs, carry, end, record = run
     _, walk, _ = program(name)
-    stop = data.draw(st.integers(0, STEPS))
     half, first = walk(example.numbers, carry, inputs, 0, stop)
     saved = flax.serialization.to_bytes(half)
     blank = jax.tree.map(jnp.zeros_like, half)
@@ -142,17 +158,14 @@ def test_a_run_is_a_function_of_its_state(name, data):
     assert same_bits(parts, record)
 
 
-@pytest.mark.slow  # a second program of each structure
-@pytest.mark.parametrize("name", STRUCTURES)
-@given(data=st.data())
-def test_step_by_step_is_the_scan(name, data):
+def step_by_step_is_the_scan(name, run):
     """Another program, so rounding may differ; the first decisions do not."""
-    example, inputs, carry, _, record = drawn(name, data)
     _, _, step = program(name)
+    carry = run.carry
     for number in range(8):
-        now = jax.tree.map(lambda x: x[number], inputs)  # noqa: B023
-        carry, alone = step(example.numbers, carry, now)
-        scanned = jax.tree.map(lambda x: x[number], record)  # noqa: B023
+        now = jax.tree.map(lambda x: x[number], run.inputs)  # noqa: B023
+        carry, alone = step(run.example.numbers, carry, now)
+        scanned = jax.tree.map(lambda x: x[number], run.record)  # noqa: B023
         for field in ("phase", "phase_step", "driver", "handover_left", "started", "causes"):
             got, expected = (getattr(r["clock"], field) for r in (alone, scanned))
             np.testing.assert_array_equal(got, expected)

@@ -1,5 +1,7 @@
 """Transitions, hand-over, guard and extras of `phased`."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,10 +44,16 @@ def history(tx, steps, extras=lambda number: {}, params=None):
     return jax.tree.map(np.asarray, record), state
 
 
+@functools.cache
+def one_transition():
+    """The record of a phase that ends after its fifth step, and of what follows."""
+    return history(two_phases([after(4)]), 5 + 2 * HANDOVER)
+
+
 def test_a_decision_at_step_t_takes_effect_at_t_plus_one():
-    record, state = history(two_phases([after(4)]), 8)
+    record, state = one_transition()
     # The update with phase_step 4 is the fifth; the state after it is in phase 1.
-    np.testing.assert_array_equal(record["phase"], [0, 0, 0, 0, 1, 1, 1, 1])
+    np.testing.assert_array_equal(record["phase"][:8], [0, 0, 0, 0, 1, 1, 1, 1])
     np.testing.assert_allclose(record["learning_rate"][:5], 1e-2, rtol=1e-6)
     assert record["learning_rate"][5] < 1e-2
     np.testing.assert_array_equal(state.clock.started, [0, 5])
@@ -53,7 +61,7 @@ def test_a_decision_at_step_t_takes_effect_at_t_plus_one():
 
 
 def test_the_rate_glides_log_linearly_and_ends_on_the_law():
-    record, _ = history(two_phases([after(4)]), 20)
+    record, _ = one_transition()
     glide = record["learning_rate"][5 : 5 + HANDOVER]
     expected = 1e-2 * 0.4 ** (np.arange(1, HANDOVER + 1) / HANDOVER)
     np.testing.assert_allclose(glide, expected, rtol=1e-5)
@@ -61,7 +69,7 @@ def test_the_rate_glides_log_linearly_and_ends_on_the_law():
 
 
 def test_the_old_transform_drives_while_the_new_one_fills():
-    record, state = history(two_phases([after(4)]), 5 + HANDOVER + 3)
+    record, state = one_transition()
     np.testing.assert_array_equal(
         record["handover_left"][4 : 5 + HANDOVER], range(HANDOVER, -1, -1)
     )
@@ -111,8 +119,13 @@ def test_min_steps_hold_a_trigger_back():
 
 
 def test_deadlines_reach_every_phase_and_say_so():
+    rms = optax.scale_by_rms()
     tx = fgo.phased(
-        [fgo.acquisition(1e-2), fgo.reask(1e-2), fgo.execution(1e-2)],
+        [
+            fgo.acquisition(1e-2),
+            fgo.reask(1e-2, transform=rms),
+            fgo.execution(1e-2, transform=rms),
+        ],
         [never(), never()],
         handover_steps=5,
         total_steps=40,
@@ -130,8 +143,9 @@ def test_without_a_horizon_no_phase_ends_by_itself():
     np.testing.assert_array_equal(state.clock.causes, [AT_START, NOT_BEGUN])
 
 
-@pytest.mark.parametrize("bad", ["gradient", "value", "parameters"])
-def test_a_non_finite_step_changes_nothing_but_its_counter(bad):
+@functools.cache
+def three_steps_of_the_protocol():
+    """Its compiled update, and (gradients, state, parameters) after three steps."""
     tx = fgo.target_acquisition(1e-2, 5, average_weights=0.1, clip_norm=1.0)
     params = mlp_params()
     state = tx.init(params)
@@ -140,9 +154,15 @@ def test_a_non_finite_step_changes_nothing_but_its_counter(bad):
         grads = jax.grad(mlp_loss)(params, mlp_batch(number))
         updates, state = update(grads, state, params, value=1.0)
         params = optax.apply_updates(params, updates)
-    poisoned, value = grads, jnp.float32(1.0)
+    return update, grads, state, params
+
+
+@pytest.mark.parametrize("bad", ["gradient", "value", "parameters"])
+def test_a_non_finite_step_changes_nothing_but_its_counter(bad):
+    update, grads, state, params = three_steps_of_the_protocol()
+    poisoned, value = grads, 1.0
     if bad == "value":
-        value = jnp.float32(jnp.inf)
+        value = float("inf")
     else:
         poisoned = {**grads, "out": {"kernel": grads["out"]["kernel"].at[0, 0].set(jnp.nan)}}
     if bad == "parameters":  # an overflow, which is where such a gradient comes from
@@ -222,7 +242,8 @@ def test_after_a_restart_the_probe_measures_as_at_the_start():
 
 
 def test_should_stop_after_validation_stopped_improving():
-    tx = fgo.phased([fgo.acquisition(1e-2)], [fgo.triggers.plateau("validation", patience=3)])
+    sgd = fgo.acquisition(1e-2, transform=optax.identity())
+    tx = fgo.phased([sgd], [fgo.triggers.plateau("validation", patience=3)])
 
     def extras(number):
         # Measured at every fourth step; the best is the third measurement.
@@ -248,8 +269,9 @@ def test_weight_decay_and_mask_may_differ_between_phases():
     zeros = optax.tree.zeros_like(params)
     state = tx.init(params)
     seen = []
+    update = jax.jit(tx.update)
     for _ in range(4):
-        updates, state = tx.update(zeros, state, params)
+        updates, state = update(zeros, state, params)
         seen.append((float(updates["a"][0]), float(updates["b"])))
     np.testing.assert_allclose(seen[0], (-5e-3, -5e-3), rtol=1e-6)
     np.testing.assert_allclose(seen[3], (-1e-3, 0.0), rtol=1e-6)

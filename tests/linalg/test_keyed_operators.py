@@ -100,9 +100,8 @@ def test_an_operator_without_a_key_reads_what_it_read(name):
     jax.tree.map(np.testing.assert_array_equal, *read)
 
 
-@pytest.mark.parametrize("batches", [1, 3])
-def test_a_spectrum_is_of_one_draw_per_batch(batches):
-    data = [BATCH + 0.1 * i for i in range(batches)]
+def test_a_spectrum_is_of_one_draw_per_batch():
+    data = [BATCH + 0.1 * i for i in range(2)]
     report = fgo.spectrum(SAMPLED, PARAMS, batches=data, num_steps=16, top=3, key=jax.random.key(2))
     # Were the draws not the same in every product, no residual could be small.
     assert np.all(report.residuals < 1e-3 * report.eigenvalues[0])

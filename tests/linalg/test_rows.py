@@ -1,5 +1,7 @@
 """Ranks counted on few rows: their ceiling, their error, and that nothing fires on them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,32 +62,46 @@ EVERY_KIND = {
 }
 
 
-def verdicts(trigger, values, errors):
+LOOKS = 40
+
+
+@functools.cache
+def looking(kind, negated):
+    """A trigger's verdicts over a series: one program for all values and errors."""
+    trigger = ~EVERY_KIND[kind]() if negated else EVERY_KIND[kind]()
+
     def look(state, item):
         value, error, step = item
         signal = Signal(value, error, jnp.asarray(True))
         verdict, state = trigger.update(Observation({"x": signal}, step, step), state)
         return state, verdict
 
-    items = (jnp.asarray(values, jnp.float32), jnp.asarray(errors), 50 + jnp.arange(len(values)))
-    return np.asarray(jax.jit(lambda: jax.lax.scan(look, trigger.init(), items)[1])())
+    steps = 50 + np.arange(LOOKS)
+    return jax.jit(
+        lambda values, errors: jax.lax.scan(look, trigger.init(), (values, errors, steps))[1]
+    )
+
+
+def verdicts(kind, values, errors, negated=False):
+    values, errors = np.asarray(values, np.float32), np.asarray(errors, np.float32)
+    return np.asarray(looking(kind, negated)(values, errors))
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
 def test_no_trigger_holds_or_fails_on_an_untrusted_signal(kind):
-    noise = np.random.default_rng(0).standard_normal(40)
-    for series in (7.0 + 0.01 * noise, 7.0 + np.arange(40.0), 70.0 - np.arange(40.0)):
-        for make in (EVERY_KIND[kind], lambda: ~EVERY_KIND[kind]()):
-            assert (verdicts(make(), series, np.full(40, np.inf)) == 0).all()
+    noise = np.random.default_rng(0).standard_normal(LOOKS)
+    for series in (7.0 + 0.01 * noise, 7.0 + np.arange(LOOKS), 70.0 - np.arange(LOOKS)):
+        for negated in (False, True):
+            assert (verdicts(kind, series, np.full(LOOKS, np.inf), negated) == 0).all()
         # The same series is decided where it is trusted: the silence is the error's doing.
-        assert (verdicts(EVERY_KIND[kind](), series, np.zeros(40)) != 0).any()
+        assert (verdicts(kind, series, np.zeros(LOOKS)) != 0).any()
 
 
 @pytest.mark.parametrize("kind", EVERY_KIND)
 def test_losing_trust_takes_a_verdict_back(kind):
-    series = np.r_[7.0 + 0.01 * np.random.default_rng(0).standard_normal(40), 1e4]
-    errors = np.r_[np.zeros(40), np.inf]
-    out = verdicts(EVERY_KIND[kind](), series, errors)
+    series = np.append(7.0 + 0.01 * np.random.default_rng(0).standard_normal(LOOKS - 1), 1e4)
+    errors = np.append(np.zeros(LOOKS - 1), np.inf)
+    out = verdicts(kind, series, errors)
     assert (out[:-1] != 0).any()
     assert out[-1] == 0
 

@@ -83,12 +83,15 @@ def step_in_place(direction, specs, shape, kind, cut):
 
 def stay_in_place():
     for kind in (AxisType.Auto, AxisType.Explicit):
-        for shape in ((8, 1), (1, 1), (4, 2)):
-            for specs in (
-                {"w_0": P("i"), "w_1": P("i")},
-                {"w_0": P("i"), "w_1": P(None, "i")},
-                {"w_0": P("i", "j"), "w_1": P("i", "j")},
-            ):
+        rows, sides = {"w_0": P("i"), "w_1": P("i")}, {"w_0": P("i"), "w_1": P(None, "i")}
+        both = {"w_0": P("i", "j"), "w_1": P("i", "j")}
+        # An axis of one device splits nothing, wherever it is named.
+        for shape, splits in (
+            ((8, 1), (rows, sides)),
+            ((1, 1), (both,)),
+            ((4, 2), (rows, sides, both)),
+        ):
+            for specs in splits:
                 for block_size in (4, 1024):
                     direction = fgo.scale_by_kronecker_fisher(block_size=block_size)
                     step_in_place(direction, specs, shape, kind, block_size == 4)

@@ -79,14 +79,14 @@ class Wrapped(nn.Module):
 )
 def test_kfac_says_what_to_do_with_normalised_kernels(wrapper, diagonal, match):
     model = Wrapped(wrapper)
-    held = model.init(jax.random.key(0), BATCH)
+    held = jax.jit(model.init)(jax.random.key(0), BATCH)
     params, rest = held["params"], {k: v for k, v in held.items() if k != "params"}
 
     def step(diagonal):
         tx = fgo.scale_by_kfac(
             lambda params, batch: model.apply({"params": params, **rest}, batch), diagonal=diagonal
         )
-        return tx.update(params, tx.init(params), params, batch=BATCH)
+        return jax.jit(lambda p: tx.update(p, tx.init(p), p, batch=BATCH))(params)
 
     with pytest.raises(ValueError, match=match):
         step(diagonal)

@@ -39,7 +39,7 @@ def attention_predict(p, x):
 
 NETWORKS = {
     "mlp": (mlp_predict, {"w1": (36, 24), "b1": (24,), "w2": (24, CLASSES)}),
-    "conv": (conv_predict, {"k1": (3, 3, 1, 8), "k2": (3, 3, 8, 16), "out": (16, CLASSES)}),
+    "conv": (conv_predict, {"k1": (3, 3, 1, 4), "k2": (3, 3, 4, 8), "out": (8, CLASSES)}),
     "attention": (
         attention_predict,
         {

@@ -1,5 +1,7 @@
 """The energy of the slow mean: what its exponent says, and how an adaptive decay follows it."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +39,7 @@ def three(decay=None, **arguments):
     )
 
 
-def told(tx, rows):
+def scanned(tx, rows):
     """Telemetry after every step of a sequence of gradients, and the last state."""
     params = {"w": jnp.zeros(rows.shape[1])}
 
@@ -45,13 +47,27 @@ def told(tx, rows):
         state = tx.update({"w": row}, state, params)[1]
         return state, fgo.telemetry(state)
 
-    state, record = jax.jit(lambda s: jax.lax.scan(step, s, jnp.asarray(rows)))(tx.init(params))
-    return jax.tree.map(np.asarray, record), state
+    state, record = jax.lax.scan(step, tx.init(params), rows)
+    return record, state
+
+
+def told(tx, rows):
+    return jax.device_get(jax.jit(functools.partial(scanned, tx))(rows))
+
+
+# One program for all onsets and gradients, and one for a step.
+adaptive_run = jax.jit(lambda onset, rows: scanned(three(fgo.decays.adaptive(onset=onset)), rows))
+one_step = jax.jit(three().update)
+
+
+@functools.cache
+def adaptive(exponent, onset=0.0, steps=COUNT):
+    return jax.device_get(adaptive_run(onset, KINDS[exponent][:steps]))
 
 
 @pytest.mark.parametrize("exponent", KINDS)
 def test_the_exponent_tells_agreement_from_noise_and_noise_from_rest(exponent):
-    record, _ = told(three(), KINDS[exponent])
+    record, _ = adaptive(exponent)
     measured = record["energy_exponent"][COUNT // 2 :]
     assert np.median(measured) == pytest.approx(exponent, abs=0.1)
 
@@ -85,20 +101,19 @@ def test_it_is_the_slope_of_the_energy_over_log_time(exponent):
     [(0, 0, 0), (1, 0, 1), (2, 0, 1), (0, 1, 0), (1, 1, 0), (2, 1, 1)],
 )
 def test_the_rate_falls_by_what_the_exponent_exceeds_the_onset(exponent, onset, power):
-    record, _ = told(three(fgo.decays.adaptive(onset=onset)), KINDS[exponent])
+    record, _ = adaptive(exponent, float(onset))
     rate, total = record["learning_rate"], np.arange(COUNT) + 1
     late = slice(COUNT // 4, None)
     slope = np.polyfit(np.log(total[late]), np.log(rate[late]), 1)[0]
     assert slope == pytest.approx(-power, abs=0.12)
 
 
-def settled(onset, weight_decay, seed):
-    """The power of t by which the rate falls of parameters that rest, noise and all."""
-    sgd = optax.identity()
-    rows = jnp.asarray(np.random.default_rng(seed).standard_normal((6000, SIZE)), jnp.float32)
+@functools.partial(jax.jit, static_argnums=1)
+def rates_at_rest(onset, weight_decay, rows):
+    """The rates of parameters that rest, noise and all."""
     last = fgo.execution(
         0.3, 0.0, decay=fgo.decays.adaptive(200, onset=onset), weight_decay=weight_decay,
-        slow_share=0.5, transform=sgd,
+        slow_share=0.5, transform=optax.identity(),
     )  # fmt: skip
     tx = fgo.phased([last], [])
     params = {"w": jnp.zeros(SIZE)}
@@ -110,7 +125,13 @@ def settled(onset, weight_decay, seed):
         updates, state = tx.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), state.hyperparams["fgo_learning_rate"]
 
-    _, rate = jax.lax.scan(step, (params, tx.init(params)), rows)
+    return jax.lax.scan(step, (params, tx.init(params)), rows)[1]
+
+
+def settled(onset, weight_decay, seed):
+    """The power of t by which the rate falls."""
+    rows = np.random.default_rng(seed).standard_normal((6000, SIZE), np.float32)
+    rate = np.asarray(rates_at_rest(onset, weight_decay, rows))
     return -float(np.polyfit(np.log(np.arange(1000, 6000)), np.log(rate[1000:]), 1)[0])
 
 
@@ -133,9 +154,10 @@ def test_another_transform_is_measured_anew():
         handover_steps=RAMP,
     )
     state, params = tx.init({"w": jnp.zeros(SIZE)}), {"w": jnp.zeros(SIZE)}
+    update = jax.jit(tx.update)
     for number, row in enumerate(NOISE[:120]):
         taken_over = int(state.clock.driver_since) == number
-        _, state = tx.update({"w": row}, state, params)
+        _, state = update({"w": row}, state, params)
         if taken_over and number:
             assert int(state.energy_fall.measurements) <= 1
             return
@@ -145,18 +167,17 @@ def test_another_transform_is_measured_anew():
 def test_an_energy_too_large_for_a_float_is_no_measurement():
     rows = KINDS[1.0][:400].copy()
     rows[200] = 1e20
-    _, state = told(three(), rows)
+    _, state = adaptive_run(0.0, rows)
     assert np.isfinite(float(state.energy_fall.mean_slope))
 
 
 def test_at_its_fastest_it_is_the_hyperbolic_law():
-    rows = KINDS[2.0]
-    adaptive, _ = told(three(), rows)
-    hyperbolic, _ = told(three(fgo.decays.hyperbolic()), rows)
-    assert np.all(adaptive["energy_exponent"][130:] > 1)
+    fastest, _ = adaptive(2.0)
+    hyperbolic, _ = told(three(fgo.decays.hyperbolic()), KINDS[2.0])
+    assert np.all(fastest["energy_exponent"][130:] > 1)
     began = int(hyperbolic["started/execution"][-1])
-    assert began == int(adaptive["started/execution"][-1])
-    behind = adaptive["learning_rate"] / hyperbolic["learning_rate"]
+    assert began == int(fastest["started/execution"][-1])
+    behind = fastest["learning_rate"] / hyperbolic["learning_rate"]
     # The first two measurements come in re-ask, so there is nothing to catch up with.
     np.testing.assert_allclose(behind[began + RAMP :], 1.0, rtol=1e-4)
 
@@ -169,29 +190,26 @@ def test_a_horizon_bounds_it():
 
 
 def test_it_begins_anew_with_the_momentum():
-    tx = three()
     params = {"w": jnp.zeros(SIZE)}
-    record, state = told(tx, KINDS[1.0][:400])
+    record, fallen = adaptive(1.0, steps=400)
     assert record["learning_rate"][-1] < 0.5
-    state = fgo.force_phase(state, "acquisition")
+    state = fgo.force_phase(fallen, "acquisition")
     for row in NOISE[:3]:  # the third is the first whose momentum is new
-        _, state = tx.update({"w": row}, state, params)
+        _, state = one_step({"w": row}, state, params)
     assert int(state.energy_fall.measurements) == 0
     assert np.isnan(fgo.telemetry(state)["energy_exponent"])
     assert float(state.clock.decay_exponent) == 0.0
-    fallen = told(tx, KINDS[1.0][:400])[1]
     assert float(fallen.clock.decay_exponent) > 0.5
     assert float(fgo.restart(fallen).clock.decay_exponent) == 0.0
 
 
 def test_a_step_that_is_not_finite_leaves_it_as_it_was():
-    tx = three()
-    rows = KINDS[1.0][:130].copy()
     params = {"w": jnp.zeros(SIZE)}
-    _, state = told(tx, rows)
+    _, state = adaptive(1.0, steps=400)
     assert int(state.slow.averaged_steps) % energy_exponent.EVERY == 0  # due at the next step
-    rows[0, 0] = np.nan
-    _, after = tx.update({"w": rows[0]}, state, params)
+    bad = KINDS[1.0][0].copy()
+    bad[0] = np.nan
+    _, after = one_step({"w": bad}, state, params)
     assert trees_equal(after.energy_fall, state.energy_fall)
     assert float(after.clock.decay_exponent) == float(state.clock.decay_exponent)
 

@@ -1,5 +1,7 @@
 """Single transformations against Adam: what is counted, what is passed, and the command."""
 
+import dataclasses
+import importlib
 import json
 from types import SimpleNamespace
 
@@ -19,6 +21,7 @@ from benchmarks.runs import timing
 from benchmarks.runs.training import train
 from benchmarks.studies import commands, transforms
 from benchmarks.tasks import get_task
+from benchmarks.tasks.transformers import TokenTransformer
 
 TASK = get_task("digits_autoencoder")
 
@@ -159,7 +162,13 @@ def test_the_command_names_an_unknown_transformation():
     assert "no method 'newton'" in result.output
 
 
-def test_a_short_race_on_the_text(tmp_path):
+def test_a_short_race_on_the_text(tmp_path, monkeypatch):
+    # The text as it is; of the model and of the timing as little as there can be.
+    module = importlib.import_module("benchmarks.tasks.char_gpt")
+    model = TokenTransformer(module.VOCABULARY, dim=8, depth=1, heads=2, mlp=8)
+    monkeypatch.setattr(module, "MODEL", model)
+    small = dataclasses.replace(module.char_gpt(), timed_steps=1)
+    monkeypatch.setattr("benchmarks.race.commands.get_task", lambda name: small)
     command = ["race", "char_gpt", "--methods", "muon", "--steps", "12", "--seeds", "1"]
     result = CliRunner().invoke(main, [*command, "--output", str(tmp_path)])
     assert result.exit_code == 0, result.output

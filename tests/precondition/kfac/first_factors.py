@@ -20,7 +20,7 @@ def first_factors(model, batch, loss="squared_error", approximation="expand"):
     The factors approximate the sum of c_i c_j over rows i, j. The transformation's state holds the
     first estimate after its first step.
     """
-    params = model.init(jax.random.key(1), batch)["params"]
+    params = jax.jit(model.init)(jax.random.key(1), batch)["params"]
 
     def fn(p, x):
         return model.apply({"params": p}, x)
@@ -29,12 +29,16 @@ def first_factors(model, batch, loss="squared_error", approximation="expand"):
     plan = layout(params, table, lambda path: False)
     estimate = estimator(fn, loss, None, approximation == "reduce", 4096, None)
     key = jax.random.key(5)
-    found = jax.jit(functools.partial(estimate, plan))(params, batch, key)
+
+    @jax.jit
+    def both(params, batch):
+        outputs = fn(params, batch)
+        labels = losses.draw_labels(loss, outputs, key, ROWS)
+        drawn = losses.drawn_cotangent(loss, outputs, labels, batch)
+        return estimate(plan, params, batch, key), drawn
+
+    found, drawn = both(params, batch)
     assert all(good for _, good in found)
-    outputs = fn(params, batch)
-    drawn = losses.drawn_cotangent(
-        loss, outputs, losses.draw_labels(loss, outputs, key, ROWS), batch
-    )
     names = [*(x.path for x in plan.layers), *(d.path for d in plan.diagonals)]
     return params, {n: item for n, (item, _) in zip(names, found, strict=True)}, drawn
 

@@ -1,5 +1,7 @@
 """A small model with every kind of leaf that K-FAC treats in its own way."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,9 +22,10 @@ def predict(params, batch):
     return Net().apply({"params": params}, batch)
 
 
+@functools.cache
 def problem(dtype=jnp.float32):
     x = jax.random.normal(jax.random.key(0), (8, 5), dtype)
-    params = Net().init(jax.random.key(1), x)["params"]
+    params = jax.jit(Net().init)(jax.random.key(1), x)["params"]
     return jax.tree.map(lambda p: p.astype(dtype), params), x
 
 

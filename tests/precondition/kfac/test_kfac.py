@@ -1,5 +1,7 @@
 """scale_by_kfac against a float64 reference, the exact natural gradient and its own identities."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -26,9 +28,10 @@ def predict(params, batch):
     return Net().apply({"params": params}, batch)
 
 
+@functools.cache
 def problem(seed=0, examples=12):
     x = jax.random.normal(jax.random.key(seed), (examples, 5)) * jnp.arange(1.0, 6.0)
-    return Net().init(jax.random.key(1), x)["params"], x
+    return jax.jit(Net().init)(jax.random.key(1), x)["params"], x
 
 
 def dense_statistics(params, x, labels):

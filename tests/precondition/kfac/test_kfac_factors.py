@@ -1,7 +1,5 @@
 """Factors of every kind of layer against definitions that are written out for it."""
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -66,10 +64,17 @@ def test_attention_projections():
     params, factors, drawn = first_factors(Attention(), x)
     p = params["MultiHeadDotProductAttention_0"]
     push = {n: jnp.zeros((5, 2, 2)) for n in ("query", "key", "value")} | {"out": jnp.zeros((5, 4))}
-    gradients = jax.vmap(
-        lambda row, c: jax.grad(lambda e: jnp.vdot(attention(p, row, e)[0], c))(push)
-    )(x, drawn)
-    mixed = jax.vmap(lambda row: attention(p, row, push)[1])(x)
+
+    @jax.jit
+    @jax.vmap
+    def truth(row, c):
+        def along(e):
+            out, mixed = attention(p, row, e)
+            return jnp.vdot(out, c), mixed
+
+        return jax.grad(along, has_aux=True)(push)
+
+    gradients, mixed = truth(x, drawn)
     for name in ("query", "key", "value", "out"):
         ((a, g),) = factors[f"MultiHeadDotProductAttention_0/{name}"]
         last = name == "out"
@@ -94,11 +99,16 @@ def test_patches_times_the_kernel_are_the_convolution(options):
     options = {"kernel_size": (3, 2)} | options
     model = nn.Conv(3, **options)
     x = jax.random.normal(jax.random.key(0), (2, *(6,) * len(options["kernel_size"]), 2))
-    params = model.init(jax.random.key(1), x)["params"]
-    layer = layout(params, None, lambda path: False).layers[0]
-    patches = taps._patches(layer, model, x)
-    out = jnp.tensordot(patches, params["kernel"], len(layer.inputs)) + params["bias"]
-    np.testing.assert_allclose(out, model.apply({"params": params}, x), atol=1e-5)
+
+    @jax.jit
+    def both(x):
+        params = model.init(jax.random.key(1), x)["params"]
+        layer = layout(params, None, lambda path: False).layers[0]
+        patches = taps._patches(layer, model, x)
+        out = jnp.tensordot(patches, params["kernel"], len(layer.inputs)) + params["bias"]
+        return out, model.apply({"params": params}, x)
+
+    np.testing.assert_allclose(*both(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("approximation", ["expand", "reduce"])
@@ -148,23 +158,25 @@ NORMS = {
 def test_normalisations_have_the_squared_gradients_of_each_example(name):
     norm = NORMS[name]
     x = 2.0 * jax.random.normal(jax.random.key(0), (3, 5, 4)) + 1.0
-    variables = norm.init(jax.random.key(1), x)
+    variables = jax.jit(norm.init)(jax.random.key(1), x)
     params, rest = variables["params"], {k: v for k, v in variables.items() if k != "params"}
-    params = jax.tree.map(lambda p: p + jnp.arange(4.0), params)
+    params = jax.tree.map(lambda p: p + np.arange(4, dtype=np.float32), params)
 
     def fn(p, x):
         return norm.apply({"params": p, **rest}, x, mutable=list(rest))[0]
 
     estimate = estimator(fn, "squared_error", None, False, 4096, None)
     plan, key = layout(params, None, lambda path: False), jax.random.key(5)
-    found = jax.jit(functools.partial(estimate, plan))(params, x, key)
-    labels = losses.draw_labels("squared_error", fn(params, x), key, ROWS)
-    drawn = losses.drawn_cotangent("squared_error", fn(params, x), labels, x)
-    expected = jax.tree.map(jnp.zeros_like, params)
-    for i in range(3):
-        mine = drawn * (jnp.arange(3) == i)[:, None, None]
-        grads = jax.grad(lambda p, c=mine: jnp.vdot(fn(p, x), c))(params)
-        expected = jax.tree.map(lambda e, g: e + g**2, expected, grads)
+
+    @jax.jit
+    def both(params):
+        outputs, pull = jax.vjp(lambda p: fn(p, x), params)
+        labels = losses.draw_labels("squared_error", outputs, key, ROWS)
+        drawn = losses.drawn_cotangent("squared_error", outputs, labels, x)
+        (grads,) = jax.vmap(pull)(jnp.eye(3)[:, :, None, None] * drawn)  # of each example alone
+        return estimate(plan, params, x, key), jax.tree.map(lambda g: (g**2).sum(0), grads)
+
+    found, expected = both(params)
     jax.tree.map(close, [item for item, _ in found], jax.tree.leaves(expected))
 
 
