@@ -3,16 +3,10 @@
 import click
 
 from benchmarks.demo import demo
-from benchmarks.measurements.commands import (
-    calibrate,
-    compare_revision,
-    measure_overhead,
-    measure_sketch,
-    measure_stream,
-)
+from benchmarks.measurements.commands import COMMANDS as MEASUREMENTS
 from benchmarks.methods import METHODS, Method
 from benchmarks.race.commands import hold_race
-from benchmarks.report.commands import report_all
+from benchmarks.report.page import report_all
 from benchmarks.studies.commands import compare_parts, compare_transforms, compare_triggers
 from benchmarks.tasks import TASKS, get_task
 from benchmarks.terminal import console, table
@@ -43,8 +37,7 @@ def _where(method: Method) -> str:
 
 
 for command in (
-    demo, hold_race, compare_transforms, compare_triggers, compare_parts, report_all,
-    measure_stream, calibrate, measure_sketch, measure_overhead, compare_revision,
+    demo, hold_race, compare_transforms, compare_triggers, compare_parts, report_all, *MEASUREMENTS,
 ):  # fmt: skip
     main.add_command(command)
 

@@ -1,8 +1,7 @@
 """From curves to claims: targets, hits, tuned settings, paired ratios and their intervals.
 
-A curve has one value per evaluation; NaN is a failed evaluation and never counts as a hit. A
-level that is never reached takes `inf` steps, so a median over seeds can only land on it or
-beyond, never below.
+A curve has one value per evaluation; NaN is a failed evaluation and never counts as a hit. A level
+that is never reached takes `inf` steps, so no median over seeds is too low for it.
 """
 
 import math
@@ -14,8 +13,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 LAST = 1 / 8  # of a run: what it "ends with"
-CONFIDENCE = 0.95
-RESAMPLES = 10_000
+CONFIDENCE, RESAMPLES = 0.95, 10_000
 
 
 def smooth(values: ArrayLike, window: int) -> np.ndarray:
@@ -32,9 +30,8 @@ def hit(
 ) -> float:
     """The step of the first evaluation that reaches `target` and holds it, else inf.
 
-    Held means: still at or below the target at the first evaluation `hold * num_steps` steps
-    later, or at the last evaluation if the run ends before. With `hold=None` no later
-    evaluation may lie above it.
+    Held means: still at or below the target at the first evaluation `hold * num_steps` steps later,
+    or at the last one if the run ends before. With `hold=None` no later one may lie above it.
     """
     steps = np.asarray(steps)
     below = np.asarray(values) <= target  # False where NaN

@@ -24,10 +24,7 @@ def progress_bar(name: str, total: int):
         return
     with Progress(console=console, transient=True) as shown:
         bar = shown.add_task(name, total=total)
-        yield (
-            lambda text: shown.update(bar, description=text),
-            lambda steps: shown.advance(bar, steps),
-        )
+        yield lambda text: shown.update(bar, description=text), lambda n: shown.advance(bar, n)
 
 
 def _progress_lines(name: str, total: int):
@@ -52,12 +49,9 @@ def _progress_lines(name: str, total: int):
 
 
 def table(
-    title: str,
-    headings: Sequence[str],
-    rows: Iterable[Sequence[str]] = (),
-    left: int = 1,
+    title: str, headings: Sequence[str], rows: Iterable[Sequence[str]] = (), left: int = 1,
     wrap: bool = False,
-) -> Table:
+) -> Table:  # fmt: skip
     """A table whose first `left` columns hold words, the others figures.
 
     Names and figures stay on one line, unless `wrap` allows a wide table to break them.
@@ -73,13 +67,10 @@ def table(
 
 
 def figures(
-    title: str,
-    rows: Sequence[Mapping[str, Any]],
-    columns: Mapping[str, str | Callable[[Mapping[str, Any]], str]],
-    left: int = 1,
-    caption: str | None = None,
-    styles: Sequence[str | None] | None = None,
-) -> Table:
+    title: str, rows: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, str | Callable[[Mapping[str, Any]], str]], left: int = 1,
+    caption: str | None = None, styles: Sequence[str | None] | None = None,
+) -> Table:  # fmt: skip
     """A table of figures by name: a column is a format such as "{bias:+.1%}", or a function."""
     shown = table(title, list(columns), left=left)
     shown.caption = caption

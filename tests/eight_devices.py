@@ -5,9 +5,13 @@ import subprocess
 import sys
 
 
-def run(*arguments: str, devices: int = 8) -> subprocess.CompletedProcess[str]:
-    """Runs Python with these arguments."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+def run(
+    *arguments: str, devices: int = 8, flags: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs Python with these arguments; with flags of XLA's in place of those for `devices`."""
+    if flags is None:
+        forced = f"--xla_force_host_platform_device_count={devices}"
+        flags = f"{os.environ.get('XLA_FLAGS', '')} {forced}"
     return subprocess.run(
         [sys.executable, *arguments],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},

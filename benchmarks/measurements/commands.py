@@ -5,13 +5,22 @@ from pathlib import Path
 from typing import Any
 
 import click
+import jax
 from rich.console import Console
 
-from benchmarks.measurements import calibration, overhead, probe_accuracy, stream
+from benchmarks.measurements import (
+    calibration,
+    memory,
+    on_paper,
+    overhead,
+    probe_accuracy,
+    scaling,
+    stream,
+)
 from benchmarks.measurements import revision as revisions
 from benchmarks.measurements.calibration import tables as calibration_tables
 from benchmarks.measurements.workloads import WORKLOADS
-from benchmarks.runs.store import RESULTS, held_in, write_json
+from benchmarks.runs.store import RESULTS, environment, held_in, write_json
 from benchmarks.tasks import get_task
 from benchmarks.terminal import console, names_in
 
@@ -68,8 +77,7 @@ def measure_overhead(workloads, parts, rounds, output) -> None:
 
     What is in that file of other workloads and parts stays there.
     """
-    path = _path("overhead", output, rounds is None)
-    asked = []
+    path, asked = _path("overhead", output, rounds is None), []
     for name in names_in(workloads, list(WORKLOADS), "workload"):
         workload = WORKLOADS[name]()
         asked.append((workload, names_in(parts, list(overhead.parts(workload)), "part")))
@@ -80,6 +88,40 @@ def measure_overhead(workloads, parts, rounds, output) -> None:
             rows = overhead.merged(rows, overhead.measure(workload, rounds, chosen))
             write_json(path, {"rows": rows})
     _write(path, {"rows": rows}, overhead.print_tables)
+
+
+@click.command("memory")
+@_OUTPUT
+def measure_memory(output) -> None:
+    """The memory ladder on GPT-2's shape; writes memory.json."""
+    rows = [memory.measure(name) for name in memory.LADDER]
+    results = {"rows": rows, "environment": environment()}
+    _write(_path("memory", output, True), results, memory.print_table)
+
+
+@click.command("scaling")
+@click.option("--hosts", help="On each of several: 'auto', or ADDRESS:PORT,COUNT,NUMBER.")
+@click.option("--layouts", help="Comma-separated; all by default.")
+@click.option("--optimizers", help="Comma-separated; all by default.")
+@click.option("--size", type=(int, int), default=(128, 2), help="Width and layers.")
+@click.option("--steps", default=0, show_default=True, help="To time.")
+@_OUTPUT
+def measure_scaling(hosts, layouts, optimizers, size, steps, output) -> None:
+    """Collectives by layout and optimizer, and steps on paper; writes scaling.json."""
+    address, *numbers = ("",) if hosts in (None, "auto") else hosts.split(",")
+    counts: Any = [int(number) for number in numbers]
+    jax.config.update("jax_num_cpu_devices", scaling.SIMULATED // (*counts, 1)[0])
+    if hosts:
+        jax.distributed.initialize(address or None, *counts)
+    chosen = names_in(layouts, list(scaling.LAYOUTS), "layout")
+    named = names_in(optimizers, list(scaling.OPTIMIZERS), "optimizer")
+    rows = scaling.rows(chosen, named, *size, steps)
+    is_whole = not (hosts or layouts or optimizers) and jax.default_backend() == "cpu"
+    rows += scaling.two_processes(named) if is_whole else []
+    results = {"rows": rows, "environment": environment()}
+    results |= {"on_paper": on_paper.on_paper(rows)} if is_whole else {}
+    if jax.process_index() == 0:
+        _write(_path("scaling", output, is_whole), results, scaling.print_tables)
 
 
 @click.command("revision")
@@ -102,3 +144,9 @@ def _write(path: Path, results: Any, print_tables: Callable[[Any, Console], None
     write_json(path, results)
     print_tables(results, console)
     console.print(f"Wrote {path}")
+
+
+COMMANDS = (
+    measure_stream, calibrate, measure_sketch, measure_overhead, measure_memory, measure_scaling,
+    compare_revision,
+)  # fmt: skip

@@ -5,14 +5,13 @@ A median of step times does not show something rare, so the two parts are measur
     overhead = (step without the probe firing / plain step - 1)
                + rate * (step with the probe firing - step without) / plain step
 
-in rounds of their own, with `rate` the share of the steps at which the probe fires at its default
-cadence. A probe's plain step is the controller's without a probe; the controller's and a
-step limit's is `optax.adam`'s, and that of the three phases their refinement's alone.
+in rounds of their own, with `rate` the share of the steps at which the probe fires (or factors are
+refreshed) at the default cadence. A probe's plain step is the controller's without one; others are
+`optax.adam`'s or `optax.adamw`'s, and that of the three phases their refinement's alone.
 
-What is added between measurements works on parameters and states, never on activations, so its
-seconds are those of any batch. Where a workload names a smaller batch for it, they are taken
-there, as a difference of two short steps: the noise of a long one, several percent of it on a
-machine that others use too, would hide them. Then they are divided by the whole plain step.
+What is added between measurements never works on activations. Where a workload names a smaller
+batch for it, it is a difference of two short steps, over the whole plain step: the noise of a long
+one would hide it.
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ import optax
 from rich.console import Console
 
 import fgo_jax as fgo
-from benchmarks.measurements.cadence import cadence
+from benchmarks.measurements.memory import phases
 from benchmarks.measurements.workloads import Steps, Workload
 from benchmarks.runs import timing
 from benchmarks.runs.store import environment
@@ -35,7 +34,7 @@ from fgo_jax.probes import Probe
 
 LIMITS = {
     "gradient_stream": 0.01, "hutchinson": 0.03, "lanczos": 0.03, "trajectory": 0.03,
-    "commutator": 0.03, "clip_by_softmax_radius": 0.05,
+    "commutator": 0.03, "clip_by_softmax_radius": 0.05, "target_acquisition, averaged": 0.1,
 }  # fmt: skip
 RATE = 1e-4  # of learning; small, so that thousands of steps leave the numbers ordinary
 # A timed probe is due from this step on, so one compiled program serves both timings.
@@ -57,15 +56,15 @@ class Part(NamedTuple):
 
 def parts(workload: Workload) -> dict[str, Part]:
     """All that is timed on a workload, at its defaults."""
+    if workload.transforms:
+        return _transforms()
     fisher = fgo.curvature.ggn(workload.predict, "softmax_cross_entropy")
     adam, controller = optax.adam(RATE), fgo.phased([fgo.acquisition(RATE)], [])
     probes = {
         "gradient_stream": fgo.probes.gradient_stream(),
-        "hutchinson": fgo.probes.hutchinson(fisher),
-        "lanczos": fgo.probes.lanczos(fisher),
-        "trajectory": fgo.probes.trajectory(),
-        "commutator": fgo.probes.commutator(workload.loss),
-    }
+        "hutchinson": fgo.probes.hutchinson(fisher), "lanczos": fgo.probes.lanczos(fisher),
+        "trajectory": fgo.probes.trajectory(), "commutator": fgo.probes.commutator(workload.loss),
+    }  # fmt: skip
     rates = {name: measurement_rate(probe, workload.horizon) for name, probe in probes.items()}
     added = {"controller": Part("adam", adam, controller)}
     for name, probe in probes.items():
@@ -73,9 +72,7 @@ def parts(workload: Workload) -> dict[str, Part]:
         added[name] = Part("controller", controller, watched, watched, rates[name])
     for name, limit in STEP_LIMITS.items():
         # Even the one that never measures does so at its first step, which compiles.
-        never, always = (
-            optax.chain(adam, limit(workload.predict, every=every)) for every in (FIRES, 1)
-        )
+        never, always = (optax.chain(adam, limit(workload.predict, every=n)) for n in (FIRES, 1))
         rate = 1 / inspect.signature(limit).parameters["every"].default
         added[name] = Part("adam", adam, never, always, rate)
     if workload.phases:
@@ -88,9 +85,28 @@ def parts(workload: Workload) -> dict[str, Part]:
     return added
 
 
+def _transforms() -> dict[str, Part]:
+    """Optimizers beside AdamW; what fires is a refresh of their factors."""
+    rate, adamw = optax.scale_by_learning_rate(RATE), optax.adamw(RATE)
+    never = dataclasses.replace(fgo.probes.gradient_stream(), due=lambda state, step: step < 0)
+    adam = {"transform": optax.scale_by_adam(), "average_weights": 0.1, "probe": never}
+    refreshed: dict[str, Any] = {
+        "scale_by_kronecker_fisher": lambda n: optax.chain(
+            fgo.scale_by_kronecker_fisher(refresh_every=n), rate
+        ),
+        "scale_by_fismo": lambda n: optax.chain(fgo.scale_by_fismo(refresh_every=n), rate),
+        "target_acquisition, averaged": lambda n: phases(0.1, probe=never, refresh_every=n),
+    }
+    return {
+        "optax.contrib.muon": Part("adamw", adamw, optax.contrib.muon(RATE)),
+        "phases of Adam, averaged": Part("adamw", adamw, fgo.target_acquisition(RATE, **adam)),
+        **{n: Part("adamw", adamw, make(FIRES), make(1), 0.1) for n, make in refreshed.items()},
+    }
+
+
 def measurement_rate(probe: Probe, horizon: int) -> float:
     """Share of the first `horizon` steps at which a probe fires; its cadence may vary."""
-    return float(np.mean(cadence(probe, horizon)[0], dtype=np.float64))
+    return float(np.mean(timing.cadence(probe, horizon)[0], dtype=np.float64))
 
 
 def on_demand(probe: Probe) -> Probe:
@@ -102,7 +118,7 @@ def calls(workload: Workload, part: Part) -> dict[str, Steps]:
     """What is timed of a part: a plain step, an idle one and one that measures, if there is one."""
     made = {"plain": Steps(workload, part.plain), "idle": Steps(workload, part.idle)}
     if part.firing is not None:
-        shared = made["idle"].step if part.firing is part.idle else None
+        shared = made["idle"].program if part.firing is part.idle else None
         made["firing"] = Steps(workload, part.firing, FIRES, shared)
     return made
 
@@ -114,57 +130,48 @@ def measure(
     rounds = workload.rounds if rounds is None else rounds
     firing_rounds = min(rounds, workload.firing_rounds)
     sizes = {
-        "workload": workload.name,
-        "parameters": int(optax.tree.size(workload.params)),
+        "workload": workload.name, "parameters": int(optax.tree.size(workload.params)),
         "batch_size": len(workload.batch["label"]),
-        "batch_size_between": len(workload.between.batch["label"]),
-        "horizon": workload.horizon,
-        "steps_per_call": workload.steps,
-        "repeats": workload.repeats,
-    }
+        "batch_size_between": len(workload.between.batch["label"]), "horizon": workload.horizon,
+        "steps_per_call": workload.steps, "repeats": workload.repeats,
+    }  # fmt: skip
     known, rows = parts(workload), []
     for name in known if chosen is None else chosen:
         part = known[name]
         # Each beside its own plain step: the closer in time, the more alike the machine is.
-        brief = _seconds(workload.between, part._replace(firing=None), rounds)
-        whole = _seconds(workload, part, firing_rounds)
+        brief, _ = _seconds(workload.between, part._replace(firing=None), rounds)
+        whole, cost = _seconds(workload, part, firing_rounds)
         found = combine(brief, whole, part.rate, is_brief=workload.brief_batch is not None)
         limit = LIMITS.get(name)
         rows.append(
             {
-                **sizes,
-                "part": name,
-                "plain": part.plain_name,
+                **sizes, "part": name, "plain": part.plain_name,
                 **{key: bound.median for key, bound in found.items()},
-                **{f"{key}_upper": bound.upper for key, bound in found.items()},
-                "rate": part.rate,
-                "limit": limit,
-                "met": None if limit is None else found["total"].upper <= limit,
-                "rounds": rounds,
-                "firing_rounds": firing_rounds,
+                **{f"{key}_upper": bound.upper for key, bound in found.items()}, "rate": part.rate,
+                "limit": limit, "met": None if limit is None else found["total"].upper <= limit,
+                "rounds": rounds, "firing_rounds": firing_rounds,
                 **{f"{key}_seconds": float(np.median(each)) for key, each in whole.items()},
                 **{f"brief_{key}_seconds": float(np.median(each)) for key, each in brief.items()},
-                "environment": environment(),
+                **cost, "environment": environment(),
             }
-        )
+        )  # fmt: skip
     return rows
 
 
-def _seconds(workload: Workload, part: Part, rounds: int) -> dict[str, np.ndarray]:
-    """Seconds of a step, by rounds."""
+def _seconds(workload: Workload, part: Part, rounds: int) -> tuple[dict[str, np.ndarray], Any]:
+    """Seconds of a step, by rounds; what the idle call costs else."""
     timed = calls(workload, part)
     seconds = timing.interleaved(
         timed, rounds, repeats=workload.repeats, renew=lambda name: timed[name].renew()
     )
-    return {key: values / workload.steps for key, values in seconds.items()}
+    by_step = {key: values / workload.steps for key, values in seconds.items()}
+    return by_step, timed["idle"].cost()
 
 
 def combine(
-    brief: Mapping[str, np.ndarray],
-    whole: Mapping[str, np.ndarray],
-    rate: float,
+    brief: Mapping[str, np.ndarray], whole: Mapping[str, np.ndarray], rate: float,
     is_brief: bool = False,
-) -> dict[str, Bounded]:
+) -> dict[str, Bounded]:  # fmt: skip
     """Shares of the plain step: between measurements, of one measurement, and in total.
 
     What has no step in which it fires does the same at every step.
@@ -183,10 +190,9 @@ def combine(
     if "firing" in whole:
         cost = (whole["firing"] - whole["idle"]) / whole["plain"]
     return {
-        "idle": timing.bounded(between, *scales, of=share),
-        "firing": timing.bounded(cost),
+        "idle": timing.bounded(between, *scales, of=share), "firing": timing.bounded(cost),
         "total": timing.bounded(cost, between, *scales, of=total),
-    }
+    }  # fmt: skip
 
 
 def merged(
@@ -196,16 +202,15 @@ def merged(
 
     Held rows of that workload with another size or other calls go.
     """
-    sizes = ("parameters", "batch_size", "batch_size_between", "horizon")
+    sizes = (
+        "parameters", "batch_size", "batch_size_between", "horizon", "steps_per_call", "repeats",
+    )  # fmt: skip
     new, parts = measured[0], {row["part"] for row in measured}
 
-    def is_kept(row: Mapping[str, Any]) -> bool:
-        if row["workload"] != new["workload"]:
-            return True
-        is_same = all(row[key] == new[key] for key in (*sizes, "steps_per_call", "repeats"))
-        return is_same and row["part"] not in parts
+    def goes(row: Mapping[str, Any]) -> bool:
+        return row["part"] in parts or any(row[key] != new[key] for key in sizes)
 
-    return [*filter(is_kept, held), *measured]
+    return [*(r for r in held if r["workload"] != new["workload"] or not goes(r)), *measured]
 
 
 def _limit(row: Mapping[str, Any]) -> str:

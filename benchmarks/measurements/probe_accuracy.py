@@ -54,8 +54,7 @@ class Truth(NamedTuple):
 
 def digits_vit() -> Model:
     """On two batches: the dense truth takes a row for each class of each example."""
-    task = get_task("digits_vit")
-    key = jax.random.key(0)
+    task, key = get_task("digits_vit"), jax.random.key(0)
     draws = [task.batch(task.data(0), key, jnp.int32(step)) for step in range(2)]
     batch = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *draws)
     return Model(task.init(key), batch, task.predict)
@@ -65,12 +64,9 @@ MODELS: dict[str, Callable[[], Model]] = {"mlp": mlp, "digits_vit": digits_vit}
 
 
 def measure(
-    *,
-    draws: int,
-    rounds: int,
-    sizes: Sequence[str],
+    *, draws: int, rounds: int, sizes: Sequence[str],
     announce: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Everything that `sketch.json` holds.
 
     The accuracy is over `draws` of each probe's key; the models `sizes` are timed in `rounds`.
@@ -87,12 +83,9 @@ def measure(
         speed += [{"size": name, **row} for row in probe_speed.measure(LAYERS[name], rounds)]
     return {
         "environment": {**environment(), **{name: metadata.version(name) for name in PEERS}},
-        "limits": {"time_ratio_upper": probe_speed.LIMIT, "memory_ratio": 1.0},
-        "rounds": rounds,
-        "signals": signals,
-        "ritz": ritz,
-        "speed": speed,
-    }
+        "limits": {"time_ratio_upper": probe_speed.LIMIT, "memory_ratio": 1.0}, "rounds": rounds,
+        "signals": signals, "ritz": ritz, "speed": speed,
+    }  # fmt: skip
 
 
 def truth(model: Model) -> Truth:
@@ -133,15 +126,13 @@ def signals_of(model: Model, exact: Truth, draws: int) -> list[dict[str, Any]]:
     """A row for each signal of each probe: bias, spread, and how honest its error is."""
     values, (first, second, cross) = exact
     spectrum = {
-        "trace": float(values.sum()),
-        "top_eigenvalue": float(values[0]),
+        "trace": float(values.sum()), "top_eigenvalue": float(values[0]),
         "intrinsic_dimension": float(values.sum()) ** 2 / float((values**2).sum()),
-    }
+    }  # fmt: skip
     moments = {
-        "trace": (first + second) / 2,
-        "trace_square": cross,
+        "trace": (first + second) / 2, "trace_square": cross,
         "intrinsic_dimension": first * second / cross,
-    }
+    }  # fmt: skip
     examples = int(jax.tree.leaves(model.batch)[0].shape[0])
     size = {"parameters": int(optax.tree.size(model.params)), "examples": examples}
     operator = fgo.curvature.ggn(model.predict, "softmax_cross_entropy")
@@ -181,11 +172,9 @@ def _figures(estimate: Any, truth: float) -> dict[str, Any]:
     return {
         "bias": float(np.mean(off) / truth),
         "bias_error": float(np.std(off) / len(off) ** 0.5 / truth),
-        "rms": float(np.sqrt(np.mean(off**2)) / truth),
-        "reported": float(np.median(error) / truth),
-        "coverage": float(np.mean(np.abs(off) <= WITHIN * error)),
-        "held": int(np.sum(~known)),
-    }
+        "rms": float(np.sqrt(np.mean(off**2)) / truth), "reported": float(np.median(error) / truth),
+        "coverage": float(np.mean(np.abs(off) <= WITHIN * error)), "held": int(np.sum(~known)),
+    }  # fmt: skip
 
 
 def ritz_of(model: Model, exact: Truth, draws: int) -> list[dict[str, Any]]:

@@ -164,22 +164,17 @@ def _compare(
         used: Any = compiled.memory_analysis()
         memory[name] = int(used.temp_size_in_bytes + used.output_size_in_bytes)
         calls[name] = functools.partial(compiled, *arguments)
-    seconds = timing.interleaved(calls, rounds)
-    rows = []
+    seconds, rows = timing.interleaved(calls, rounds), []
     for peer in [name for name in contestants if name != "fgo"]:
         ratio = timing.bounded(seconds["fgo"] / seconds[peer])
         memory_ratio = memory["fgo"] / memory[peer]
         rows.append(
             {
-                "peer": peer,
-                "seconds": float(np.median(seconds["fgo"])),
-                "peer_seconds": float(np.median(seconds[peer])),
-                "peak_bytes": memory["fgo"],
-                "peer_peak_bytes": memory[peer],
-                "time_ratio": ratio.median,
-                "time_ratio_upper": ratio.upper,
-                "memory_ratio": memory_ratio,
+                "peer": peer, "seconds": float(np.median(seconds["fgo"])),
+                "peer_seconds": float(np.median(seconds[peer])), "peak_bytes": memory["fgo"],
+                "peer_peak_bytes": memory[peer], "time_ratio": ratio.median,
+                "time_ratio_upper": ratio.upper, "memory_ratio": memory_ratio,
                 "met": ratio.upper <= LIMIT and memory_ratio <= 1.0,
             }
-        )
+        )  # fmt: skip
     return rows

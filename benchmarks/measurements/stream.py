@@ -26,17 +26,12 @@ ROWS = 128
 
 
 def measure(
-    task: Task,
-    *,
-    rates: Sequence[float] = RATES,
-    steps: Sequence[int] = STEPS,
-    rows: int = ROWS,
+    task: Task, *, rates: Sequence[float] = RATES, steps: Sequence[int] = STEPS, rows: int = ROWS,
     announce: Callable[[str], None] = lambda text: None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Dimension and trace of the gradient noise, by pairs and at fixed parameters.
 
-    The task is trained with Adam at constant rates. `rows` of either kind are taken at each of
-    `steps`, which lie at `rows` or later.
+    The task is trained with Adam at constant rates. `rows` of either kind are taken at `steps`.
     """
     cases = []
     for rate in rates:
@@ -82,8 +77,7 @@ def _summary(rows: Any, is_centred: bool) -> dict[str, float]:
         for leaf in jax.tree.leaves(rows)
     ]
     gram = functools.reduce(jnp.add, products)
-    count = gram.shape[0]
-    sums = centred_sums if is_centred else uncentred_sums
+    count, sums = gram.shape[0], centred_sums if is_centred else uncentred_sums
     numerator, denominator = sums(gram)
     squares = jnp.diagonal(gram)
     of_mean = jnp.mean(gram, axis=0) if is_centred else 0.0

@@ -1,5 +1,6 @@
 """Models whose training steps are timed, and calls of some of their steps."""
 
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ class Workload(NamedTuple):
     firing_rounds: int  # of those that do; their bound is multiplied by a small rate
     repeats: int  # of a call in a round, of which the fastest counts
     phases: bool  # whether the three phases are timed too
+    transforms: bool = False  # whether optimizers are timed, and no probes
     brief_batch: Any = None  # for what is added between measurements; None: `batch`
 
     @property
@@ -47,27 +49,36 @@ def digits_vit() -> Workload:
     return Workload(*given, task.num_steps, 48, 40, 40, 4, True)
 
 
-def vit_small(model: VisionTransformer = MODEL, horizon: int = 10_000) -> Workload:
+def vit_small(
+    model: VisionTransformer = MODEL, horizon: int = 10_000, batch_size: int = 16
+) -> Workload:
     """ViT-small on synthetic images: time does not depend on what they show.
 
-    The batch is small, so the shares are larger than in practice. The phases are left out: on
-    a CPU the decompositions of their refinement would take longer than all the rest.
+    The batch is small, so the shares are larger than in practice. Optimizers with their
+    refreshes are timed on a larger one, `transforms`, in fewer rounds.
     """
-    shape = (16, 32, 32, 3)
+    shape = (batch_size, 32, 32, 3)
     image_key, label_key, init_key = jax.random.split(jax.random.key(0), 3)
     labels = jax.random.randint(label_key, shape[:1], 0, model.classes)
     batch = {"image": jax.random.normal(image_key, shape), "label": labels}
     two = jax.tree.map(lambda rows: rows[:2], batch)  # a probe compares halves of a batch
     task = supervised(dict, model, "image", (1, *shape[1:]))
     given = ("vit_small", task["init"](init_key), batch, task["predict"], task["loss"])
-    return Workload(*given, horizon, 1, 300, 8, 1, False, two)
+    return Workload(*given, horizon, 1, 300, 8, 1, False, brief_batch=two)
 
 
-WORKLOADS: dict[str, Callable[[], Workload]] = {"digits_vit": digits_vit, "vit_small": vit_small}
+def transforms(model: VisionTransformer = MODEL) -> Workload:
+    small = vit_small(model, batch_size=64)
+    return small._replace(name="transforms", rounds=5, firing_rounds=2, transforms=True)
 
 
-def compiled(workload: Workload, tx: Any) -> Callable[[Any, Any], Any]:
-    """The program of a call, which several calls may share."""
+WORKLOADS: dict[str, Callable[[], Workload]] = {
+    "digits_vit": digits_vit, "vit_small": vit_small, "transforms": transforms,
+}  # fmt: skip
+
+
+def compiled(workload: Workload, tx: Any, carry: Any) -> Any:
+    """The program of a call, which several calls may share, and CPU seconds to compile it."""
     tx = optax.with_extra_args_support(tx)
 
     def step(carry: Any, batch: Any) -> Any:
@@ -81,25 +92,38 @@ def compiled(workload: Workload, tx: Any) -> Callable[[Any, Any], Any]:
             return step(carry, batch)
         return jax.lax.scan(lambda c, _: (step(c, batch), None), carry, length=workload.steps)[0]
 
-    return jax.jit(steps, donate_argnums=0)
+    began = time.process_time()
+    program = jax.jit(steps, donate_argnums=0).lower(carry, workload.batch).compile()
+    return program, time.process_time() - began
 
 
 class Steps:
     """A call of `workload.steps` steps on a state of its own, which goes on from call to call."""
 
-    def __init__(self, workload: Workload, tx: Any, first: int = 0, step: Any = None):
-        """`first` is the number of the first step; `step` a program to share."""
+    def __init__(self, workload: Workload, tx: Any, first: int = 0, program: Any = None):
+        """`first` is the number of the first step; `program` one to share, of `compiled`."""
         params = jax.tree.map(jnp.copy, workload.params)
         state = tx.init(params)
         if isinstance(state, fgo.FgoState):
             clock = state.clock._replace(total_step=jnp.int32(first))
             state = state._replace(clock=clock)
-        self.step = compiled(workload, tx) if step is None else step
         self.carry, self.batch = (params, state), workload.batch
+        self.program = compiled(workload, tx, self.carry) if program is None else program
 
     def __call__(self) -> Any:
-        self.carry = self.step(self.carry, self.batch)
+        self.carry = self.program[0](self.carry, self.batch)
         return self.carry
+
+    def cost(self) -> dict[str, float]:
+        """Bytes per parameter of the state and of what a call needs beside; seconds to compile."""
+        used: Any = self.program[0].memory_analysis()
+        size = optax.tree.size(self.carry[0])
+        return {
+            "state_bytes_per_parameter": sum(x.nbytes for x in jax.tree.leaves(self.carry[1]))
+            / size,
+            "temporary_bytes_per_parameter": used.temp_size_in_bytes / size,
+            "compile_cpu_seconds": self.program[1],
+        }
 
     def renew(self) -> None:
         """Moves the state to other memory."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from benchmarks.methods import METHODS, Method, contestants
-from benchmarks.race import grids, hold, picture, quick, tuning
+from benchmarks.race import grids, hold, picture, tuning
 from benchmarks.race.outcome import as_json
 from benchmarks.report.race_tables import print_race
 from benchmarks.runs.store import write_json
@@ -48,7 +48,7 @@ def hold_race(task_name, methods, seeds, is_quick, tune, steps, data_dir, output
         raise click.ClickException(str(error)) from error
     chosen = chosen_methods(task, "fgo" if is_quick and methods is None else methods)
     if is_quick or steps:
-        task = task.shortened(steps or task.num_steps // quick.SHORTER)
+        task = task.shortened(steps or task.num_steps // tuning.SHORTER)
     most = 1 if is_quick else seeds
 
     def seeds_of(method):
@@ -59,8 +59,7 @@ def hold_race(task_name, methods, seeds, is_quick, tune, steps, data_dir, output
         all_seeds=all(seeds_of(m) == grids.race_seeds(task, m) for m in chosen),
     )  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
-    name = task.name if held.evidence else f"{task.name}-quick"
-    found = as_json(held)
+    name, found = task.name if held.evidence else f"{task.name}-quick", as_json(held)
     write_json(output / f"{name}.json", found)
     picture.draw(found, output / f"{name}.png")
     phased = [e for e in held.entries[held.levels[0].name].values() if e.method.phased]
@@ -82,19 +81,12 @@ def chosen_methods(task: Task, names: str | None) -> list[Method]:
 
 
 def held_at_settings(
-    task: Task,
-    methods: Sequence[Method],
-    seeds_of: hold.SeedsOf,
-    output: Path,
-    *,
-    is_whole: bool,
-    all_seeds: bool,
-    tune: bool,
-    rounds: int = 7,
-) -> hold.Race:
+    task: Task, methods: Sequence[Method], seeds_of: hold.SeedsOf, output: Path, *, is_whole: bool,
+    all_seeds: bool, tune: bool, rounds: int = 7,
+) -> hold.Race:  # fmt: skip
     """A race at settings that are looked up, or chosen anew, or plain for a quick look."""
     if not is_whole:
-        tuned = quick.settings(task, methods)
+        tuned = tuning.quick_settings(task, methods)
     elif tune:
         tuned = tuning.tune(task, methods, output)
     else:

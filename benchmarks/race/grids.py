@@ -28,14 +28,11 @@ class _Budget(NamedTuple):
 
 
 _BUDGETS = {
-    "quadratic_bowl": _Budget(12),
-    "digits_vit": _Budget(8, (7.81e-4, 1.6), 1.4e-3),
-    "mnist5k_vit": _Budget(8, (3.9e-4, 1.6), 7.8e-4),
-    "char_gpt": _Budget(6, is_long=True),
-    "digits_autoencoder": _Budget(6),
-    "modular_addition": _Budget(6, (3.5e-4, 2.0), 7e-4),
+    "quadratic_bowl": _Budget(12), "digits_vit": _Budget(8, (7.81e-4, 1.6), 1.4e-3),
+    "mnist5k_vit": _Budget(8, (3.9e-4, 1.6), 7.8e-4), "char_gpt": _Budget(6, is_long=True),
+    "digits_autoencoder": _Budget(6), "modular_addition": _Budget(6, (3.5e-4, 2.0), 7e-4),
     "cifar10_vit": _Budget(4, (1.25e-4, 2.0), 2.5e-4, is_long=True),
-}
+}  # fmt: skip
 # Of six rates over a decade and a half.
 _LOWEST = {"adam": 2e-3, "newton": 2e-2}
 # Where a first grid put the best rate at its edge: what its rates are multiplied by.
@@ -43,13 +40,11 @@ _SCALES = {"diagonal_fisher": 1 / 8, "low_rank_fisher": 4.0}
 _SHIFTED = {
     "digits_autoencoder": {
         **dict.fromkeys(("two_step", "schedule_free", "fgo", "fgo_averaged"), 2.0),
-        "natural_gradient_1_over_sqrt_t": 2.0,
-        "natural_gradient_1_over_t": 5.0,
-        "natural_gradient_two_step": 5.0,
-        "natural_gradient_cosine": 2.0,
+        "natural_gradient_1_over_sqrt_t": 2.0, "natural_gradient_1_over_t": 5.0,
+        "natural_gradient_two_step": 5.0, "natural_gradient_cosine": 2.0,
         "natural_gradient_slow_momentum": 2.0,
     },
-}
+}  # fmt: skip
 
 
 def _budget(task: Task) -> _Budget:

@@ -78,15 +78,9 @@ def plan(tuned: Mapping[str, Any], methods: Sequence[Method]):
 
 
 def hold_race(
-    task: Task,
-    tuned: Mapping[str, Any],
-    methods: Sequence[Method],
-    seeds_of: SeedsOf,
-    directory: Path,
-    *,
-    is_evidence: bool,
-    rounds: int,
-) -> Race:
+    task: Task, tuned: Mapping[str, Any], methods: Sequence[Method], seeds_of: SeedsOf,
+    directory: Path, *, is_evidence: bool, rounds: int,
+) -> Race:  # fmt: skip
     """Runs all methods of `tuned` at their settings and times their steps."""
     planned = plan(tuned, methods)
     levels, done, entries = [level for level, _ in planned], {}, {}

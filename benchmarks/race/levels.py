@@ -32,10 +32,8 @@ class Level:
 ADAM = {"raw": "constant", "averaged": "constant"}
 # The refinement of the phases by itself, at a constant rate and at 1/sqrt(t).
 ALONE = {"raw": "natural_gradient", "averaged": "natural_gradient_averaged"}
-SQRT = {
-    "raw": "natural_gradient_1_over_sqrt_t",
-    "averaged": "natural_gradient_1_over_sqrt_t_averaged",
-}
+_ROOT = "natural_gradient_1_over_sqrt_t"
+SQRT = {"raw": _ROOT, "averaged": f"{_ROOT}_averaged"}
 HORIZON = ("natural_gradient_cosine", "natural_gradient_wsd_1_minus_sqrt")
 # What shows what phases add: the refinement with and without them, and Adam, with whose
 # seconds every table is to be compared.

@@ -41,8 +41,7 @@ def row(race: Race, level: Level, name: str) -> dict[str, Any]:
     entries, horizon = race.entries[level.name], race.task.num_steps
     entry, reference = entries[name], level.reference(entries[name].method)
     method, curves, seeds = entry.method, entry.curves(), list(entry.runs)
-    steps = entry.hits(level.target)
-    own = entries[reference].hits(level.target, seeds)
+    steps, own = entry.hits(level.target), entries[reference].hits(level.target, seeds)
     taken = seconds(race, entry, steps)
 
     def seconds_ratios(rival: Entry) -> np.ndarray:
@@ -52,12 +51,8 @@ def row(race: Race, level: Level, name: str) -> dict[str, Any]:
 
     tests = [c.test[method.weights] for c in curves]
     return {
-        "hyperparameters": entry.setting,
-        "weights": method.weights,
-        "note": method.note,
-        "steps": statistics.summary(steps),
-        "reference": reference,
-        "own_hits": own,
+        "hyperparameters": entry.setting, "weights": method.weights, "note": method.note,
+        "steps": statistics.summary(steps), "reference": reference, "own_hits": own,
         "ratio": statistics.summary(statistics.paired_ratios(steps, own, horizon)),
         "seconds": statistics.summary(taken),
         "seconds_ratios": {
@@ -68,11 +63,9 @@ def row(race: Race, level: Level, name: str) -> dict[str, Any]:
         "area": statistics.summary([statistics.area(getattr(c, method.weights)) for c in curves]),
         "final": statistics.summary(entry.finals()),
         "test": {key: statistics.summary([t[key] for t in tests]) for key in tests[0]},
-        "reached": int(np.isfinite(steps).sum()),
-        "runs": len(curves),
-        "seeds": seeds,
+        "reached": int(np.isfinite(steps).sum()), "runs": len(curves), "seeds": seeds,
         **(transitions.of_runs(curves) if method.phased else {}),
-    }
+    }  # fmt: skip
 
 
 def ladder(race: Race, level: Level) -> dict[str, Any]:
@@ -88,11 +81,9 @@ def ladder(race: Race, level: Level) -> dict[str, Any]:
         return statistics.middle(statistics.paired_ratios(steps, own, race.task.num_steps))
 
     return {
-        "reference": reference,
-        "references": level.references,
-        "targets": rungs,
+        "reference": reference, "references": level.references, "targets": rungs,
         "ratios": {name: [ratio(name, rung) for rung in rungs] for name in entries},
-    }
+    }  # fmt: skip
 
 
 def as_json(race: Race) -> dict[str, Any]:
@@ -100,17 +91,11 @@ def as_json(race: Race) -> dict[str, Any]:
     task, tuned = race.task, race.tuned["methods"]
     return plain(
         {
-            "task": task.name,
-            "metric": task.metric,
-            "data": task.digest,
-            "evidence": race.evidence,
-            "num_steps": task.num_steps,
-            "eval_every": task.eval_every,
-            "smoothing": task.smoothing,
-            "hold": task.hold,
+            "task": task.name, "metric": task.metric, "data": task.digest,
+            "evidence": race.evidence, "num_steps": task.num_steps, "eval_every": task.eval_every,
+            "smoothing": task.smoothing, "hold": task.hold,
             "tuning_seeds": list(grids.tuning_seeds(task)),
-            "target_seeds": list(grids.TARGET_SEEDS),
-            "ratio": RATIO,
+            "target_seeds": list(grids.TARGET_SEEDS), "ratio": RATIO,
             "levels": {
                 level.name: {
                     **dataclasses.asdict(level),
@@ -134,4 +119,4 @@ def as_json(race: Race) -> dict[str, Any]:
             },
             "environment": environment(),
         }
-    )
+    )  # fmt: skip

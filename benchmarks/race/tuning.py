@@ -1,5 +1,6 @@
 """Choosing each method's setting: declared grids, equal budgets, seeds that never race."""
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,13 +10,19 @@ from benchmarks import statistics
 from benchmarks.methods import METHODS, Method
 from benchmarks.race import grids
 from benchmarks.race.hold import Entry
-from benchmarks.race.levels import Level, make_levels, num_targets
+from benchmarks.race.levels import ADAM, Level, make_levels, num_targets
 from benchmarks.runs import timing
 from benchmarks.runs.store import environment, plain, run, write_json
 from benchmarks.tasks.task import Task
 from benchmarks.terminal import console, progress_bar
 
 RESULTS = Path(__file__).parent.parent / "results" / "tuned"
+SHORTER = 5  # a quick race, which is no evidence, takes this part of the horizon
+# About what a run reaches in a fifth of its length.
+_TARGETS = {
+    "digits_vit": 1.1, "mnist5k_vit": 0.7, "char_gpt": 2.2, "digits_autoencoder": 35.0,
+    "modular_addition": 4.0, "cifar10_vit": 1.3,
+}  # fmt: skip
 
 RULE = (
     "Target of a level: what the best setting of its source ends with, run again on the target "
@@ -33,11 +40,7 @@ def tuned_path(task: Task) -> Path:
 
 
 def load(task: Task) -> dict[str, Any]:
-    """The committed settings.
-
-    Raises:
-      FileNotFoundError: where there are none.
-    """
+    """The committed settings; raises a FileNotFoundError where there are none."""
     if not tuned_path(task).exists():
         raise FileNotFoundError(
             f"{task.name} has no committed settings: run `python -m benchmarks race "
@@ -61,8 +64,7 @@ def is_evidence(task: Task, tuned: Mapping[str, Any], *, is_whole: bool, all_see
 def tune(task: Task, methods: Sequence[Method], directory: Path) -> dict[str, Any]:
     """Runs every trial that is not yet in `directory`, chooses, and writes the settings down.
 
-    `methods` must hold `constant`, from which the first target comes, unless the task has a
-    fixed one.
+    Unless the task has a fixed target, `methods` must hold `constant`, from which it comes.
     """
     # One method for each set of runs.
     contestants = {method.trajectory: method for method in reversed(methods)}
@@ -73,8 +75,7 @@ def tune(task: Task, methods: Sequence[Method], directory: Path) -> dict[str, An
         method = contestants[name]
         setting = grids.grid(task, method)[index]
         return [
-            run(task, method, setting, seed, directory=directory, progress=progress)
-            for seed in seeds
+            run(task, method, setting, s, directory=directory, progress=progress) for s in seeds
         ]
 
     targets = num_targets(task, contestants) * len(grids.TARGET_SEEDS)
@@ -90,17 +91,13 @@ def tune(task: Task, methods: Sequence[Method], directory: Path) -> dict[str, An
     }
     tuned = plain(
         {
-            "task": task.name,
-            "num_steps": task.num_steps,
-            "rule": RULE,
-            "data": task.digest,
-            "seeds": list(seeds),
-            "target_seeds": list(grids.TARGET_SEEDS),
+            "task": task.name, "num_steps": task.num_steps, "rule": RULE, "data": task.digest,
+            "seeds": list(seeds), "target_seeds": list(grids.TARGET_SEEDS),
             "levels": {level.name: level for level in levels},
             "methods": {name: entries[name] for name in METHODS if name in entries},
             "environment": environment(),
         }
-    )
+    )  # fmt: skip
     write_json(tuned_path(task), tuned)
     return tuned
 
@@ -141,9 +138,25 @@ def _choose(task: Task, method: Method, runs, levels: Sequence[Level]) -> dict[s
 
     chosen = {level.name: best(level.name) for level in levels if level.has(method)}
     return {
-        "note": method.note,
-        "weights": method.weights,
-        "trials": trials,
-        "chosen": chosen,
+        "note": method.note, "weights": method.weights, "trials": trials, "chosen": chosen,
         "at_edge": {level: grids.at_edge(grid, setting) for level, setting in chosen.items()},
-    }
+    }  # fmt: skip
+
+
+def quick_settings(task: Task, methods: Sequence[Method]) -> dict[str, Any]:
+    """For a quick look: the committed ones where there are some, else the middle of each grid."""
+    try:
+        committed = load(task)["methods"]
+    except FileNotFoundError:
+        committed = {}
+    entries = {}
+    for method in methods:
+        grid = grids.grid(task, method)
+        chosen = committed.get(method.name, {}).get("chosen", {})
+        setting = next(iter(chosen.values()), grid[len(grid) // 2])
+        trials = [{"hyperparameters": setting}]
+        entries[method.name] = {"trials": trials, "chosen": {"quick": setting}}
+    # A short run may miss a fixed target; the table still compares final values.
+    target = task.target if task.target is not None else _TARGETS[task.name]
+    level = dataclasses.asdict(Level("quick", "a quick look", target, ADAM))
+    return {"data": task.digest, "levels": {"quick": level}, "methods": entries}

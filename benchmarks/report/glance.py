@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks import statistics
-from benchmarks.report.claims import CLAIMS, FIT, Comparison, Verdict, compare, judge
-from benchmarks.report.reading import CLAIM_TASKS, evidence
+from benchmarks.report import claims
 from benchmarks.report.text import number, restored, spread
 from benchmarks.runs import transitions
 
@@ -18,49 +17,46 @@ STEPS = (
     "by averaged weights where their name says so; -: not run at this level."
 )
 SHOWN = {
-    "constant": "Adam",
-    "natural_gradient": "refinement",
+    "constant": "Adam", "natural_gradient": "refinement",
     "natural_gradient_two_step": "two-step (knows T)",
-    "natural_gradient_cosine": "cosine (knows T)",
-    "natural_gradient_1_over_sqrt_t": "1/sqrt(t)",
-    "fgo": "FGO",
-    "natural_gradient_averaged": "refinement, averaged",
+    "natural_gradient_cosine": "cosine (knows T)", "natural_gradient_1_over_sqrt_t": "1/sqrt(t)",
+    "fgo": "FGO", "natural_gradient_averaged": "refinement, averaged",
     "natural_gradient_slow_momentum_averaged": "slow momentum, averaged",
     "natural_gradient_1_over_sqrt_t_averaged": "1/sqrt(t), averaged",
     "fgo_averaged": "FGO, averaged",
-}
-HEADINGS = ("task", "seeds", *(claim.key for claim in CLAIMS))
+}  # fmt: skip
+HEADINGS = ("task", "seeds", *(claim.key for claim in claims.CLAIMS))
 STEP_HEADINGS = ("task", "T", *SHOWN.values())
 
 
 def legend(races: Mapping[str, Any]) -> str:
     """What the cells mean, and what an interval of so few seeds covers."""
-    seeds = sorted({_seeds(race) for race in evidence(races).values()})
+    seeds = sorted({_seeds(race) for race in claims.evidence(races).values()})
     covers = ", ".join(f"{statistics.coverage(n):.0%} of cases with {n} seeds" for n in seeds)
+    fit = f"{EASY}: the rival is there before {claims.FIT:g} T"
     return (
         "Median over seeds of FGO's steps (last two columns: seconds) over the rival's own, paired "
         f"by seed, [95 % bootstrap interval, which covers the median in {covers}]; "
-        f"**bold**: the interval lies below 1; {EASY}: the rival is there before {FIT:g} T, so the "
-        "level is easy; ∞: FGO misses it; -: not raced."
+        f"**bold**: the interval lies below 1; {fit}, so the level is easy; ∞: FGO misses it; "
+        "-: not raced."
     )
 
 
 def rows(races: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """A row for each race."""
     return [
-        (name, str(_seeds(race)), *(cell(compare(race, claim)) for claim in CLAIMS))
-        for name, race in evidence(races).items()
+        (name, str(_seeds(race)), *(cell(claims.compare(race, claim)) for claim in claims.CLAIMS))
+        for name, race in claims.evidence(races).items()
     ]
 
 
 def _seeds(race: Mapping[str, Any]) -> int:
     """Those of the methods that the claim compares; others may have been raced on fewer."""
-    return max(
-        row["runs"] for level in race["levels"].values() for row in level["methods"].values()
-    )
+    runs = (row["runs"] for level in race["levels"].values() for row in level["methods"].values())
+    return max(runs)
 
 
-def cell(comparison: Comparison | None) -> str:
+def cell(comparison: claims.Comparison | None) -> str:
     """A ratio as Markdown."""
     if comparison is None:
         return "-"
@@ -72,7 +68,7 @@ def cell(comparison: Comparison | None) -> str:
 def step_rows(races: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Median steps to the claim's level for the methods that `SHOWN` names."""
     found = []
-    for name, race in evidence(races).items():
+    for name, race in claims.evidence(races).items():
         if "claim" in race["levels"]:
             horizon, methods = race["num_steps"], race["levels"]["claim"]["methods"]
             cells = (
@@ -87,7 +83,7 @@ def step_rows(races: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def sentences(races: Mapping[str, Any]) -> list[str]:
     """What was asked and what held, claim by claim; how phases ended; what was not raced."""
-    verdicts = [judge(races, claim) for claim in CLAIMS]
+    verdicts = [claims.judge(races, claim) for claim in claims.CLAIMS]
     silent = [verdict.claim.key for verdict in verdicts if not verdict.found]
     spoken = [_sentence(verdict) for verdict in verdicts if verdict.found]
     not_raced = [f"Not raced on any task yet: {', '.join(silent)}."] if silent else []
@@ -98,7 +94,7 @@ def transitions_sentence(races: Mapping[str, Any]) -> list[str]:
     """How many runs came to execution by triggers; a run at one setting counts once."""
     rows = {
         (name, method, str(row["hyperparameters"])): row
-        for name, race in evidence(races).items()
+        for name, race in claims.evidence(races).items()
         for level in race["levels"].values()
         for method, row in level["methods"].items()
         if "causes" in row
@@ -121,8 +117,8 @@ def transitions_sentence(races: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _sentence(verdict: Verdict) -> str:
-    claim, total, parts = verdict.claim, len(CLAIM_TASKS), []
+def _sentence(verdict: claims.Verdict) -> str:
+    claim, total, parts = verdict.claim, len(claims.CLAIM_TASKS), []
     for tasks, bar in zip(verdict.held, claim.bars, strict=True):
         names = ", ".join(f"{task}{EASY * verdict.found[task].easy}" for task in tasks)
         held = f"{len(tasks)} ({names})" if tasks else "none"

@@ -51,22 +51,18 @@ def level_table(race: Mapping[str, Any], name: str, *, wide: bool = False) -> Ta
         left=2,
     )  # fmt: skip
     medians = {method: restored(row["steps"]["median"]) for method, row in rows.items()}
-    fewest = min(medians.values())
-    references = set(level["references"].values())
+    fewest, references = min(medians.values()), set(level["references"].values())
     for method, row in rows.items():
         marks = " *" * (method in references) + " †" * (KNOWS_T in row["note"])
         shown.add_row(
-            f"{method}{marks}",
-            setting(row["hyperparameters"]),
+            f"{method}{marks}", setting(row["hyperparameters"]),
             spread(row["steps"], "{:.0f}", beyond=f"> {horizon}"),
             spread(row["ratio"], "{:.2f}", beyond="-"),
-            spread(row["seconds"], "{:.2g}", beyond="-"),
-            *(_more(row) if wide else ()),
-            number(row["final"]["median"], "{:.3g}", "-"),
-            tests(row["test"]),
+            spread(row["seconds"], "{:.2g}", beyond="-"), *(_more(row) if wide else ()),
+            number(row["final"]["median"], "{:.3g}", "-"), tests(row["test"]),
             f"{row['reached']}/{row['runs']}",
             style="bold green" if medians[method] == fewest < math.inf else None,
-        )
+        )  # fmt: skip
     shown.caption = (
         "* its own hit is the denominator; † knows T; median [95 % interval] over as many seeds as "
         "reached says; ratios are of the seeds that both have"

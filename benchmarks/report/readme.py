@@ -1,13 +1,14 @@
 """The tables of benchmarks/README.md: what stands between two markers is written here."""
 
+from typing import Any
+
 from benchmarks.report import glance, regrets
-from benchmarks.report.reading import Results
 from benchmarks.report.text import markdown_table
 
 BEGIN, END = "<!-- claim:begin -->", "<!-- claim:end -->"
 
 
-def rewritten(text: str, results: Results) -> str:
+def rewritten(text: str, results: Any) -> str:
     """The text with the tables of `results` between its markers.
 
     Raises:
@@ -23,16 +24,14 @@ def rewritten(text: str, results: Results) -> str:
     return f"{before}{BEGIN}\n{block(results)}{END}{after}"
 
 
-def block(results: Results) -> str:
+def block(results: Any) -> str:
     """The tables and their sentences as Markdown."""
     races = results.races
     parts = [
-        markdown_table(glance.HEADINGS, glance.rows(races)),
-        glance.legend(races),
-        "\n".join(f"- {said}" for said in glance.sentences(races)),
-        glance.STEPS,
+        markdown_table(glance.HEADINGS, glance.rows(races)), glance.legend(races),
+        "\n".join(f"- {said}" for said in glance.sentences(races)), glance.STEPS,
         markdown_table(glance.STEP_HEADINGS, glance.step_rows(races)),
-    ]
+    ]  # fmt: skip
     if "triggers" in results.others:
         content = results.others["triggers"]
         parts += [

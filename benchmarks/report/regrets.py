@@ -9,8 +9,7 @@ from benchmarks.report.text import number, restored, spread
 from benchmarks.studies import study
 from benchmarks.studies.which_trigger import DEFAULT, realised
 
-EDGE = "†"
-EARLIEST = "earliest times"
+EDGE, EARLIEST = "†", "earliest times"
 RATIOS = ("default", "earliest", "best", "oracle")
 HEADINGS = (
     "task", "level", "weights", "default triggers", EARLIEST, "best times", "and decay",
@@ -54,26 +53,22 @@ def rows(content: Any) -> list[tuple[str, ...]]:
         table, over = reading.table, reading.table["over_reference"]
         rivals = {name: reading.regret(name) for name in table["rows"] if name != DEFAULT}
         rival = min(rivals, key=lambda name: rivals[name], default="")
-        regret = rivals.get(rival, math.inf)
-        share = realised(table)
+        regret, share = rivals.get(rival, math.inf), realised(table)
         ratios = {name: spread(over[name], "{:.2f}", beyond="∞") for name in RATIOS}
         ratios["best"] += EDGE * table["at_edge"]
         found.append(
             (
-                *reading[:3],
-                *ratios.values(),
-                "-" if math.isnan(share) else f"{share:.0%}",
+                *reading[:3], *ratios.values(), "-" if math.isnan(share) else f"{share:.0%}",
                 spread(table["rows"][DEFAULT]["excess"], "{:+.0%}", beyond="∞"),
                 "-" if math.isinf(regret) else _with_regret(rival, regret),
             )
-        )
+        )  # fmt: skip
     return found
 
 
 def sentences(content: Any) -> list[str]:
     """The regret of every trigger: the median over tasks, for each level and reading."""
-    readings = list(_readings(content))
-    lines = []
+    readings, lines = list(_readings(content)), []
     for level, weights in dict.fromkeys((reading.level, reading.weights) for reading in readings):
         those = [r for r in readings if (r.level, r.weights) == (level, weights)]
         shared = {EARLIEST}.union(set.intersection(*(set(r.table["rows"]) for r in those)))

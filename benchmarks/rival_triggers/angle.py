@@ -21,13 +21,10 @@ class AngularVelocityState(NamedTuple):
 
 
 def angular_velocity(every: int = 20) -> Probe:
-    r"""Measures the angle between successive displacements of the parameters, in degrees.
+    """Measures the angle between successive displacements of the parameters, in degrees.
 
-    With :math:`s_i = \theta_{i+1} - \theta_i` over windows of ``every`` steps,
-    ``angular_velocity`` is :math:`\arccos(\langle s_i, s_{i-1} \rangle / (\|s_i\|
-    \|s_{i-1}\|))`; NaN where a displacement is zero. The source's window is an epoch.
-
-    State: eight bytes per parameter, since an angle needs three points.
+    Each is over ``every`` steps, an epoch in the source; the angle is NaN where one is zero. State:
+    eight bytes per parameter, since an angle needs three points.
     """
 
     def init(params: Any) -> AngularVelocityState:
@@ -41,15 +38,12 @@ def angular_velocity(every: int = 20) -> Probe:
 
     def measure(params: Any, state: AngularVelocityState) -> AngularVelocityState:
         now = optax.tree.cast(params, jnp.float32)
-        travel = jax.tree.map(jnp.subtract, now, state.point)
-        known = state.points >= 2
+        travel, known = jax.tree.map(jnp.subtract, now, state.point), state.points >= 2
         return AngularVelocityState(
-            evaluations=state.evaluations + known.astype(jnp.int32),
-            points=state.points + 1,
-            point=now,
-            travel=travel,
+            evaluations=state.evaluations + known.astype(jnp.int32), points=state.points + 1,
+            point=now, travel=travel,
             angle=jnp.where(known, _angle(travel, state.travel), state.angle),
-        )
+        )  # fmt: skip
 
     def read(state: AngularVelocityState) -> dict[str, jax.Array]:
         return {"angular_velocity": state.angle}
@@ -67,11 +61,9 @@ def saturated(tolerance: float = 0.5) -> Trigger:
 
     Args:
       tolerance: in degrees. The source begins with hundredths of a degree, for windows of an
-        epoch of hundreds of steps, divides by the drop's factor after each drop, and stops at
-        one degree. Shorter windows turn less evenly, hence the larger default.
+        epoch, and ends at one. Shorter windows turn less evenly, hence the larger default.
 
-    Source: Teng et al. (2021), AutoDrop. Left out: its waiting period of some epochs between
-    saturation and drop, in which weights are averaged.
+    Source: Teng et al. (2021), AutoDrop. Left out: its waiting period before a drop.
     """
 
     def judge(observation: Observation, previous: jax.Array):

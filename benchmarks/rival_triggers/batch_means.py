@@ -27,12 +27,10 @@ class Interval(NamedTuple):
 
 def init(series: int, batches: int) -> BatchMeans:
     return BatchMeans(
-        means=jnp.zeros([series, batches], jnp.float32),
-        filled=jnp.zeros([], jnp.int32),
-        size=jnp.ones([], jnp.int32),
-        partial=jnp.zeros([series], jnp.float32),
+        means=jnp.zeros([series, batches], jnp.float32), filled=jnp.zeros([], jnp.int32),
+        size=jnp.ones([], jnp.int32), partial=jnp.zeros([series], jnp.float32),
         pending=jnp.zeros([], jnp.int32),
-    )
+    )  # fmt: skip
 
 
 def update(state: BatchMeans, sample: jax.Array) -> BatchMeans:
@@ -43,8 +41,7 @@ def update(state: BatchMeans, sample: jax.Array) -> BatchMeans:
     closed = state.means.at[:, state.filled].set(partial / state.size.astype(jnp.float32))
     means = jnp.where(closes, closed, state.means)
     filled = state.filled + closes.astype(jnp.int32)
-    pairs = means.reshape(-1, batches // 2, 2).mean(axis=2)
-    full = filled == batches
+    pairs, full = means.reshape(-1, batches // 2, 2).mean(axis=2), filled == batches
     return BatchMeans(
         means=jnp.where(full, jnp.concatenate([pairs, jnp.zeros_like(pairs)], axis=1), means),
         filled=jnp.where(full, batches // 2, filled),

@@ -23,10 +23,7 @@ def parameter_probe(
         return {name: Estimate(value, unknown) for name, value in read(state).items()}
 
     return Probe(
-        signals=signals,
-        init=init,
-        due=lambda state, step: step % every == 0,
-        measure=lambda inputs, state: measure(inputs.params, state),
-        read=estimates,
+        signals=signals, init=init, due=lambda state, step: step % every == 0,
+        measure=lambda inputs, state: measure(inputs.params, state), read=estimates,
         requires=("params",),
-    )
+    )  # fmt: skip

@@ -27,14 +27,10 @@ class NormDriftState(NamedTuple):
 def norm_drift() -> Probe:
     r"""Measures, at every step, what moved the squared norm of the weights.
 
-    With the update :math:`\Delta = \theta_t - \theta_{t-1}`:
-
-    - ``norm_drift``: :math:`\|\theta_t\|^2 - \|\theta_{t-1}\|^2`, summed as
-      :math:`\langle \theta_t + \theta_{t-1}, \Delta \rangle`, which loses no digits to
-      the difference of two large norms;
-    - ``step_square``: :math:`\|\Delta\|^2`.
-
-    State: four bytes per parameter.
+    With the update :math:`\Delta = \theta_t - \theta_{t-1}`, ``step_square`` is
+    :math:`\|\Delta\|^2`, and ``norm_drift``, the rise of :math:`\|\theta\|^2`, is summed as
+    :math:`\langle \theta_t + \theta_{t-1}, \Delta \rangle`, which loses no digits to the
+    difference of two large norms. State: four bytes per parameter.
     """
 
     def init(params: Any) -> NormDriftState:
@@ -75,25 +71,19 @@ def stationary(
     r"""Holds when the squared norm of the weights is stationary.
 
     Under any update :math:`\theta_{t+1} = \theta_t - \eta d_t` a stationary state has
-    :math:`E[\langle \theta_t, d_t \rangle - \tfrac{\eta}{2} \|d_t\|^2] = 0` (SASA+, the
-    master condition). At a constant rate this is, up to the factor :math:`-2\eta`, a mean
-    ``norm_drift`` of zero, and its scale :math:`E \tfrac{\eta}{2} \|d_t\|^2` is, up to
-    :math:`2\eta`, the mean ``step_square``. The rate cancels from their ratio. As in SASA
-    the test is one of equivalence: the confidence interval of the mean drift, from batch
-    means, must lie inside :math:`\pm` ``tolerance`` times the mean scale. A noisy drift thus
-    does not pass.
+    :math:`E[\langle \theta_t, d_t \rangle - \tfrac{\eta}{2} \|d_t\|^2] = 0` (SASA+). At a constant
+    rate that is a mean ``norm_drift`` of zero, and its scale is the mean ``step_square``. As in
+    SASA the confidence interval of the mean drift, from batch means, must lie inside :math:`\pm`
+    ``tolerance`` times the mean scale. A noisy drift thus does not pass.
 
-    With ``tolerance=None`` the test is SASA+'s, which a noisy drift does pass: the
-    intervals around the means of the older and of the newer half of the samples must both
-    hold zero, and the two means must have one sign, so that a drift on its way through zero
-    does not count as rest.
+    With ``tolerance=None`` the test is SASA+'s, which a noisy drift does pass: the intervals
+    around the means of the older and of the newer half of the samples must both hold zero, and
+    the two means must have one sign, so that a drift on its way through zero is no rest.
 
     Args:
-      tolerance: SASA's is 0.02 of a scale that is larger by (1 + beta)/(1 - beta) for
-        momentum beta: 0.38 for 0.9. Independent updates have the ratio 1.
+      tolerance: SASA's 0.02 is of a scale larger by (1 + beta)/(1 - beta): 0.38 for momentum 0.9.
       confidence: of the two-sided interval; SASA's. SASA+ takes 0.95.
-      keep: share of the phase's samples that is used, the latest. SASA's 1/8 would keep too
-        few in runs of a few thousand steps.
+      keep: share of the phase's samples that is used, the latest; SASA's 1/8 is for longer runs.
       every: samples from one look to the next. The sources look once an epoch.
 
     Sources: Lang et al. (2019), SASA; Zhang et al. (2020), SASA+.

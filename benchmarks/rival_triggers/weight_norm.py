@@ -40,29 +40,24 @@ class BouncedState(NamedTuple):
 def bounced() -> Trigger:
     r"""Holds from the second turn of ``weight_norm_square`` on.
 
-    A turn is a change of sign of its increment between successive measurements. In
-    ABEL's setting L2 regularisation first shrinks the weights. The first turn is the minimum
-    of the norm; the second comes when its new growth has slowed so far that noise decides
-    the sign. Without regularisation the norm only grows, and the trigger never holds. Left
-    out: the source's last decay at 85 % of the training time, which needs a horizon.
+    A turn is a change of sign of its increment between successive measurements: first, under L2
+    regularisation, the minimum of the norm, then the end of its new growth, where noise decides
+    the sign. Without regularisation it never holds.
 
-    Source: Lewkowycz (2021), algorithm 1, which measures once an epoch.
+    Source: Lewkowycz (2021), algorithm 1, which measures once an epoch. Left out: its last decay
+    at 85 % of the training time, which needs a horizon.
     """
 
     def init() -> BouncedState:
-        return BouncedState(
-            previous=jnp.full([], jnp.nan, jnp.float32),
-            change=jnp.full([], jnp.nan, jnp.float32),
-            turns=jnp.zeros([], jnp.int32),
-        )
+        nothing, before = (jnp.full([], jnp.nan, jnp.float32) for _ in range(2))
+        return BouncedState(nothing, before, jnp.zeros([], jnp.int32))
 
     def judge(observation: Observation, state: BouncedState):
         value, _, fresh = observation.signals[_SIGNAL]
         change = value - state.previous
         turn = change * state.change < 0  # False where one of them is still NaN
         turns = state.turns + turn.astype(jnp.int32)
-        holds = turns >= 2
-        state = BouncedState(value, change, turns)
+        holds, state = turns >= 2, BouncedState(value, change, turns)
         return fresh & jnp.isfinite(value), holds, ~holds, state
 
     return condition(f"{_SIGNAL}_bounced", init, judge, signals=(_SIGNAL,))
@@ -79,27 +74,23 @@ class InflectedState(NamedTuple):
 def inflected(smoothing: float = 0.95, every: int = 20) -> Trigger:
     r"""Holds from the first inflection of the smoothed ``weight_norm_square`` on.
 
-    With the moving average R at looks k = 1, 2, ..., ``every`` measurements apart, an
-    inflection is where :math:`R_k - 2 R_{k-1} + R_{k-2}` turns from positive to negative:
-    the growth of the weights begins to slow. The source looks at each weight matrix and
-    sets a bound on it there; here one norm of all weights decides for the whole model.
+    With the moving average R at looks k, ``every`` measurements apart, an inflection is where
+    :math:`R_k - 2 R_{k-1} + R_{k-2}` turns from positive to negative.
 
     Args:
       smoothing: of the moving average, per measurement; the source's is 0.99.
-      every: measurements from one look to the next; the source's 200 are for runs a
-        hundred times as long.
+      every: the source's 200 measurements are for runs a hundred times as long.
 
-    Source: Franke et al. (2023), Constrained Parameter Regularization.
+    Source: Franke et al. (2023), Constrained Parameter Regularization, which looks at each weight
+    matrix; here one norm of all weights decides for the whole model.
     """
 
     def init() -> InflectedState:
         return InflectedState(
-            smooth=jnp.full([], jnp.nan, jnp.float32),
-            pending=jnp.zeros([], jnp.int32),
-            looks=jnp.full([3], jnp.nan, jnp.float32),
-            curvature=jnp.full([], jnp.nan, jnp.float32),
+            smooth=jnp.full([], jnp.nan, jnp.float32), pending=jnp.zeros([], jnp.int32),
+            looks=jnp.full([3], jnp.nan, jnp.float32), curvature=jnp.full([], jnp.nan, jnp.float32),
             passed=jnp.zeros([], jnp.bool_),
-        )
+        )  # fmt: skip
 
     def judge(observation: Observation, state: InflectedState):
         value, _, fresh = observation.signals[_SIGNAL]

@@ -28,14 +28,9 @@ _FLAT_LIST = re.compile(r"\[[^\[\]{}]*\]")  # of numbers or names: one line in a
 
 
 def run(
-    task: Task,
-    method: Method,
-    hyperparameters: Mapping[str, float],
-    seed: int,
-    *,
-    directory: Path,
+    task: Task, method: Method, hyperparameters: Mapping[str, float], seed: int, *, directory: Path,
     progress: Callable[[int], None] = lambda steps: None,
-) -> Curves:
+) -> Curves:  # fmt: skip
     """Trains once, or reads the run from `directory` if the very same one is there."""
     identity = run_identity(task, method, hyperparameters, seed)
     key = _digest(json.dumps(identity, sort_keys=True).encode())
@@ -58,17 +53,12 @@ def run_identity(
     """
     names = tuple(sorted(hyperparameters))
     return {
-        "task": task.name,
-        "num_steps": task.num_steps,
-        "eval_every": task.eval_every,
+        "task": task.name, "num_steps": task.num_steps, "eval_every": task.eval_every,
         "trajectory": method.trajectory,
-        "hyperparameters": {name: hyperparameters[name] for name in names},
-        "seed": seed,
-        "backend": jax.default_backend(),
-        "versions": versions(),
-        "data": _data_digest(task, seed),
+        "hyperparameters": {name: hyperparameters[name] for name in names}, "seed": seed,
+        "backend": jax.default_backend(), "versions": versions(), "data": _data_digest(task, seed),
         "program": program_digest(task, program_of(task, method), names),
-    }
+    }  # fmt: skip
 
 
 @functools.cache
@@ -98,20 +88,17 @@ def versions() -> dict[str, str]:
 @functools.cache
 def environment() -> dict[str, Any]:
     """Where a result was made; nothing that names a machine or a person."""
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = ["git", "rev-parse", "HEAD"]
+    git = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return {
-        "python": platform.python_version(),
-        **versions(),
+        "python": platform.python_version(), **versions(),
         "system": f"{platform.system()} {platform.machine()}",
-        "device": jax.devices()[0].device_kind,
-        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind, "backend": jax.default_backend(),
         "cpus": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "revision": git.stdout.strip() or None,
-    }
+    }  # fmt: skip
 
 
 def held_in(path: Path, key: str) -> dict[str, Any]:

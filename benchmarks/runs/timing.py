@@ -1,8 +1,7 @@
 """Times of several functions, taken in turns; the amortised step times of a race's methods.
 
-A machine's speed drifts, so a time alone means little. Every round runs each function in random
-order, and times of the same round are compared; the result is a median over rounds, with its
-bootstrap bound where one is asked for.
+A machine's speed drifts, so every round runs each function in random order, and times of the same
+round are compared. The result is a median over rounds, with its bootstrap bound on request.
 """
 
 import math
@@ -22,9 +21,9 @@ from benchmarks.runs.store import RESULTS, held_in
 from benchmarks.runs.training import Carry, train_step
 from benchmarks.statistics import CONFIDENCE, RESAMPLES
 from benchmarks.tasks.task import Task
+from fgo_jax.probes import Probe, ProbeInputs
 
-PHASES = ("acquisition", "reask", "execution")
-REFERENCE = "constant"
+PHASES, REFERENCE = ("acquisition", "reask", "execution"), "constant"
 # A run over its steps alone, with evaluations; seconds to compile a run and its timed scan.
 EVALUATING, COMPILING = 1.3, 12.0
 
@@ -37,12 +36,9 @@ class Bounded(NamedTuple):
 
 
 def interleaved(
-    functions: Mapping[str, Callable[[], Any]],
-    rounds: int,
-    *,
-    repeats: int = 1,
+    functions: Mapping[str, Callable[[], Any]], rounds: int, *, repeats: int = 1,
     renew: Callable[[str], None] = lambda name: None,
-) -> dict[str, np.ndarray]:
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Seconds of each function, [rounds]; each runs once before the clock starts.
 
     A round keeps the fastest of `repeats` times, since whatever else the machine does only
@@ -84,11 +80,8 @@ class StepTime(NamedTuple):
 
 
 def step_times(
-    task: Task,
-    contestants: Mapping[str, tuple[Method, Mapping[str, float]]],
-    *,
-    rounds: int = 7,
-) -> dict[str, StepTime]:
+    task: Task, contestants: Mapping[str, tuple[Method, Mapping[str, float]]], *, rounds: int = 7,
+) -> dict[str, StepTime]:  # fmt: skip
     """Times of `{name: (method, hyperparameters)}`, amortised over a long scan.
 
     A phased method has one time per phase, `name:phase`, since its phases do different work.
@@ -113,6 +106,27 @@ def whole_cadences(steps: int, cadences: Iterable[int]) -> int:
     return -(-steps // period) * period
 
 
+def cadence(probe: Probe, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """[num_steps] each: whether the probe is due, and how often its estimates have changed.
+
+    The probe runs on a tree of one parameter, since its cadence does not depend on gradients.
+    One that needs a model is never run, so its cadence must be fixed and its count stays 0.
+    """
+    params = {"w": jnp.ones(1)}
+    inputs = ProbeInputs(params, params, params, None, jax.random.key(0), jnp.int32(0))
+
+    def step(state: Any, number: jax.Array) -> tuple[Any, Any]:
+        due = probe.due(state, number)
+        if "batch" not in probe.requires:
+            now = inputs._replace(step=number)
+            state = jax.lax.cond(due, probe.measure, lambda _, old: old, now, state)
+        return state, (due, state.evaluations)
+
+    scan = jax.jit(lambda: jax.lax.scan(step, probe.init(params), jnp.arange(num_steps))[1])
+    due, evaluations = scan()
+    return np.asarray(due), np.asarray(evaluations)
+
+
 def announced(task: Task, runs: Mapping[str, int]) -> str:
     """How long so many runs of each trajectory take, by the committed step times, in words."""
     steps = sum(runs.values()) * task.num_steps
@@ -120,8 +134,7 @@ def announced(task: Task, runs: Mapping[str, int]) -> str:
     known = {name.partition(":")[0]: time["seconds"] for name, time in times.items()}
     if not known:
         return f"{steps} steps. No step times of {task.name} are committed to say how long."
-    dearest = max(known.values())
-    seconds = sum(count * known.get(name, dearest) for name, count in runs.items())
+    seconds = sum(n * known.get(name, max(known.values())) for name, n in runs.items())
     minutes = (EVALUATING * task.num_steps * seconds + COMPILING * len(runs)) / 60
     return (
         f"{steps} steps: about {max(minutes, 1):.0f} min on two idle cores like those of the "
@@ -136,8 +149,7 @@ def label(method: Method) -> str:
 
 def _scans(task, name, method, hyperparameters, steps) -> dict[str, Callable[[], Any]]:
     tx = optax.with_extra_args_support(method.build(task, hyperparameters))
-    key = jax.random.key(0)
-    data = task.data(0)
+    key, data = jax.random.key(0), task.data(0)
     params = task.init(key)
     # The average is work that only those need who are judged by it.
     without_average = method.phased or method.weights == "raw"
@@ -146,15 +158,13 @@ def _scans(task, name, method, hyperparameters, steps) -> dict[str, Callable[[],
     @jax.jit
     def scan(carry):
         def step(carry, _):
-            return train_step(
-                task, tx, data, key, carry, without_average, needs_batch=method.needs_batch
-            )
+            flags = without_average, method.needs_batch
+            return train_step(task, tx, data, key, carry, *flags)
 
         return jax.lax.scan(step, carry, length=steps)
 
     def timed(opt_state):
-        # Every timed scan starts where one scan has led: behind any hand-over, and at the
-        # same place in each round.
+        # Every timed scan starts where one has led: behind any hand-over, in each round alike.
         carry, _ = scan(Carry(params, average, opt_state, jnp.zeros((), jnp.int32)))
         return lambda: scan(carry)
 
@@ -165,12 +175,9 @@ def _scans(task, name, method, hyperparameters, steps) -> dict[str, Callable[[],
 
 
 def seconds_to(
-    step: float,
-    steps: np.ndarray,
-    phases: np.ndarray | None,
-    times: Mapping[str, StepTime],
+    step: float, steps: np.ndarray, phases: np.ndarray | None, times: Mapping[str, StepTime],
     name: str,
-) -> float:
+) -> float:  # fmt: skip
     """Seconds of the first `step` steps; `phases` are a phased run's, at its evaluations."""
     if not np.isfinite(step):
         return np.inf

@@ -44,9 +44,7 @@ def running_average(average, params, step):
     return jax.tree.map(lambda a, p: a + weight.astype(p.dtype) * (p - a), average, params)
 
 
-def train_step(
-    task: Task, tx, data, key, carry: Carry, own_average: bool, needs_batch: bool = False
-):
+def train_step(task: Task, tx, data, key, carry: Carry, own_average: bool, needs_batch=False):
     batch = task.batch(data, key, carry.step)
     value, grads = jax.value_and_grad(task.loss)(carry.params, batch)
     extras = {"value": value, "batch": batch} if needs_batch else {"value": value}
@@ -67,8 +65,7 @@ class Program:
     def lowered(self, names: Sequence[str], data: Any) -> str:
         """The pieces as StableHLO: the arithmetic of a run with all its constants.
 
-        The text has no source locations, so comments and lines may move. Of `data` only the
-        shapes matter.
+        It has no source locations, so lines may move. Of `data` only the shapes matter.
         """
         hyperparameters = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in names}
         key = jax.eval_shape(jax.random.key, 0)
@@ -129,14 +126,10 @@ def make_program(task: Task, method: Method) -> Program:
 
 
 def train(
-    task: Task,
-    method: Method,
-    hyperparameters: Mapping[str, float],
-    seed: int = 0,
-    *,
+    task: Task, method: Method, hyperparameters: Mapping[str, float], seed: int = 0, *,
     progress: Callable[[int], None] = lambda steps: None,
     watch: Callable[[Carry, Mapping[str, Any]], None] = lambda carry, record: None,
-) -> Curves:
+) -> Curves:  # fmt: skip
     """Trains once and keeps nothing.
 
     The seed is that of the task's data, the initial weights and the batches: runs of different
@@ -146,12 +139,10 @@ def train(
     program = program_of(task, method)
     arguments = {name: jnp.float32(value) for name, value in hyperparameters.items()}
     init_key, batch_key = jax.random.split(jax.random.key(seed))
-    data = task.data(seed)
-    carry = program.start(arguments, init_key)
+    data, carry = task.data(seed), program.start(arguments, init_key)
     # Compiled before the clock starts; later calls of the same program find it in the cache.
-    jax.block_until_ready(
-        program.segment(jax.tree.map(jnp.copy, carry), arguments, data, batch_key)
-    )
+    first = jax.tree.map(jnp.copy, carry)
+    jax.block_until_ready(program.segment(first, arguments, data, batch_key))
 
     records = []
     began = time.perf_counter()

@@ -6,7 +6,7 @@ import click
 
 from benchmarks.methods import METHODS
 from benchmarks.methods.method import TRANSFORM_TASKS
-from benchmarks.race import grids, quick, tuning
+from benchmarks.race import grids, tuning
 from benchmarks.race.commands import OUTPUT, STEPS, TUNE, held_at_settings
 from benchmarks.runs.store import RESULTS, held_in, write_json
 from benchmarks.studies import parts, study, transforms, which_trigger
@@ -27,7 +27,7 @@ def _study_command(name: str, kind: ModuleType, words: str) -> click.Command:
         task = get_task(task_name)
         ours = [METHODS["constant"], *(METHODS[method] for method in study.READINGS.values())]
         try:
-            tuned = tuning.load(task) if steps is None else quick.settings(task, ours)
+            tuned = tuning.load(task) if steps is None else tuning.quick_settings(task, ours)
             plan = study.plan(task, tuned)
         except (FileNotFoundError, ValueError) as error:
             raise click.ClickException(str(error)) from error

@@ -1,7 +1,6 @@
 """scikit-learn's 8 x 8 digits, each placed at random on an empty 12 x 12 canvas.
 
-Their 25 places keep 1,197 training images from being memorised. Validation and test images
-have one place each, drawn once.
+Their 25 places keep 1,197 training images from being memorised; others have a place drawn once.
 """
 
 import functools
@@ -13,8 +12,7 @@ import numpy as np
 
 from benchmarks.tasks.supervised import drawn, parted
 
-SPLITS = {"train": 1197, "validation": 300, "test": 300}
-CANVAS = 12
+SPLITS, CANVAS = {"train": 1197, "validation": 300, "test": 300}, 12
 MAX_SHIFT = 2  # from the middle: every place of the 8 x 8 image on the canvas, none cut off
 
 
@@ -24,8 +22,7 @@ def splits() -> dict[str, dict[str, jax.Array]]:
     from sklearn.datasets import load_digits
 
     digits: Any = load_digits()
-    rng = np.random.default_rng(1797)
-    data = {}
+    rng, data = np.random.default_rng(1797), {}
     for name, rows in parted(rng.permutation(len(digits.target)), SPLITS).items():
         images = jnp.asarray(digits.images[rows] / 16, jnp.float32)
         labels = jnp.asarray(digits.target[rows], jnp.int32)

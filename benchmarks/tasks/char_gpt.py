@@ -18,14 +18,12 @@ from benchmarks.tasks.supervised import supervised
 from benchmarks.tasks.task import Task
 from benchmarks.tasks.transformers import TokenTransformer
 
-BATCH_SIZE = 32
-WINDOW = 64
+BATCH_SIZE, WINDOW = 32, 64
 VOCABULARY = 96  # the commonest 95 characters, and one symbol for all others
 OTHER = VOCABULARY - 1
 # Of every twenty successive blocks the tenth is for validation and the twentieth for testing.
 # Topics differ; a single block at the end would be about one of them.
-BLOCK = 2048
-PERIOD = 20
+BLOCK, PERIOD = 2048, 20
 VALIDATION, TEST = 9, 19
 VALIDATION_WINDOWS = 80  # as many as leave 200 evaluations at a tenth of a run's time
 
@@ -86,12 +84,7 @@ def _batch(data, key, step):
 
 def char_gpt() -> Task:
     return Task(
-        name="char_gpt",
-        num_steps=1200,
-        eval_every=6,
-        batch_size=BATCH_SIZE,
-        batch=_batch,
-        timed_steps=20,
-        data_digest=data_digest,
+        name="char_gpt", num_steps=1200, eval_every=6, batch_size=BATCH_SIZE, batch=_batch,
+        timed_steps=20, data_digest=data_digest,
         **supervised(_splits, MODEL, "text", (1, WINDOW), jnp.int32),
-    )
+    )  # fmt: skip

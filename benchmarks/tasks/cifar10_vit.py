@@ -15,8 +15,7 @@ from benchmarks.tasks.supervised import drawn, supervised
 from benchmarks.tasks.task import DataError, Task
 from benchmarks.tasks.transformers import VisionTransformer
 
-BATCH_SIZE = 128
-PADDING = 4
+BATCH_SIZE, PADDING = 128, 4
 VALIDATION = 20  # one in so many images for training is for validation
 MODEL = VisionTransformer()
 SIDE, CHANNELS, CLASSES = 32, 3, 10
@@ -102,13 +101,9 @@ def _scaled(images):
 
 
 def cropped(images, corners, mirrored):
-    """Crops of the padded images at their own corners, some of them mirrored.
+    """Crops of the padded images [batch, side, side, channels], some of them mirrored.
 
-    Args:
-      images: f32 [batch, side, side, channels].
-      corners: int32 [batch, 2], row and column of the crop in the padded image; `PADDING`
-        twice is the whole image.
-      mirrored: bool [batch].
+    Corners are int32 [batch, 2], row and column in the padded image; `PADDING` twice is the whole.
     """
     margin = (PADDING, PADDING)
     padded = jnp.pad(images, ((0, 0), margin, margin, (0, 0)))
@@ -131,19 +126,11 @@ def _batch(data, key, step):
 def cifar10_vit(folder: Path | None = None) -> Task:
     """The task on the data in a folder; without one it can be listed but not run."""
     return Task(
-        name="cifar10_vit",
-        num_steps=20_000,
-        eval_every=100,
-        warmup_steps=500,
-        batch_size=BATCH_SIZE,
-        batch=_batch,
-        timed_steps=40,
+        name="cifar10_vit", num_steps=20_000, eval_every=100, warmup_steps=500,
+        batch_size=BATCH_SIZE, batch=_batch, timed_steps=40,
         data_digest=functools.partial(digest, folder),
         **supervised(
-            functools.partial(_splits, folder),
-            MODEL,
-            "image",
-            (1, SIDE, SIDE, CHANNELS),
+            functools.partial(_splits, folder), MODEL, "image", (1, SIDE, SIDE, CHANNELS),
             at_once=500,
         ),
-    )
+    )  # fmt: skip

@@ -17,10 +17,8 @@ from benchmarks.tasks.canvas import CANVAS
 from benchmarks.tasks.supervised import supervised
 from benchmarks.tasks.task import Task
 
-BATCH_SIZE = 256
-FUNNEL = (128, 64, 32)
-CODE = 12
-CONNECTIONS = 15
+BATCH_SIZE, FUNNEL = 256, (128, 64, 32)
+CODE, CONNECTIONS = 12, 15
 
 
 def sparse(key, shape, dtype=jnp.float32):
@@ -79,17 +77,10 @@ def _outcomes(logits, pixels):
 
 def digits_autoencoder() -> Task:
     return Task(
-        name="digits_autoencoder",
-        num_steps=2000,
-        eval_every=10,
-        batch_size=BATCH_SIZE,
+        name="digits_autoencoder", num_steps=2000, eval_every=10, batch_size=BATCH_SIZE,
         batch=_batch,
         **supervised(
-            _splits,
-            MODEL,
-            "pixels",
-            (1, CANVAS**2),
-            outcomes=_outcomes,
+            _splits, MODEL, "pixels", (1, CANVAS**2), outcomes=_outcomes,
             loss_name="sigmoid_cross_entropy",
         ),
-    )
+    )  # fmt: skip

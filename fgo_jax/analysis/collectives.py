@@ -67,7 +67,7 @@ def collectives(text: str, *, dearest: bool = False) -> list[Collective]:
         found = []
         for line in bodies[name]:
             if sends := _SENDS.search(line):
-                found.append(_collective(line, *sends.groups(), depth))
+                found.append(_collective(line, sends[1], sends[2], sends[3], depth))
             called = re.findall(r"%([\w.\-]+)", " ".join(_CALLS.findall(line)))
             branches = [inside(one, depth + (" conditional(" in line)) for one in called]
             if dearest and " conditional(" in line:

@@ -8,8 +8,8 @@ import matplotlib.pyplot as plt
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.report.claims import CLAIMS, compare
-from benchmarks.report.reading import CLAIM_TASKS, read
+from benchmarks.report.claims import CLAIM_TASKS, CLAIMS, compare
+from benchmarks.report.page import read
 from benchmarks.report.text import number
 from benchmarks.runs.store import RESULTS, ROOT
 

@@ -1,8 +1,7 @@
 """How often triggers fire when they should not, and how late when they should.
 
 Each trigger runs, as it is, on thousands of synthetic streams at the default probe's cadence
-over 20,000 steps. A null is a stream on which the phase must not end, a change one on which
-it must from a planted step on.
+over 20,000 steps. On a null the phase must not end, on a change it must from a planted step on.
 """
 
 from collections.abc import Callable
@@ -13,8 +12,7 @@ import numpy as np
 from benchmarks.measurements.calibration import cases, frontier, probe_noise
 from benchmarks.runs.store import environment
 
-RUNS = 4000
-WINDOWS = 2000
+RUNS, WINDOWS = 4000, 2000
 AGREEMENTS = (cases.NOISY, 0.75, cases.AGREEING, 0.9)
 
 
@@ -43,19 +41,14 @@ def measure(
             frontiers.append(frontier.measure(family, drift, banks, runs))
     steps = probe_noise.window_steps(cases.NUM_STEPS)
     return {
-        "environment": environment(),
-        "num_steps": cases.NUM_STEPS,
-        "bar": frontier.BAR,
+        "environment": environment(), "num_steps": cases.NUM_STEPS, "bar": frontier.BAR,
         "windows": {"steps": steps, "per_factor_of_e": 1.0 / np.log(steps[-1] / steps[-2])},
         "probe_noise": {
-            "reference": probe_noise.REFERENCE,
-            **noise,
+            "reference": probe_noise.REFERENCE, **noise,
             "autocorrelation": probe_noise.autocorrelation(windows),
         },
-        "verdicts": verdicts(rows),
-        "cases": rows,
-        "frontiers": frontiers,
-    }
+        "verdicts": verdicts(rows), "cases": rows, "frontiers": frontiers,
+    }  # fmt: skip
 
 
 def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -70,13 +63,10 @@ def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         worst, at_all = (max(those, key=lambda row: row["share"]) for those in (beyond, nulls))
         found.append(
             {
-                "trigger": trigger,
-                "noise": noise,
-                "worst_stream": worst["stream"],
+                "trigger": trigger, "noise": noise, "worst_stream": worst["stream"],
                 "false_alarms": {key: worst[key] for key in ("share", "low", "high")},
-                "met": worst["share"] <= frontier.BAR,
-                "worst_stream_with_edges": at_all["stream"],
+                "met": worst["share"] <= frontier.BAR, "worst_stream_with_edges": at_all["stream"],
                 "false_alarms_with_edges": {key: at_all[key] for key in ("share", "low", "high")},
             }
-        )
+        )  # fmt: skip
     return found

@@ -106,20 +106,14 @@ def signals(
 
 
 def run(
-    case: Case,
-    banks: Banks,
-    runs: int,
-    seed: int = 0,
-    settings: Mapping[str, np.ndarray] | None = None,
-    batch: int = BATCH,
-) -> np.ndarray:
+    case: Case, banks: Banks, runs: int, seed: int = 0,
+    settings: Mapping[str, np.ndarray] | None = None, batch: int = BATCH,
+) -> np.ndarray:  # fmt: skip
     """[runs]: the step at which each run's phase was ended; inf for never.
 
-    With `settings` of the trigger, [settings] each, the result is [settings, runs]; all of
-    them see the same streams.
+    With `settings` of the trigger, [settings] each, it is [settings, runs], of the same streams.
     """
-    rng = np.random.default_rng(seed)
-    batches = []
+    rng, batches = np.random.default_rng(seed), []
     for _ in range(0, runs, batch):
         looks, found = signals(case, banks, min(batch, runs), rng)
         batches.append(simulate.fired(TRIGGERS[case.trigger], looks, found, settings))
@@ -244,23 +238,18 @@ def _improving(case: Callable[..., Case]) -> Iterator[Case]:
 
 _MEASURED, _PLANTED = NOISES[:1], NOISES[1:]
 _MET: tuple[tuple[str, Callable[..., Iterator[Case]], Sequence[str]], ...] = (
-    ("stopped_falling", _falling, NOISES),
-    ("stall", _moving, NOISES),
+    ("stopped_falling", _falling, NOISES), ("stall", _moving, NOISES),
     ("decreasing", partial(_starting, slope=-1.0, changes=CHANGES), NOISES),
     ("increasing", partial(_starting, slope=1.0, changes=CHANGES), NOISES),
     ("decreasing(loss)", partial(_starting, slope=-0.3, changes=CHANGES[:1]), _PLANTED[:2]),
     ("increasing(loss)", partial(_starting, slope=0.3, changes=CHANGES[:1]), _PLANTED[:2]),
     ("above", partial(_crossing, sign=1.0), NOISES),
     ("below", partial(_crossing, sign=-1.0), NOISES),
-    ("below(agreement)", _agreement_levels, _MEASURED),
-    ("acquisition", _falling, NOISES),
-    ("acquisition", _agreeing, NOISES),
-    ("acquisition", _with_loss, _MEASURED),
-    ("reask", _agreeing, _MEASURED),
-    ("reask", _no_longer_agreeing, _MEASURED),
-    ("plateau", _improving, _PLANTED),
-    ("stop", _improving, _PLANTED),
-)
+    ("below(agreement)", _agreement_levels, _MEASURED), ("acquisition", _falling, NOISES),
+    ("acquisition", _agreeing, NOISES), ("acquisition", _with_loss, _MEASURED),
+    ("reask", _agreeing, _MEASURED), ("reask", _no_longer_agreeing, _MEASURED),
+    ("plateau", _improving, _PLANTED), ("stop", _improving, _PLANTED),
+)  # fmt: skip
 
 
 def all_cases() -> list[Case]:

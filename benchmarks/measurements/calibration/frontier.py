@@ -13,17 +13,13 @@ from benchmarks.measurements.calibration.streams import NOISES, Course
 
 FAMILIES = ("stopped_falling", "stall")
 DRIFTS = (0.5, 1.0, 2.0)  # |d log x / d log t| of what must not fire
-CHANGE = 1000
-BAR = 0.05
+CHANGE, BAR = 1000, 0.05
 SEARCH_RUNS = 400
 # The tolerance in drifts: at one, the null lies on the edge of what the trigger tests.
 GRID: dict[str, tuple[float, ...]] = {
-    "tolerance": (0.25, 0.4, 0.5, 0.6, 0.75, 1.0),
-    "z": (1.282, 1.645, 2.326, 3.09),
-    "memory": (0.35, 0.5, 0.7, 1.0),
-    "patience": (2, 3, 4),
-    "min_points": (4, 6),
-}
+    "tolerance": (0.25, 0.4, 0.5, 0.6, 0.75, 1.0), "z": (1.282, 1.645, 2.326, 3.09),
+    "memory": (0.35, 0.5, 0.7, 1.0), "patience": (2, 3, 4), "min_points": (4, 6),
+}  # fmt: skip
 DEFAULT = {"tolerance": 1.0, "z": 1.282, "memory": 0.7, "patience": 2, "min_points": 4}
 Setting = Mapping[str, float]  # arguments of a trigger
 
@@ -53,13 +49,10 @@ def measure(family: str, drift: float, banks: Banks, runs: int) -> dict[str, Any
     default, others = kept[0], kept[1:]
     meeting = [row for row in kept if row["worst_false_alarms"] <= BAR]
     return {
-        "trigger": family,
-        "drift": drift,
-        "settings_searched": len(settings),
-        "default": default,
+        "trigger": family, "drift": drift, "settings_searched": len(settings), "default": default,
         "frontier": sorted(others, key=lambda row: row["worst_false_alarms"]),
         "at_the_bar": min(meeting, key=_delays, default=None),
-    }
+    }  # fmt: skip
 
 
 def rows(
@@ -73,18 +66,16 @@ def rows(
 
     alarms = {noise: fired(noise, Course(-drift), seed) for noise in NOISES}
     late = fired("measured", Course(-drift, CHANGE), seed + 100)
-    steps = window_steps(NUM_STEPS)
-    out = []
+    steps, out = window_steps(NUM_STEPS), []
     for index, setting in enumerate(settings):
         nulls = {noise: simulate.share(np.isfinite(a[index])) for noise, a in alarms.items()}
         out.append(
             {
-                **setting,
-                "false_alarms": nulls,
+                **setting, "false_alarms": nulls,
                 "worst_false_alarms": max(nulls[n]["share"] for n in ("measured", "student")),
                 "delay": simulate.delay(late[index], CHANGE, steps),
             }
-        )
+        )  # fmt: skip
     return out
 
 

@@ -8,17 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from benchmarks.measurements.cadence import cadence
+from benchmarks.runs.timing import cadence
 from fgo_jax.probes import ProbeInputs, gradient_stream
 
 # Eigenvalues of planted gradient covariances and the degrees of freedom of the rows' common
 # scale (None: normal rows). Heavy rows are what rare examples make of a gradient.
 SPECTRA: dict[str, tuple[np.ndarray, float | None]] = {
-    "1/k": (1.0 / np.arange(1, 1001), None),
-    "1/k, heavy rows": (1.0 / np.arange(1, 1001), 4.0),
-    "1/sqrt(k)": (np.arange(1, 1001) ** -0.5, None),
-    "0.97^k": (0.97 ** np.arange(300), None),
-}
+    "1/k": (1.0 / np.arange(1, 1001), None), "1/k, heavy rows": (1.0 / np.arange(1, 1001), 4.0),
+    "1/sqrt(k)": (np.arange(1, 1001) ** -0.5, None), "0.97^k": (0.97 ** np.arange(300), None),
+}  # fmt: skip
 REFERENCE = "1/k, heavy rows"  # the noisiest, so the one that the streams are made with
 _PROBE = gradient_stream(every=2)  # every step is one of a pair's two, so all of them are due
 
@@ -49,27 +47,22 @@ def bank(name: str, agreement: float, windows: int = 2000) -> Bank:
     truth = np.sum(eigenvalues) ** 2 / np.sum(eigenvalues**2)
     known = np.isfinite(dimension)
     return Bank(
-        residuals=np.log(dimension / truth)[known],
-        errors=(error / dimension)[known],
-        agreement_residuals=(reading - agreement)[known],
-        agreement_errors=reading_error[known],
-    )
+        residuals=np.log(dimension / truth)[known], errors=(error / dimension)[known],
+        agreement_residuals=(reading - agreement)[known], agreement_errors=reading_error[known],
+    )  # fmt: skip
 
 
 def summary(bank: Bank, windows: int) -> dict[str, Any]:
     """Figures of a bank; `windows` as asked for, of which some may have said nothing."""
     residuals, errors = bank.residuals, bank.errors
     return {
-        "windows": windows,
-        "without_a_value": 1.0 - len(residuals) / windows,
-        "bias_of_log": residuals.mean(),
-        "sd_of_log": residuals.std(),
+        "windows": windows, "without_a_value": 1.0 - len(residuals) / windows,
+        "bias_of_log": residuals.mean(), "sd_of_log": residuals.std(),
         "quartile_sd_of_log": stats.iqr(residuals) / 1.349,
-        "median_reported_error": np.nanmedian(errors),
-        "without_an_error": np.isnan(errors).mean(),
+        "median_reported_error": np.nanmedian(errors), "without_an_error": np.isnan(errors).mean(),
         "agreement_sd": bank.agreement_residuals.std(),
         "agreement_median_reported_error": np.nanmedian(bank.agreement_errors),
-    }
+    }  # fmt: skip
 
 
 def autocorrelation(windows: int) -> dict[str, float]:
@@ -79,10 +72,8 @@ def autocorrelation(windows: int) -> dict[str, float]:
     """
     measured = _windows(REFERENCE, 0.0, windows, is_stream=True)
     logs = np.log(np.asarray(measured["intrinsic_dimension"].value))
-    return {
-        "value": float(np.corrcoef(logs[:-1], logs[1:])[0, 1]),
-        "error": float((len(logs) - 1) ** -0.5),
-    }
+    value = float(np.corrcoef(logs[:-1], logs[1:])[0, 1])
+    return {"value": value, "error": float((len(logs) - 1) ** -0.5)}
 
 
 def _windows(name: str, agreement: float, windows: int, is_stream: bool) -> Any:

@@ -26,11 +26,9 @@ class Phase(NamedTuple):
 
 
 def fired(
-    phase: Phase,
-    steps: np.ndarray,
-    signals: Signals,
+    phase: Phase, steps: np.ndarray, signals: Signals,
     settings: Mapping[str, np.ndarray] | None = None,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """[runs], float64: the step at which each run's phase would be ended; inf for never.
 
     Args:
@@ -82,10 +80,9 @@ def false_alarms(fired: np.ndarray) -> dict[str, Any]:
     """Share of null runs that were ended, and the median step of those that were."""
     ended = np.isfinite(fired)
     return {
-        "runs": len(fired),
-        **share(ended),
+        "runs": len(fired), **share(ended),
         "median_step": float(np.median(fired[ended])) if ended.any() else None,
-    }
+    }  # fmt: skip
 
 
 def delay(fired: np.ndarray, change: float, steps: np.ndarray) -> dict[str, Any]:
@@ -94,17 +91,13 @@ def delay(fired: np.ndarray, change: float, steps: np.ndarray) -> dict[str, Any]
     Quantiles are over the runs that did not end early; a run that never ends counts as
     later than any other. Delays are counted in measurements too, which are taken at `steps`.
     """
-    late = fired[fired >= change]
-    quantiles = {}
+    late, quantiles = fired[fired >= change], {}
     for name, level in (("median", 0.5), ("quantile_90", 0.9)):
         # An order statistic, since a run may be at infinity.
         step = float(np.quantile(late, level, method="higher")) if len(late) else np.inf
         after = np.sum((steps >= change) & (steps <= step)) if np.isfinite(step) else np.inf
         quantiles[name] = {"step": step, "factor": step / change, "measurements": float(after)}
     return {
-        "runs": len(fired),
-        "change": change,
-        "early": share(fired < change),
-        "never": share(np.isinf(fired)),
-        **quantiles,
-    }
+        "runs": len(fired), "change": change, "early": share(fired < change),
+        "never": share(np.isinf(fired)), **quantiles,
+    }  # fmt: skip

@@ -27,14 +27,11 @@ _NOISE = {
 }  # fmt: skip
 _SHARE = "{{{0}[share]:.3f}} [{{{0}[low]:.3f}}, {{{0}[high]:.3f}}]"
 _VERDICT = {
-    "trigger": "{trigger}",
-    "noise": "{noise}",
-    "beyond the edge": _SHARE.format("false_alarms"),
-    "": lambda row: "met" if row["met"] else "[red]missed[/]",
-    "stream": "{worst_stream}",
+    "trigger": "{trigger}", "noise": "{noise}", "beyond the edge": _SHARE.format("false_alarms"),
+    "": lambda row: "met" if row["met"] else "[red]missed[/]", "stream": "{worst_stream}",
     "on the edge too": _SHARE.format("false_alarms_with_edges"),
     "stream ": "{worst_stream_with_edges}",
-}
+}  # fmt: skip
 _DELAY = {
     "early": "{early[share]:.3f}", "never": "{never[share]:.3f}",
     "median": _late("median"), "90 %": _late("quantile_90"),

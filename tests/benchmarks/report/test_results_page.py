@@ -10,8 +10,8 @@ from click.testing import CliRunner
 from benchmarks import statistics
 from benchmarks.__main__ import main
 from benchmarks.report import glance, page, readme
-from benchmarks.report.claims import CLAIMS, compare, judge
-from benchmarks.report.reading import CLAIM_TASKS, MEASUREMENTS, Results, read
+from benchmarks.report.claims import CLAIM_TASKS, CLAIMS, compare, judge
+from benchmarks.report.page import MEASUREMENTS, Results, read
 from benchmarks.runs.store import RESULTS, ROOT, plain
 
 A, B, C = (next(c for c in CLAIMS if c.key == key) for key in ("(a)", "(b)", "(c)"))

@@ -14,7 +14,7 @@ from benchmarks.__main__ import main
 from benchmarks.methods import METHODS
 from benchmarks.race.levels import Level
 from benchmarks.report import page
-from benchmarks.report.reading import read
+from benchmarks.report.page import read
 from benchmarks.studies import commands, parts, study, which_trigger
 from benchmarks.studies.study import Variant
 from benchmarks.tasks import get_task
