@@ -44,7 +44,6 @@ def target_acquisition(
     slow_share: float | None = 0.5,
     decay: Decay | None = None,
     total_steps: int | None = None,
-    patience: int = 10,
     probe: Probe | None = None,
     triggers: Mapping[str, Trigger] | None = None,
     handover_steps: int = 40,
@@ -64,10 +63,11 @@ def target_acquisition(
        transform, it usually ends then.
     3. ``execution``: the learning rate falls, never faster than 1/(1 + s/t) with s steps since
        its start at step t. It falls more slowly, or not at all, while past directions still
-       agree. It never ends. :func:`fgo_jax.should_stop` says when ``patience`` reported
-       ``validation_value`` in a row brought no improvement; NaN is one that was not measured, and
-       a value held over several steps is one report. :func:`fgo_jax.keep_best` keeps the best
-       weights.
+       agree. It never ends. :func:`fgo_jax.should_stop` says when ten reported
+       ``validation_value`` in a row brought no improvement, or as many as
+       ``triggers=fgo.triggers.defaults(patience=...)`` says; NaN is one that was not measured,
+       and a value held over several steps is one report. :func:`fgo_jax.keep_best` keeps the
+       best weights.
 
     All of it is decided inside the compiled step, from a sketch of the gradients that training
     computes anyway, in the metric of the transform that makes the updates. No horizon is
@@ -101,8 +101,6 @@ def target_acquisition(
         `fgo.decays.adaptive()`.
       total_steps: the horizon, where it is known. Acquisition and re-ask then end by 35 % and
         70 % of it, and the decay ends there.
-      patience: validations without improvement until :func:`fgo_jax.should_stop` says stop. It
-        counts those of execution; a noisy loss that still improves slowly needs more.
       probe: what is measured; None is :func:`fgo_jax.probes.gradient_stream`. With a probe that
         measures no agreement of gradients, acquisition ends without that condition, and re-ask
         when the intrinsic dimension is at rest.
@@ -152,7 +150,7 @@ def target_acquisition(
     # The very same object in all phases: one state, and no hand-over.
     main = scale_by_kronecker_fisher() if main is None else main
     probe = gradient_stream() if probe is None else probe
-    ends = {**defaults(probe.signals, patience=patience), **_by_phase("triggers", triggers)}
+    ends = {**defaults(probe.signals), **_by_phase("triggers", triggers)}
     decaying: dict[str, Any] = {"weight_decay": weight_decay, "mask": mask}
     return phased(
         [

@@ -44,7 +44,8 @@ def draw(name: str, table: Mapping[str, Any], level: str, *, signals: bool = Tru
         figure = plt.figure(figsize=(8.0 if signals else 4.4, 5.0), layout="constrained")
         right: Any = figure
         if signals:
-            left, right = figure.subfigures(1, 2, width_ratios=(1, 1.1), wspace=0.02)
+            halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.1), wspace=0.02)
+            left, right = halves
             _signals(left, name, table, level)
         else:
             figure.suptitle(name, weight="bold")

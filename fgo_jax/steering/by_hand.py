@@ -16,9 +16,10 @@ from fgo_jax.triggers import ConditionState
 def should_stop(opt_state: Any) -> jax.Array:
     """Whether the last phase's trigger has fired: validation stopped improving.
 
-    By default it says so in execution, after ``patience`` reports of ``validation_value`` without
-    an improvement; ``patience=`` is an argument of :func:`fgo_jax.target_acquisition`. NaN means
-    not measured at this step, and a value held over several steps is one report.
+    By default it says so in execution, after ten reports of ``validation_value`` without an
+    improvement; ``triggers=fgo.triggers.defaults(patience=5)`` of
+    :func:`fgo_jax.target_acquisition` makes that five. NaN means not measured at this step, and a
+    value held over several steps is one report.
     :func:`fgo_jax.phased` has the details. :func:`fgo_jax.keep_best` keeps the best weights.
 
     With several states in the tree: whether all of them say so.

@@ -25,7 +25,8 @@ def defaults(signals: Collection[str] | None = None, *, patience: int = 10) -> d
 
     Args:
       signals: the names that the probe measures; None for those of the default probe.
-      patience: of the trigger of ``execution``, in reports.
+      patience: of the trigger of ``execution``, in reports. A noisy loss that still improves
+        slowly needs more.
 
     Returns:
       A dict from the phase's name to its trigger. Pass the ones that you change to
@@ -40,6 +41,7 @@ def defaults(signals: Collection[str] | None = None, *, patience: int = 10) -> d
       >>> rests = fgo.triggers.stall("intrinsic_dimension")
       >>> later = fgo.triggers.defaults()["reask"] & rests
       >>> tx = fgo.target_acquisition(3e-3, triggers={"reask": later})
+      >>> tx = fgo.target_acquisition(3e-3, triggers=fgo.triggers.defaults(patience=5))
 
     Source: Friction-Guided Optimization (2026), section 4. The paper also asks that the loss
     still fall. Here only a rise keeps acquisition going: a loss at rest is a reason to go on.

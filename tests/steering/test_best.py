@@ -138,4 +138,4 @@ def test_patience_is_that_of_the_flag():
             held.append(int(verdict) == 1)
         assert held.index(True) == patience  # the first report is an improvement
     with pytest.raises(ValueError, match="patience must be an integer >= 1"):
-        fgo.target_acquisition(1e-3, patience=0)
+        fgo.triggers.defaults(patience=0)

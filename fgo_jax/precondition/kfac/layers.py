@@ -186,7 +186,7 @@ def _guess(module: str, kernel: tuple[int, ...], bias: tuple[int, ...] | None) -
         if kernel[-len(bias) :] == bias:
             possible.append(Axes("linear", 0, len(kernel) - len(bias)))
         rest = bias[1:]
-        if rest and kernel[0] == bias[0] and kernel[-len(rest) :] == rest:
+        if rest and kernel[:1] == bias[:1] and kernel[-len(rest) :] == rest:
             possible.append(Axes("linear", 1, len(kernel) - len(bias)))
     if len(possible) == 1:
         return possible[0]
