@@ -101,24 +101,37 @@ OPERATORS = {
 }
 
 
+def products(params, batch):
+    vector = jax.tree.map(jnp.cos, PARAMS)
+    return {name: operator(params, batch)(vector) for name, operator in OPERATORS.items()}
+
+
+def drawn(params, batch, key):
+    return fgo.curvature.sampled_fisher(predict)(params, batch, key=key)(PARAMS)
+
+
+@functools.cache
+def on_one_device():
+    return jax.jit(lambda: (products(PARAMS, BATCH), drawn(PARAMS, BATCH, jax.random.key(0))))()
+
+
 def operators(way):
     """Called by hand: the product is of the device's own batch, so its mean is of the whole."""
-    vector = jax.tree.map(jnp.cos, PARAMS)
-    for name, operator in OPERATORS.items():
-        if name == "own" and way == "checked":
-            continue  # without a probe to bind it, its gradients are JAX's own business
-        run = WAYS[way](lambda p, b, op=operator: jax.lax.pmean(op(p, b)(vector), "i"))
-        close(operator(PARAMS, BATCH)(vector), run(PARAMS, BATCH))
-    drawn = fgo.curvature.sampled_fisher(predict)
 
-    def product(params, batch):
+    def mean(params, batch):
+        found = products(params, batch)
+        if way == "checked":
+            del found["own"]  # without a probe to bind it, its gradients are JAX's own business
         key = jax.random.fold_in(jax.random.key(0), jax.lax.axis_index("i"))
-        return jax.lax.pmean(drawn(params, batch, key=key)(vector), "i")
+        return jax.lax.pmean((found, drawn(params, batch, key)), "i")
 
+    one, sampled = on_one_device()
+    many, sampled_by_many = WAYS[way](mean)(PARAMS, BATCH)
+    for name, product in many.items():
+        close(one[name], product)
     # Other labels are drawn, so only the size can be compared.
-    many = optax.tree.norm(WAYS[way](product)(PARAMS, BATCH))
-    one = optax.tree.norm(drawn(PARAMS, BATCH, key=jax.random.key(0))(vector))
-    assert 0.3 < many / one < 3.0, many / one
+    ratio = optax.tree.norm(sampled_by_many) / optax.tree.norm(sampled)
+    assert 0.3 < ratio < 3.0, ratio
 
 
 def readings(probe, axis_name):
@@ -143,52 +156,76 @@ def probes_of(examples):
     }
 
 
+def all_readings(examples, axis_name, params, batch):
+    return {
+        name: readings(probe, axis_name)(params, batch)
+        for name, probe in probes_of(examples).items()
+    }
+
+
+# Each device reads its own eight examples. The halves of one device are those of all.
+HALVES = jax.tree.map(lambda x: x.reshape(8, 2, 4, *x.shape[1:]).swapaxes(0, 1), BATCH)
+WHOLE = jax.tree.map(lambda x: x.reshape(64, *x.shape[3:]), HALVES)
+
+
+@functools.cache
+def read_by_one():
+    return jax.jit(functools.partial(all_readings, 64, None))(PARAMS, WHOLE)
+
+
 def all_probes(way):
-    # Each device reads its own eight examples. The halves of one device are those of all.
-    halves = jax.tree.map(lambda x: x.reshape(8, 2, 4, *x.shape[1:]).swapaxes(0, 1), BATCH)
-    whole = jax.tree.map(lambda x: x.reshape(64, *x.shape[3:]), halves)
-    one, many = probes_of(64), probes_of(8)
-    for name, probe in many.items():
-        run = WAYS[way](readings(probe, "i"))
-        found = {k: tuple(v) for k, v in run(PARAMS, BATCH).items()}
-        truth = {k: tuple(v) for k, v in readings(one[name], None)(PARAMS, whole).items()}
+    sampled = probes.lanczos(fgo.curvature.sampled_fisher(predict), 8, examples=8)
+
+    def read(params, batch):
+        found = all_readings(8, "i", params, batch)
+        return found, readings(sampled, "i")(params, batch)["trace"].value
+
+    one = read_by_one()
+    many, trace = WAYS[way](read)(PARAMS, BATCH)
+    for name, truth in one.items():
         for signal in truth:
-            close(truth[signal], found[signal], rtol=5e-3)
+            close(tuple(truth[signal]), tuple(many[name][signal]), rtol=5e-3)
     if way == "checked":  # the other ways sum no gradients
         defect = [
             f(readings(probes.commutator(losses, pairs=1, examples=n), axis))(PARAMS, data)
-            for f, n, axis, data in ((jax.jit, 64, None, whole), (checked, 8, "i", BATCH))
+            for f, n, axis, data in ((jax.jit, 64, None, WHOLE), (checked, 8, "i", BATCH))
         ]
         close(*(found["commutator_defect"].value for found in defect), rtol=5e-3)
-    sampled = probes.lanczos(fgo.curvature.sampled_fisher(predict), 8, examples=8)
-    trace = WAYS[way](readings(sampled, "i"))(PARAMS, BATCH)["trace"].value
-    exact = readings(one["lanczos"], None)(PARAMS, whole)["trace"].value
+    exact = one["lanczos"]["trace"].value
     assert 0.5 < trace / exact < 2.0, (trace, exact)
+
+
+def trained(examples, axis_name, mean, params, batch):
+    adam = optax.scale_by_adam()
+    phases = [fgo.acquisition(0.01, transform=adam), fgo.execution(0.01, transform=adam)]
+    probe = probes.lanczos(OPERATORS["ggn"], 8, every=2, examples=examples)
+    tx = fgo.phased(phases, [fgo.triggers.after(3)], probe, axis_name=axis_name)
+
+    def step(carry, _):
+        params, state = carry
+        value, grads = jax.value_and_grad(lambda p: jnp.mean(losses(p, batch)))(params)
+        updates, state = tx.update(mean(grads), state, params, value=value, batch=batch)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, state), _ = jax.lax.scan(step, (params, tx.init(params)), length=5)
+    return params, {k: tuple(v) for k, v in state.signals.items() if k != "value"}
+
+
+@functools.cache
+def trained_by_one():
+    return jax.jit(functools.partial(trained, 64, None, lambda grads: grads))(PARAMS, BATCH)
 
 
 def training(way):
     """The axis is named once, for the controller; devices and their parameters stay alike."""
-    adam = optax.scale_by_adam()
 
     def mean(grads):
         if way == "checked":  # there JAX has summed them over the devices already
             return jax.tree.map(lambda g: g / 8, grads)
         return jax.lax.pmean(grads, "i")
 
-    def run(examples, axis_name, params, batch):
-        phases = [fgo.acquisition(0.01, transform=adam), fgo.execution(0.01, transform=adam)]
-        probe = probes.lanczos(OPERATORS["ggn"], 8, every=2, examples=examples)
-        tx = fgo.phased(phases, [fgo.triggers.after(3)], probe, axis_name=axis_name)
-        state = tx.init(params)
-        for _ in range(5):
-            value, grads = jax.value_and_grad(lambda p: jnp.mean(losses(p, batch)))(params)
-            grads = mean(grads) if examples == 8 else grads
-            updates, state = tx.update(grads, state, params, value=value, batch=batch)
-            params = optax.apply_updates(params, updates)
-        return params, {k: tuple(v) for k, v in state.signals.items() if k != "value"}
-
-    expected = jax.jit(functools.partial(run, 64, None))(PARAMS, BATCH)
-    found = WAYS[way](functools.partial(run, 8, "i"))(PARAMS, BATCH)
+    expected = trained_by_one()
+    found = WAYS[way](functools.partial(trained, 8, "i", mean))(PARAMS, BATCH)
     close(expected[0], found[0], rtol=1e-2)
     close(expected[1]["trace"], found[1]["trace"], rtol=1e-2)
     if way == "checked":
@@ -204,45 +241,53 @@ class Net(nn.Module):
         return nn.Dense(3)(jnp.tanh(nn.LayerNorm()(nn.Dense(8)(x))))
 
 
+def predict_net(params, tokens):
+    return Net().apply({"params": params}, tokens)
+
+
+def all_transforms(axis, params, batch, net, tokens):
+    """Updates of those that take an operator, curvatures of those that draw labels."""
+    ggn = OPERATORS["ggn"]
+
+    def first(tx, params, batch):
+        return tx.update(params, tx.init(params), params, batch=batch)
+
+    updates = [
+        first(tx, params, batch)[0]
+        for tx in (
+            fgo.scale_by_diagonal_fisher(operator=ggn, **axis),
+            fgo.scale_by_low_rank_fisher(ggn, rank=4, num_steps=12, **axis),
+        )
+    ]
+    diagonal = first(fgo.scale_by_diagonal_fisher(predict_net, **axis), net, tokens)[1].diagonal
+    factors = first(fgo.scale_by_kfac(predict_net, **axis), net, tokens)[1].factors
+    return updates, diagonal, factors
+
+
+TOKENS = jax.random.randint(jax.random.key(0), (64, 3), 0, 5)
+NET = jax.jit(Net().init)(jax.random.key(1), TOKENS)["params"]
+
+
+@functools.cache
+def transformed_by_one():
+    return jax.jit(lambda: all_transforms({}, PARAMS, BATCH, NET, TOKENS))()
+
+
 def transforms(way):
-    ggn, axis = OPERATORS["ggn"], {"axis_name": "i"}
-    dense = {
-        "diagonal": lambda **k: fgo.scale_by_diagonal_fisher(operator=ggn, **k),
-        "low rank": lambda **k: fgo.scale_by_low_rank_fisher(ggn, rank=4, num_steps=12, **k),
-    }
+    def both(params, data):
+        return all_transforms({"axis_name": "i"}, params[0], data[0], params[1], data[1])
 
-    def updates(tx):
-        def step(params, batch):
-            return tx.update(params, tx.init(params), params, batch=batch)[0]
-
-        return step
-
-    for make in dense.values():
-        one = jax.jit(updates(make()))(PARAMS, BATCH)
-        close(one, WAYS[way](updates(make(**axis)))(PARAMS, BATCH), rtol=2e-2)
-
-    tokens = jax.random.randint(jax.random.key(0), (64, 3), 0, 5)
-    params = Net().init(jax.random.key(1), tokens)["params"]
-    fn = lambda p, b: Net().apply({"params": p}, b)  # noqa: E731
-
-    def curvature(tx, name):
-        def step(params, batch):
-            return getattr(tx.update(params, tx.init(params), params, batch=batch)[1], name)
-
-        return step
-
+    updates, *curvatures = transformed_by_one()
+    updates_of_many, *of_many = WAYS[way](both)((PARAMS, NET), (BATCH, TOKENS))
+    for one, many in zip(updates, updates_of_many, strict=True):
+        close(one, many, rtol=2e-2)
     # Devices draw labels of their own, so sizes are compared; inputs' factors are exact.
-    for name, make in {
-        "diagonal": lambda **k: fgo.scale_by_diagonal_fisher(fn, **k),
-        "factors": lambda **k: fgo.scale_by_kfac(fn, **k),
-    }.items():
-        one = jax.jit(curvature(make(), name))(params, tokens)
-        many = WAYS[way](curvature(make(**axis), name))(params, tokens)
-        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
-            a, b = float(jnp.sum(jnp.abs(a))), float(jnp.sum(jnp.abs(b)))
-            assert abs(a - b) <= 0.7 * max(a, b), (name, a, b)
-        if name == "factors":
-            close(one[1][0][0], many[1][0][0], rtol=1e-3)
+    pairs = zip(jax.tree.leaves(curvatures), jax.tree.leaves(of_many), strict=True)
+    for a, b in pairs:
+        a, b = float(jnp.sum(jnp.abs(a))), float(jnp.sum(jnp.abs(b)))
+        assert abs(a - b) <= 0.7 * max(a, b), (a, b)
+    (_, factors), (_, factors_of_many) = curvatures, of_many
+    close(factors[1][0][0], factors_of_many[1][0][0], rtol=1e-3)
 
 
 if __name__ == "__main__":
