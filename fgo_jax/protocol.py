@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import optax
 
 from fgo_jax import _checks
@@ -24,7 +23,6 @@ STATIC_ARGS = (
     "decay",
     "probe",
     "triggers",
-    "smoothing_dtype",
     "axis_name",
     "seed",
 )
@@ -47,7 +45,6 @@ def target_acquisition(
     probe: Probe | None = None,
     triggers: Mapping[str, Trigger] | None = None,
     handover_steps: int = 40,
-    smoothing_dtype: jax.typing.DTypeLike | None = None,
     axis_name: str | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -108,7 +105,6 @@ def target_acquisition(
         name: ``{"reask": fgo.triggers.after(1000)}``. That of ``execution`` raises the flag of
         :func:`fgo_jax.should_stop`.
       handover_steps: length of a hand-over, in which the next transform's statistics fill.
-      smoothing_dtype: as in :func:`fgo_jax.phased`.
       axis_name: as in :func:`fgo_jax.phased`.
       seed: of the probe's key.
 
@@ -174,7 +170,6 @@ def target_acquisition(
         total_steps=total_steps,
         clip_norm=clip_norm,
         average_weights=average_weights,
-        smoothing_dtype=smoothing_dtype,
         axis_name=axis_name,
         seed=seed,
     )

@@ -13,15 +13,12 @@ from benchmarks.measurements.on_paper import kernels
 from benchmarks.terminal import figures
 
 
-def phases(
-    average: float | None = None, dtype: Any = None, probe: Any = None, **options: Any
-) -> Any:
-    direction = fgo.scale_by_kronecker_fisher(**options)
-    parts = {"average_weights": average, "smoothing_dtype": dtype, "probe": probe}
-    return fgo.target_acquisition(1e-3, transform=direction, **parts)
+def phases(average: float | None = None, probe: Any = None, **options: Any) -> Any:
+    parts: Any = {"transform": fgo.scale_by_kronecker_fisher(**options), "probe": probe}
+    return fgo.target_acquisition(1e-3, average_weights=average, **parts)
 
 
-_HALF: Any = {"dtype": jnp.bfloat16, "momentum_dtype": jnp.bfloat16}
+_HALF: Any = {"momentum_dtype": jnp.bfloat16}
 LADDER: dict[str, Callable[[], Any]] = {
     "optax.adamw": lambda: optax.adamw(1e-3), "averaged": lambda: phases(0.1), "default": phases,
     "corrected=False": lambda: phases(corrected=False),

@@ -16,6 +16,7 @@ one would hide it.
 
 import dataclasses
 import inspect
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -34,7 +35,7 @@ from fgo_jax.probes import Probe
 
 LIMITS = {
     "gradient_stream": 0.01, "hutchinson": 0.03, "lanczos": 0.03, "trajectory": 0.03,
-    "commutator": 0.03, "clip_by_softmax_radius": 0.05, "target_acquisition, averaged": 0.1,
+    "commutator": 0.03, "clip_by_softmax_radius": 0.05, "target_acquisition averaged": 0.1,
 }  # fmt: skip
 RATE = 1e-4  # of learning; small, so that thousands of steps leave the numbers ordinary
 # A timed probe is due from this step on, so one compiled program serves both timings.
@@ -95,11 +96,11 @@ def _transforms() -> dict[str, Part]:
             fgo.scale_by_kronecker_fisher(refresh_every=n), rate
         ),
         "scale_by_fismo": lambda n: optax.chain(fgo.scale_by_fismo(refresh_every=n), rate),
-        "target_acquisition, averaged": lambda n: phases(0.1, probe=never, refresh_every=n),
+        "target_acquisition averaged": lambda n: phases(0.1, probe=never, refresh_every=n),
     }
     return {
         "optax.contrib.muon": Part("adamw", adamw, optax.contrib.muon(RATE)),
-        "phases of Adam, averaged": Part("adamw", adamw, fgo.target_acquisition(RATE, **adam)),
+        "phases of Adam averaged": Part("adamw", adamw, fgo.target_acquisition(RATE, **adam)),
         **{n: Part("adamw", adamw, make(FIRES), make(1), 0.1) for n, make in refreshed.items()},
     }
 
@@ -162,8 +163,9 @@ def _seconds(workload: Workload, part: Part, rounds: int) -> tuple[dict[str, np.
     """Seconds of a step, by rounds; what the idle call costs else."""
     timed = calls(workload, part)
     seconds = timing.interleaved(
-        timed, rounds, repeats=workload.repeats, renew=lambda name: timed[name].renew()
-    )
+        timed, rounds, repeats=workload.repeats, renew=lambda name: timed[name].renew(),
+        clock=time.process_time if workload.transforms else time.perf_counter,
+    )  # fmt: skip
     by_step = {key: values / workload.steps for key, values in seconds.items()}
     return by_step, timed["idle"].cost()
 

@@ -68,6 +68,7 @@ def vit_small(
 
 
 def transforms(model: VisionTransformer = MODEL) -> Workload:
+    """In seconds of the processor, for one core: `taskset -c 0 python -m benchmarks overhead`."""
     small = vit_small(model, batch_size=64)
     return small._replace(name="transforms", rounds=5, firing_rounds=2, transforms=True)
 

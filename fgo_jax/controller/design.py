@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
-
 from fgo_jax import _checks
 from fgo_jax.controller.handover import Plan
 from fgo_jax.phases.phase import Phase
@@ -33,13 +31,18 @@ class Design:
     deadlines: tuple[float, ...] | None  # shares of total_steps, one for each phase but the last
     clip_norm: Any
     average_weights: Any
-    smoothing_dtype: Any  # of slow momentum and average; None is float32
     axis_name: str | None
     seed: Any
 
     @property
     def has_slow_momentum(self) -> bool:
         return any(phase.slow_share is not None for phase in self.phases)
+
+    @property
+    def smoothing_dtype(self) -> Any:
+        """Of slow momentum and average: that of a transform's momentum; None is float32."""
+        dtypes = [getattr(transform, "momentum_dtype", None) for transform in self.plan.transforms]
+        return next((dtype for dtype in dtypes if dtype is not None), None)
 
     @property
     def has_adaptive_decay(self) -> bool:
@@ -67,7 +70,6 @@ def design(
     deadlines: Sequence[float] | None,
     clip_norm: Any,
     average_weights: Any,
-    smoothing_dtype: Any,
     axis_name: str | None,
     seed: Any,
 ) -> Design:
@@ -90,12 +92,10 @@ def design(
         _checks.positive("clip_norm", clip_norm)
     if average_weights is not None:
         _checks.unit("average_weights", average_weights)
-    if smoothing_dtype is not None:
-        smoothing_dtype = jnp.dtype(smoothing_dtype)
     return Design(
         phases, triggers, probe, Plan.of(phases), handover_steps, minima, total_steps,
         _deadlines(deadlines, total_steps, len(phases)),
-        clip_norm, average_weights, smoothing_dtype, axis_name, seed,
+        clip_norm, average_weights, axis_name, seed,
     )  # fmt: skip
 
 

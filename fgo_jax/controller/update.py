@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import optax
 
 from fgo_jax.controller.design import Design, design
@@ -78,7 +77,6 @@ def phased(
     deadlines: Sequence[float] | None = None,
     clip_norm: float | None = None,
     average_weights: float | None = None,
-    smoothing_dtype: jax.typing.DTypeLike | None = None,
     axis_name: str | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -127,9 +125,8 @@ def phased(
         By default they are evenly spaced up to 0.7.
       clip_norm: global norm to clip to. The probe still sees the raw gradients.
       average_weights: window c of :func:`fgo_jax.average_weights`, in [0, 1]; None keeps no
-        average.
-      smoothing_dtype: of slow momentum and average, float32 if None. In bfloat16 they take 2 bytes
-        per parameter each, and are rounded at random so that small steps are not lost.
+        average. Where a phase's transform has a ``momentum_dtype``, such as bfloat16, average and
+        slow momentum have it too. They are rounded at random, so that small steps are not lost.
       axis_name: inside `jax.pmap` or `jax.shard_map`, the axis over which ``value``,
         ``validation_value`` and what a probe measures on ``batch`` (each device's part) are
         averaged, so that all devices decide alike. The probe gets it from here. Gradients must
@@ -170,7 +167,6 @@ def phased(
         deadlines=deadlines,
         clip_norm=clip_norm,
         average_weights=average_weights,
-        smoothing_dtype=smoothing_dtype,
         axis_name=axis_name,
         seed=seed,
     )

@@ -52,9 +52,8 @@ def chain(*transforms: optax.GradientTransformation) -> Preconditioner:
     def metric(grads: Any, state: Any) -> Any:
         return owner.metric(grads, state[index])
 
-    return Preconditioner(
-        whole.init, whole.update, metric, keeps_scale=getattr(owner, "keeps_scale", True)
-    )
+    keeps, dtype = getattr(owner, "keeps_scale", True), getattr(owner, "momentum_dtype", None)
+    return Preconditioner(whole.init, whole.update, metric, keeps, dtype)
 
 
 def masked(inner: Preconditioner, mask: Any) -> Preconditioner:
@@ -96,4 +95,5 @@ def masked(inner: Preconditioner, mask: Any) -> Preconditioner:
         rows = inner.metric(part, state.inner_state)
         return models.merge(rows, optax.tree.cast(grads, "float32"))
 
-    return Preconditioner(whole.init, whole.update, metric, keeps_scale=inner.keeps_scale)
+    inherited = inner.keeps_scale, inner.momentum_dtype
+    return Preconditioner(whole.init, whole.update, metric, *inherited)

@@ -170,8 +170,8 @@ KRONECKER = [
             "the metric is applied twice",
         ),
         (
-            "keeps_scale=not centred",
-            "keeps_scale=True",
+            "not centred, momentum_dtype)",
+            "True, momentum_dtype)",
             "the noise's scale passes as the update's",
         ),
     ),

@@ -14,7 +14,10 @@ BEGINS, RAMP, STEPS, SKIPPED = 2, 6, 12, 7
 @pytest.fixture(scope="module", params=[jnp.float32, jnp.bfloat16])
 def run(request):
     """Shares and counts of the slow momentum after each step, parameters before it, last state."""
-    one = Doubling.made(0.0, stretch=1.0)
+    plain = Doubling.made(0.0, stretch=1.0)
+    one = fgo.precondition.Preconditioner(
+        plain.init, plain.update, lambda grads, state: grads, momentum_dtype=request.param
+    )
     phases = [
         fgo.acquisition(1e-2, transform=one),
         fgo.reask(1e-2, transform=one, slow_share=0.5),
@@ -24,7 +27,6 @@ def run(request):
         [fgo.triggers.after(BEGINS - 1)],
         handover_steps=RAMP,
         average_weights=1.0,
-        smoothing_dtype=request.param,
     )
 
     def step(carry, gradient):

@@ -68,7 +68,11 @@ def averaged(
     decay: Any,
     stays: Any = 1,
 ) -> Leaves:
-    """L <- decay L + (1 - decay) G_(k) G_(k)^T for every mode k, or `stays` L for a bad leaf."""
+    """L <- decay L + (1 - decay) G_(k) G_(k)^T for every mode k, or `stays` L for a bad leaf.
+
+    In float32. A refresh comes before the state rounds them: a first factor has directions without
+    any gradient, which rounding would fill.
+    """
     return tuple(
         mesh.put_on_batch(
             tuple(
@@ -76,7 +80,7 @@ def averaged(
                     m.per_factor(ok),
                     decay * _wide(f) + (1 - decay) * m.gram(g, k),
                     stays * _wide(f),
-                ).astype(f.dtype)
+                )
                 for k, f in enumerate(fs)
             ),
             g,

@@ -135,7 +135,8 @@ def scale_by_kronecker_fisher(
         1e-6 for leaves with a factor, which hides the rounding errors of the rotation, and 0 for
         the others. At power 1/2 a leaf with a factor takes at least 1 at the first step; at other
         powers, and without `corrected`, every leaf takes at least 1/t.
-      momentum_dtype: of the stored first moment, float32 if None. Updates have the dtypes of the
+      momentum_dtype: of the stored first moment, float32 if None; and, if given, of the slow
+        momentum and the average of :func:`fgo_jax.phased`. Updates have the dtypes of the
         gradients; all else, and all arithmetic, is float32.
       factor_dtype: of the stored factors and bases, float32 if None.
       corrected: whether V is tracked in the eigenbasis, or computed from the factors' eigenvalues.
@@ -181,7 +182,7 @@ def scale_by_kronecker_fisher(
     if damping is None:
         with_factors, without = (1e-6, 0.0) if power == 0.5 else (1e-3, 1e-3)
     _checks.non_negative("damping", with_factors)
-    momentum_dtype = jnp.dtype(momentum_dtype or jnp.float32)
+    momentum_dtype = None if momentum_dtype is None else jnp.dtype(momentum_dtype)
     b1, b2, factor_decay, eps = map(f32, (b1, b2, factor_decay, eps))
     denominator = Denominator(
         b2, factor_decay, eps, power, centred, f32(with_factors), f32(without)
@@ -206,7 +207,7 @@ def scale_by_kronecker_fisher(
         second = tuple(s.zeros(leaves) if tracked(s.modes) else () for s in stacked)
         return ScaleByKroneckerFisherState(
             fisher_step=jnp.zeros((), jnp.int32),
-            first_moment=optax.tree.zeros_like(params, dtype=momentum_dtype),
+            first_moment=optax.tree.zeros_like(params, dtype=momentum_dtype or jnp.float32),
             previous=optax.tree.zeros_like(params, dtype=jnp.float32) if centred else (),
             second_moment=second if leaves else empty_field(),
             factors=tuple(f for f, _ in started) if leaves else empty_field(),
@@ -292,7 +293,7 @@ def scale_by_kronecker_fisher(
                 rows[place] = part
         return treedef.unflatten(rows)
 
-    return Preconditioner(init, update, metric, keeps_scale=not centred)
+    return Preconditioner(init, update, metric, not centred, momentum_dtype)
 
 
 def _in_float32(x: Any) -> jax.Array:

@@ -39,9 +39,11 @@ class Preconditioner(optax.GradientTransformationExtraArgs):
         with the size of the other's updates and keeps that size, and so does one that takes over
         from it, if it belongs to the first phase. Otherwise a transformation's own size returns as
         the graft of :func:`fgo_jax.phased` fades.
+      momentum_dtype: in which the state keeps a momentum, or None. :func:`fgo_jax.phased` keeps its
+        slow momentum and its average in it too.
 
     Returns:
-      A `GradientTransformationExtraArgs` with the attributes `metric` and `keeps_scale`. Its state
+      A `GradientTransformationExtraArgs` with these attributes. Its state
       takes the bytes that `init` allocates; the example takes 4 per parameter.
 
     >>> import jax, jax.numpy as jnp, optax
@@ -85,6 +87,7 @@ class Preconditioner(optax.GradientTransformationExtraArgs):
 
     metric: Callable[[Any, Any], Any]
     keeps_scale: bool
+    momentum_dtype: Any
 
     def __new__(
         cls,
@@ -92,8 +95,10 @@ class Preconditioner(optax.GradientTransformationExtraArgs):
         update: Callable[..., tuple[Any, Any]],
         metric: Callable[[Any, Any], Any],
         keeps_scale: bool = True,
+        momentum_dtype: Any = None,
     ) -> Self:
         self = super().__new__(cls, on_mesh(init), compiled_once(update))
         self.metric = metric
         self.keeps_scale = keeps_scale
+        self.momentum_dtype = momentum_dtype
         return self

@@ -130,6 +130,15 @@ def test_factors_in_bfloat16_change_an_update_by_its_rounding():
         assert np.linalg.norm(a - b) < 10 * 2.0**-8 * np.linalg.norm(a)
 
 
+def test_the_first_basis_is_that_of_the_unrounded_factor():
+    """The longer side of the kernel has a null space, which the rounding of a factor would fill."""
+    (gradient,) = (jnp.asarray(g, jnp.float32) for g in gradients((4, 12), 1, seed=3))
+    _, exact = run(scale_by_kronecker_fisher(), [gradient])
+    _, rounded = run(scale_by_kronecker_fisher(factor_dtype=jnp.bfloat16), [gradient])
+    for a, b in zip(exact.bases[0], rounded.bases[0], strict=True):
+        np.testing.assert_array_equal(a.astype(jnp.bfloat16), b)
+
+
 def test_float64_gradients_keep_their_dtype_and_float32_statistics():
     with jax.enable_x64(True):
         g = jnp.ones((3, 4), jnp.float64)
