@@ -87,8 +87,8 @@ def test_odd_leaves(mixed):
 
 
 @pytest.mark.slow
-def test_more_leaves_than_python_recurses():
-    start = {f"{i:04d}": jnp.ones((2, 2) if i % 2 else (3,)) for i in range(1100)}
+def test_two_thousand_leaves():
+    start = {f"{i:04d}": jnp.ones((2, 2) if i % 2 else (3,)) for i in range(2000)}
     # One phase, and no moments: compiling them at this number of leaves takes minutes.
     tx = fgo.phased(
         [fgo.acquisition(1e-2, 10, transform=optax.identity())],
