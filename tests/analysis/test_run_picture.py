@@ -186,3 +186,15 @@ def test_the_picture_has_few_hues_that_all_eyes_tell_apart():
     seen = np.clip(seen, 0, 1) ** (1 / 2.2)
     gaps = np.linalg.norm(seen[:, None] - seen[None], axis=-1)
     assert np.min(gaps[np.triu_indices(3, 1)]) > 0.25
+
+
+def test_a_share_has_a_linear_axis_however_small_it_becomes():
+    record = {
+        "total_step": np.arange(1, 9),
+        "phase": np.zeros(8),
+        "learning_rate": np.full(8, 0.1),
+        "agreement": np.geomspace(0.5, 0.01, 8),
+    }
+    axis = labelled(fgo.plotting.run(record), "agreement")
+    assert axis.get_yscale() == "linear"
+    assert axis.get_ylim()[0] < 0.0 < 1.0 < axis.get_ylim()[1]

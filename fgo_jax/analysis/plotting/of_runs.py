@@ -117,8 +117,9 @@ def run(
         label = _LABELS.get(name, name.replace("_", " "))
         # The warm-up begins at zero, which must not choose the scale.
         seen = values[np.argmax(values) :] if name == "learning_rate" else values
-        canvas.scale(axis, seen, decades="[power" not in label)
-        if label.endswith(("[share]", "[cosine]")):
+        share = label.endswith(("[share]", "[cosine]"))
+        canvas.scale(axis, seen, decades=not share and "[power" not in label)
+        if share:
             seen = 1.1 * values[np.isfinite(values)]
             axis.set_ylim(np.min(seen, initial=-0.1), np.max(seen, initial=1.1))
             axis.set_yticks([0.0, 0.5, 1.0])
