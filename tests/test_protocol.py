@@ -281,3 +281,14 @@ def test_length_of_the_decay(arguments, ratio, injected):
 
 def test_the_default_end_of_re_ask_looks_at_the_agreement_alone():
     assert set(fgo.triggers.defaults()["reask"].signals) == {"agreement"}
+
+
+def test_both_momenta_and_the_average_have_one_dtype():
+    half = fgo.scale_by_kronecker_fisher(momentum_dtype=jnp.bfloat16)
+    for transform in (half, fgo.precondition.chain(optax.clip(1.0), half)):
+        tx = fgo.target_acquisition(1e-3, transform=transform, average_weights=0.1)
+        state = jax.eval_shape(tx.init, {"w": jnp.ones((2, 3))})
+        assert state.slow.mean["w"].dtype == jnp.bfloat16
+        assert state.average.average["w"].dtype == jnp.bfloat16
+    state = jax.eval_shape(fgo.target_acquisition(1e-3).init, {"w": jnp.ones((2, 3))})
+    assert state.slow.mean["w"].dtype == jnp.float32
