@@ -43,3 +43,8 @@ settings.register_profile(
     "thorough", settings.get_profile("checks"), max_examples=2000, derandomize=False
 )
 settings.load_profile("checks")
+
+
+def pytest_collection_modifyitems(items):
+    """Whole runs, which lie at the top, begin first, so none is left to one worker at the end."""
+    items.sort(key=lambda item: len(item.path.parts))
