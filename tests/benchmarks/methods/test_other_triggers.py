@@ -23,7 +23,7 @@ RIVALS = [name for name in METHODS if METHODS[name].by_request and METHODS[name]
 
 
 def test_rivals_race_only_where_they_are_asked_for():
-    assert len(RIVALS) == 8
+    assert len(RIVALS) == 9
     result = CliRunner().invoke(main, ["list"])
     for name in RIVALS:
         assert name in result.output
