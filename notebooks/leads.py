@@ -51,7 +51,7 @@ def build(task: Any, hyperparameters: Any) -> Any:
     """The three phases, with three probes in one run."""
     probe = probes.joined(
         probes.gradient_stream(),
-        probes.trajectory(),
+        probes.trajectory(growth=0.02),
         probes.commutator(task.loss, EVERY, examples=task.batch_size),
     )
     return target_acquisition(task, hyperparameters, probe=probe)

@@ -30,7 +30,7 @@ def trajectory(
     snapshots: int = 32,
     width: int = 1024,
     every: int | None = None,
-    growth: float = 0.02,
+    growth: float = 0.03,
     energy: float = 0.9,
     groups: Groups | None = None,
 ) -> Probe:
@@ -58,7 +58,7 @@ def trajectory(
       width: entries of each of the two sketches. Memory is ``8 * width * snapshots`` bytes for
         any number of parameters, and as much again for each group.
       every: steps from one snapshot to the next. None takes ``max(1, growth * step)``: 32
-        snapshots at 2 % then cover the last half of the run.
+        snapshots at 3 % then cover the last three fifths of the run.
       growth: see ``every``.
       energy: share of the variance that the rank holds, in [0, 1).
       groups: parts of the tree to measure separately, from
