@@ -105,7 +105,10 @@ def onset(run: dict[str, np.ndarray]) -> float | None:
 
 
 def fired(run: dict[str, np.ndarray]) -> dict[str, float | None]:
-    """The step at which each rule fires. All were fixed before a jump was looked at."""
+    """The step at which each rule fires. All were fixed before a jump was looked at.
+
+    The share of the table and the number of steps were chosen so that there is a jump.
+    """
     step, norm, dimension = (run[n] for n in ("step", "weight_norm_square", "intrinsic_dimension"))
 
     def began(phase: int) -> float | None:
