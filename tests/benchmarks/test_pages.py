@@ -70,7 +70,7 @@ def test_the_table_of_commands_and_the_extras_are_real():
 def test_the_front_page_is_short_and_gives_the_commands():
     lines = FRONT.read_text().splitlines()
     assert len(lines) <= 120
-    assert '.venv/bin/python -m pytest -n 2 -m "not slow"' in lines
+    assert '.venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow"' in lines
     assert any(line.endswith("-m benchmarks demo") for line in lines)
 
 
