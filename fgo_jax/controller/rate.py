@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from fgo_jax.controller.design import Design
 from fgo_jax.controller.select import select
 from fgo_jax.controller.state import Clock
+from fgo_jax.linalg.trees import wide
 from fgo_jax.phases import rates
 from fgo_jax.smoothing.energy_exponent import energy_exponent
 
@@ -81,9 +82,8 @@ def scaled(direction: Any, grads: Any, params: Any, rate: jax.Array, finite: jax
     def scale(leaf: Any, like: Any) -> Any:
         if leaf is None:
             return None
-        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
         # A choice, not a rate of zero: weight decay of an infinite parameter is infinite.
-        return jnp.where(finite, -rate * wide, 0.0).astype(like.dtype)
+        return jnp.where(finite, -rate * wide(leaf), 0.0).astype(like.dtype)
 
     likes = grads if params is None else params
     return jax.tree.map(scale, direction, likes, is_leaf=lambda x: x is None)

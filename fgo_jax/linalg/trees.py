@@ -23,6 +23,11 @@ def laid_end_to_end(leaves: Sequence[jax.Array], most: int) -> list[jax.Array]:
     return [*large, jnp.concatenate(small)] if small else large
 
 
+def wide(leaf: jax.Array) -> jax.Array:
+    """A leaf in at least float32."""
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
 def added_up(numbers: Sequence[jax.Array], shape: tuple[int, ...] = ()) -> jax.Array:
     """The sum of small arrays of one shape, such as one number for each leaf; zero for none.
 
@@ -63,12 +68,13 @@ def vdot(a: Any, b: Any) -> jax.Array:
     """
     # Not `optax.tree.vdot`: as of 0.2.8 it compares version strings, takes JAX 0.10 for older
     # than 0.7.2 and flattens the leaves, which gathers sharded ones.
+    return added_up(jax.tree.leaves(jax.tree.map(leaf_vdot, a, b)))
 
-    def product(x: jax.Array, y: jax.Array) -> jax.Array:
-        alone = mesh.replicated(x, 0)
-        return jnp.tensordot(x, y, axes=x.ndim, precision="highest", out_sharding=alone)
 
-    return added_up(jax.tree.leaves(jax.tree.map(product, a, b)))
+def leaf_vdot(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Inner product of two leaves, on every device of their mesh."""
+    alone = mesh.replicated(x, 0)
+    return jnp.tensordot(x, y, axes=x.ndim, precision="highest", out_sharding=alone)
 
 
 def sum_squares(tree: Any) -> jax.Array:

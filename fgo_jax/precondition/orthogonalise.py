@@ -12,13 +12,11 @@ from fgo_jax import _checks
 from fgo_jax.linalg.compiled import compiled_once
 from fgo_jax.precondition.shared.leaves import f32
 from fgo_jax.precondition.shared.matrix_view import (
+    MUON,
     DimensionNumbers,
     newton_schulz,
-    newton_schulz_coefficients,
     views,
 )
-
-_MUON = newton_schulz_coefficients((3.4445, -4.7750, 2.0315), 5)
 
 
 def orthogonalise(
@@ -75,7 +73,7 @@ def orthogonalise(
                 continue
             x = jnp.asarray(leaves[i], jnp.float32)
             finite = jnp.isfinite(view.reduce(jnp.sum, jnp.square(x)))
-            u = newton_schulz(jnp.where(finite, x, 0.0), view, _MUON, 1e-8)
+            u = newton_schulz(jnp.where(finite, x, 0.0), view, MUON, 1e-8)
             if consistent_rms is not None:
                 u = u * (f32(consistent_rms) * max(view.dims) ** 0.5)
             # An elementwise function of the leaf is sharded like it.

@@ -11,6 +11,7 @@ import optax
 
 from fgo_jax import _checks
 from fgo_jax.linalg.mesh import on_mesh
+from fgo_jax.linalg.trees import wide
 from fgo_jax.smoothing import growing_mean
 
 
@@ -101,7 +102,6 @@ def average_point(state: AverageWeightsState) -> Callable[[Any, Any], Any]:
     """`(average, parameters) -> average` of one leaf, with the present parameters in it."""
 
     def point(average: Any, part: Any) -> Any:
-        wide = average.astype(jnp.promote_types(average.dtype, jnp.float32))
-        return _moved(state._replace(average=wide), part)
+        return _moved(state._replace(average=wide(average)), part)
 
     return point

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fgo_jax.linalg.trees import wide
 from fgo_jax.smoothing.slow_momentum import WINDOW, SlowMomentumState
 
 EVERY = 10  # steps between measurements
@@ -50,8 +51,7 @@ def energy_fall_update(
     # Inside a branch, so that there is no pass over the mean between measurements.
     def look(mean: Any, state: EnergyFallState) -> EnergyFallState:
         old = optax.tree.where(anew | (due & (seen == 0)), energy_fall_init(), state)
-        wide = jax.tree.map(lambda m: m.astype(jnp.promote_types(m.dtype, jnp.float32)), mean)
-        energy = optax.tree.norm(wide, squared=True).astype(jnp.float32)
+        energy = optax.tree.norm(jax.tree.map(wide, mean), squared=True).astype(jnp.float32)
         # The memory of the mean is c n + 1 directions, so time is log(n + 1/c).
         passed = jnp.log1p(WINDOW * (seen - old.measured_at) / (WINDOW * old.measured_at + 1.0))
         pairs = (old.measurements - 1).astype(jnp.float32)

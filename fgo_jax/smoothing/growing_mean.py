@@ -14,15 +14,16 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax.linalg.hashes import rounded_at_random
+from fgo_jax.linalg.trees import wide
 
 
 def zeros(params: Any, dtype: Any = None) -> Any:
     """The initial mean, zeros shaped like the parameters; in float32 (or wider) if None."""
 
-    def wide(leaf: Any) -> jax.Array:
+    def zero(leaf: Any) -> jax.Array:
         return jnp.zeros_like(leaf, dtype or jnp.promote_types(leaf.dtype, jnp.float32))
 
-    return jax.tree.map(wide, params)
+    return jax.tree.map(zero, params)
 
 
 def moved(mean: Any, tree: Any, window: Any, seen: jax.Array, taken: Any = True) -> Any:
@@ -37,8 +38,8 @@ def moved(mean: Any, tree: Any, window: Any, seen: jax.Array, taken: Any = True)
 
     def move(m: jax.Array, x: jax.Array) -> jax.Array:
         nonlocal first
-        wide = m.astype(jnp.promote_types(m.dtype, jnp.float32))
-        new = wide + (step * (x.astype(wide.dtype) - wide)).astype(wide.dtype)
+        old = wide(m)
+        new = old + (step * (x.astype(old.dtype) - old)).astype(old.dtype)
         new = rounded_at_random(new, m.dtype, seen.astype(jnp.uint32), first)
         first += m.size
         # A choice, not a product with zero: a tree that is not taken may be infinite.

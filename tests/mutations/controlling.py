@@ -143,8 +143,8 @@ CONTROLLER = [
         "controller/test_overflow.py::"
         "test_a_skipped_step_gives_zeros_even_where_parameters_are_infinite",
         (
-            "jnp.where(finite, -rate * wide, 0.0)",
-            "(finite * -rate * wide)",
+            "jnp.where(finite, -rate * wide(leaf), 0.0)",
+            "(finite * -rate * wide(leaf))",
             "a skipped step may be NaN",
         ),
     ),

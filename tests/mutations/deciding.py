@@ -161,8 +161,8 @@ SMOOTHING = [
             "an untaken step is averaged",
         ),
         (
-            "_moved(state._replace(average=wide), part)",
-            "wide",
+            "_moved(state._replace(average=wide(average)), part)",
+            "wide(average)",
             "an evaluation lacks the present weights",
         ),
     ),

@@ -20,7 +20,7 @@ FISMO = [
         "precondition/fismo/whitening.py",
         "precondition/fismo/test_fismo.py",
         (
-            "jnp.sum(each, axis=tuple(blocks), keepdims=True) if blocks else each",
+            "jnp.sum(each, axis=blocks, keepdims=True) if blocks else each",
             "each",
             "each block has a trace of its own",
         ),

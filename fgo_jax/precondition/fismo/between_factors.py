@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fgo_jax import _checks
 from fgo_jax.precondition.fismo import directions, whitening
 from fgo_jax.precondition.fismo.matrices import Matrices, matrices
 from fgo_jax.precondition.shared.leaves import (
@@ -65,7 +66,16 @@ class Rule(NamedTuple):
 
 
 def between_factors(rule: Rule) -> Preconditioner:
-    """The transformation of a rule."""
+    """The transformation of a rule, whose numbers it checks."""
+    for name in ("beta", "adam_b1", "adam_b2"):
+        _checks.fraction(name, getattr(rule, name))
+    _checks.unit("factor_decay", rule.factor_decay)
+    for name in ("damping", "eps"):
+        _checks.non_negative(name, getattr(rule, name))
+    _checks.integer("refresh_every", rule.refresh_every)
+    _checks.positive_int("block_size", rule.block_size)
+    if rule.consistent_rms is not None:
+        _checks.positive("consistent_rms", rule.consistent_rms)
     beta, eps, adam_b1, adam_b2 = map(f32, (rule.beta, rule.eps, rule.adam_b1, rule.adam_b2))
 
     def kinds_of(tree: Any) -> list[Matrices | int]:
@@ -104,9 +114,10 @@ def between_factors(rule: Rule) -> Preconditioner:
         if not leaves:
             return updates, state._replace(fisher_step=step)
         check_floating(rule.name, leaves)
-        grads, finite = usable_leaves(leaves, views(rule.weight_dimension_numbers, updates))
+        found = views(rule.weight_dimension_numbers, updates)
+        grads, finite = usable_leaves(leaves, found)
         first, second = treedef.flatten_up_to(state.first_moment), list(state.second_moment)
-        kinds = kinds_of(updates)
+        kinds = matrices(updates, found, rule.block_size)
         rows = [grads[k] if isinstance(k, int) else k.stack.join(grads) for k in kinds]
         usable = [finite[k] if isinstance(k, int) else k.stack.join(finite) for k in kinds]
         shapes = [() if isinstance(k, int) else k.factor_shapes for k in kinds]

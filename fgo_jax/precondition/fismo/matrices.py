@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -50,12 +49,10 @@ class Matrices(NamedTuple):
         )
         return rows, columns
 
-    def where(self, good: jax.Array, new: Pair, old: Pair) -> Pair:
+    def where(self, good: jax.Array, new: Any, old: Any) -> Pair:
         """Factors of both sides, of each matrix new ones where it is good."""
         rows, columns = (
-            None
-            if side is None
-            else jax.tree.map(functools.partial(jnp.where, side.per_factor(good)), n, o)
+            None if side is None else jnp.where(side.per_factor(good), n, o)
             for side, n, o in zip(self.sides, new, old, strict=True)
         )
         return rows, columns

@@ -6,7 +6,7 @@ import jax
 
 from fgo_jax import _checks
 from fgo_jax.precondition.fismo.between_factors import Rule, between_factors
-from fgo_jax.precondition.shared.matrix_view import DimensionNumbers, newton_schulz_coefficients
+from fgo_jax.precondition.shared.matrix_view import MUON, DimensionNumbers
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
 
 
@@ -71,15 +71,8 @@ def scale_by_mousse(
     at every tenth step. The division by rms(G), the damping and the identity as the first factor
     are this library's: the paper averages G G^T and normalises the average alone.
     """
-    _checks.fraction("beta", beta)
-    _checks.unit("factor_decay", factor_decay)
-    _checks.non_negative("damping", damping)
     _checks.static("power", power)
     _checks.unit("power", power)
-    _checks.integer("refresh_every", refresh_every)
-    _checks.positive_int("block_size", block_size)
-    if consistent_rms is not None:
-        _checks.positive("consistent_rms", consistent_rms)
     rule = Rule(
         name="scale_by_mousse",
         power=power,
@@ -89,7 +82,7 @@ def scale_by_mousse(
         factor_decay=factor_decay,
         damping=damping,
         refresh_every=refresh_every,
-        coefficients=newton_schulz_coefficients((3.4445, -4.7750, 2.0315), 5),
+        coefficients=MUON,
         eps=1e-8,
         block_size=block_size,
         adam_b1=0.9,

@@ -134,18 +134,9 @@ def scale_by_fismo(
     Sources: FISMO, 2026 (arXiv 2601.21750); Jordan et al., Muon, 2024, for the iteration; Liu et
     al., 2025 (arXiv 2502.16982), for the consistent root mean square.
     """
-    for name, decay in (("beta", beta), ("adam_b1", adam_b1), ("adam_b2", adam_b2)):
-        _checks.fraction(name, decay)
-    _checks.unit("factor_decay", factor_decay)
     _checks.static("unit_gradients", unit_gradients)
     if damping is None:
         damping = 1.0 if unit_gradients else 1e-2
-    for name, number in (("damping", damping), ("eps", eps)):
-        _checks.non_negative(name, number)
-    _checks.integer("refresh_every", refresh_every)
-    _checks.positive_int("block_size", block_size)
-    if consistent_rms is not None:
-        _checks.positive("consistent_rms", consistent_rms)
     rule = Rule(
         name="scale_by_fismo",
         power=0.5,

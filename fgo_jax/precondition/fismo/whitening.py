@@ -41,11 +41,11 @@ def next_factor(
     if factor is None or view is None:
         return None
     d, others = one.whole.dims[side], one.whole.dims[1 - side]
-    blocks = range(len(view.batch) - len(one.whole.batch))
+    blocks = tuple(range(len(view.batch) - len(one.whole.batch)))
 
     def trace(factor: jax.Array) -> jax.Array:
         each = jnp.trace(factor, axis1=-2, axis2=-1)[..., None, None]
-        return jnp.sum(each, axis=tuple(blocks), keepdims=True) if blocks else each
+        return jnp.sum(each, axis=blocks, keepdims=True) if blocks else each
 
     eye = jnp.broadcast_to(jnp.eye(factor.shape[-1], dtype=jnp.float32), factor.shape)
     gram = view.gram(x, 0) / others

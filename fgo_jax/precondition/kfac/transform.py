@@ -12,8 +12,7 @@ import optax
 from fgo_jax import _checks
 from fgo_jax.curvature import losses
 from fgo_jax.curvature.weights import Select, check_select
-from fgo_jax.linalg import mesh
-from fgo_jax.linalg.trees import added_up
+from fgo_jax.linalg.trees import added_up, leaf_vdot
 from fgo_jax.precondition.kfac import roots, taps
 from fgo_jax.precondition.kfac.estimate import estimator
 from fgo_jax.precondition.kfac.layers import Axes, Layout, Paths, check_diagonal, layout
@@ -285,10 +284,7 @@ def usable_layers(plan: Layout, leaves: list[Any]) -> tuple[list[jax.Array], lis
 
 def shortened(updates: list[Any], grads: list[Any], limit: Any) -> list[Any]:
     """The updates u, shortened until u^T P u <= limit, where P u = g; zero where that overflows."""
-    squares = [
-        jnp.tensordot(g, u, axes=g.ndim, precision="highest", out_sharding=mesh.replicated(g, 0))
-        for g, u in zip(grads, updates, strict=True)
-    ]
+    squares = [leaf_vdot(g, u) for g, u in zip(grads, updates, strict=True)]
     total = added_up([jnp.where(jnp.isfinite(s), s, 0.0) for s in squares])
     scale = jnp.sqrt(limit / jnp.maximum(total, limit))
     return [

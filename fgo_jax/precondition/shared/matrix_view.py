@@ -96,6 +96,10 @@ def newton_schulz_coefficients(ns_coeffs: Any, ns_steps: int) -> list[list[float
     return table[-ns_steps:].tolist()
 
 
+# Five steps of Muon's: singular values between 0.7 and 1.2.
+MUON = newton_schulz_coefficients((3.4445, -4.7750, 2.0315), 5)
+
+
 def newton_schulz(
     x: jax.Array, view: Modes, coefficients: Sequence[Sequence[Any]], eps: Any
 ) -> jax.Array:

@@ -26,9 +26,7 @@ class Stack(NamedTuple):
 
     places: tuple[int, ...]  # of the leaves in their tree
     cuts: tuple[int, ...]  # the number of blocks along each axis of a leaf
-    axes: tuple[
-        int, ...
-    ]  # of the stack, one for each axis of a leaf: what is left of it in a block
+    axes: tuple[int, ...]  # for each axis of a leaf the one of the stack that is inside a block
     modes: Modes  # of the stack
 
     @property
@@ -139,16 +137,16 @@ def treatments(stacked: Sequence[Stack], leaves: Sequence[Any]) -> list[tuple[st
 
 def check_factors(name: str, wanted: Any, factors: Any) -> None:
     """Raises where a state was made for other blocks, such as one that was restored."""
-    shapes = jax.tree.map(jnp.shape, factors)
-    if len(shapes) == len(wanted):
-        pairs = [(have, want) for have, want in zip(shapes, wanted, strict=True) if have != want]
-    else:
-        pairs = [(len(shapes), len(wanted))]
-    for have, want in pairs:
-        raise ValueError(
-            f"{name} has the state of another block_size, or of other parameters, with factors "
-            f"{have} in place of {want}: pass the block_size that it was made with."
-        )
+    shapes = tuple(jax.tree.map(jnp.shape, factors))
+    if shapes == wanted:
+        return
+    have, want = len(shapes), len(wanted)
+    if have == want:
+        have, want = next(pair for pair in zip(shapes, wanted, strict=True) if pair[0] != pair[1])
+    raise ValueError(
+        f"{name} has the state of another block_size, or of other parameters, with factors "
+        f"{have} in place of {want}: pass the block_size that it was made with."
+    )
 
 
 def _stack(places: tuple[int, ...], modes: Modes, block_size: int) -> Stack:

@@ -13,7 +13,7 @@ from fgo_jax import _checks
 from fgo_jax.linalg import mesh
 from fgo_jax.linalg.compiled import compiled_once
 from fgo_jax.linalg.operator import check_examples, example_count
-from fgo_jax.linalg.trees import laid_end_to_end, sum_squares, vdot
+from fgo_jax.linalg.trees import laid_end_to_end, sum_squares, vdot, wide
 
 _SMALL = 4096  # Leaves of up to so many entries share one sum of squares.
 
@@ -86,7 +86,7 @@ def limit_updates(
             return updates, state
         leaves, treedef = jax.tree.flatten(jax.tree.map(jnp.asarray, updates))
         # At least float32: a tiny factor would be zero in a narrower type.
-        proposed = [u.astype(jnp.promote_types(u.dtype, jnp.float32)) for u in leaves]
+        proposed = list(map(wide, leaves))
         good, norm = _finite_norm(proposed)
         moves = jnp.isfinite(norm) & (norm > 0)
         safe = jnp.where(moves, norm, 1.0)
