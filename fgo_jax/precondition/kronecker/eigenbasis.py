@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,14 @@ _VISITED = 1e-4
 # The arrays of a stack of leaves, one per mode; and those of all stacks.
 Factors = tuple[jax.Array, ...]
 Leaves = tuple[Factors, ...]
+
+
+class Moments(NamedTuple):
+    """What lives in the eigenbasis, with an item for each stack."""
+
+    first: tuple[jax.Array, ...]
+    second: tuple[Any, ...]  # () where the eigenvalues stand for it
+    eigenvalues: Leaves  # [*batch, d] of each factor; () where second moments are tracked
 
 
 def modes_of(tree: Any, numbers: DimensionNumbers, vector_factors: bool) -> list[Modes]:
@@ -91,14 +99,15 @@ def averaged(
 
 
 def _at_home(
-    bases: Leaves, eigenvalues: Leaves, gradients: Sequence[jax.Array], modes: Sequence[Modes]
-) -> tuple[Leaves, Leaves]:
+    bases: Leaves, moments: Moments, gradients: Sequence[jax.Array], modes: Sequence[Modes]
+) -> tuple[Leaves, Moments]:
     """The bases and eigenvalues of every stack, split over its mesh like its blocks."""
+    values = moments.eigenvalues
     pairs = [
-        mesh.put_on_batch((q, eigenvalues[i] if eigenvalues else ()), g, m.batch)
+        mesh.put_on_batch((q, values[i] if values else ()), g, m.batch)
         for i, (q, g, m) in enumerate(zip(bases, gradients, modes, strict=True))
     ]
-    return tuple(q for q, _ in pairs), tuple(v for _, v in pairs)
+    return tuple(q for q, _ in pairs), moments._replace(eigenvalues=tuple(v for _, v in pairs))
 
 
 def rotate(x: jax.Array, bases: Factors, modes: Modes) -> jax.Array:
@@ -168,11 +177,10 @@ def _refresh(
     factors: Leaves,
     bases: Leaves,
     modes: Sequence[Modes],
-    moments: tuple[Any, ...],
-    eigenvalues: Leaves,
+    moments: Moments,
     unbiased: jax.Array,
-) -> tuple[Leaves, tuple[Any, ...], Leaves]:
-    """Applies `method` to every factor and carries the second moments along."""
+) -> tuple[Leaves, Moments]:
+    """Applies `method` to every factor and carries the moments along."""
     places = [(i, k) for i, leaf in enumerate(factors) for k in range(len(leaf))]
     found = over_matrices(
         lambda *pair: method(*map(_wide, pair)),
@@ -180,23 +188,28 @@ def _refresh(
         [bases[i][k] for i, k in places],
     )
     new = dict(zip(places, found, strict=True))
+    old = bases
     bases = tuple(
         tuple(new[i, k][0].astype(q.dtype) for k, q in enumerate(leaf))
         for i, leaf in enumerate(bases)
     )
-    if any(eigenvalues):
+    first = tuple(
+        rotate(rotate_back(_wide(x), before, m), after, m).astype(x.dtype)
+        for x, before, after, m in zip(moments.first, old, bases, modes, strict=True)
+    )
+    if any(moments.eigenvalues):
         values = tuple(
             tuple(_quotients(_wide(f) / unbiased, _wide(q)) for f, q in zip(*leaf, strict=True))
             for leaf in zip(factors, bases, strict=True)
         )
-        return bases, moments, values
-    # Entry j of a mode is the moment along column j, so moments are permuted like the columns.
-    carried = list(moments)
+        return bases, Moments(first, moments.second, values)
+    # Entry j of a mode is the moment along column j, so squares are permuted like the columns.
+    second = list(moments.second)
     for i, k in places:
         order = new[i, k][1]
         selection = jax.nn.one_hot(order, order.shape[-1], dtype=jnp.float32)
-        carried[i] = modes[i].multiply(carried[i], selection, k)
-    return bases, tuple(carried), eigenvalues
+        second[i] = modes[i].multiply(second[i], selection, k)
+    return bases, Moments(first, tuple(second), moments.eigenvalues)
 
 
 def kind_of_refresh(step: jax.Array, every: Any, factors: Leaves, eigenvalues: Leaves) -> jax.Array:
@@ -217,11 +230,10 @@ def refresh(
     bases: Leaves,
     gradients: Sequence[jax.Array],
     modes: Sequence[Modes],
-    moments: tuple[Any, ...],
-    eigenvalues: Leaves,
+    moments: Moments,
     unbiased: jax.Array,
-) -> tuple[Leaves, tuple[Any, ...], Leaves]:
-    """New (bases, moments, eigenvalues), all inside one conditional.
+) -> tuple[Leaves, Moments]:
+    """New bases, and the moments in them, all inside one conditional.
 
     Args:
       how: 0 keeps the bases, 1 refines them, 2 makes new ones.
@@ -229,26 +241,22 @@ def refresh(
       bases: like the factors.
       gradients: of each stack; bases and eigenvalues lie on a mesh like their blocks.
       modes: of each stack.
-      moments: of each stack, in the order of its basis.
-      eigenvalues: of each factor, [*batch, d], computed from it at every refresh; empty where
-        moments are tracked instead.
+      moments: of each stack, in the coordinates of its basis.
       unbiased: the factors' bias correction.
     """
-    bases, eigenvalues = _at_home(bases, eigenvalues, gradients, modes)
+    bases, moments = _at_home(bases, moments, gradients, modes)
     if not any(factors):
-        return bases, moments, eigenvalues
-    bases, moments, eigenvalues = jax.lax.switch(
+        return bases, moments
+    bases, moments = jax.lax.switch(
         how,
         [
-            lambda f, q, v, e, u: (q, v, e),
-            lambda f, q, v, e, u: _refresh(_warm, f, q, modes, v, e, u),
-            lambda f, q, v, e, u: _refresh(_fresh, f, q, modes, v, e, u),
+            lambda f, q, v, u: (q, v),
+            lambda f, q, v, u: _refresh(_warm, f, q, modes, v, u),
+            lambda f, q, v, u: _refresh(_fresh, f, q, modes, v, u),
         ],
         factors,
         bases,
         moments,
-        eigenvalues,
         unbiased,
     )
-    bases, eigenvalues = _at_home(bases, eigenvalues, gradients, modes)  # else they may move
-    return bases, moments, eigenvalues
+    return _at_home(bases, moments, gradients, modes)  # else they may move

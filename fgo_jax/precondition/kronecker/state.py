@@ -10,17 +10,16 @@ import jax
 class ScaleByKroneckerFisherState(NamedTuple):
     """State of :func:`scale_by_kronecker_fisher`, grouped by how often it changes.
 
-    The last four fields are tuples with an item for each stack of leaves, in the order of their
-    first leaves. `optax.tree.map_params` treats each of them as one value that is not
+    All fields but `previous` are tuples with an item for each stack of leaves, in the order of
+    their first leaves. `optax.tree.map_params` treats each of them as one value that is not
     parameter-shaped.
     """
 
     fisher_step: jax.Array  # shape=(), dtype=jnp.int32.
-    first_moment: Any  # like params, dtype=jnp.float32 or momentum_dtype; parameter coordinates.
+    # Both moments: in coordinates of the eigenbasis, shaped like the stack: leaves, blocks.
+    first_moment: Any  # float32 or momentum_dtype.
+    second_moment: Any  # float32. Without `corrected`, a stack with factors has () here.
     previous: Any  # like params, dtype=jnp.float32; the last gradient if `centred`, else ().
-    # In coordinates of the eigenbasis, dtype=jnp.float32, shaped like the stack: leaves, blocks.
-    # Without `corrected`, a stack with factors has () here.
-    second_moment: Any
     factors: Any  # tuples, shape=(*batch, d, d), float32 or factor_dtype; changes at every step.
     bases: Any  # like factors, eigenvectors in columns; changes at a refresh.
     eigenvalues: Any  # shape=(*batch, d), dtype=jnp.float32; at a refresh. () if `corrected`.

@@ -53,8 +53,8 @@ def scale_by_kronecker_fisher(
     For a leaf with gradient G and mode unfoldings G_(i), at step t,
 
         L_i <- decay L_i + (1 - decay) G_(i) G_(i)^T,      Q_i = eigenvectors of L_i,
-        M   <- b1 M + (1 - b1) G,                          V <- b2 V + (1 - b2) Q^T(G)^2,
-        A   =  V / (1 - b2^t) + damping * mean,            update = Q(Q^T(M) / (1 - b1^t) / P),
+        M   <- b1 M + (1 - b1) Q^T(G),                     V <- b2 V + (1 - b2) Q^T(G)^2,
+        A   =  V / (1 - b2^t) + damping * mean,            update = Q(M / (1 - b1^t) / P),
 
     where Q(.) multiplies every factored axis i by Q_i, the mean is that of V / (1 - b2^t), and
 
@@ -75,7 +75,8 @@ def scale_by_kronecker_fisher(
     the size of the other's.
 
     Bases: the first step computes an eigendecomposition. Every `refresh_every`-th step after it
-    makes one step of orthogonal iteration. Between refreshes Q_i stays and V moves. The first basis
+    makes one step of orthogonal iteration. Between refreshes Q_i stays, and M and V move. A refresh
+    turns M into the new basis. The first basis
     comes from the very gradient that it rotates, so the first update is that gradient with its
     singular values levelled. It is a short step: its root mean square is 1/sqrt(max(m, n)) for an
     m x n leaf.
@@ -121,8 +122,8 @@ def scale_by_kronecker_fisher(
     On a busy CPU set OPENBLAS_NUM_THREADS=1, or the threads of LAPACK wait for each other.
 
     Args:
-      b1: decay rate of the first moment, which is kept in parameter coordinates; in [0, 1).
-      b2: decay rate of the second moment, which is kept in the eigenbasis; in [0, 1).
+      b1: decay rate of the first moment, in [0, 1).
+      b2: decay rate of the second moment, in [0, 1).
       factor_decay: decay rate of the factors, in [0, 1).
       eps: added to P at power 1/2, and eps^2 to A elsewhere; in the unit of a gradient (of
         D / rms(D), which has none, if `centred`).
@@ -204,10 +205,11 @@ def scale_by_kronecker_fisher(
         values: Any = ()
         if not corrected:
             values = tuple(tuple(_in_float32(f[..., 0]) for f in fs) for fs, _ in started)
+        first = tuple(s.zeros(leaves, momentum_dtype) for s in stacked)
         second = tuple(s.zeros(leaves) if tracked(s.modes) else () for s in stacked)
         return ScaleByKroneckerFisherState(
             fisher_step=jnp.zeros((), jnp.int32),
-            first_moment=optax.tree.zeros_like(params, dtype=momentum_dtype or jnp.float32),
+            first_moment=first if leaves else empty_field(),
             previous=optax.tree.zeros_like(params, dtype=jnp.float32) if centred else (),
             second_moment=second if leaves else empty_field(),
             factors=tuple(f for f, _ in started) if leaves else empty_field(),
@@ -224,13 +226,6 @@ def scale_by_kronecker_fisher(
         check_floating(_NAME, leaves)
         modes = modes_of(updates)
         grads, good = usable_leaves(leaves, modes)
-        first = treedef.flatten_up_to(state.first_moment)
-        # The update is computed from the value that the state keeps. XLA then writes the moment in
-        # place.
-        means = [
-            jnp.where(ok, (1 - b1) * g + b1 * before, before)
-            for g, ok, before in zip(grads, good, map(_in_float32, first), strict=True)
-        ]
         previous = treedef.flatten_up_to(state.previous) if centred else grads
         observed, seen, stays = grads, good, (1, 1)
         if centred:
@@ -248,18 +243,22 @@ def scale_by_kronecker_fisher(
             state.fisher_step, refresh_every, factors, state.eigenvalues
         )
         unbiased = jnp.asarray(bias_correction(factor_decay, step))
-        bases, second, values = eigenbasis.refresh(
-            how, factors, state.bases, rows, modes, state.second_moment, state.eigenvalues, unbiased
+        moments = eigenbasis.Moments(state.first_moment, state.second_moment, state.eigenvalues)
+        bases, (first, second, values) = eigenbasis.refresh(
+            how, factors, state.bases, rows, modes, moments, unbiased
         )
-        new_second, out = [], list(leaves)
+        new_first, new_second, out = [], [], list(leaves)
         for i, (stack, m, x, ok) in enumerate(zip(stacked, modes, rows, counted, strict=True)):
-            v = second[i]
+            mean, v = _in_float32(first[i]), second[i]
+            x = eigenbasis.rotate(x, bases[i], m)
             if tracked(m):
-                new = (1 - b2) * eigenbasis.rotate(x, bases[i], m) ** 2 + b2 * v
-                v = jnp.where(ok, new, stays[1] * v)
+                v = jnp.where(ok, (1 - b2) * x**2 + b2 * v, stays[1] * v)
             new_second.append(v)
-            u = eigenbasis.rotate(stack.join(means) / bias_correction(b1, step), bases[i], m)
-            u = u / denominator(v, values[i], factors[i], step, m)
+            if centred:
+                x, ok = eigenbasis.rotate(stack.join(grads), bases[i], m), stack.join(good)
+            mean = jnp.where(ok, (1 - b1) * x + b1 * mean, mean)
+            new_first.append(mean)
+            u = mean / bias_correction(b1, step) / denominator(v, values[i], factors[i], step, m)
             for place, part in stack.split(eigenbasis.rotate_back(u, bases[i], m), leaves):
                 # An elementwise function of the leaf is sharded like it. Without it the
                 # partitioner picks a sharding that suits the contraction.
@@ -268,7 +267,7 @@ def scale_by_kronecker_fisher(
         kept = [jnp.where(ok, g, p) for ok, g, p in zip(good, grads, previous, strict=True)]
         new = ScaleByKroneckerFisherState(
             fisher_step=step,
-            first_moment=treedef.unflatten(means),
+            first_moment=tuple(new_first),
             previous=treedef.unflatten(kept) if centred else (),
             second_moment=tuple(new_second),
             factors=factors,

@@ -51,13 +51,13 @@ class Stack(NamedTuple):
         parts = [mesh.placed_like(x, leaves[i]) for i, x in zip(self.places, parts, strict=True)]
         return list(zip(self.places, parts, strict=True))
 
-    def zeros(self, leaves: Sequence[Any]) -> jax.Array:
-        """A stack of float32 zeros, sharded like the leaves of an `init`."""
-        first = leaves[self.places[0]]
+    def zeros(self, leaves: Sequence[Any], dtype: Any = None) -> jax.Array:
+        """A stack of zeros, float32 unless said otherwise, sharded like the leaves of an `init`."""
+        first, dtype = leaves[self.places[0]], dtype or jnp.float32
         if len(self.places) == 1 and self._whole:
-            return jnp.zeros_like(first, dtype=jnp.float32)
+            return jnp.zeros_like(first, dtype=dtype)
         device = mesh.of_new(first, self.cuts, self._axes())
-        return mesh.made(lambda: jnp.zeros(self.modes.shape, jnp.float32), device)
+        return mesh.made(lambda: jnp.zeros(self.modes.shape, dtype), device)
 
     def blocks(self, axes: Sequence[int]) -> tuple[int, ...]:
         """The axes of blocks of the stack, for axes of a leaf."""

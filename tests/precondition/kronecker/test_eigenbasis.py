@@ -22,73 +22,85 @@ def spread(seed, size):
 
 
 @jax.jit
-def refreshed(how, factors, bases, moments, eigenvalues=()):
-    return eigenbasis.refresh(
-        how, (factors,), (bases,), [moments], [MODES], (moments,), (eigenvalues,), jnp.float32(0.5)
+def refreshed(how, factors, bases, second, eigenvalues=()):
+    """(bases, first moment, second moment, eigenvalues) of one stack."""
+    moments = eigenbasis.Moments((FIRST,), (second,), (eigenvalues,))
+    bases, moments = eigenbasis.refresh(
+        how, (factors,), (bases,), [second], [MODES], moments, jnp.float32(0.5)
     )
+    return bases[0], *(field[0] for field in moments)
 
 
 FACTORS = tuple(jnp.float32(spread(seed, d)) for seed, d in enumerate(SHAPE))
 IDENTITIES = tuple(jnp.eye(d) for d in SHAPE)
+FIRST = jnp.cos(jnp.arange(12.0)).reshape(SHAPE)
 MOMENTS = jnp.arange(12.0).reshape(SHAPE)
 
 
 def test_a_fresh_basis_is_that_of_eigenvectors_with_the_largest_first():
-    bases, moments, _ = refreshed(FRESH, FACTORS, IDENTITIES, MOMENTS)
-    for basis, factor in zip(bases[0], FACTORS, strict=True):
+    bases, _, moments, _ = refreshed(FRESH, FACTORS, IDENTITIES, MOMENTS)
+    for basis, factor in zip(bases, FACTORS, strict=True):
         values = np.diag(basis.T @ factor @ basis)
         np.testing.assert_allclose(basis @ np.diag(values) @ basis.T, factor, atol=1e-4)
         assert (np.diff(values) <= 0).all()
     # A basis of its own: the moments keep their places.
-    np.testing.assert_array_equal(moments[0], MOMENTS)
+    np.testing.assert_array_equal(moments, MOMENTS)
 
 
 def test_a_warm_basis_is_one_step_of_orthogonal_iteration_with_moments_moved_alike():
     # Diagonal factors: the columns only change places, by permutations that are no exchanges.
     diagonals = np.array([1.0, 3.0, 2.0]), np.array([2.0, 4.0, 1.0, 3.0])
     factors = tuple(jnp.float32(np.diag(d)) for d in diagonals)
-    bases, moments, _ = refreshed(WARM, factors, IDENTITIES, MOMENTS)
+    bases, _, moments, _ = refreshed(WARM, factors, IDENTITIES, MOMENTS)
     orders = [np.argsort(-d) for d in diagonals]
-    for basis, order in zip(bases[0], orders, strict=True):
+    for basis, order in zip(bases, orders, strict=True):
         np.testing.assert_allclose(np.abs(basis), np.eye(len(order))[:, order], atol=1e-6)
-    np.testing.assert_array_equal(moments[0], np.asarray(MOMENTS)[np.ix_(*orders)])
+    np.testing.assert_array_equal(moments, np.asarray(MOMENTS)[np.ix_(*orders)])
 
 
 def test_a_warm_basis_turns_towards_the_eigenvectors():
-    bases, _, _ = refreshed(WARM, FACTORS, IDENTITIES, MOMENTS)
-    for basis, factor in zip(bases[0], FACTORS, strict=True):
+    bases, *_ = refreshed(WARM, FACTORS, IDENTITIES, MOMENTS)
+    for basis, factor in zip(bases, FACTORS, strict=True):
         order = np.argsort(-np.diag(factor))
         wanted = np.linalg.qr(np.float64(factor)[:, order])[0]
         np.testing.assert_allclose(np.abs(wanted.T @ basis), np.eye(len(factor)), atol=1e-4)
 
 
 def test_without_a_refresh_nothing_changes():
-    bases, moments, _ = refreshed(KEEP, FACTORS, IDENTITIES, MOMENTS)
-    for basis, old in zip(bases[0], IDENTITIES, strict=True):
+    bases, first, moments, _ = refreshed(KEEP, FACTORS, IDENTITIES, MOMENTS)
+    for basis, old in zip(bases, IDENTITIES, strict=True):
         np.testing.assert_array_equal(basis, old)
-    np.testing.assert_array_equal(moments[0], MOMENTS)
+    np.testing.assert_array_equal(first, FIRST)
+    np.testing.assert_array_equal(moments, MOMENTS)
+
+
+@pytest.mark.parametrize("how", [WARM, FRESH])
+def test_the_first_moment_is_the_same_gradient_in_the_new_basis(how):
+    old = [jnp.linalg.qr(jnp.float32(spread(9, d)))[0] for d in SHAPE]
+    (left, right), first, *_ = refreshed(how, FACTORS, tuple(old), MOMENTS)
+    np.testing.assert_allclose(left @ first @ right.T, old[0] @ FIRST @ old[1].T, atol=1e-5)
 
 
 def test_a_factor_of_zeros_keeps_its_basis_and_a_tiny_one_finds_its_own():
     # One cannot tell from a basis in which order columns of equal quotients come.
     turned = tuple(jnp.linalg.qr(factor)[0] for factor in FACTORS)
     zeros = tuple(jnp.zeros_like(factor) for factor in FACTORS)
-    bases, _, _ = refreshed(WARM, zeros, turned, MOMENTS)
-    for basis, old in zip(bases[0], turned, strict=True):
+    bases, *_ = refreshed(WARM, zeros, turned, MOMENTS)
+    for basis, old in zip(bases, turned, strict=True):
         overlaps = np.abs(old.T @ basis)
         np.testing.assert_allclose(np.sort(overlaps, 0)[:-1], 0.0, atol=1e-5)
         np.testing.assert_allclose(overlaps.max(0), 1.0, atol=1e-5)
     tiny = tuple(1e-30 * factor for factor in FACTORS)
     for how in (WARM, FRESH):
-        small, large = (refreshed(how, f, turned, MOMENTS)[0][0] for f in (tiny, FACTORS))
+        small, large = (refreshed(how, f, turned, MOMENTS)[0] for f in (tiny, FACTORS))
         for one, other in zip(small, large, strict=True):
             np.testing.assert_allclose(np.abs(one.T @ other), np.eye(len(one)), atol=1e-3)
 
 
 def test_eigenvalues_are_the_quotients_of_the_unbiased_factor():
     start = tuple(jnp.zeros(d) for d in SHAPE)
-    _, _, values = refreshed(FRESH, FACTORS, IDENTITIES, MOMENTS, start)
-    for found, factor in zip(values[0], FACTORS, strict=True):
+    *_, values = refreshed(FRESH, FACTORS, IDENTITIES, MOMENTS, start)
+    for found, factor in zip(values, FACTORS, strict=True):
         np.testing.assert_allclose(found, np.linalg.eigvalsh(factor / 0.5)[::-1], rtol=1e-4)
 
 
@@ -217,7 +229,8 @@ def test_rounding_does_not_choose_the_basis_of_what_no_gradient_has_visited(rank
 
     def fresh(factor):
         zeros = jnp.zeros((size, size))
-        start = ((jnp.eye(size),),), [zeros], modes, (zeros,), ((),), jnp.float32(1.0)
+        moments = eigenbasis.Moments((zeros,), (zeros,), ((),))
+        start = ((jnp.eye(size),),), [zeros], modes, moments, jnp.float32(1.0)
         return np.asarray(eigenbasis.refresh(FRESH, ((factor,),), *start)[0][0][0])
 
     basis = fresh(factor)
