@@ -119,7 +119,7 @@ def test_a_wide_kernel_has_factors_on_both_sides_at_the_default():
     kernel = jax.ShapeDtypeStruct((4096, 4096), jnp.float32)
     state = jax.eval_shape(scale_by_kronecker_fisher().init, {"kernel": kernel})
     assert [f.shape for f in state.factors[0]] == [(4, 4, 1024, 1024)] * 2
-    assert state.first_moment[0].shape == (4, 1024, 4, 1024)
+    assert state.first_moment[0].shape == (4, 4, 1024, 1024)
 
 
 def test_one_bad_entry_stops_its_leaf_and_no_other_of_the_stack():

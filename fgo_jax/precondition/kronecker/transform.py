@@ -24,7 +24,7 @@ from fgo_jax.precondition.shared.matrix_view import DimensionNumbers
 from fgo_jax.precondition.shared.modes import Modes
 from fgo_jax.precondition.shared.notes import note
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
-from fgo_jax.precondition.shared.stacks import check_factors, stacks, treatments
+from fgo_jax.precondition.shared.stacks import Stack, check_factors, stacks, treatments
 
 _NAME = "scale_by_kronecker_fisher"
 
@@ -189,8 +189,9 @@ def scale_by_kronecker_fisher(
         b2, factor_decay, eps, power, centred, f32(with_factors), f32(without)
     )
 
-    def modes_of(tree: Any) -> list[Modes]:
-        return eigenbasis.modes_of(tree, weight_dimension_numbers, vector_factors)
+    def stacks_of(tree: Any) -> tuple[list[Modes], list[Stack]]:
+        modes = eigenbasis.modes_of(tree, weight_dimension_numbers, vector_factors)
+        return modes, [stack.batch_first() for stack in stacks(tree, modes, block_size)]
 
     def tracked(modes: Modes) -> bool:
         """Whether a stack has a second moment of its own."""
@@ -199,7 +200,7 @@ def scale_by_kronecker_fisher(
     def init(params: Any) -> ScaleByKroneckerFisherState:
         leaves = jax.tree.leaves(params)
         check_floating(_NAME, leaves)
-        stacked = stacks(params, modes_of(params), block_size)
+        _, stacked = stacks_of(params)
         note(_NAME, params, treatments(stacked, leaves))
         started = [eigenbasis.start(stack, leaves, factor_dtype) for stack in stacked]
         values: Any = ()
@@ -224,7 +225,7 @@ def scale_by_kronecker_fisher(
         if not leaves:
             return updates, state._replace(fisher_step=step)
         check_floating(_NAME, leaves)
-        modes = modes_of(updates)
+        modes, stacked = stacks_of(updates)
         grads, good = usable_leaves(leaves, modes)
         previous = treedef.flatten_up_to(state.previous) if centred else grads
         observed, seen, stays = grads, good, (1, 1)
@@ -233,7 +234,6 @@ def scale_by_kronecker_fisher(
             # A constant gradient shows no noise. Averages that fade would raise it by b2^-t.
             stays = held(factor_decay, step), held(b2, step)
 
-        stacked = stacks(updates, modes, block_size)
         modes = [stack.modes for stack in stacked]
         check_factors(_NAME, tuple(m.factor_shapes for m in modes), state.factors)
         rows = [stack.join(observed) for stack in stacked]
@@ -282,7 +282,7 @@ def scale_by_kronecker_fisher(
         fresh = state.fisher_step == 0
         step = jnp.maximum(state.fisher_step, 1)
         rows = list(map(_in_float32, leaves))
-        for i, stack in enumerate(stacks(grads, modes_of(grads), block_size)):
+        for i, stack in enumerate(stacks_of(grads)[1]):
             m = stack.modes
             x = eigenbasis.rotate(stack.join(rows), state.bases[i], m)
             values = () if corrected else state.eigenvalues[i]
