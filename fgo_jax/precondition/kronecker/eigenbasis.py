@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax.linalg import mesh
+from fgo_jax.precondition.shared.leaves import f32
 from fgo_jax.precondition.shared.matrix_view import DimensionNumbers, views
 from fgo_jax.precondition.shared.modes import Modes, identity
 from fgo_jax.precondition.shared.over_matrices import over_matrices
@@ -86,8 +87,8 @@ def averaged(
             tuple(
                 jnp.where(
                     m.per_factor(ok),
-                    decay * _wide(f) + (1 - decay) * m.gram(g, k),
-                    stays * _wide(f),
+                    decay * f32(f) + (1 - decay) * m.gram(g, k),
+                    stays * f32(f),
                 )
                 for k, f in enumerate(fs)
             ),
@@ -113,19 +114,15 @@ def _at_home(
 def rotate(x: jax.Array, bases: Factors, modes: Modes) -> jax.Array:
     """Coordinates of x in the eigenbasis: Q^T along each mode."""
     for k, q in enumerate(bases):
-        x = modes.multiply(x, _wide(q), k, transpose=True)
+        x = modes.multiply(x, f32(q), k, transpose=True)
     return x
 
 
 def rotate_back(x: jax.Array, bases: Factors, modes: Modes) -> jax.Array:
     """The inverse of `rotate`."""
     for k, q in enumerate(bases):
-        x = modes.multiply(x, _wide(q), k)
+        x = modes.multiply(x, f32(q), k)
     return x
-
-
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.float32)
 
 
 def _unit_trace(factor: jax.Array) -> jax.Array:
@@ -183,7 +180,7 @@ def _refresh(
     """Applies `method` to every factor and carries the moments along."""
     places = [(i, k) for i, leaf in enumerate(factors) for k in range(len(leaf))]
     found = over_matrices(
-        lambda *pair: method(*map(_wide, pair)),
+        lambda *pair: method(*map(f32, pair)),
         [factors[i][k] for i, k in places],
         [bases[i][k] for i, k in places],
     )
@@ -194,12 +191,12 @@ def _refresh(
         for i, leaf in enumerate(bases)
     )
     first = tuple(
-        rotate(rotate_back(_wide(x), before, m), after, m).astype(x.dtype)
+        rotate(rotate_back(f32(x), before, m), after, m).astype(x.dtype)
         for x, before, after, m in zip(moments.first, old, bases, modes, strict=True)
     )
     if any(moments.eigenvalues):
         values = tuple(
-            tuple(_quotients(_wide(f) / unbiased, _wide(q)) for f, q in zip(*leaf, strict=True))
+            tuple(_quotients(f32(f) / unbiased, f32(q)) for f, q in zip(*leaf, strict=True))
             for leaf in zip(factors, bases, strict=True)
         )
         return bases, Moments(first, moments.second, values)

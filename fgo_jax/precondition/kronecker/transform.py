@@ -205,7 +205,7 @@ def scale_by_kronecker_fisher(
         started = [eigenbasis.start(stack, leaves, factor_dtype) for stack in stacked]
         values: Any = ()
         if not corrected:
-            values = tuple(tuple(_in_float32(f[..., 0]) for f in fs) for fs, _ in started)
+            values = tuple(tuple(f32(f[..., 0]) for f in fs) for fs, _ in started)
         first = tuple(s.zeros(leaves, momentum_dtype) for s in stacked)
         second = tuple(s.zeros(leaves) if tracked(s.modes) else () for s in stacked)
         return ScaleByKroneckerFisherState(
@@ -249,7 +249,7 @@ def scale_by_kronecker_fisher(
         )
         new_first, new_second, out = [], [], list(leaves)
         for i, (stack, m, x, ok) in enumerate(zip(stacked, modes, rows, counted, strict=True)):
-            mean, v = _in_float32(first[i]), second[i]
+            mean, v = f32(first[i]), second[i]
             x = eigenbasis.rotate(x, bases[i], m)
             if tracked(m):
                 v = jnp.where(ok, (1 - b2) * x**2 + b2 * v, stays[1] * v)
@@ -281,7 +281,7 @@ def scale_by_kronecker_fisher(
         check_floating(_NAME, leaves)
         fresh = state.fisher_step == 0
         step = jnp.maximum(state.fisher_step, 1)
-        rows = list(map(_in_float32, leaves))
+        rows = [jnp.asarray(x, jnp.float32) for x in leaves]
         for i, stack in enumerate(stacks_of(grads)[1]):
             m = stack.modes
             x = eigenbasis.rotate(stack.join(rows), state.bases[i], m)
@@ -293,7 +293,3 @@ def scale_by_kronecker_fisher(
         return treedef.unflatten(rows)
 
     return Preconditioner(init, update, metric, not centred, momentum_dtype)
-
-
-def _in_float32(x: Any) -> jax.Array:
-    return jnp.asarray(x, jnp.float32)
