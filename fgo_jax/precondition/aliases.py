@@ -110,7 +110,7 @@ def kfac(
     diagonal: Paths = (),
     layers: Mapping[str, Axes] | None = None,
     weights: Select | None = None,
-    max_dim: int = 4096,
+    block_size: int = 1024,
     axis_name: str | None = None,
     seed: int = 0,
 ) -> optax.GradientTransformationExtraArgs:
@@ -167,7 +167,7 @@ def kfac(
         diagonal=diagonal,
         layers=layers,
         weights=weights,
-        max_dim=max_dim,
+        block_size=block_size,
         axis_name=axis_name,
         seed=seed,
     )

@@ -100,6 +100,16 @@ KFAC = [
         "precondition/kfac/test_roots.py",
         ("early | (step", "(step", "there is no burn-in"),
     ),
+    *mutations(
+        "precondition/kfac/roots.py",
+        "precondition/kfac/test_kfac_blocks.py",
+        ("_summed(layer, values) / n", "_summed(layer, values) / values.size", "padding is damped"),
+    ),
+    *mutations(
+        "precondition/kfac/blocks.py",
+        "precondition/kfac/test_kfac_blocks.py",
+        ("mesh.placed_like(rows[..., n], bias)", "bias", "a bias is not in the last block"),
+    ),
 ]
 
 KRONECKER = [

@@ -35,8 +35,8 @@ ALIASES = {
         fgo.scale_by_kfac,
         (predict, "squared_error"),
         {"damping": 0.1, "b1": 0.5},
-        ("mask", "predict_fn", "loss", "approximation", "diagonal", "layers", "weights", "max_dim",
-         "axis_name", "seed"),
+        ("mask", "predict_fn", "loss", "approximation", "diagonal", "layers", "weights",
+         "block_size", "axis_name", "seed"),
     ),
     "fismo": (
         fgo.fismo,

@@ -59,7 +59,7 @@ def test_fismo_tells_the_sides_that_are_whitened():
     assert "orthogonalised, without a factor" in found["prime"]
 
 
-def test_kfac_tells_the_layers_and_what_is_diagonal():
+def test_kfac_tells_the_layers_their_blocks_and_what_is_diagonal():
     class Model(nn.Module):
         @nn.compact
         def __call__(self, x):
@@ -68,11 +68,11 @@ def test_kfac_tells_the_layers_and_what_is_diagonal():
     model = Model()
     params = model.init(jax.random.key(0), jnp.ones((1, 5)))
     tx = fgo.scale_by_kfac(
-        lambda p, batch: model.apply(p, batch[0]), "softmax_cross_entropy", max_dim=5
+        lambda p, batch: model.apply(p, batch[0]), "softmax_cross_entropy", block_size=5
     )
     found = rows(fgo.describe(tx, params))
     kernel = found["params/Dense_0/kernel"]
-    assert "kernel of linear layer params/Dense_0: factors of 7 (diagonal) and 3 " in kernel
+    assert "kernel of linear layer params/Dense_0: factors of 2 blocks of 4 and 3 " in kernel
     assert "in the kernel's factors" in found["params/Dense_0/bias"]
     assert "a diagonal Fisher" in found["params/LayerNorm_0/scale"]
 

@@ -26,7 +26,7 @@ def estimator(
     loss: str,
     weights: Select | None,
     reduce: bool,
-    max_dim: int,
+    block_size: int,
     axis_name: str | None,
 ) -> Callable[[Layout, Any, Any, jax.Array], Found]:
     """(layout, whole parameters, batch, key) -> estimates."""
@@ -37,7 +37,7 @@ def estimator(
         leaves = dict(zip(leaf_paths(model), jax.tree.leaves(model), strict=True))
         plain = {d.path: leaves[d.path] for d in plan.diagonals if d.norm is None}
         probes: dict[str, Any] = {
-            layer.path: taps.zero_probe(layer, max_dim) for layer in plan.layers
+            layer.path: taps.zero_probe(layer, block_size) for layer in plan.layers
         }
         for d in plan.diagonals:
             if d.norm is not None:

@@ -9,21 +9,27 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax.linalg import mesh
+from fgo_jax.precondition.kfac import blocks
 from fgo_jax.precondition.kfac.layers import Diagonal, Layer, Layout
 from fgo_jax.precondition.shared.over_matrices import over_matrices
 
 Terms = tuple[tuple[jax.Array, jax.Array], ...]
 
 
-def _is_full(layer: Layer, factor: jax.Array) -> bool:
-    return factor.ndim - len(layer.stack) == 2
+def _is_diagonal(layer: Layer, factor: jax.Array) -> bool:
+    return factor.ndim - len(layer.stack) == 1
 
 
 def trace(layer: Layer, factor: jax.Array) -> jax.Array:
     """The trace of a factor, one number for each copy in the stack."""
-    if _is_full(layer, factor):
-        return jnp.trace(factor, axis1=-2, axis2=-1)
-    return jnp.sum(factor, axis=-1)
+    if not _is_diagonal(layer, factor):
+        factor = jnp.diagonal(factor, axis1=-2, axis2=-1)
+    return _summed(layer, factor)
+
+
+def _summed(layer: Layer, values: jax.Array) -> jax.Array:
+    """The sum of what belongs to a side, one number for each copy in the stack."""
+    return jnp.sum(values, axis=tuple(range(len(layer.stack), values.ndim)))
 
 
 def _over(scale: jax.Array, x: jax.Array) -> jax.Array:
@@ -46,7 +52,7 @@ def merged(layer: Layer, terms: Terms) -> tuple[jax.Array, jax.Array]:
 def spectra(factors: Sequence[tuple[Layer, jax.Array]]) -> list[tuple[jax.Array, Any]]:
     """Eigenvalues >= 0 and eigenvectors; None for the eigenvectors of a diagonal factor."""
     out: list[Any] = [(factor, None) for _, factor in factors]
-    full = [i for i, (layer, factor) in enumerate(factors) if _is_full(layer, factor)]
+    full = [i for i, (layer, factor) in enumerate(factors) if not _is_diagonal(layer, factor)]
     found = over_matrices(jnp.linalg.eigh, [factors[i][1] for i in full])
     for i, (values, vectors) in zip(full, found, strict=True):
         out[i] = (jnp.maximum(values, 0.0), vectors)
@@ -98,9 +104,11 @@ def _layer_roots(
     """
     pairs = [merged(x, terms) for x, terms in zip(layers, factors, strict=True)]
     sides = [(x, f) for x, pair in zip(layers, pairs, strict=True) for f in pair]
+    lengths = [n for x in layers for n in (x.rows, x.columns)]
     found = []
-    for values, vectors in spectra(sides):
-        mean = jnp.mean(values, axis=-1)
+    for (layer, _), n, (values, vectors) in zip(sides, lengths, spectra(sides), strict=True):
+        # Not of the values: blocks have zeros beyond the end of the side.
+        mean = _summed(layer, values) / n
         found.append(inverse_root(values, vectors, jnp.sqrt(damping) * mean))
     return tuple(
         (jnp.where(count > 0, left, 0.0), jnp.where(count > 0, right, 0.0))
@@ -136,7 +144,10 @@ def _root(values: jax.Array) -> jax.Array:
 def apply(
     layer: Layer, roots: tuple[jax.Array, jax.Array], kernel: jax.Array, bias: jax.Array | None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Left root times [kernel; bias] times right root; no axis of the kernel is reshaped."""
+    """Left root times [kernel; bias] times right root.
+
+    No axis of the kernel is reshaped but those of a side in blocks.
+    """
     if layer.stack:
         below = layer._replace(stack=layer.stack[1:])
         return jax.vmap(lambda r, k, b: apply(below, r, k, b))(roots, kernel, bias)
@@ -146,6 +157,8 @@ def apply(
     if left.ndim == 1:
         kernel = left[:n].reshape(layer.inputs + (1,) * outputs) * kernel
         bias = None if bias is None else left[n] * bias
+    elif left.ndim == 3:
+        kernel, bias = blocks.on_inputs(left, kernel, bias, inputs)
     else:
         square = left[:n, :n].reshape(layer.inputs + layer.inputs)
         new = _dot(square, kernel, inputs, kernel)
@@ -158,6 +171,9 @@ def apply(
         scale = right.reshape(layer.outputs)
         kernel = kernel * scale.reshape((1,) * inputs + layer.outputs)
         return kernel, None if bias is None else bias * scale
+    if right.ndim == 3:
+        bias = None if bias is None else blocks.on_outputs(right, bias, outputs)
+        return blocks.on_outputs(right, kernel, outputs), bias
     square = right.reshape(layer.outputs + layer.outputs)
     if bias is not None:
         bias = _dot(bias, square, outputs, bias)

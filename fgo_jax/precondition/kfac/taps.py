@@ -10,24 +10,34 @@ import jax.numpy as jnp
 
 from fgo_jax.linalg import mesh
 from fgo_jax.linalg.devices import as_varying, varying_axes
+from fgo_jax.precondition.kfac import blocks
 from fgo_jax.precondition.kfac.layers import Diagonal, Layer, Layout
 
-# A term is a pair (X, Y) of moments: X on the kernel's input axes, Y on its output axes. Square
-# matrices are full factors, vectors diagonal ones.
+# A term is a pair (X, Y) of moments: X on the kernel's input axes, Y on its output axes. A matrix
+# is a full factor, [blocks, d, d] one for each block of a long side, a vector a diagonal one.
 #   linear layers: ((A, G),)
 #   embeddings:    ((counts of tokens, G of the look-up), (g^2 of .attend, A of .attend))
 
 
-def zero_terms(layer: Layer, max_dim: int) -> tuple[tuple[jax.Array, jax.Array], ...]:
-    """The terms of a layer before any estimate."""
+def shapes(layer: Layer, block_size: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """The shapes of the terms of a layer."""
 
-    def side(n: int, full: bool) -> jax.Array:
-        return jnp.zeros(layer.stack + ((n, n) if full else (n,)), jnp.float32)
+    def side(n: int, size: int = block_size) -> tuple[int, ...]:
+        count = -(-n // size)
+        d = -(-n // count)
+        return (*layer.stack, *((n,) if size == 1 else (n, n) if count == 1 else (count, d, d)))
 
-    columns = side(layer.columns, layer.columns <= max_dim)
+    columns = side(layer.columns)
     if layer.kind == "embed":
-        return ((side(layer.rows, False), columns), (side(layer.rows, False), columns))
-    return ((side(layer.rows, layer.rows <= max_dim), columns),)
+        return ((side(layer.rows, 1), columns),) * 2
+    return ((side(layer.rows), columns),)
+
+
+def zero_terms(layer: Layer, block_size: int) -> tuple[tuple[jax.Array, ...], ...]:
+    """The terms of a layer before any estimate."""
+    return tuple(
+        tuple(jnp.zeros(shape, jnp.float32) for shape in term) for term in shapes(layer, block_size)
+    )
 
 
 def treatments(plan: Layout, factors: list[Any], roots: list[Any]) -> list[tuple[str, int]]:
@@ -39,19 +49,23 @@ def treatments(plan: Layout, factors: list[Any], roots: list[Any]) -> list[tuple
         if isinstance(part, Diagonal):
             found[part.leaf] = "a diagonal Fisher", size
             continue
-        of, ranks = f"of {part.kind} layer {part.path or '(root)'}", len(part.stack) + 1
-        sides = " and ".join(
-            f"{x.shape[-1]}{' (diagonal)' if x.ndim == ranks else ''}" for x in state[0][0]
-        )
+        of = f"of {part.kind} layer {part.path or '(root)'}"
+        sides = " and ".join(_in_words(x.shape[len(part.stack) :]) for x in state[0][0])
         found[part.kernel] = f"kernel {of}: factors of {sides}", size
         if part.bias is not None:
             found[part.bias] = f"bias {of}: in the kernel's factors", 0
     return [found[leaf] for leaf in sorted(found)]
 
 
-def zero_probe(layer: Layer, max_dim: int) -> Any:
+def _in_words(factor: tuple[int, ...]) -> str:
+    if len(factor) == 3:
+        return f"{factor[0]} blocks of {factor[-1]}"
+    return f"{factor[-1]}{' (diagonal)' if len(factor) == 1 else ''}"
+
+
+def zero_probe(layer: Layer, block_size: int) -> Any:
     """The zeros whose cotangent is the layer's statistic."""
-    terms = zero_terms(layer, max_dim)
+    terms = zero_terms(layer, block_size)
     return {"terms": terms, "uses": tuple(jnp.zeros(layer.stack, jnp.float32) for _ in terms)}
 
 
@@ -142,6 +156,8 @@ def _moment(x: jax.Array, axes: int, like: Any, constant: bool) -> jax.Array:
     if like.ndim == 1:
         square = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=lead).reshape(n)
         return jnp.concatenate([square, uses]) if constant else square
+    if like.ndim == 3:
+        return _block_moments(x, lead, like.shape, constant)
     # No reshape before the contraction: the leading axes may be sharded.
     product = jnp.tensordot(
         x,
@@ -155,6 +171,25 @@ def _moment(x: jax.Array, axes: int, like: Any, constant: bool) -> jax.Array:
         return product
     total = jnp.sum(x.astype(jnp.float32), axis=lead).reshape(n, 1)
     return jnp.block([[product, total], [total.T, uses[:, None]]])
+
+
+def _block_moments(
+    x: jax.Array, lead: tuple[int, ...], shape: tuple[int, ...], constant: bool
+) -> jax.Array:
+    """`_moment` by blocks, [blocks, d, d]; zeros fill up the last one."""
+    x = blocks.flat(x, len(lead))
+    if constant:
+        x = jnp.concatenate([x, jnp.ones_like(x[..., :1])], axis=-1)
+    x = blocks.cut(x, shape)
+    rows = len(lead)
+    return jax.lax.dot_general(
+        x,
+        x,
+        (((*lead,), (*lead,)), ((rows,), (rows,))),
+        precision="highest",
+        preferred_element_type=jnp.float32,
+        out_sharding=mesh.replicated(x, 3),
+    )
 
 
 def _count(lead: tuple[int, ...], g: jax.Array) -> jax.Array:

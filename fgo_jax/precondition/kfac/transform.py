@@ -21,6 +21,7 @@ from fgo_jax.precondition.shared.leaves import bias_correction, empty_field, f32
 from fgo_jax.precondition.shared.model import key_data, key_of_step, model_and_batch
 from fgo_jax.precondition.shared.notes import note
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
+from fgo_jax.precondition.shared.stacks import check_factors
 
 _NAME = "scale_by_kfac"
 
@@ -35,8 +36,8 @@ class ScaleByKfacState(NamedTuple):
     # `optax.tree.map_params` treats it as one value that is not parameter-shaped.
     # Two fields change when factors are estimated.
     estimates: Any  # shape=(), dtype=jnp.int32; the number of estimates in the average.
-    # Per layer a tuple of pairs (A, G), shape=(*stack, d, d) or (*stack, d); per diagonal leaf its
-    # Fisher, shaped like the leaf; dtype=jnp.float32.
+    # Per layer a tuple of pairs (A, G), shape=(*stack, d, d), (*stack, blocks, d, d) or
+    # (*stack, d); per diagonal leaf its Fisher, shaped like the leaf; dtype=jnp.float32.
     factors: Any
     # One field changes when factors are inverted.
     roots: Any  # damped inverse square roots, shaped like the factors; one pair per layer.
@@ -57,7 +58,7 @@ def scale_by_kfac(
     diagonal: Paths = (),
     layers: Mapping[str, Axes] | None = None,
     weights: Select | None = None,
-    max_dim: int = 4096,
+    block_size: int = 1024,
     axis_name: str | None = None,
     seed: int = 0,
 ) -> Preconditioner:
@@ -136,7 +137,8 @@ def scale_by_kfac(
         of Flax's attention. Where they do not tell, or the model says otherwise, an error asks
         for it. :func:`fgo_jax.describe` prints what is taken for what.
       weights: where the batch holds one weight per row, as in :func:`fgo_jax.curvature.ggn`.
-      max_dim: longest side with a full factor; longer ones have a diagonal one.
+      block_size: longest side with a single factor. Longer ones are cut into the fewest equal
+        blocks with a factor each; zeros fill up the last one. 1 makes all factors diagonal.
       axis_name: inside `jax.pmap` or `jax.shard_map`: the axis over which factors are averaged.
         Gradients are expected to be averaged already.
       seed: of the key that draws the labels.
@@ -146,8 +148,8 @@ def scale_by_kfac(
       `optax.masked` or `optax.partition`, ``probe_params=`` (all parameters). Its `metric` is
       P^(-1/2) at the last inversion, the identity before the first. The state takes 4 bytes per
       parameter for the average (none without b1) and 8 (m^2 + n^2) bytes for the factors and roots
-      of an m x n layer. Under `optax.inject_hyperparams` name in ``static_args`` all arguments but
-      damping, factor_decay, b1, norm_constraint and the three counts of steps.
+      of an m x n layer, less in blocks. Under `optax.inject_hyperparams` name in ``static_args``
+      all arguments but damping, factor_decay, b1, norm_constraint and the counts of steps.
 
     Raises:
       ValueError: for an argument out of its range; in ``init``, for a parameter of no known layer;
@@ -182,13 +184,15 @@ def scale_by_kfac(
     _checks.integer("refresh_every", refresh_every)
     _checks.integer("burn_in", burn_in, 0)
     _checks.choice("approximation", approximation, ("expand", "reduce"))
-    _checks.positive_int("max_dim", max_dim)
+    _checks.positive_int("block_size", block_size)
     if weights is not None:
         check_select("weights", weights)
     is_diagonal = check_diagonal(diagonal)
     factor_decay, b1, norm_constraint = map(f32, (factor_decay, b1, norm_constraint))
     cadence = Cadence(factors_every, refresh_every, burn_in)
-    estimate = estimator(predict_fn, loss, weights, approximation == "reduce", max_dim, axis_name)
+    estimate = estimator(
+        predict_fn, loss, weights, approximation == "reduce", block_size, axis_name
+    )
 
     def layout_of(tree: Any) -> Layout:
         return layout(tree, layers, is_diagonal, predict_fn)
@@ -196,8 +200,8 @@ def scale_by_kfac(
     def init(params: Any) -> ScaleByKfacState:
         leaves = jax.tree.leaves(params)
         plan = layout_of(params)
-        factors: list[Any] = [taps.zero_terms(layer, max_dim) for layer in plan.layers]
-        inverse: list[Any] = [taps.zero_terms(layer, max_dim)[0] for layer in plan.layers]
+        factors: list[Any] = [taps.zero_terms(layer, block_size) for layer in plan.layers]
+        inverse: list[Any] = [taps.zero_terms(layer, block_size)[0] for layer in plan.layers]
         for d in plan.diagonals:
             factors.append(optax.tree.zeros_like(leaves[d.leaf], dtype=jnp.float32))
             inverse.append(optax.tree.zeros_like(leaves[d.leaf], dtype=jnp.float32))
@@ -220,6 +224,9 @@ def scale_by_kfac(
         given = {name: extra for name, extra in extra_args.items() if extra is not None}
         model, batch = model_and_batch(_NAME, params, given)
         plan = layout_of(updates)
+        wanted = [taps.shapes(layer, block_size) for layer in plan.layers]
+        wanted += [jnp.shape(leaves[d.leaf]) for d in plan.diagonals]
+        check_factors(_NAME, tuple(wanted), state.factors)
         key = key_of_step(state.kfac_key, state.kfac_step)
         if axis_name is not None:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))

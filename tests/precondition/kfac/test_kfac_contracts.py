@@ -170,7 +170,7 @@ def test_degenerate_layers_have_finite_updates():
 def test_injected_hyperparameters():
     params, x = problem()
     static = (
-        "predict_fn", "loss", "approximation", "diagonal", "layers", "weights", "max_dim",
+        "predict_fn", "loss", "approximation", "diagonal", "layers", "weights", "block_size",
         "axis_name", "seed",
     )  # fmt: skip
     tx = optax.inject_hyperparams(fgo.scale_by_kfac, static_args=static)(
@@ -193,18 +193,3 @@ def test_the_protocol_hands_over_to_it():
     assert finite(updates)
     masked = optax.masked(tx, {k: k != "unread" for k in params})
     jax.eval_shape(lambda p: masked.update(p, masked.init(p), p, batch=x, probe_params=p), params)
-
-
-def test_long_sides_have_diagonal_factors():
-    params, x = problem()
-    tx = make(max_dim=4)
-    state = tx.init(params)
-    assert [[f.shape for f in layer[0]] for layer in state.factors[:2]] == [
-        [(6,), (4, 4)],
-        [(5,), (3, 3)],
-    ]
-    whole = make()
-    full = jax.jit(whole.update)(params, whole.init(params), params, batch=x)[1]
-    updates, state = jax.jit(tx.update)(params, state, params, batch=x)
-    assert finite(updates)
-    np.testing.assert_allclose(state.factors[0][0][0], np.diag(full.factors[0][0][0]), rtol=1e-5)

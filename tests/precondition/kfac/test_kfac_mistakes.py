@@ -189,7 +189,7 @@ def test_flax_nnx_is_named():
         ({"refresh_every": 0.5}, "refresh_every must be an integer >= 1"),
         ({"burn_in": -1}, "burn_in must be an integer >= 0"),
         ({"approximation": "sum"}, "approximation must be one of expand, reduce"),
-        ({"max_dim": 0}, "max_dim must be an integer >= 1"),
+        ({"block_size": 0}, "block_size must be an integer >= 1"),
         ({"diagonal": [3]}, "diagonal must hold globs"),
         ({"weights": 1.5}, "weights must be a key"),
     ],

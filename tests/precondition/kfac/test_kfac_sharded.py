@@ -17,7 +17,8 @@ x = jax.random.normal(jax.random.key(0), (4, 16, 6))
 params = Net().init(jax.random.key(1), x[0])["params"]
 fn = lambda p, b: Net().apply({"params": p}, b)
 loss = lambda p, b: jnp.mean(jnp.sum(fn(p, b) ** 2, -1))
-options = dict(loss="squared_error", refresh_every=2, burn_in=1, b1=0.9)
+# In blocks: the outputs of Dense_0 (8), the inputs and the bias of Dense_1 (9).
+options = dict(loss="squared_error", refresh_every=2, burn_in=1, b1=0.9, block_size=7)
 tx = fgo.scale_by_kfac(fn, **options)
 
 def step(tx, p, s, b, mean=lambda t: t):
