@@ -1,5 +1,6 @@
-"""The memory ladder: what optimizers keep for each parameter of GPT-2, from compiled updates."""
+"""The memory ladder: what optimizers keep for each parameter of GPT-2, and how long they take."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,8 +29,8 @@ LADDER: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 
 
-def measure(name: str) -> dict[str, Any]:
-    """Bytes per parameter of the state, of the factors in it, and of what an update needs more."""
+def measure(name: str, steps: int = 4) -> dict[str, Any]:
+    """Bytes per parameter, and processor seconds for the last of some updates: no refresh."""
     tx = optax.with_extra_args_support(LADDER[name]())
     shapes = enumerate([*kernels(768, 12, 50257), (1024, 768)])  # and the positions
     params = {f"{m}x{n}_{i}": jax.ShapeDtypeStruct((m, n), jnp.float32) for i, (m, n) in shapes}
@@ -41,6 +42,14 @@ def measure(name: str) -> dict[str, Any]:
 
     state: Any = jax.eval_shape(tx.init, params)
     compiled = jax.jit(update, donate_argnums=0).lower((params, state), params).compile()
+    seconds = float("nan")
+    if steps:
+        grads, weights = (optax.tree.random_like(jax.random.key(i), params) for i in range(2))
+        carry = (weights, tx.init(weights))
+        for _ in range(steps):
+            began = time.process_time()
+            carry = jax.block_until_ready(compiled(carry, grads))
+            seconds = time.process_time() - began
     used: Any = compiled.memory_analysis()
     size = sum(leaf.size for leaf in params.values())
     leaves = jax.tree_util.tree_leaves_with_path(state)
@@ -49,12 +58,13 @@ def measure(name: str) -> dict[str, Any]:
     return {
         "optimizer": name, "parameters": size, "factors": kept / size,
         "state": used.argument_size_in_bytes / size - 8, "beside": used.temp_size_in_bytes / size,
+        "seconds": seconds,
     }  # fmt: skip
 
 
 _COLUMNS = {
     "optimizer": "{optimizer}", "state": "{state:.1f}", "factors and bases": "{factors:.1f}",
-    "beside them, in an update": "{beside:.1f}",
+    "beside them, in an update": "{beside:.1f}", "seconds of one": "{seconds:.1f}",
 }  # fmt: skip
 
 

@@ -32,9 +32,9 @@ def operations(name: str, shapes: Sequence[tuple[int, int]]) -> tuple[float, flo
         if name == "optax.contrib.muon":
             products += RESTS_ON["orthogonal_steps"] * (4 * m * n * short + 2 * short**3)
         elif name != "optax.adamw":
-            # Two grams, the gradient rotated, the momentum to and fro; in a refresh an orthogonal
-            # iteration, the second moment's permutation, and a QR with its Q.
-            products += 8 * m * n * (a + b) + (2 * cubes + 2 * m * n * (a + b)) / every
+            # Two grams, the gradient rotated, the update rotated back; in a refresh an orthogonal
+            # iteration, the second moment permuted, the first turned, and a QR with its Q.
+            products += 6 * m * n * (a + b) + (2 * cubes + 6 * m * n * (a + b)) / every
             decompositions += 8 / 3 * cubes / every
     return products, decompositions
 
@@ -56,15 +56,13 @@ def on_paper(measured: Sequence[Any]) -> dict[str, Any]:
             # With replicated parameters every device makes the whole step, and shares refreshes.
             owners = devices if layout == "fully sharded" else 1
             products, decompositions = operations(name, shapes)
-            own, precise = sent[layout, "optax.adamw"], name != "optax.contrib.muon"
+            own = sent[layout, "optax.adamw"]
+            speed = can["default" if name == "optax.contrib.muon" else "float32"]
             parts = {
                 "model": model / can["bfloat16"] / shares["model"],
                 "its collectives": 4.0 * count * own / can["ring"],
                 "passes": count * RESTS_ON["passed"][name] / owners / can["memory"],
-                "products": products
-                / owners
-                / shares["products"]
-                / can["float32" if precise else "default"],
+                "products": products / owners / shares["products"] / speed,
                 "QR": decompositions / devices / can["float32"] / shares["decompositions"],
                 "more collectives": 4.0 * count * (sent[layout, name] - own) / can["ring"],
             }

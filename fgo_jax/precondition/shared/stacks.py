@@ -34,7 +34,7 @@ class Stack(NamedTuple):
     def batch_first(self) -> Stack:
         """The same stack as [*batch, *block], so that products of blocks move no entry.
 
-        Otherwise every one of them copied its operand: a fifth of the Kronecker Fisher's step.
+        Otherwise every one of them copied its operand: a sixth of the Kronecker Fisher's update.
         """
         order = (*self.modes.batch, *self.modes.unbatched)
         place = {axis: i for i, axis in enumerate(order)}
