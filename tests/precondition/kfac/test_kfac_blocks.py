@@ -1,5 +1,7 @@
 """Sides that are longer than block_size."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -24,20 +26,28 @@ def predict(params, batch):
     return Net().apply({"params": params}, batch)
 
 
-X = jax.random.normal(jax.random.key(0), (8, 5, 2))
-PARAMS = jax.jit(Net().init)(jax.random.key(1), X)["params"]
-LAYERS = kfac_layers(predict, PARAMS, X)
 DAMPING = 0.03
 
 
-def first_step(**options):
-    tx = fgo.scale_by_kfac(
-        predict, layers=LAYERS, norm_constraint=None, damping=DAMPING, burn_in=1, **options
+@functools.cache
+def problem():
+    x = jax.random.normal(jax.random.key(0), (8, 5, 2))
+    params = jax.jit(Net().init)(jax.random.key(1), x)["params"]
+    return params, x, kfac_layers(predict, params, x)
+
+
+def make(**options):
+    layers = problem()[2]
+    return fgo.scale_by_kfac(
+        predict, layers=layers, norm_constraint=None, damping=DAMPING, burn_in=1, **options
     )
-    return jax.jit(tx.update)(PARAMS, tx.init(PARAMS), PARAMS, batch=X)
 
 
-UPDATES, WHOLE = first_step()
+@functools.cache
+def first_step(**options):
+    params, x, _ = problem()
+    tx = make(**options)
+    return jax.jit(tx.update)(params, tx.init(params), params, batch=x)
 
 
 def masked(factor, blocks):
@@ -51,7 +61,7 @@ def test_a_long_side_has_the_blocks_of_its_factor_on_the_diagonal():
     _, state = first_step(block_size=4)
     shapes = [[f.shape for f in layer[0]] for layer in state.factors]
     assert shapes == [[(2, 4, 4)] * 2, [(2, 4, 4), (2, 3, 3)], [(2, 4, 4), (2, 2)]]
-    for layer, whole in zip(state.factors, WHOLE.factors, strict=True):
+    for layer, whole in zip(state.factors, first_step()[1].factors, strict=True):
         for blocks, factor in zip(layer[0], whole[0], strict=True):
             if blocks.ndim == 3:
                 dense = np.asarray(jax.scipy.linalg.block_diag(*blocks))
@@ -62,14 +72,15 @@ def test_a_long_side_has_the_blocks_of_its_factor_on_the_diagonal():
 
 def test_the_update_is_that_of_the_factors_without_what_lies_outside_of_the_blocks():
     updates, state = first_step(block_size=4)
-    for name, layer, whole in zip(sorted(PARAMS), state.factors, WHOLE.factors, strict=True):
+    params, wholes = problem()[0], first_step()[1].factors
+    for name, layer, whole in zip(sorted(params), state.factors, wholes, strict=True):
         inverses = []
         for blocks, factor in zip(layer[0], whole[0], strict=True):
             x = np.float64(masked(factor, blocks) if blocks.ndim == 3 else factor)
             mean = np.trace(x) / len(x)
             inverses.append(np.linalg.inv(x + DAMPING**0.5 * mean * np.eye(len(x))))
         left, right = inverses
-        leaves, given = updates[name], PARAMS[name]
+        leaves, given = updates[name], params[name]
         rows = [leaf["kernel"].reshape(-1, len(right)) for leaf in (leaves, given)]
         if "bias" in given:
             biases = (leaves["bias"], given["bias"])
@@ -79,12 +90,12 @@ def test_the_update_is_that_of_the_factors_without_what_lies_outside_of_the_bloc
 
 def test_blocks_of_one_are_a_diagonal():
     _, state = first_step(block_size=1)
-    for layer, whole in zip(state.factors, WHOLE.factors, strict=True):
+    for layer, whole in zip(state.factors, first_step()[1].factors, strict=True):
         for diagonal, factor in zip(layer[0], whole[0], strict=True):
             np.testing.assert_allclose(diagonal, np.diag(factor), rtol=1e-4, atol=1e-7)
 
 
 def test_the_state_of_another_block_size_is_refused():
-    tx = fgo.scale_by_kfac(predict, layers=LAYERS, block_size=4)
+    params, x, _ = problem()
     with pytest.raises(ValueError, match="pass the block_size that it was made with"):
-        jax.eval_shape(lambda s: tx.update(PARAMS, s, PARAMS, batch=X), WHOLE)
+        make(block_size=4).update(params, first_step()[1], params, batch=x)
