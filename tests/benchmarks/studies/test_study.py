@@ -21,10 +21,7 @@ from benchmarks.tasks import get_task
 from tests.benchmarks.planted_study import BOWL, curves, planted
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["quadratic_bowl", "digits_autoencoder", pytest.param("char_gpt", marks=pytest.mark.slow)],
-)
+@pytest.mark.parametrize("name", ["quadratic_bowl", "digits_autoencoder"])  # no net, and one
 def test_every_variant_of_the_ablation_is_built(name):
     task = get_task(name)
     variants = parts.variants(task)
