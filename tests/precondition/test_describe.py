@@ -72,7 +72,7 @@ def test_kfac_tells_the_layers_their_blocks_and_what_is_diagonal():
     )
     found = rows(fgo.describe(tx, params))
     kernel = found["params/Dense_0/kernel"]
-    assert "kernel of linear layer params/Dense_0: factors of 2 blocks of 4 and 3 " in kernel
+    assert "kernel of linear layer params/Dense_0: factors of 4 (2 blocks) and 3 " in kernel
     assert "in the kernel's factors" in found["params/Dense_0/bias"]
     assert "a diagonal Fisher" in found["params/LayerNorm_0/scale"]
 

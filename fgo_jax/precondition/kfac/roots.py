@@ -28,7 +28,7 @@ def trace(layer: Layer, factor: jax.Array) -> jax.Array:
 
 
 def _summed(layer: Layer, values: jax.Array) -> jax.Array:
-    """The sum of what belongs to a side, one number for each copy in the stack."""
+    """The sum over a whole side, blocks and all; one number for each copy in the stack."""
     return jnp.sum(values, axis=tuple(range(len(layer.stack), values.ndim)))
 
 

@@ -13,8 +13,8 @@ from fgo_jax.linalg.devices import as_varying, varying_axes
 from fgo_jax.precondition.kfac import blocks
 from fgo_jax.precondition.kfac.layers import Diagonal, Layer, Layout
 
-# A term is a pair (X, Y) of moments: X on the kernel's input axes, Y on its output axes. A matrix
-# is a full factor, [blocks, d, d] one for each block of a long side, a vector a diagonal one.
+# A term is a pair (X, Y) of moments: X on the kernel's input axes, Y on its output axes. Their
+# shapes tell three kinds of factors: [n, n] is full, [blocks, d, d] has blocks, [n] is diagonal.
 #   linear layers: ((A, G),)
 #   embeddings:    ((counts of tokens, G of the look-up), (g^2 of .attend, A of .attend))
 
@@ -22,15 +22,15 @@ from fgo_jax.precondition.kfac.layers import Diagonal, Layer, Layout
 def shapes(layer: Layer, block_size: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
     """The shapes of the terms of a layer."""
 
-    def side(n: int, size: int = block_size) -> tuple[int, ...]:
-        count = -(-n // size)
+    def side(n: int, size: int = block_size, bias: int = 0) -> tuple[int, ...]:
+        count = -(-(n - bias) // size)
         d = -(-n // count)
         return (*layer.stack, *((n,) if size == 1 else (n, n) if count == 1 else (count, d, d)))
 
     columns = side(layer.columns)
     if layer.kind == "embed":
         return ((side(layer.rows, 1), columns),) * 2
-    return ((side(layer.rows), columns),)
+    return ((side(layer.rows, bias=int(layer.bias is not None)), columns),)
 
 
 def zero_terms(layer: Layer, block_size: int) -> tuple[tuple[jax.Array, ...], ...]:
@@ -59,7 +59,7 @@ def treatments(plan: Layout, factors: list[Any], roots: list[Any]) -> list[tuple
 
 def _in_words(factor: tuple[int, ...]) -> str:
     if len(factor) == 3:
-        return f"{factor[0]} blocks of {factor[-1]}"
+        return f"{factor[-1]} ({factor[0]} blocks)"
     return f"{factor[-1]}{' (diagonal)' if len(factor) == 1 else ''}"
 
 

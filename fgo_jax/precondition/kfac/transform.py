@@ -137,8 +137,9 @@ def scale_by_kfac(
         of Flax's attention. Where they do not tell, or the model says otherwise, an error asks
         for it. :func:`fgo_jax.describe` prints what is taken for what.
       weights: where the batch holds one weight per row, as in :func:`fgo_jax.curvature.ggn`.
-      block_size: longest side with a single factor. Longer ones are cut into the fewest equal
-        blocks with a factor each; zeros fill up the last one. 1 makes all factors diagonal.
+      block_size: longest side with a single factor; a bias does not count. Longer ones are cut into
+        the fewest equal blocks with a factor each; zeros fill up the last one, and mean(X) is that
+        of all blocks. 1 makes all factors diagonal.
       axis_name: inside `jax.pmap` or `jax.shard_map`: the axis over which factors are averaged.
         Gradients are expected to be averaged already.
       seed: of the key that draws the labels.

@@ -162,6 +162,19 @@ def _warm(factor: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.linalg.qr(image[:, order])[0], order
 
 
+def _inverse(basis: jax.Array) -> jax.Array:
+    """Of the transposed basis: the basis itself, unless it has been rounded to few digits.
+
+    With it what has been rotated comes back as it was, down to the square of the rounding. The
+    error of the rounded basis itself would grow from refresh to refresh.
+    """
+    if basis.dtype == jnp.float32:
+        return basis
+    basis = f32(basis)
+    square = jnp.matmul(jnp.swapaxes(basis, -1, -2), basis, precision="highest")
+    return jnp.matmul(basis, 2 * jnp.eye(basis.shape[-1]) - square, precision="highest")
+
+
 def _quotients(factor: jax.Array, basis: jax.Array) -> jax.Array:
     """Rayleigh quotients of the columns of a basis, >= 0."""
     return jnp.maximum(
@@ -185,7 +198,7 @@ def _refresh(
         [bases[i][k] for i, k in places],
     )
     new = dict(zip(places, found, strict=True))
-    old = bases
+    old = tuple(tuple(map(_inverse, leaf)) for leaf in bases)
     bases = tuple(
         tuple(new[i, k][0].astype(q.dtype) for k, q in enumerate(leaf))
         for i, leaf in enumerate(bases)

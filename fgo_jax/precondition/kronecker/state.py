@@ -10,13 +10,13 @@ import jax
 class ScaleByKroneckerFisherState(NamedTuple):
     """State of :func:`scale_by_kronecker_fisher`, grouped by how often it changes.
 
-    All fields but `previous` are tuples with an item for each stack of leaves, in the order of
-    their first leaves. `optax.tree.map_params` treats each of them as one value that is not
-    parameter-shaped.
+    Moments, factors, bases and eigenvalues are tuples with an item for each stack of leaves, in the
+    order of their first leaves. `optax.tree.map_params` treats each of these fields as one value
+    that is not parameter-shaped.
     """
 
     fisher_step: jax.Array  # shape=(), dtype=jnp.int32.
-    # Both moments: in coordinates of the eigenbasis, shaped like the stack: leaves, blocks.
+    # Both moments: in coordinates of the eigenbasis, shape=(*blocks, *leaves, *one block).
     first_moment: Any  # float32 or momentum_dtype.
     second_moment: Any  # float32. Without `corrected`, a stack with factors has () here.
     previous: Any  # like params, dtype=jnp.float32; the last gradient if `centred`, else ().

@@ -75,11 +75,10 @@ def scale_by_kronecker_fisher(
     the size of the other's.
 
     Bases: the first step computes an eigendecomposition. Every `refresh_every`-th step after it
-    makes one step of orthogonal iteration. Between refreshes Q_i stays, and M and V move. A refresh
-    turns M into the new basis. The first basis
-    comes from the very gradient that it rotates, so the first update is that gradient with its
-    singular values levelled. It is a short step: its root mean square is 1/sqrt(max(m, n)) for an
-    m x n leaf.
+    makes one step of orthogonal iteration. It also writes M in the new basis, and moves the entries
+    of V with their eigenvectors. Between refreshes Q_i stays. The first basis comes from the very
+    gradient that it rotates, so the first update is that gradient with its singular values
+    levelled. It is a short step: its root mean square is 1/sqrt(max(m, n)) for an m x n leaf.
 
     Shampoo: with `corrected=False`, V is not tracked. Every refresh computes it from the factors,
 
@@ -111,10 +110,11 @@ def scale_by_kronecker_fisher(
     float32, keeps its statistics and gets a zero update. The bias corrections count that step like
     any other. With `centred`, two equal gradients in a row hold no noise: A and L_i stay.
 
-    Devices: updates and moments are sharded like their leaf, factors and bases like its blocks.
-    Where every shard of a leaf is whole blocks, nothing but scalars travels between devices, in a
-    refresh either. (On automatic axes the number of blocks along a side must also be a multiple of
-    every mesh axis.) So take a `block_size` that divides the shards' sides for all numbers of
+    Devices: updates are sharded like their leaf; moments, factors and bases like its blocks. Where
+    every shard of a leaf is whole blocks, nothing but scalars travels between devices, in a refresh
+    either. (On automatic axes the number of blocks along a side must also be a multiple of every
+    mesh axis.) A side whose shards are parts of blocks is gathered at every step, and its moments
+    are on all devices. So take a `block_size` that divides the shards' sides for all numbers of
     devices that you use. The block size decides what is computed; the mesh does not. A leaf that
     is not sharded is refreshed by all devices together, each its share. Ensembles under `jax.vmap`
     need automatic axes.

@@ -22,19 +22,20 @@ class Stack(NamedTuple):
     """Equal leaves as one array, of shape [leaves, blocks, length, blocks, length, ...].
 
     The first axis is there for more than one leaf, an axis of blocks where a side is cut. One leaf
-    that is not cut is its own stack.
+    that is not cut is its own stack. `batch_first` puts these axes in another order.
     """
 
     places: tuple[int, ...]  # of the leaves in their tree
     cuts: tuple[int, ...]  # the number of blocks along each axis of a leaf
     axes: tuple[int, ...]  # for each axis of a leaf the one of the stack that is inside a block
     modes: Modes  # of the stack
-    order: tuple[int, ...] = ()  # of the axes above, if the stack has them in another one
+    order: tuple[int, ...] = ()  # for each axis its place in that shape; () is that shape itself
 
     def batch_first(self) -> Stack:
         """The same stack as [*batch, *block], so that products of blocks move no entry.
 
-        Otherwise every one of them copied its operand: a sixth of the Kronecker Fisher's update.
+        Otherwise each of them copies its operand, which took a sixth of the Kronecker Fisher's
+        update of ViT-small on a CPU.
         """
         order = (*self.modes.batch, *self.modes.unbatched)
         place = {axis: i for i, axis in enumerate(order)}
@@ -73,13 +74,15 @@ class Stack(NamedTuple):
     def zeros(self, leaves: Sequence[Any], dtype: Any = None) -> jax.Array:
         """A stack of zeros, float32 unless said otherwise, sharded like the leaves of an `init`."""
         first, dtype = leaves[self.places[0]], dtype or jnp.float32
-        if self.modes.shape == jnp.shape(first):
+        moved = self.order != () and self.order != tuple(range(len(self.order)))
+        if len(self.places) == 1 and self._whole and not moved:
             return jnp.zeros_like(first, dtype=dtype)
         device = mesh.of_new(first, self.cuts, self._axes())
         return mesh.made(lambda: jnp.zeros(self.modes.shape, dtype), device)
 
     def blocks(self, axes: Sequence[int]) -> tuple[int, ...]:
-        """The axes of blocks of a stack that is not batch first, for axes of a leaf."""
+        """The axes of blocks of the stack, for axes of a leaf."""
+        assert not self.order, "the axes of blocks are next to those of their lengths no more"
         return tuple(self.axes[a] - 1 for a in axes if self.cuts[a] > 1)
 
     def device_of_factor(self, leaves: Sequence[Any], modes: Modes) -> Any:

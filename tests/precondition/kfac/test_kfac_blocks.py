@@ -10,10 +10,12 @@ import pytest
 
 import fgo_jax as fgo
 from fgo_jax.precondition import kfac_layers
+from fgo_jax.precondition.kfac import roots
+from fgo_jax.precondition.kfac.layers import Layer
 
 
 class Net(nn.Module):
-    """A side of two axes, one with a bias, one that blocks do not divide, and short ones."""
+    """Inputs of two axes and a bias, outputs that blocks do not divide, and a short side."""
 
     @nn.compact
     def __call__(self, x):
@@ -86,6 +88,21 @@ def test_the_update_is_that_of_the_factors_without_what_lies_outside_of_the_bloc
             biases = (leaves["bias"], given["bias"])
             rows = [np.vstack([k, b.reshape(1, -1)]) for k, b in zip(rows, biases, strict=True)]
         np.testing.assert_allclose(rows[0], left @ rows[1] @ right, rtol=2e-3, atol=2e-3)
+
+
+def test_the_roots_of_stacked_layers_multiply_as_their_dense_matrices():
+    rng = np.random.default_rng(0)
+    layer = Layer("scanned", "linear", 0, 1, stack=(2,), inputs=(3, 2), outputs=(7,))
+    left, right = (
+        jnp.float32(x + np.swapaxes(x, -1, -2)) for x in rng.normal(size=(2, 2, 2, 4, 4))
+    )
+    kernel, bias = (jnp.float32(rng.normal(size=s)) for s in ((2, 3, 2, 7), (2, 7)))
+    found = roots.apply(layer, (left, right), kernel, bias)
+    for i in range(2):
+        dense = [jax.scipy.linalg.block_diag(*side[i])[:7, :7] for side in (left, right)]
+        wanted = dense[0] @ jnp.vstack([kernel[i].reshape(6, 7), bias[i]]) @ dense[1]
+        rows = jnp.vstack([found[0][i].reshape(6, 7), found[1][i]])
+        np.testing.assert_allclose(rows, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_blocks_of_one_are_a_diagonal():

@@ -81,12 +81,26 @@ def test_a_non_finite_leaf_keeps_its_statistics(value):
     updates, after = run(tx, [good, bad])
     np.testing.assert_array_equal(updates[1]["a"], 0.0)
     assert np.all(np.abs(updates[1]["b"]) > 0)
-    for kept, was in zip(after[1:3], before[1:3], strict=True):
+    for field in ("first_moment", "second_moment"):
+        kept, was = getattr(after, field), getattr(before, field)
         np.testing.assert_array_equal(kept[0], was[0])
         assert not np.array_equal(kept[1], was[1])
     assert trees_equal(after.factors[0], before.factors[0])
     updates, after = run(tx, [good, bad, good, bad])
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((updates, after)))
+
+
+def test_rounded_bases_do_not_wear_out_the_first_moment():
+    """A constant gradient, whose mean is itself in any basis: 150 refreshes leave it so."""
+    tx = scale_by_kronecker_fisher(b1=0.99, refresh_every=1, factor_dtype=jnp.bfloat16)
+    grads = {"w": jnp.float32(next(gradients((12, 8), 1, seed=4)))}
+    state = tx.init(grads)
+    state = jax.jit(lambda s: jax.lax.fori_loop(0, 150, lambda _, s: tx.update(grads, s)[1], s))(
+        state
+    )
+    left, right = (q.astype(jnp.float32) for q in state.bases[0])
+    wanted = (1 - 0.99**150) * left.T @ grads["w"] @ right
+    np.testing.assert_allclose(state.first_moment[0], wanted, atol=2e-3 * jnp.abs(wanted).max())
 
 
 @pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
@@ -211,7 +225,7 @@ def test_wrong_leaves():
 
 
 SHARDED = """
-import jax
+import jax, jax.numpy as jnp, optax
 from jax.sharding import PartitionSpec as P
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 from tests.precondition.sharded import as_one
@@ -220,13 +234,24 @@ specs = {"both": P("data", "model"), "kernel": P(None, "model", None)}
 shapes = {"both": (8, 8), "kernel": (3, 4, 5)}
 
 def read(state):
-    return tuple(dict(zip(sorted(shapes), moments)) for moments in state[1:3])
+    moments = state.first_moment, state.second_moment
+    return tuple(dict(zip(sorted(shapes), each)) for each in moments)
 
 tx = scale_by_kronecker_fisher(refresh_every=2)
 for _, _, _, state in as_one(tx, shapes, specs, 1e-3, read):
     pass
 # With automatic axes the partitioner may split them, as long as nobody pins them.
 assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves((state.factors, state.bases)))
+
+# Matrices along the last axis of a leaf, the first one of its stack.
+def turned(state):
+    moments = state.first_moment, state.second_moment
+    return tuple({"cube": jnp.moveaxis(each[0], 0, 2)} for each in moments)
+
+tx = scale_by_kronecker_fisher(weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(0, 1))
+spec = {"cube": P(None, None, "data")}
+for _, _, first, _ in as_one(tx, {"cube": (4, 4, 4)}, spec, 1e-3, turned):
+    assert first.first_moment[0].addressable_shards[0].data.shape == (1, 4, 4)
 print("sharded as one")
 """
 
