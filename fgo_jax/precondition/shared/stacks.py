@@ -76,7 +76,7 @@ class Stack(NamedTuple):
         if self.modes.shape == jnp.shape(first):
             return jnp.zeros_like(first, dtype=dtype)
         device = mesh.of_new(first, self.cuts, self._axes())
-        return mesh.made(lambda: jnp.zeros(self.modes.shape, dtype), device)
+        return mesh.made(jnp.zeros, self.modes.shape, dtype, device)
 
     def blocks(self, axes: Sequence[int]) -> tuple[int, ...]:
         """The axes of blocks of a stack that is not batch first, for axes of a leaf."""
