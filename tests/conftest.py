@@ -1,11 +1,12 @@
 """Settings that must stand before JAX is imported."""
 
-import gc
 import importlib.metadata
 import os
 import tempfile
 
 from hypothesis import HealthCheck, Phase, settings
+
+from tests import quick
 
 # LAPACK's own threads wait for each other inside a refresh when the cores are busy.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -20,12 +21,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if int(importlib.metadata.version("jaxlib").split(".")[1]) < 11:  # a later one may not have it
     flags = os.environ.get("XLA_FLAGS", "")
-    quick = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-    os.environ["XLA_FLAGS"] = f"{flags} {quick}".strip()
+    older = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{flags} {older}".strip()
 
-# Programs are kept until the end, and by default Python would look through them all again and
-# again: a tenth of the time.
-gc.set_threshold(50_000, 20, 50)
+quick.build()
 
 # The first example of a property compiles its program, so no example has a deadline. The checks
 # are the same at every run; `--hypothesis-profile=thorough` draws ten times as many, and others.

@@ -4,6 +4,19 @@ import os
 import subprocess
 import sys
 
+# Python's own -c and -m cannot be told to begin with something.
+QUICKLY = """
+import runpy, sys
+from tests import quick
+
+quick.build()
+how, what, *sys.argv[1:] = sys.argv[1:]
+if how == "-m":
+    runpy.run_module(what, run_name="__main__", alter_sys=True)
+else:
+    exec(what)
+"""
+
 
 def run(
     *arguments: str, devices: int = 8, flags: str | None = None
@@ -13,7 +26,7 @@ def run(
         forced = f"--xla_force_host_platform_device_count={devices}"
         flags = f"{os.environ.get('XLA_FLAGS', '')} {forced}"
     return subprocess.run(
-        [sys.executable, *arguments],
+        [sys.executable, "-c", QUICKLY, *arguments],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,

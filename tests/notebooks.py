@@ -26,7 +26,10 @@ def executed(path):
     """The notebook run from top to bottom, where Jupyter opens it: in its own folder."""
     notebook = nbformat.read(path, as_version=4)
     where = {"metadata": {"path": str(path.parent)}}
-    client = NotebookClient(notebook, timeout=300, resources=where, record_timing=False)
+    quickly = "--IPKernelApp.exec_lines=['from tests import quick', 'quick.build()']"
+    client = NotebookClient(
+        notebook, timeout=300, resources=where, record_timing=False, extra_arguments=[quickly]
+    )
     client.execute(env=os.environ | {"PYTHONPATH": str(ROOT)})
     notebook.metadata.language_info = {"name": "python"}
     return notebook

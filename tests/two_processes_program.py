@@ -15,6 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests import quick
 from tests.many_devices_program import STEPS, batches, optimizer, start, step
 
 PART, BAD = 20, 53  # steps from checkpoint to checkpoint; the step that holds a NaN
@@ -77,4 +78,5 @@ def main(port, number, folder, first, dies_at):
 
 
 if __name__ == "__main__":
+    quick.build()
     main(*map(int, sys.argv[1:3]), sys.argv[3], *map(int, sys.argv[4:]))

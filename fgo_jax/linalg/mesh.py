@@ -65,13 +65,21 @@ def examples(batch: Any, start: Any, size: int) -> Any:
     return jax.tree.map(lambda leaf: part(jnp.asarray(leaf)), batch)
 
 
-def made(make: Callable[[], jax.Array], device: Any) -> jax.Array:
-    """A new array of an `init`, in the place that `of_new` names: no device makes more."""
+def made(make: Callable[..., jax.Array], shape: tuple[int, ...], dtype: Any, device: Any) -> Any:
+    """make(shape, dtype) for an `init`, in the place that `of_new` names: no device makes more."""
     if device is None:
-        return make()
+        return make(shape, dtype)
     if isinstance(device.mesh, jax.sharding.AbstractMesh):
-        return jax.sharding.reshard(make(), device)
-    return jax.jit(make, out_shardings=device)()
+        return jax.sharding.reshard(make(shape, dtype), device)
+    return _maker(make, shape, dtype, device)()
+
+
+@functools.lru_cache
+def _maker(
+    make: Callable[..., jax.Array], shape: tuple[int, ...], dtype: Any, device: Any
+) -> Callable[[], jax.Array]:
+    """Compiled once for all arrays that are alike: an `init` has as many as there are leaves."""
+    return jax.jit(lambda: make(shape, dtype), out_shardings=device)
 
 
 def without(x: jax.Array, axis: int) -> Any:

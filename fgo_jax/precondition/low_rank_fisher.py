@@ -277,4 +277,4 @@ def _rows_like(leaf: Any, count: int) -> jax.Array:
     """[count, *leaf.shape], zeros in float32, each row sharded as the leaf."""
     shape = jnp.shape(leaf)
     device = mesh.of_new(leaf, (1,) * len(shape), (None, *range(len(shape))))
-    return mesh.made(lambda: jnp.zeros((count, *shape), jnp.float32), device)
+    return mesh.made(jnp.zeros, (count, *shape), jnp.float32, device)

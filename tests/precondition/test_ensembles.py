@@ -52,8 +52,10 @@ def with_extremes(grads):
 
 ALL = """
 import jax
+from tests import quick
 from tests.precondition.natural_gradients import finite
 from tests.precondition.test_ensembles import DECOMPOSE, with_extremes, ensemble
+quick.build()
 for name in DECOMPOSE:
     update, (grads, state, params) = ensemble(name)
     for _ in range(2):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -62,10 +61,10 @@ def start(stack: Stack, leaves: Sequence[Any], dtype: Any) -> tuple[Factors, Fac
     """Zero factors and identity bases of a stack, split over a mesh like its blocks."""
     device = stack.device_of_factor(leaves, stack.modes)
     dtype = jnp.dtype(dtype or jnp.float32)
-    zeros = [functools.partial(jnp.zeros, shape, dtype) for shape in stack.modes.factor_shapes]
+    shapes = stack.modes.factor_shapes
     return (
-        tuple(mesh.made(make, device) for make in zeros),
-        tuple(identity(shape, device, dtype) for shape in stack.modes.factor_shapes),
+        tuple(mesh.made(jnp.zeros, shape, dtype, device) for shape in shapes),
+        tuple(identity(shape, device, dtype) for shape in shapes),
     )
 
 

@@ -111,12 +111,12 @@ class Modes(NamedTuple):
 
 def identity(shape: tuple[int, ...], device: Any, dtype: Any = jnp.float32) -> jax.Array:
     """Identity matrices [*batch, d, d], in the place that `mesh.of_new` names."""
+    return mesh.made(_identities, shape, dtype, device)
 
+
+def _identities(shape: tuple[int, ...], dtype: Any) -> jax.Array:
     # A copy: a buffer that is there twice cannot be donated.
-    def make() -> jax.Array:
-        return jnp.array(jnp.broadcast_to(jnp.eye(shape[-1]), shape), dtype)
-
-    return mesh.made(make, device)
+    return jnp.array(jnp.broadcast_to(jnp.eye(shape[-1]), shape), dtype)
 
 
 def _raised(leaf: str, letters: str) -> str:

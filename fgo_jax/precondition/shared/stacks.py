@@ -78,7 +78,7 @@ class Stack(NamedTuple):
         if len(self.places) == 1 and self._whole and not moved:
             return jnp.zeros_like(first, dtype=dtype)
         device = mesh.of_new(first, self.cuts, self._axes())
-        return mesh.made(lambda: jnp.zeros(self.modes.shape, dtype), device)
+        return mesh.made(jnp.zeros, self.modes.shape, dtype, device)
 
     def blocks(self, axes: Sequence[int]) -> tuple[int, ...]:
         """The axes of blocks of the stack, for axes of a leaf."""
