@@ -32,12 +32,10 @@ def _reduce_on_plateau(task, hp):
     return optax.chain(
         descend(optax.scale_by_adam(), task, schedules.constant(task, hp)),
         optax.contrib.reduce_on_plateau(
-            factor=FACTOR,
-            patience=PATIENCE,
-            rtol=MARGIN,
+            factor=FACTOR, patience=PATIENCE, rtol=MARGIN,
             accumulation_size=WINDOW * task.eval_every,
         ),
-    )
+    )  # fmt: skip
 
 
 # Schedule-free AdamW (Defazio et al., 2024) takes gradients between the fast weights and their
@@ -61,10 +59,6 @@ METHODS = (
     *pair("1_over_sqrt_t", build=_adam(schedules.one_over_sqrt_t)),
     Method("sgd_momentum", alone(lambda task: optax.trace(0.9)), only="quadratic_bowl"),
     Method("reduce_on_plateau", _reduce_on_plateau),
-    Method(
-        "schedule_free",
-        _schedule_free,
-        eval_params=optax.contrib.schedule_free_eval_params,
-        note="its own average",
-    ),
-)
+    Method("schedule_free", _schedule_free, note="its own average",
+           eval_params=optax.contrib.schedule_free_eval_params),
+)  # fmt: skip

@@ -26,11 +26,9 @@ from benchmarks.studies.which_trigger import DEFAULT, SHORTEST
 READINGS = {"raw": "-", "averaged": DASHES}
 LENGTH_INKS = {1.0: INK, 0.25: "#e69f00", 4.0: ALONE}
 LABELS = {
-    "intrinsic_dimension": "dimension\n[directions]",
-    "energy_rank": "energy rank\n[eigenvalues]",
-    "trace": "trace of noise\n[metric's unit]",
-    "agreement": "agreement\n[share]",
-}
+    "intrinsic_dimension": "dimension\n[directions]", "energy_rank": "energy rank\n[eigenvalues]",
+    "trace": "trace of noise\n[metric's unit]", "agreement": "agreement\n[share]",
+}  # fmt: skip
 TOP = 1.6  # of the ratios that are told apart
 
 

@@ -21,9 +21,10 @@ def _study_command(name: str, kind: ModuleType, words: str) -> click.Command:
                   default=len(grids.FEW_RACE_SEEDS), help="The first of the race's.")  # fmt: skip
     @click.option("--tuning", "on_tuning_seeds", is_flag=True,
                   help="On the tuning seeds, for choosing defaults.")  # fmt: skip
+    @click.option("--methods", help="Comma-separated: their rows alone, into the committed table.")
     @STEPS
     @OUTPUT
-    def command(task_name, seeds, on_tuning_seeds, steps, output):
+    def command(task_name, seeds, on_tuning_seeds, methods, steps, output):
         task = get_task(task_name)
         ours = [METHODS["constant"], *(METHODS[method] for method in study.READINGS.values())]
         try:
@@ -34,11 +35,17 @@ def _study_command(name: str, kind: ModuleType, words: str) -> click.Command:
         chosen = (grids.tuning_seeds(task) if on_tuning_seeds else grids.RACE_SEEDS)[:seeds]
         all_seeds = set(grids.FEW_RACE_SEEDS) <= set(chosen)
         counts = tuning.is_evidence(task, tuned, is_whole=steps is None, all_seeds=all_seeds)
-        task = task.shortened(steps) if steps else task
-        held = study.hold(task, kind.variants(task), plan, chosen, output, is_evidence=counts)
-        table = kind.table_of(held)
         suffix = "-tuning" if steps is None and on_tuning_seeds else "-quick"
         path = RESULTS / f"{name}.json" if counts else output / f"{name}{suffix}.json"
+        task = task.shortened(steps) if steps else task
+        variants, table = kind.variants(task), held_in(path, "tasks").get(task.name, {})
+        if methods:
+            if not counts or not table or not study.alike(table, plan, chosen):
+                raise click.UsageError(f"--methods: no table of {name} has these targets and seeds")
+            asked = names_in(methods, [v.name for v in variants if v.part != "fixed"], "row")
+            variants, plan = [v for v in variants if v.name in asked], plan._replace(settings={})
+        held = study.hold(task, variants, plan, chosen, output, is_evidence=counts)
+        table = study.with_rows(kind, table, held) if methods else kind.table_of(held)
         study.merge(path, kind.RULE, task.name, table)
         study.print_tables(kind, {task.name: table}, console)
         console.print(f"Wrote {path}")

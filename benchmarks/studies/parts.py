@@ -4,7 +4,7 @@ Everything runs on the seeds of the unchanged protocol. Averaging on and off are
 readings, each at the rate tuned for it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from benchmarks.methods import METHODS, STUDIED
@@ -47,18 +47,12 @@ VARIANTS = (
     _variant("momentum", "none, hyperbolic, x 4", "no_momentum", LENGTHS[-1]),
     *(_variant("momentum", f"share {s:g}", "changed", slow_share=s) for s in SHARES),
     *(_variant("cut", f"cut {cut:g}", "changed", cut=cut) for cut in CUTS),
-    *(
-        _variant("cut", f"cut {cut:g}, no momentum, hyperbolic", "no_momentum", cut=cut)
-        for cut in CUTS
-    ),
+    *(_variant("cut", f"cut {cut:g}, no momentum, hyperbolic", "no_momentum", cut=cut)
+      for cut in CUTS),
     *(_variant("decay", f"onset {q:g}", "changed", decay_onset=q) for q in ONSETS),
-    *(
-        _variant("decay", name if length == 1 else f"{name}, x {length:g}", f"decay_{name}", length)
-        for name in DECAYS
-        for length in LENGTHS
-        if (name, length) != OWN_DECAY
-    ),
-)
+    *(_variant("decay", name if length == 1 else f"{name}, x {length:g}", f"decay_{name}", length)
+      for name in DECAYS for length in LENGTHS if (name, length) != OWN_DECAY),
+)  # fmt: skip
 
 
 def variants(task: Task) -> list[Variant]:
@@ -72,10 +66,15 @@ def table_of(held: Study) -> dict[str, Any]:
     """The figures of a task: at each level and reading every variant against the default."""
 
     def reading(level: Level, weights: study.Weights) -> dict[str, Any]:
-        names = held.variants
-        return {"rows": {name: study.row(held, level, weights, name, DEFAULT) for name in names}}
+        own = held.hits(level, weights, DEFAULT)
+        return {"rows": {n: study.row(held, level, weights, n, own) for n in held.variants}}
 
     return study.table_of(held, reading)
+
+
+def base(reading: Mapping[str, Any]) -> dict[str, Any]:
+    """The row that the others of a reading are compared with."""
+    return reading["rows"][DEFAULT]
 
 
 HEADINGS = ("part", "variant", "steps", "excess", "final", "reached")

@@ -1,6 +1,7 @@
 """Variants of the protocol at its own learning rate: their runs, and how long each took."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +14,7 @@ from benchmarks import statistics, terminal
 from benchmarks.methods import METHODS, Method
 from benchmarks.race.hold import Entry
 from benchmarks.race.levels import Level
-from benchmarks.report.text import restored, spread
+from benchmarks.report.text import known, restored, spread
 from benchmarks.runs import transitions
 from benchmarks.runs.store import environment, held_in, plain, run, write_json
 from benchmarks.tasks.task import Task
@@ -133,53 +134,62 @@ def hold(
     total = (len(READINGS) * len(variants) + len(plan.settings)) * len(seeds) * task.num_steps
     with progress_bar(f"study of {task.name}", total) as (announce, progress):
         entries: Any = {w: {v.name: varied(v, w) for v in variants} for w in READINGS}
-        references = {}
-        for level in plan.levels:
-            for weights in READINGS:
-                name, setting = level.references[weights], plan.settings[level.name, weights]
-                references[level.name, weights] = entry(name, METHODS[name], setting, weights)
+        names, references = {level.name: level.references for level in plan.levels}, {}
+        for (level, weights), setting in plan.settings.items():
+            name = names[level][weights]
+            references[level, weights] = entry(name, METHODS[name], setting, weights)
     named = {v.name: v for v in variants}
     return Study(task, plan.levels, plan.rates, named, entries, references, is_evidence)
 
 
-def row(study: Study, level: Level, weights: Weights, name: str, reference: str) -> dict[str, Any]:
-    """All figures of a variant; `excess` is steps / the reference's steps - 1, seed by seed."""
+def row(study: Study, level: Level, weights: Weights, name: str, own: np.ndarray) -> dict[str, Any]:
+    """All figures of a variant; `excess` is steps / the `own` ones - 1, seed by seed."""
     variant, entry = study.variants[name], study.entries[weights][name]
-    steps, own = entry.hits(level.target), study.hits(level, weights, reference)
+    steps = entry.hits(level.target)
     excess = statistics.paired_ratios(steps, own, study.task.num_steps) - 1.0
     return {
-        "part": variant.part,
-        "decay": variant.decay,
-        "note": variant.method.note,
+        "part": variant.part, "decay": variant.decay, "note": variant.method.note,
         "setting": dict(variant.setting),
-        "steps": statistics.summary(steps),
-        "excess": statistics.summary(excess),
+        "steps": statistics.summary(steps), "excess": statistics.summary(excess),
         "final": statistics.summary(entry.finals()),
-        "reached": int(np.isfinite(steps).sum()),
-        "runs": len(steps),
+        "reached": int(np.isfinite(steps).sum()), "runs": len(steps),
         **transitions.of_runs(entry.curves()),
-    }
+    }  # fmt: skip
 
 
 def table_of(study: Study, reading: Callable[[Level, Weights], dict[str, Any]]) -> dict[str, Any]:
     """The figures of a task: what `reading` finds at each level, for raw and averaged weights."""
     return {
-        "metric": study.task.metric,
-        "data": study.task.digest,
-        "num_steps": study.task.num_steps,
+        "metric": study.task.metric, "data": study.task.digest, "num_steps": study.task.num_steps,
         "learning_rates": study.rates,
         "seeds": list(next(iter(study.entries["raw"].values())).runs),
-        "evidence": study.evidence,
-        "environment": environment(),
+        "evidence": study.evidence, "environment": environment(),
         "levels": {
             level.name: {
-                "title": level.title,
-                "target": level.target,
+                "title": level.title, "target": level.target,
                 **{weights: reading(level, weights) for weights in READINGS},
             }
             for level in study.levels
         },
-    }
+    }  # fmt: skip
+
+
+def alike(table: Mapping[str, Any], plan: Plan, seeds: Sequence[int]) -> bool:
+    """Whether runs of a plan belong into a finished table."""
+    targets = {name: level["target"] for name, level in table["levels"].items()}
+    rates, own = table["learning_rates"], {level.name: level.target for level in plan.levels}
+    return (targets, rates, table["seeds"]) == (own, plan.rates, list(seeds))
+
+
+def with_rows(kind: ModuleType, table: dict[str, Any], study: Study) -> dict[str, Any]:
+    """A finished table with rows that were run later, over the steps that its own are over."""
+    for level, weights in itertools.product(study.levels, READINGS):
+        reading = table["levels"][level.name][weights]
+        own = known(kind.base(reading)["steps"]["values"])
+        for name in study.variants:
+            added = row(study, level, weights, name, own)
+            reading["rows"][name] = added | {"environment": environment()}
+    return table
 
 
 def last_cells(table: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -53,23 +53,16 @@ def table_of(race: Race) -> dict[str, Any]:
             "transform": entry.method.transform,
             **figures,
             "seconds_ratio": statistics.summary(seconds),
-            "step_seconds": time.seconds,
-            "step_time_ratio": time.ratio,
+            "step_seconds": time.seconds, "step_time_ratio": time.ratio,
             "state_bytes_per_parameter": bytes_per_parameter(
                 task, entry.method.build(task, entry.setting)
             ),
-        }
+        }  # fmt: skip
     return {
-        "metric": task.metric,
-        "data": task.digest,
-        "num_steps": task.num_steps,
-        "parameters": size(task),
-        "evidence": race.evidence,
-        "target": level.target,
-        "level": level.title,
-        "rows": rows,
-        "environment": environment(),
-    }
+        "metric": task.metric, "data": task.digest, "num_steps": task.num_steps,
+        "parameters": size(task), "evidence": race.evidence, "target": level.target,
+        "level": level.title, "rows": rows, "environment": environment(),
+    }  # fmt: skip
 
 
 def results(races: Sequence[Race]) -> dict[str, Any]:
@@ -89,18 +82,15 @@ def cells(content: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """The rows of a task as text, under `HEADINGS`."""
     for figures in content["rows"].values():
         yield (
-            figures["transform"],
-            setting(figures["hyperparameters"]),
+            figures["transform"], setting(figures["hyperparameters"]),
             spread(figures["steps"], "{:.0f}", beyond=f"> {content['num_steps']}"),
             spread(figures["ratio"], "{:.2f}", beyond="-"),
             spread(figures["seconds"], "{:.3g}", beyond="-"),
             spread(figures["seconds_ratio"], "{:.2f}", beyond="-"),
-            f"{1e3 * figures['step_seconds']:.2f}",
-            f"{figures['step_time_ratio']:.2f}",
+            f"{1e3 * figures['step_seconds']:.2f}", f"{figures['step_time_ratio']:.2f}",
             f"{figures['state_bytes_per_parameter']:.1f}",
-            f"{figures['final']['median']:.4g}",
-            f"{figures['reached']}/{figures['runs']}",
-        )
+            f"{figures['final']['median']:.4g}", f"{figures['reached']}/{figures['runs']}",
+        )  # fmt: skip
 
 
 def print_tables(tables: Mapping[str, Mapping[str, Any]], console: Console) -> None:

@@ -118,14 +118,13 @@ def table_of(held: Study) -> dict[str, Any]:
     def reading(level: Level, weights: study.Weights) -> dict[str, Any]:
         best = best_fixed(held, level, weights)
         oracle = best_fixed(held, level, weights, (1.0, *LENGTHS))
-        rows = {name: study.row(held, level, weights, name, best) for name in held.variants}
+        steps = held.hits(level, weights, best)
+        rows = {name: study.row(held, level, weights, name, steps) for name in held.variants}
         firsts = [first for first, _ in grid.values()]
         own = held.reference_hits(level, weights)
         shown = {"default": DEFAULT, "best": best, "oracle": oracle, "earliest": earliest}
         return {
-            "best": best,
-            "oracle": oracle,
-            "earliest": earliest,
+            "best": best, "oracle": oracle, "earliest": earliest,
             "at_edge": grid[best][0] in (min(firsts), max(firsts)),
             "reference": {"name": level.references[weights], "steps": statistics.summary(own)},
             "over_reference": {
@@ -134,10 +133,15 @@ def table_of(held: Study) -> dict[str, Any]:
             },
             "rows": {n: r for n, r in rows.items() if r["part"] == "trigger"},
             "grid": {n: r for n, r in rows.items() if r["part"] == "fixed"},
-        }
+        }  # fmt: skip
 
     fields = {weights: field(held, weights) for weights in study.READINGS}
     return {**study.table_of(held, reading), "field": fields}
+
+
+def base(reading: Mapping[str, Any]) -> dict[str, Any]:
+    """The row that the others of a reading are compared with."""
+    return reading["grid"][reading["best"]]
 
 
 def field(held: Study, weights: study.Weights) -> dict[str, Any]:
@@ -181,7 +185,7 @@ HEADINGS = ("trigger", "re-ask", "execution", "by trigger", "steps", "regret", "
 
 def cells(table: dict[str, Any], reading: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     """The rows of one reading as text, under `HEADINGS`."""
-    best = {f"best fixed: {reading['best']}": reading["grid"][reading["best"]]}
+    best = {f"best fixed: {reading['best']}": base(reading)}
     for name, row in {**reading["rows"], **best}.items():
         began = [statistics.middle(steps) for steps in row["started"]]
         yield (

@@ -1,6 +1,7 @@
 """Studies of triggers and of parts: what is declared, counted and written."""
 
 import contextlib
+import copy
 import dataclasses
 import json
 
@@ -15,6 +16,7 @@ from benchmarks.methods import METHODS
 from benchmarks.race.levels import Level
 from benchmarks.report import page
 from benchmarks.report.page import read
+from benchmarks.runs.store import plain
 from benchmarks.studies import commands, parts, study, which_trigger
 from benchmarks.studies.study import Variant
 from benchmarks.tasks import get_task
@@ -92,6 +94,30 @@ def test_the_page_shows_from_the_file_what_the_terminal_does(kind, name, tmp_pat
     assert (tmp_path / "field-quadratic_bowl.png").exists() == (kind is which_trigger)
     for text in ("a planted level", "55 [44, 90]", "50 [40, 60]", "70 [30, &gt; 100]"):
         assert (text in made) == (kind is parts or not text.startswith("70")), text
+
+
+@pytest.mark.parametrize("kind", [which_trigger, parts])
+def test_a_row_run_later_is_the_row_of_the_whole_study(kind, monkeypatch):
+    monkeypatch.setattr(parts, "DEFAULT", "at 3, 4")
+    held = planted("claim")
+    whole = json.loads(json.dumps(plain(kind.table_of(held))))
+    less = copy.deepcopy(whole)
+    for weights in study.READINGS:
+        del less["levels"]["claim"][weights]["rows"]["fgo_by_angle"]
+    alone = dataclasses.replace(held, variants={"fgo_by_angle": held.variants["fgo_by_angle"]})
+    found = json.loads(json.dumps(plain(study.with_rows(kind, less, alone))))
+    for weights in study.READINGS:
+        del found["levels"]["claim"][weights]["rows"]["fgo_by_angle"]["environment"]
+    assert found == whole
+
+
+@pytest.mark.parametrize("given", [["--seeds", "6"], ["--tuning"], ["--steps", "150"]])
+def test_rows_are_added_to_a_table_of_the_same_seeds_and_targets_alone(given, monkeypatch):
+    monkeypatch.setattr(study, "hold", lambda *args, **known: pytest.fail("nothing shall run"))
+    options = ["--methods", "fgo_by_angle", *given]
+    result = CliRunner().invoke(main, ["triggers", "quadratic_bowl", *options])
+    assert result.exit_code == 2
+    assert "no table of triggers has these targets and seeds" in result.output
 
 
 def test_a_task_without_a_rate_for_fgo_says_what_to_do(monkeypatch):
