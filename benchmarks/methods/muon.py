@@ -22,13 +22,9 @@ def dimensions(params):
 
 def _muon(task, hp):
     # Updates of the size of Adam's let one rate serve both halves (Liu et al., 2025).
-    return optax.contrib.muon(
-        schedules.constant(task, hp),
-        muon_weight_dimension_numbers=dimensions,
-        weight_decay=task.weight_decay,
-        adam_weight_decay=task.weight_decay,
-        consistent_rms=0.2,
-    )
+    decay = {"weight_decay": task.weight_decay, "adam_weight_decay": task.weight_decay}
+    matrices = {"muon_weight_dimension_numbers": dimensions, "consistent_rms": 0.2}
+    return optax.contrib.muon(schedules.constant(task, hp), **matrices, **decay)
 
 
 # The bowl's only parameter is a vector: Muon would be Adam there.

@@ -61,12 +61,8 @@ class Study:
 
 def setting_of(variant: Variant, weights: Weights, rate: float) -> dict[str, float]:
     """What a variant is built with for a reading, whose own onset of the decay it has."""
-    return {
-        "learning_rate": rate,
-        "decay_ratio": variant.decay,
-        "decay_onset": float(weights == "averaged"),
-        **variant.setting,
-    }
+    decay = {"decay_ratio": variant.decay, "decay_onset": float(weights == "averaged")}
+    return {"learning_rate": rate, **decay, **variant.setting}
 
 
 class Plan(NamedTuple):
