@@ -33,7 +33,7 @@ def measure(name: str, steps: int = 4) -> dict[str, Any]:
     """Bytes per parameter, and processor seconds for the last of some updates: no refresh."""
     tx = optax.with_extra_args_support(LADDER[name]())
     shapes = enumerate([*kernels(768, 12, 50257), (1024, 768)])  # and the positions
-    params = {f"{m}x{n}_{i}": jax.ShapeDtypeStruct((m, n), jnp.float32) for i, (m, n) in shapes}
+    params: Any = {f"w{i}": jax.ShapeDtypeStruct((m, n), jnp.float32) for i, (m, n) in shapes}
 
     def update(carry: Any, grads: Any) -> Any:
         params, state = carry
