@@ -14,6 +14,16 @@ def build() -> None:
     try:
         from jax._src.interpreters import mlir
 
-        mlir.make_ir_context = functools.cache(mlir.make_ir_context)
+        mlir.make_ir_context = _shared(mlir.make_ir_context, mlir.ir)
     except (ImportError, AttributeError):  # a JAX that keeps it elsewhere: tests take longer
         pass
+
+
+def _shared(make, ir):
+    shared = functools.cache(make)
+
+    def context():
+        # A program that is built while another one is would be written into that one's module.
+        return shared() if ir.Context.current is None else make()
+
+    return context
