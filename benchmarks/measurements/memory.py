@@ -29,7 +29,7 @@ LADDER: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 
 
-def measure(name: str, steps: int = 4) -> dict[str, Any]:
+def measure(name: str, steps: int = 2) -> dict[str, Any]:
     """Bytes per parameter, and processor seconds for the last of some updates: no refresh."""
     tx = optax.with_extra_args_support(LADDER[name]())
     shapes = enumerate([*kernels(768, 12, 50257), (1024, 768)])  # and the positions
