@@ -78,6 +78,8 @@ def test_a_state_of_other_blocks_is_refused(factory):
     state = factory(block_size=8).init(params)
     with pytest.raises(ValueError, match="pass the block_size that it was made with"):
         jax.eval_shape(factory(block_size=4).update, params, state)
+    with pytest.raises(ValueError, match="or of other parameters"):
+        jax.eval_shape(factory(block_size=8).update, {"w": params["w"]}, state)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

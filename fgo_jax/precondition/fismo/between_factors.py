@@ -116,12 +116,12 @@ def between_factors(rule: Rule) -> Preconditioner:
         check_floating(rule.name, leaves)
         found = views(rule.weight_dimension_numbers, updates)
         grads, finite = usable_leaves(leaves, found)
-        first, second = treedef.flatten_up_to(state.first_moment), list(state.second_moment)
         kinds = matrices(updates, found, rule.block_size)
         rows = [grads[k] if isinstance(k, int) else k.stack.join(grads) for k in kinds]
         usable = [finite[k] if isinstance(k, int) else k.stack.join(finite) for k in kinds]
         shapes = [() if isinstance(k, int) else k.factor_shapes for k in kinds]
         check_factors(rule.name, tuple(shapes), state.factors)
+        first, second = treedef.flatten_up_to(state.first_moment), list(state.second_moment)
         due = state.fisher_step % jnp.asarray(rule.refresh_every, jnp.int32) == 0
         factors, roots = whitening.whitened(
             kinds,

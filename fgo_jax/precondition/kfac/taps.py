@@ -185,7 +185,7 @@ def _block_moments(
     return jax.lax.dot_general(
         x,
         x,
-        (((*lead,), (*lead,)), ((rows,), (rows,))),
+        ((lead, lead), ((rows,), (rows,))),
         precision="highest",
         preferred_element_type=jnp.float32,
         out_sharding=mesh.replicated(x, 3),

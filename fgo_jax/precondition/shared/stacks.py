@@ -38,6 +38,8 @@ class Stack(NamedTuple):
         update of ViT-small on a CPU.
         """
         order = (*self.modes.batch, *self.modes.unbatched)
+        if order == tuple(range(len(order))):
+            return self
         place = {axis: i for i, axis in enumerate(order)}
         modes = Modes(
             tuple(self.modes.shape[a] for a in order),
@@ -74,8 +76,7 @@ class Stack(NamedTuple):
     def zeros(self, leaves: Sequence[Any], dtype: Any = None) -> jax.Array:
         """A stack of zeros, float32 unless said otherwise, sharded like the leaves of an `init`."""
         first, dtype = leaves[self.places[0]], dtype or jnp.float32
-        moved = self.order != () and self.order != tuple(range(len(self.order)))
-        if len(self.places) == 1 and self._whole and not moved:
+        if len(self.places) == 1 and self._whole and not self.order:
             return jnp.zeros_like(first, dtype=dtype)
         device = mesh.of_new(first, self.cuts, self._axes())
         return mesh.made(jnp.zeros, self.modes.shape, dtype, device)
