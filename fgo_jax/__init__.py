@@ -31,6 +31,7 @@ from fgo_jax.steering.averaged import eval_params
 from fgo_jax.steering.best import best_params, keep_best
 from fgo_jax.steering.by_hand import force_phase, restart, should_stop
 from fgo_jax.steering.explain import explain
+from fgo_jax.steering.shardings import state_shardings
 from fgo_jax.steering.telemetry import telemetry
 
 __version__ = "0.1.0"
@@ -78,6 +79,7 @@ __all__ = [
     "should_stop",
     "slow_momentum",
     "spectrum",
+    "state_shardings",
     "target_acquisition",
     "telemetry",
     "triggers",

@@ -115,6 +115,10 @@ def placed(layout, kind):
     return params, data, single
 
 
+def is_at(x, home):
+    return x.sharding.is_equivalent_to(home, x.ndim)
+
+
 def check_one_step(carry, batch, layout):
     """From the same state, with everything placed anew."""
     put, _, put_batch, homes = layout
@@ -123,7 +127,7 @@ def check_one_step(carry, batch, layout):
     (found, _), heard = one_step((put(params), jax.device_put(state, homes)), put_batch(batch))
     assert apart(expected, found) < 1e-5, (int(told["total_step"]), apart(expected, found))
     for leaf, old in zip(jax.tree.leaves(found), jax.tree.leaves(put(params)), strict=True):
-        assert leaf.sharding.is_equivalent_to(old.sharding, leaf.ndim)
+        assert is_at(leaf, old.sharding)
     for key, value in told.items():
         np.testing.assert_allclose(value, heard[key], rtol=1e-3, atol=1e-5, err_msg=key)
 
@@ -132,7 +136,10 @@ def main(seeds):
     layouts = {}
     for name, kind in KINDS:
         put, *others = placed(name, kind)
-        homes = jax.tree.map(lambda x: x.sharding, optimizer().init(put(start(0))))
+        params = put(start(0))
+        homes = fgo.state_shardings(optimizer(), params)
+        state = optimizer().init(params)
+        assert jax.tree.all(jax.tree.map(is_at, state, homes)), (name, kind)
         layouts[name, kind] = put, *others, homes
     for seed in range(seeds):
         params, data = start(seed), batches(seed)

@@ -54,9 +54,17 @@ def placed(params):
 
 @functools.cache
 def fresh():
-    """Parameters and a state on the mesh: what a checkpoint is restored onto."""
+    """Parameters and a state on the mesh."""
     params = placed(mlp_params())
     return params, make(RATE).init(params)
+
+
+def template():
+    """What Orbax restores onto: shapes and places, without a state."""
+    params, tx = placed(mlp_params()), make(RATE)
+    shapes = jax.eval_shape(tx.init, params)
+    homes = fgo.state_shardings(tx, params)
+    return params, jax.tree.map(lambda x, home: x.update(sharding=home), shapes, homes)
 
 
 @functools.partial(jax.jit, donate_argnums=1)
@@ -114,7 +122,7 @@ def resume(folder, source, target, rate=RATE):
     report, first = {}, source == "start"
     with ocp.StandardCheckpointer() as checkpointer:
         for name, point in POINTS.items():
-            carry = checkpointer.restore(folder / source / name, fresh())
+            carry = checkpointer.restore(folder / source / name, template())
             if first:
                 for loaded in by_flax(folder / name):
                     assert told(loaded)["digest"] == told(carry)["digest"]

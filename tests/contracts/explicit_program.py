@@ -7,6 +7,7 @@ import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import fgo_jax as fgo
 from tests.contracts.table import TABLE
 
 SHAPES = {"matrix": (4, 6), "vector": (4,), "scalar": (), "kernel": (2, 2, 4)}
@@ -27,6 +28,13 @@ def gradients(count):
     ]
 
 
+def check_places(state, homes):
+    """Where the state should lie, known in the abstract, is where it lies."""
+    for x, home in zip(jax.tree.leaves(state), jax.tree.leaves(homes), strict=True):
+        there = isinstance(x.sharding, NamedSharding)  # a counter of optax's own is on one device
+        assert x.sharding.is_equivalent_to(home, x.ndim) if there else home.is_fully_replicated
+
+
 compilations = []
 
 
@@ -35,6 +43,8 @@ def run(row, put):
     tx = row.make(row.learning_rate)
     first, *others = map(put, gradients(4))
     params, state, out = first, tx.init(first), []
+    if isinstance(first["matrix"].sharding, NamedSharding):
+        check_places(state, fgo.state_shardings(tx, first))
     update, apply = jax.jit(tx.update), jax.jit(optax.apply_updates)
     for number, grads in enumerate(others):
         if number == 1:
