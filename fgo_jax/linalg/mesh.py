@@ -44,7 +44,7 @@ def rows_like(x: jax.Array, leaf: jax.Array) -> jax.Array:
     sharding = like(leaf)
     if sharding is None:
         return x
-    return jax.sharding.reshard(x, _named(sharding.mesh, (None, *sharding.spec)))
+    return jax.sharding.reshard(x, named(sharding.mesh, (None, *sharding.spec)))
 
 
 def examples(batch: Any, start: Any, size: int) -> Any:
@@ -56,7 +56,7 @@ def examples(batch: Any, start: Any, size: int) -> Any:
     def part(leaf: jax.Array) -> jax.Array:
         sharding = like(leaf)
         if sharding is not None and size % number_of_parts(sharding.mesh, sharding.spec[0]):
-            whole = _named(sharding.mesh, (None, *sharding.spec[1:]))
+            whole = named(sharding.mesh, (None, *sharding.spec[1:]))
             leaf = jax.sharding.reshard(leaf, whole)
         if isinstance(start, int):
             return jax.lax.slice_in_dim(leaf, start, start + size)
@@ -66,7 +66,7 @@ def examples(batch: Any, start: Any, size: int) -> Any:
 
 
 def made(make: Callable[..., jax.Array], shape: tuple[int, ...], dtype: Any, device: Any) -> Any:
-    """make(shape, dtype) for an `init`, in the place that `of_new` names: no device makes more."""
+    """make(shape, dtype) for an `init`, where `cuts.of_new` wants it: no device makes more."""
     if device is None:
         return make(shape, dtype)
     if isinstance(device.mesh, jax.sharding.AbstractMesh):
@@ -88,7 +88,7 @@ def without(x: jax.Array, axis: int) -> Any:
     if sharding is None:
         return None
     names = [name for a, name in enumerate(sharding.spec) if a != axis]
-    return _named(sharding.mesh, (*names, None))
+    return named(sharding.mesh, (*names, None))
 
 
 def replicated(x: jax.Array, rank: int) -> Any:
@@ -106,7 +106,7 @@ def everywhere(x: jax.Array) -> jax.Array:
     if number_of_devices(x) == 1 or like(x) is not None:
         return replicate(x, x)
     kind = jax.typeof(x).sharding.mesh
-    return jax.lax.with_sharding_constraint(x, _named(kind, ()))
+    return jax.lax.with_sharding_constraint(x, named(kind, ()))
 
 
 def on_batch(x: jax.Array, batch: Sequence[int], rank: int) -> Any:
@@ -115,7 +115,7 @@ def on_batch(x: jax.Array, batch: Sequence[int], rank: int) -> Any:
     if sharding is None:
         return None
     names = [sharding.spec[axis] for axis in batch]
-    return _named(sharding.mesh, (*names, *(None,) * (rank - len(batch))))
+    return named(sharding.mesh, (*names, *(None,) * (rank - len(batch))))
 
 
 def put_on_batch(tree: Any, x: jax.Array, batch: Sequence[int]) -> Any:
@@ -133,7 +133,7 @@ def put_on_batch(tree: Any, x: jax.Array, batch: Sequence[int]) -> Any:
     free = (jax.sharding.PartitionSpec.UNCONSTRAINED,) * len(batch)
 
     def pin(leaf: jax.Array) -> jax.Array:
-        spec = _named(kind, (*free, *(None,) * (leaf.ndim - len(batch))))
+        spec = named(kind, (*free, *(None,) * (leaf.ndim - len(batch))))
         return jax.lax.with_sharding_constraint(leaf, spec)
 
     return jax.tree.map(pin, tree)
@@ -146,74 +146,21 @@ def reshaped(x: jax.Array, batch: int, shape: Sequence[int]) -> jax.Array:
     if sharding is None:
         return x.reshape(shape)
     spec = (*sharding.spec[:batch], *(None,) * (len(shape) - batch))
-    return jax.lax.reshape(x, shape, out_sharding=_named(sharding.mesh, spec))
-
-
-def cut(x: jax.Array, cuts: Sequence[int], shape: tuple[int, ...]) -> jax.Array:
-    """A leaf with an axis of blocks before each axis that is cut, in this shape.
-
-    A sharded axis stays sharded where its parts are whole blocks; otherwise it is gathered.
-    """
-    sharding = like(x)
-    if sharding is None:
-        return x.reshape(shape)
-    spec: list[Any] = []
-    whole: list[Any] = []
-    for name, length, blocks in zip(sharding.spec, x.shape, cuts, strict=True):
-        kept = name if blocks == 1 or _fits(sharding.mesh, name, length, blocks) else None
-        whole.append(kept)
-        spec += [kept] if blocks == 1 else [kept, None]
-    x = jax.sharding.reshard(x, _named(sharding.mesh, whole))
-    return jax.lax.reshape(x, shape, out_sharding=_named(sharding.mesh, spec))
-
-
-def merge(x: jax.Array, cuts: Sequence[int], leaf: jax.Array) -> jax.Array:
-    """The inverse of `cut`, with the shape of the leaf; sharded as its blocks are."""
-    sharding = like(leaf)
-    if sharding is None:
-        return x.reshape(leaf.shape)
-    names = iter(jax.typeof(x).sharding.spec)
-    spec = []
-    for blocks in cuts:
-        spec.append(next(names))
-        if blocks > 1:
-            next(names)  # a block itself is not split
-    return jax.lax.reshape(x, leaf.shape, out_sharding=_named(sharding.mesh, spec))
-
-
-def _fits(mesh: Any, name: Any, length: int, blocks: int) -> bool:
-    """Whether the parts of a sharded axis are whole blocks."""
-    return length == 1 or blocks == 1 or blocks % number_of_parts(mesh, name) == 0
+    return jax.lax.reshape(x, shape, out_sharding=named(sharding.mesh, spec))
 
 
 def number_of_parts(mesh: Any, name: Any) -> int:
     """Into how many parts an entry of a spec, of one name, several or None, splits an axis."""
-    names = () if name is None else (name,) if isinstance(name, str) else name
-    return math.prod(mesh.shape[one] for one in names)
+    return math.prod(mesh.shape[one] for one in each_name(name))
 
 
-def _named(mesh: Any, spec: Sequence[Any]) -> jax.sharding.NamedSharding:
+def each_name(name: Any) -> tuple[str, ...]:
+    """The axes of the mesh in an entry of a spec."""
+    return () if name is None else (name,) if isinstance(name, str) else tuple(name)
+
+
+def named(mesh: Any, spec: Sequence[Any]) -> jax.sharding.NamedSharding:
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
-
-
-def of_new(x: Any, cuts: Sequence[int], axes: Sequence[int | None]) -> Any:
-    """The place for `made` of an array that belongs to the leaf x of an `init`; None off a mesh.
-
-    Args:
-      x: the leaf.
-      cuts: blocks along each of its axes.
-      axes: for each axis of the new array the axis of x that it follows; None is not split.
-    """
-    # Of a traced leaf the type tells, on explicit axes.
-    sharding = like(x) if isinstance(x, core.Tracer) else getattr(x, "sharding", None)
-    if not isinstance(sharding, jax.sharding.NamedSharding):
-        return None
-    spec = (*sharding.spec, *(None,) * (len(x.shape) - len(sharding.spec)))
-    names = [
-        spec[a] if a is not None and _fits(sharding.mesh, spec[a], x.shape[a], cuts[a]) else None
-        for a in axes
-    ]
-    return _named(sharding.mesh, names)
 
 
 def number_of_devices(x: jax.Array) -> int:
@@ -247,7 +194,7 @@ def on_mesh(init: Callable[..., Any]) -> Callable[..., Any]:
                 return jax.random.wrap_key_data(key, impl=jax.random.key_impl(x))
             # Not `jax.device_put`: with many processes it compares them, and NaN is not NaN.
             values = np.asarray(x)
-            return jax.make_array_from_callback(x.shape, _named(meshes[0], ()), values.__getitem__)
+            return jax.make_array_from_callback(x.shape, named(meshes[0], ()), values.__getitem__)
 
         return jax.tree.map(put, state)
 

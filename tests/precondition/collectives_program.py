@@ -4,6 +4,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -98,9 +99,56 @@ def stay_in_place():
     print("nothing travels")
 
 
+def dealt_out():
+    """As many layers as devices, each in blocks longer than a shard: a device gets whole layers."""
+    keys = jax.random.split(jax.random.key(0), 8)
+    layers = {f"layer_{n}": jax.random.normal(key, (32, 16)) for n, key in enumerate(keys)}
+    directions = {
+        "kronecker": fgo.scale_by_kronecker_fisher(block_size=16),
+        "fismo": fgo.scale_by_fismo(block_size=16),
+    }
+    for name, direction in directions.items():
+        alone = two_steps(direction, layers, direction.init(layers))[0]
+        for kind in (AxisType.Auto, AxisType.Explicit):
+            mesh = jax.make_mesh((8,), ("i",), axis_types=(kind,))
+            rows, everywhere = NamedSharding(mesh, P("i")), NamedSharding(mesh, P())
+            params = jax.device_put(layers, rows)
+            always, sometimes = moved(direction, params, direction.init(params), alone)
+            assert {c for c, size in always if size > 1} == {"all-to-all"}, (name, kind, always)
+            assert not sometimes, (name, kind, sometimes)
+            if name == "kronecker":  # the state alone is split, and every device has all layers
+                params = jax.device_put(layers, everywhere)
+                homes = fgo.state_shardings(direction, params, rows)
+                state = jax.device_put(direction.init(params), homes)
+                always, sometimes = moved(direction, params, state, alone)
+                assert always == [("all-gather", 8 * 512)], (kind, always)
+                assert not sometimes, (kind, sometimes)
+    print("nothing travels")
+
+
+def two_steps(direction, params, state):
+    step = jax.jit(direction.update)
+    updates, after = step(params, state, params)
+    updates, after = step(jax.tree.map(jnp.sin, updates), after, params)
+    return updates, after, step
+
+
+def moved(direction, params, state, alone):
+    """What travels, of an update that is that of one device and leaves the state in its place."""
+    updates, after, step = two_steps(direction, params, state)
+    size = max(np.abs(x).max() for x in alone.values())
+    for name, x in alone.items():
+        np.testing.assert_allclose(updates[name], x, rtol=0, atol=1e-5 * size)
+    same = jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), state, after)
+    assert all(jax.tree.leaves(same)), "a state moves"
+    return collectives(step.lower(params, state, params).compile().as_text())
+
+
 def main(name):
     if name == "places":
         return stay_in_place()
+    if name == "dealt out":
+        return dealt_out()
     for kind in (AxisType.Auto, AxisType.Explicit):
         for split, specs in SPLITS.items():
             always, sometimes = collectives(compiled(OPTIMIZERS[name], specs, kind))

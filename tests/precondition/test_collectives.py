@@ -1,4 +1,4 @@
-"""Where shards are whole blocks, nothing but scalars and sketches travels between devices."""
+"""Where devices have whole blocks, nothing but scalars and sketches travels between them."""
 
 import pytest
 
@@ -6,8 +6,14 @@ from tests import eight_devices
 
 
 @pytest.mark.parametrize(
-    "optimizer", ["direction", "phases", pytest.param("places", marks=pytest.mark.slow)]
+    "part",
+    [
+        "direction",
+        "phases",
+        pytest.param("places", marks=pytest.mark.slow),
+        pytest.param("dealt out", marks=pytest.mark.slow),
+    ],
 )
-def test_only_scalars_and_sketches_travel(optimizer):
-    done = eight_devices.run("-m", "tests.precondition.collectives_program", optimizer)
+def test_only_scalars_and_sketches_travel(part):
+    done = eight_devices.run("-m", "tests.precondition.collectives_program", part)
     assert "nothing travels" in done.stdout, done.stdout + done.stderr[-3000:]

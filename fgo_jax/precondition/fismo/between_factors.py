@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.linalg import mesh
 from fgo_jax.precondition.fismo import directions, whitening
 from fgo_jax.precondition.fismo.matrices import Matrices, matrices
 from fgo_jax.precondition.shared.leaves import (
@@ -152,11 +153,13 @@ def between_factors(rule: Rule) -> Preconditioner:
                 good = good & jnp.isfinite(kind.whole.reduce(jnp.sum, jnp.square(m)))
                 if rule.consistent_rms is not None:
                     u = u * (f32(rule.consistent_rms) * max(kind.whole.dims) ** 0.5)
-                for place, part in kind.stack.split(jnp.where(good, m, before), leaves):
-                    first[place] = part
+                for place, part in kind.stack.split(jnp.where(good, m, before), first):
+                    # Good matrices are finite. This elementwise function is sharded like the leaf.
+                    finite_there = mesh.placed_like(jnp.isfinite(leaves[place]), part)
+                    first[place] = jnp.where(finite_there, part, first[place])
                 parts = kind.stack.split(jnp.where(good, u, 0.0), leaves)
             for place, part in parts:
-                # An elementwise function of the leaf is sharded like it.
+                # As above.
                 part = jnp.where(jnp.isfinite(leaves[place]), part, 0.0)
                 out[place] = part.astype(jnp.result_type(leaves[place]))
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.linalg import mesh
 from fgo_jax.precondition.kronecker import eigenbasis
 from fgo_jax.precondition.kronecker.second_moment import Denominator, scaled_noise
 from fgo_jax.precondition.kronecker.state import ScaleByKroneckerFisherState
@@ -236,7 +237,8 @@ def scale_by_kronecker_fisher(
 
         modes = [stack.modes for stack in stacked]
         check_factors(_NAME, tuple(m.factor_shapes for m in modes), state.factors)
-        rows = [stack.join(observed) for stack in stacked]
+        homes = state.first_moment
+        rows = [mesh.placed_like(s.join(observed), x) for s, x in zip(stacked, homes, strict=True)]
         counted = [stack.join(seen) for stack in stacked]
         factors = eigenbasis.averaged(state.factors, rows, modes, counted, factor_decay, stays[0])
         how = eigenbasis.kind_of_refresh(
@@ -255,7 +257,8 @@ def scale_by_kronecker_fisher(
                 v = jnp.where(ok, (1 - b2) * x**2 + b2 * v, stays[1] * v)
             new_second.append(v)
             if centred:
-                x, ok = eigenbasis.rotate(stack.join(grads), bases[i], m), stack.join(good)
+                x = mesh.placed_like(stack.join(grads), homes[i])
+                x, ok = eigenbasis.rotate(x, bases[i], m), stack.join(good)
             mean = jnp.where(ok, (1 - b1) * x + b1 * mean, mean)
             new_first.append(mean)
             u = mean / bias_correction(b1, step) / denominator(v, values[i], factors[i], step, m)
@@ -284,7 +287,8 @@ def scale_by_kronecker_fisher(
         rows = [jnp.asarray(x, jnp.float32) for x in leaves]
         for i, stack in enumerate(stacks_of(grads)[1]):
             m = stack.modes
-            x = eigenbasis.rotate(stack.join(rows), state.bases[i], m)
+            x = mesh.placed_like(stack.join(rows), state.first_moment[i])
+            x = eigenbasis.rotate(x, state.bases[i], m)
             values = () if corrected else state.eigenvalues[i]
             p = denominator(state.second_moment[i], values, state.factors[i], step, m)
             x = eigenbasis.rotate_back(x / jnp.where(fresh, 1.0, jnp.sqrt(p)), state.bases[i], m)

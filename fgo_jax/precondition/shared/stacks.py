@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fgo_jax.linalg import mesh
+from fgo_jax.linalg import cuts, mesh
 from fgo_jax.precondition.shared.modes import Modes
 
 
@@ -49,6 +49,11 @@ class Stack(NamedTuple):
         return self._replace(axes=tuple(place[a] for a in self.axes), modes=modes, order=order)
 
     @property
+    def _all_cuts(self) -> tuple[int, ...]:
+        """Of each axis of the stack of whole leaves."""
+        return self.cuts if len(self.places) == 1 else (1, *self.cuts)
+
+    @property
     def _whole(self) -> bool:
         return max(self.cuts, default=1) == 1
 
@@ -56,29 +61,37 @@ class Stack(NamedTuple):
         """The stack of what belongs to its leaves, each of the leaf's shape or with axes of one."""
         first = leaves[self.places[0]]
         parts = [mesh.placed_like(leaves[i], first) for i in self.places]
+        x = parts[0]
+        if len(parts) > 1:
+            x = cuts.dealt(cuts.with_whole_axis(jnp.stack(parts), x), self._all_cuts)
         if not self._whole:
-            parts = [mesh.cut(x, self.cuts, self._with_blocks(x.shape)) for x in parts]
-        x = parts[0] if len(parts) == 1 else jnp.stack(parts)
+            x = cuts.cut(x, self._all_cuts, self._with_blocks(x.shape))
         return jnp.transpose(x, self.order) if self.order else x
 
     def split(self, x: jax.Array, leaves: Sequence[jax.Array]) -> list[tuple[int, jax.Array]]:
         """The parts of a stack, each with its place and sharded like its leaf."""
         if self.order:
             x = jnp.transpose(x, np.argsort(self.order).tolist())
-        parts = [x] if len(self.places) == 1 else [x[j] for j in range(len(self.places))]
+        first, count = leaves[self.places[0]], len(self.places)
         if not self._whole:
-            parts = [
-                mesh.merge(x, self.cuts, leaves[i]) for i, x in zip(self.places, parts, strict=True)
-            ]
+            x = cuts.merge(x, self._all_cuts, (count, *first.shape)[-len(self._all_cuts) :])
+        parts = [x]
+        if count > 1:
+            x = cuts.with_whole_axis(x, first)
+            parts = [x[j] for j in range(count)]
         parts = [mesh.placed_like(x, leaves[i]) for i, x in zip(self.places, parts, strict=True)]
         return list(zip(self.places, parts, strict=True))
 
     def zeros(self, leaves: Sequence[Any], dtype: Any = None) -> jax.Array:
-        """A stack of zeros, float32 unless said otherwise, sharded like the leaves of an `init`."""
+        """A stack of zeros, float32 unless said otherwise, in the place of an `init`.
+
+        Sharded like the leaves. Where that would split blocks, whole leaves are dealt out, if
+        there are enough.
+        """
         first, dtype = leaves[self.places[0]], dtype or jnp.float32
         if len(self.places) == 1 and self._whole and not self.order:
             return jnp.zeros_like(first, dtype=dtype)
-        device = mesh.of_new(first, self.cuts, self._axes())
+        device = cuts.of_new(first, self.cuts, self._axes(), self._leaves(range(len(self._axes()))))
         return mesh.made(jnp.zeros, self.modes.shape, dtype, device)
 
     def blocks(self, axes: Sequence[int]) -> tuple[int, ...]:
@@ -89,7 +102,12 @@ class Stack(NamedTuple):
     def device_of_factor(self, leaves: Sequence[Any], modes: Modes) -> Any:
         """The place of arrays [*batch, d, d] for modes: split like the blocks, and no further."""
         axes = self._axes()
-        return mesh.of_new(leaves[self.places[0]], self.cuts, [axes[a] for a in modes.batch])
+        return cuts.of_new(
+            leaves[self.places[0]],
+            self.cuts,
+            [axes[a] for a in modes.batch],
+            self._leaves(modes.batch),
+        )
 
     def treatment(self, shape: tuple[int, ...]) -> tuple[str, int]:
         """In words for the user, and the bytes of a leaf's factors and bases."""
@@ -120,10 +138,16 @@ class Stack(NamedTuple):
     def _with_blocks(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """A leaf's shape with its axes of blocks; an axis of length one has one block."""
         sizes: list[int] = []
-        for length, cut in zip(shape, self.cuts, strict=True):
+        for length, cut in zip(shape, self._all_cuts, strict=True):
             blocks = min(cut, length)
             sizes += [length] if cut == 1 else [blocks, length // blocks]
         return tuple(sizes)
+
+    def _leaves(self, axes: Sequence[int]) -> tuple[int, int] | None:
+        """Which of these axes of the stack counts leaves, and their number."""
+        if len(self.places) == 1:
+            return None
+        return list(axes).index(self.modes.batch[-1]), len(self.places)
 
     def _axes(self) -> list[int | None]:
         """For each axis of the stack the axis of a leaf whose sharding it may have."""
