@@ -103,7 +103,7 @@ def measure_memory(output) -> None:
 @click.option("--hosts", help="On each of several: 'auto', or ADDRESS:PORT,COUNT,NUMBER.")
 @click.option("--layouts", help="Comma-separated; all by default.")
 @click.option("--optimizers", help="Comma-separated; all by default.")
-@click.option("--size", type=(int, int), default=(128, 2), help="Width and layers.")
+@click.option("--size", type=(int, int), default=(128, 8), help="Width and layers.")
 @click.option("--steps", default=0, show_default=True, help="To time.")
 @_OUTPUT
 def measure_scaling(hosts, layouts, optimizers, size, steps, output) -> None:

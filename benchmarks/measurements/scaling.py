@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from benchmarks.tasks.transformers import TokenTransformer
 from benchmarks.terminal import figures
 
 RATE, VOCABULARY, CONTEXT, EXAMPLES = 1e-3, 256, 32, 16
-# The axes of the mesh that split rows and columns; data parallelism splits no parameters.
+# The axes of the mesh that split rows and columns of parameters; a state may be split alone.
 LAYOUTS = {
-    "data parallel": (None, None), "fully sharded": ("data", None),
+    "data parallel": (None, None), "state split": (None, None), "fully sharded": ("data", None),
     "tensor parallel": (None, "model"), "two axes": ("data", "model"),
 }  # fmt: skip
 SIMULATED = 8  # devices of a CPU; fully sharded also 4, 2 and 1 of them
@@ -57,7 +58,7 @@ def measure(layout: str, name: str, count: int, dim: int, depth: int, steps: int
     def on(*spec: Any) -> NamedSharding:
         return NamedSharding(mesh, P(*spec))
 
-    def home(path: Any, leaf: Any) -> NamedSharding:
+    def home(path: Any, leaf: Any, data: str | None = data) -> NamedSharding:
         names = {getattr(key, "key", None) for key in path}
         if leaf.ndim == 2:  # `out` and `down` are split by rows where others are by columns
             return on(model, data) if names & {"out", "down"} else on(data, model)
@@ -76,10 +77,10 @@ def measure(layout: str, name: str, count: int, dim: int, depth: int, steps: int
     homes = jax.tree_util.tree_map_with_path(home, jax.eval_shape(task["init"], key))
     params = jax.jit(task["init"], out_shardings=homes)(key)
     batch = jax.jit(draw, out_shardings=on(None if layout == "tensor parallel" else "data"))()
-    state = tx.init(params)
-    kept = jax.tree.map(
-        lambda x: x.sharding if isinstance(x.sharding, NamedSharding) else on(), state
-    )
+    split = "data" if layout == "state split" else data
+    of_state = jax.tree_util.tree_map_with_path(partial(home, data=split), params)
+    kept = fgo.state_shardings(tx, params, of_state)
+    state = jax.jit(tx.init, out_shardings=kept)(params)
     jitted = jax.jit(step, donate_argnums=(0, 1), out_shardings=(homes, kept))
     compiled = jitted.lower(params, state, batch).compile()
     size = int(optax.tree.size(params))

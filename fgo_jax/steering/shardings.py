@@ -25,6 +25,9 @@ def state_shardings(
 
     `tx.init(params)`, not compiled, puts a state into these very places.
 
+    Where every device has all parameters, ``shardings`` that split them split the state alone (ZeRO,
+    stage 1). Each device then updates its part, and collects the updates of the others.
+
     Args:
       optimizer: any gradient transformation of optax's kind.
       params: the parameters, or their shapes as `jax.ShapeDtypeStruct`.
@@ -51,7 +54,7 @@ def state_shardings(
       >>> tuple(homes[0].mu["kernel"].spec), tuple(homes[0].count.spec)
       (('data', None), ())
 
-    Source: this library.
+    Source: this library; Rajbhandari et al., ZeRO, 2019 (arXiv 1910.02054), for its stage 1.
     """
     if shardings is None:
         shardings = jax.tree.map(lambda leaf: getattr(leaf, "sharding", None), params)

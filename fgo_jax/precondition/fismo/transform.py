@@ -84,9 +84,10 @@ def scale_by_fismo(
     but its rounding error in float32 grows with the condition number, and at damping = 0 nothing
     bounds that.
 
-    Updates and moments are sharded like their leaf, factors like the blocks of their side.
-    Orthogonalising a matrix that is sharded takes communication, as in Muon. On a busy CPU set
-    OPENBLAS_NUM_THREADS=1.
+    Updates and moments are sharded like their leaf, factors like the blocks of their side. Layers
+    whose number is a multiple of the devices that share each of them are orthogonalised one by one,
+    whole on one device. Orthogonalising other sharded matrices takes communication, as in Muon. On
+    a busy CPU set OPENBLAS_NUM_THREADS=1.
 
     Args:
       beta: decay rate of the momentum, in [0, 1).

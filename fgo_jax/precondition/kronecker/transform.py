@@ -114,11 +114,12 @@ def scale_by_kronecker_fisher(
     Devices: updates are sharded like their leaf; moments, factors and bases like its blocks. Where
     every shard of a leaf is whole blocks, nothing but scalars travels between devices, in a refresh
     either. (On automatic axes the number of blocks along a side must also be a multiple of every
-    mesh axis.) A side whose shards are parts of blocks is gathered at every step, and its moments
-    are on all devices. So take a `block_size` that divides the shards' sides for all numbers of
-    devices that you use. The block size decides what is computed; the mesh does not. A leaf that
-    is not sharded is refreshed by all devices together, each its share. Ensembles under `jax.vmap`
-    need automatic axes.
+    mesh axis.) Where shards are parts of blocks, a stack deals out its leaves, if their number is
+    a multiple of the mesh axis: gradients travel to whole leaves, updates travel back, and nothing
+    else does. Other sides are gathered at every step, and their moments are on all devices. The
+    block size decides what is computed; the mesh does not. A leaf that is not sharded is refreshed
+    by all devices together, each its share; :func:`fgo_jax.state_shardings` can split the state and
+    the rest of its work too. Ensembles under `jax.vmap` need automatic axes.
 
     On a busy CPU set OPENBLAS_NUM_THREADS=1, or the threads of LAPACK wait for each other.
 
