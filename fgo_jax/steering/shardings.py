@@ -25,8 +25,8 @@ def state_shardings(
 
     `tx.init(params)`, not compiled, puts a state into these very places.
 
-    Where every device has all parameters, ``shardings`` that split them split the state alone (ZeRO,
-    stage 1). Each device then updates its part, and collects the updates of the others.
+    Where every device has all parameters, ``shardings`` that split them split the state alone
+    (ZeRO, stage 1). Each device then updates its part, and collects the updates of the others.
 
     Args:
       optimizer: any gradient transformation of optax's kind.
