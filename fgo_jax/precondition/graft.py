@@ -117,7 +117,11 @@ def graft(
     members = [magnitude] * (weight != 0.0) + [direction] * (weight != 1.0)
     keeps = all(getattr(member, "keeps_scale", True) for member in members)
     return Preconditioner(
-        init, update, lambda grads, state: metric(grads, state.direction_state), keeps_scale=keeps
+        init,
+        update,
+        lambda grads, state: metric(grads, state.direction_state),
+        keeps_scale=keeps,
+        momentum_dtype=getattr(direction, "momentum_dtype", None),
     )
 
 

@@ -212,9 +212,9 @@ def scale_by_layer_noise(
         rows = metric(grads, state.direction_state)
         return jax.tree.map(lambda row, rate: row * jnp.sqrt(rate), rows, state.layer_rates)
 
-    return Preconditioner(
-        init, update, scaled_metric, keeps_scale=getattr(direction, "keeps_scale", True)
-    )
+    keeps = getattr(direction, "keeps_scale", True)
+    dtype = getattr(direction, "momentum_dtype", None)
+    return Preconditioner(init, update, scaled_metric, keeps, dtype)
 
 
 def layer_numbers(tree: Any) -> dict[str, jax.Array]:

@@ -57,6 +57,17 @@ def test_they_keep_whether_the_scale_is_kept():
     assert fgo.graft(natural, kronecker, 0.0).keeps_scale is True
 
 
+def test_all_that_hold_a_direction_keep_the_dtype_of_its_momentum():
+    half = fgo.scale_by_kronecker_fisher(momentum_dtype="bfloat16")
+    for outer in (
+        fgo.precondition.chain(half, optax.scale(0.5)),
+        fgo.precondition.masked(half, MASK),
+        fgo.scale_by_layer_noise(half),
+        fgo.graft(optax.scale_by_adam(), half),
+    ):
+        assert outer.momentum_dtype == half.momentum_dtype == "bfloat16"
+
+
 def test_phases_take_them():
     transform = fgo.precondition.chain(
         optax.clip_by_global_norm(1.0),
