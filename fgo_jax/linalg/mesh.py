@@ -66,7 +66,7 @@ def examples(batch: Any, start: Any, size: int) -> Any:
 
 
 def made(make: Callable[..., jax.Array], shape: tuple[int, ...], dtype: Any, device: Any) -> Any:
-    """make(shape, dtype) for an `init`, where `cuts.of_new` wants it: no device makes more."""
+    """make(shape, dtype) for an `init`, where `whole_blocks.of_new` says: no device makes more."""
     if device is None:
         return make(shape, dtype)
     if isinstance(device.mesh, jax.sharding.AbstractMesh):

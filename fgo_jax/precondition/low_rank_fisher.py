@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
-from fgo_jax.linalg import cuts, mesh
+from fgo_jax.linalg import mesh, whole_blocks
 from fgo_jax.linalg.decompositions import eigh
 from fgo_jax.linalg.devices import mean_over
 from fgo_jax.linalg.krylov import coefficients, combination, krylov_space, random_block
@@ -276,5 +276,5 @@ def top_ritz_pairs(matrix: jax.Array, rank: int) -> tuple[jax.Array, jax.Array, 
 def _rows_like(leaf: Any, count: int) -> jax.Array:
     """[count, *leaf.shape], zeros in float32, each row sharded as the leaf."""
     shape = jnp.shape(leaf)
-    device = cuts.of_new(leaf, (1,) * len(shape), (None, *range(len(shape))))
+    device = whole_blocks.of_new(leaf, (1,) * len(shape), (None, *range(len(shape))))
     return mesh.made(jnp.zeros, (count, *shape), jnp.float32, device)

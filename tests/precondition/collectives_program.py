@@ -100,21 +100,33 @@ def stay_in_place():
 
 
 def dealt_out():
-    """As many layers as devices, each in blocks longer than a shard: a device gets whole layers."""
+    """As many layers as devices, each in blocks longer than a shard: a device gets whole layers.
+
+    Also where layers are one leaf, as `scan` makes them.
+    """
     keys = jax.random.split(jax.random.key(0), 8)
     layers = {f"layer_{n}": jax.random.normal(key, (32, 16)) for n, key in enumerate(keys)}
-    directions = {
-        "kronecker": fgo.scale_by_kronecker_fisher(block_size=16),
-        "fismo": fgo.scale_by_fismo(block_size=16),
+    scanned = {"layers": jax.random.normal(keys[0], (8, 32, 16))}
+    sides = optax.contrib.MuonDimensionNumbers(1, 2)
+    kronecker = fgo.scale_by_kronecker_fisher(block_size=16)
+    cases = {
+        "kronecker": (kronecker, layers, P("i")),
+        "fismo": (fgo.scale_by_fismo(block_size=16), layers, P("i")),
+        "kronecker, scanned": (
+            fgo.scale_by_kronecker_fisher(block_size=16, weight_dimension_numbers=sides),
+            scanned,
+            P(None, "i"),
+        ),
     }
-    for name, direction in directions.items():
+    for name, (direction, layers, spec) in cases.items():
         alone = two_steps(direction, layers, direction.init(layers))[0]
         for kind in (AxisType.Auto, AxisType.Explicit):
             mesh = jax.make_mesh((8,), ("i",), axis_types=(kind,))
-            rows, everywhere = NamedSharding(mesh, P("i")), NamedSharding(mesh, P())
+            rows, everywhere = NamedSharding(mesh, spec), NamedSharding(mesh, P())
             params = jax.device_put(layers, rows)
             always, sometimes = moved(direction, params, direction.init(params), alone)
-            assert {c for c, size in always if size > 1} == {"all-to-all"}, (name, kind, always)
+            # Else a number for each layer: whether it is finite.
+            assert {c for c, size in always if size > 8} == {"all-to-all"}, (name, kind, always)
             assert not sometimes, (name, kind, sometimes)
             if name == "kronecker":  # the state alone is split, and every device has all layers
                 params = jax.device_put(layers, everywhere)

@@ -110,7 +110,7 @@ class Modes(NamedTuple):
 
 
 def identity(shape: tuple[int, ...], device: Any, dtype: Any = jnp.float32) -> jax.Array:
-    """Identity matrices [*batch, d, d], in the place that `cuts.of_new` names."""
+    """Identity matrices [*batch, d, d], in the place that `whole_blocks.of_new` names."""
     return mesh.made(_identities, shape, dtype, device)
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fgo_jax.linalg import cuts, mesh
+from fgo_jax.linalg import mesh, whole_blocks
 from fgo_jax.precondition.shared.modes import Modes
 
 
@@ -54,6 +54,20 @@ class Stack(NamedTuple):
         return self.cuts if len(self.places) == 1 else (1, *self.cuts)
 
     @property
+    def _blocks(self) -> tuple[int, ...]:
+        """The number of blocks along each axis of a leaf; a member of a batch is one."""
+        return tuple(
+            self.modes.shape[axis] if axis in self.modes.batch else cut
+            for axis, cut in zip(self.axes, self.cuts, strict=True)
+        )
+
+    @property
+    def _all_blocks(self) -> tuple[int, ...]:
+        """Of each axis of the stack of whole leaves."""
+        several = len(self.places) > 1
+        return (len(self.places), *self._blocks) if several else self._blocks
+
+    @property
     def _whole(self) -> bool:
         return max(self.cuts, default=1) == 1
 
@@ -63,9 +77,11 @@ class Stack(NamedTuple):
         parts = [mesh.placed_like(leaves[i], first) for i in self.places]
         x = parts[0]
         if len(parts) > 1:
-            x = cuts.dealt(cuts.with_whole_axis(jnp.stack(parts), x), self._all_cuts)
+            x = whole_blocks.with_whole_axis(jnp.stack(parts), x)
+        if self._counted is not None:
+            x = whole_blocks.dealt(x, self._all_blocks, self._counted)
         if not self._whole:
-            x = cuts.cut(x, self._all_cuts, self._with_blocks(x.shape))
+            x = whole_blocks.cut(x, self._all_cuts, self._with_blocks(x.shape))
         return jnp.transpose(x, self.order) if self.order else x
 
     def split(self, x: jax.Array, leaves: Sequence[jax.Array]) -> list[tuple[int, jax.Array]]:
@@ -74,10 +90,12 @@ class Stack(NamedTuple):
             x = jnp.transpose(x, np.argsort(self.order).tolist())
         first, count = leaves[self.places[0]], len(self.places)
         if not self._whole:
-            x = cuts.merge(x, self._all_cuts, (count, *first.shape)[-len(self._all_cuts) :])
+            x = whole_blocks.merge(x, self._all_cuts, (count, *first.shape)[-len(self._all_cuts) :])
+        if self._counted is not None:
+            x = whole_blocks.dealt(x, self._all_blocks, self._counted)
         parts = [x]
         if count > 1:
-            x = cuts.with_whole_axis(x, first)
+            x = whole_blocks.with_whole_axis(x, first)
             parts = [x[j] for j in range(count)]
         parts = [mesh.placed_like(x, leaves[i]) for i, x in zip(self.places, parts, strict=True)]
         return list(zip(self.places, parts, strict=True))
@@ -89,10 +107,11 @@ class Stack(NamedTuple):
         there are enough.
         """
         first, dtype = leaves[self.places[0]], dtype or jnp.float32
-        if len(self.places) == 1 and self._whole and not self.order:
+        if self._counted is None and self._whole and not self.order:
             return jnp.zeros_like(first, dtype=dtype)
-        device = cuts.of_new(first, self.cuts, self._axes(), self._leaves(range(len(self._axes()))))
-        return mesh.made(jnp.zeros, self.modes.shape, dtype, device)
+        return mesh.made(
+            jnp.zeros, self.modes.shape, dtype, self._home(leaves, range(len(self.modes.shape)))
+        )
 
     def blocks(self, axes: Sequence[int]) -> tuple[int, ...]:
         """The axes of blocks of the stack, for axes of a leaf."""
@@ -101,13 +120,7 @@ class Stack(NamedTuple):
 
     def device_of_factor(self, leaves: Sequence[Any], modes: Modes) -> Any:
         """The place of arrays [*batch, d, d] for modes: split like the blocks, and no further."""
-        axes = self._axes()
-        return cuts.of_new(
-            leaves[self.places[0]],
-            self.cuts,
-            [axes[a] for a in modes.batch],
-            self._leaves(modes.batch),
-        )
+        return self._home(leaves, modes.batch)
 
     def treatment(self, shape: tuple[int, ...]) -> tuple[str, int]:
         """In words for the user, and the bytes of a leaf's factors and bases."""
@@ -143,11 +156,22 @@ class Stack(NamedTuple):
             sizes += [length] if cut == 1 else [blocks, length // blocks]
         return tuple(sizes)
 
-    def _leaves(self, axes: Sequence[int]) -> tuple[int, int] | None:
-        """Which of these axes of the stack counts leaves, and their number."""
-        if len(self.places) == 1:
-            return None
-        return list(axes).index(self.modes.batch[-1]), len(self.places)
+    @property
+    def _counted(self) -> int | None:
+        """The axis of what `join` has joined, before it cuts, that counts leaves or matrices."""
+        if len(self.places) > 1:
+            return 0
+        return next((a for a, axis in enumerate(self.axes) if axis in self.modes.batch), None)
+
+    def _home(self, leaves: Sequence[Any], axes: Sequence[int]) -> Any:
+        """The place of a new array whose first axes are these of the stack."""
+        follows, counts = self._axes(), None
+        if self._counted is not None:
+            several = len(self.places) > 1
+            axis = self.modes.batch[-1] if several else self.axes[self._counted]
+            counts = list(axes).index(axis), self.modes.shape[axis]
+        first = leaves[self.places[0]]
+        return whole_blocks.of_new(first, self._blocks, [follows[a] for a in axes], counts)
 
     def _axes(self) -> list[int | None]:
         """For each axis of the stack the axis of a leaf whose sharding it may have."""

@@ -32,27 +32,33 @@ def with_whole_axis(x: jax.Array, leaf: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, named(jax.typeof(x).sharding.mesh, spec))
 
 
-def dealt(x: jax.Array, cuts: Sequence[int]) -> jax.Array:
-    """A stack [leaves, ...] before it is cut: whole leaves on each device, not parts of blocks.
+def dealt(x: jax.Array, blocks: Sequence[int], counted: int) -> jax.Array:
+    """Leaves before they are cut: whole ones on each device, rather than parts of blocks.
 
-    It takes as many leaves as devices, or a multiple. Axes whose parts are whole blocks stay split.
-    Where the partitioner decides, it may also leave the leaves where they are.
+    It takes as many of them as devices, or a multiple. Axes whose parts are whole blocks stay
+    split. Where the partitioner decides, it may also leave all leaves on all devices.
+
+    Args:
+      x: an array of leaves, such as the stack [leaves, ...].
+      blocks: their number along each of its axes.
+      counted: the axis that counts leaves.
     """
-    sharding = like(x)
+    sharding, count = like(x), x.shape[counted]
     if sharding is not None:
         names = [each_name(name) for name in sharding.spec]
-        loose = _loose(sharding.mesh, sharding.spec, x.shape, cuts)
-        return jax.sharding.reshard(x, _dealt_to((0, len(x)), names, loose, sharding.mesh))
+        loose = _loose(sharding.mesh, sharding.spec, x.shape, blocks)
+        return jax.sharding.reshard(x, _dealt_to((counted, count), names, loose, sharding.mesh))
     if number_of_devices(x) == 1:
         return x
     kind, free = jax.typeof(x).sharding.mesh, jax.sharding.PartitionSpec.UNCONSTRAINED
     sizes = [size for size in kind.shape.values() if size > 1]
-    leaves_fit = all(len(x) % size == 0 for size in sizes)
-    spec = [
-        None if leaves_fit and length > 1 and all(blocks % size for size in sizes) else free
-        for length, blocks in zip(x.shape[1:], cuts[1:], strict=True)
+    enough = all(count % size == 0 for size in sizes)
+    spec: list[Any] = [
+        None if enough and length > 1 and all(number % size for size in sizes) else free
+        for length, number in zip(x.shape, blocks, strict=True)
     ]
-    return jax.lax.with_sharding_constraint(x, named(kind, (free, *spec)))
+    spec[counted] = free
+    return jax.lax.with_sharding_constraint(x, named(kind, spec))
 
 
 def cut(x: jax.Array, cuts: Sequence[int], shape: tuple[int, ...]) -> jax.Array:
@@ -89,18 +95,18 @@ def merge(x: jax.Array, cuts: Sequence[int], shape: tuple[int, ...]) -> jax.Arra
 
 def of_new(
     x: Any,
-    cuts: Sequence[int],
+    blocks: Sequence[int],
     axes: Sequence[int | None],
-    leaves: tuple[int, int] | None = None,
+    counts: tuple[int, int] | None = None,
 ) -> Any:
     """The place for `made` of an array that belongs to the leaf x of an `init`; None off a mesh.
 
     Args:
       x: the leaf.
-      cuts: blocks along each of its axes.
+      blocks: their number along each of its axes.
       axes: for each axis of the new array the axis of x that it follows; None is not split.
-      leaves: the axis of the new array that counts leaves, and their number. They are dealt out
-        as by `dealt`.
+      counts: the axis of the new array that counts leaves, and their number, if `dealt` deals
+        them out.
     """
     # Of a traced leaf the type tells, on explicit axes.
     sharding = like(x) if isinstance(x, core.Tracer) else getattr(x, "sharding", None)
@@ -109,32 +115,34 @@ def of_new(
     mesh = sharding.mesh
     spec = (*sharding.spec, *(None,) * (len(x.shape) - len(sharding.spec)))
     names = [
-        each_name(spec[a]) if a is not None and _fits(mesh, spec[a], x.shape[a], cuts[a]) else ()
+        each_name(spec[a]) if a is not None and _fits(mesh, spec[a], x.shape[a], blocks[a]) else ()
         for a in axes
     ]
-    if leaves is None:
+    if counts is None:
         return named(mesh, [own or None for own in names])
-    return _dealt_to(leaves, names, _loose(mesh, spec, x.shape, cuts), mesh)
+    return _dealt_to(counts, names, _loose(mesh, spec, x.shape, blocks), mesh)
 
 
-def _loose(mesh: Any, spec: Sequence[Any], shape: Sequence[int], cuts: Sequence[int]) -> list[str]:
+def _loose(
+    mesh: Any, spec: Sequence[Any], shape: Sequence[int], blocks: Sequence[int]
+) -> list[str]:
     """The axes of a mesh that split an axis of a leaf elsewhere than between blocks."""
     return [
         name
-        for entry, length, blocks in zip(spec, shape, cuts, strict=True)
-        if length > 1 and blocks % number_of_parts(mesh, entry)
+        for entry, length, number in zip(spec, shape, blocks, strict=True)
+        if length > 1 and number % number_of_parts(mesh, entry)
         for name in each_name(entry)
     ]
 
 
 def _dealt_to(
-    leaves: tuple[int, int], names: Sequence[tuple[str, ...]], loose: Sequence[str], mesh: Any
+    counts: tuple[int, int], names: Sequence[tuple[str, ...]], loose: Sequence[str], mesh: Any
 ) -> jax.sharding.NamedSharding:
     """Where an array lies whose axis of so many leaves takes over the loose names that divide it.
 
-    The names are those that split each axis of the array now.
+    The names are those that split each of its axes now.
     """
-    axis, count = leaves
+    axis, count = counts
     for name in loose:
         if count % number_of_parts(mesh, (*names[axis], name)) == 0:
             names = [tuple(one for one in own if one != name) for own in names]
