@@ -52,9 +52,9 @@ def on_paper(measured: Sequence[Any]) -> dict[str, Any]:
         shapes = kernels(width, layers, RESTS_ON["vocabulary"])
         count = sum(m * n for m, n in shapes)
         model = 6.0 * RESTS_ON["tokens"] * (count + layers * RESTS_ON["context"] * width) / devices
-        for layout, name in (key for key in sent if key[0] in ("data parallel", "fully sharded")):
-            # With replicated parameters every device makes the whole step, and shares refreshes.
-            owners = devices if layout == "fully sharded" else 1
+        for layout, name in (key for key in sent if key[0] not in ("tensor parallel", "two axes")):
+            # With a replicated state every device makes the whole step, and shares refreshes.
+            owners = 1 if layout == "data parallel" else devices
             products, decompositions = operations(name, shapes)
             own = sent[layout, "optax.adamw"]
             speed = can["default" if name == "optax.contrib.muon" else "float32"]

@@ -37,6 +37,7 @@ SIMULATED = 8  # devices of a CPU; fully sharded also 4, 2 and 1 of them
 OPTIMIZERS: dict[str, Callable[[int], Any]] = {
     "optax.adamw": lambda block: optax.adamw(RATE),
     "optax.contrib.muon": lambda block: optax.contrib.muon(RATE),
+    "fismo": lambda block: fgo.fismo(RATE),
     "kronecker_fisher": lambda block: fgo.kronecker_fisher(RATE, block_size=block),
     "target_acquisition": lambda block: fgo.target_acquisition(
         RATE, transform=fgo.scale_by_kronecker_fisher(block_size=block), average_weights=0.1

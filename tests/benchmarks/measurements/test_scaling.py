@@ -35,7 +35,7 @@ def measured(**sent):
 def test_the_parts_of_a_step_on_paper_are_what_was_sent_and_computed():
     found = on_paper.on_paper(measured(adamw=(2.0, 0, 0), muon=(5.0, 0, 0), ours=(2.0, 1.0, 0)))
     rows = {(r["gpt"], r["chip"], r["layout"], r["optimizer"]): r for r in found["rows"]}
-    assert len(rows) == 2 * 2 * 2 * 3
+    assert len(rows) == 2 * 2 * 3 * 3
     for row in rows.values():
         assert row["step"] == pytest.approx(sum(list(row.values())[4:-1]))
     names = "optax.adamw", "optax.contrib.muon", "kronecker_fisher"
@@ -45,6 +45,8 @@ def test_the_parts_of_a_step_on_paper_are_what_was_sent_and_computed():
     assert ours["more collectives"] == pytest.approx(0.1 / 3 * muon["more collectives"])
     alone = rows["1B", "TPU v5p", "data parallel", "kronecker_fisher"]
     assert alone["products"] == pytest.approx(256 * ours["products"])
+    split = rows["1B", "TPU v5p", "state split", "kronecker_fisher"]
+    assert split["products"] == ours["products"]
     assert alone["QR"] == ours["QR"]
 
 
