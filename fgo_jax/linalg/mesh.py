@@ -34,9 +34,12 @@ def is_split(x: jax.Array) -> bool:
 
 
 def placed_like(x: jax.Array, other: jax.Array) -> jax.Array:
-    """x with the sharding of the other array, on explicit axes."""
+    """x with the sharding of the other array, on explicit axes, but for axes of length one."""
     sharding = like(other)
-    return x if sharding is None else jax.sharding.reshard(x, sharding)
+    if sharding is None:
+        return x
+    spec = [name if n > 1 else None for name, n in zip(sharding.spec, x.shape, strict=True)]
+    return jax.sharding.reshard(x, named(sharding.mesh, spec))
 
 
 def rows_like(x: jax.Array, leaf: jax.Array) -> jax.Array:

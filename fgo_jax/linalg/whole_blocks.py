@@ -1,4 +1,4 @@
-"""Leaves that are stacked and cut into blocks, on a mesh: devices have whole blocks if they can."""
+"""Places on a mesh for leaves that are stacked and cut: a device has whole blocks where it can."""
 
 from __future__ import annotations
 
@@ -32,32 +32,36 @@ def with_whole_axis(x: jax.Array, leaf: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, named(jax.typeof(x).sharding.mesh, spec))
 
 
-def dealt(x: jax.Array, blocks: Sequence[int], counted: int) -> jax.Array:
-    """Leaves before they are cut: whole ones on each device, rather than parts of blocks.
+def deal_out(x: jax.Array, pieces: Sequence[int], leaf_axis: int) -> jax.Array:
+    """Moves whole leaves to devices where a split side would split blocks.
 
-    It takes as many of them as devices, or a multiple. Axes whose parts are whole blocks stay
-    split. Where the partitioner decides, it may also leave all leaves on all devices.
+    A mesh axis deals out if its length divides the number of leaves. Sides that are split between
+    blocks stay split.
+
+    Where the partitioner decides, nobody knows which side is split by which mesh axis. So a side
+    must be one that no mesh axis can split between blocks, and all of them must divide the number
+    of leaves. Replicated leaves may stay so.
 
     Args:
-      x: an array of leaves, such as the stack [leaves, ...].
-      blocks: their number along each of its axes.
-      counted: the axis that counts leaves.
+      x: an array of leaves, such as the stack [leaves, ...], before it is cut.
+      pieces: into how many each of its axes may be split, such as blocks.
+      leaf_axis: the axis that counts leaves.
     """
-    sharding, count = like(x), x.shape[counted]
+    sharding, count = like(x), x.shape[leaf_axis]
     if sharding is not None:
-        names = [each_name(name) for name in sharding.spec]
-        loose = _loose(sharding.mesh, sharding.spec, x.shape, blocks)
-        return jax.sharding.reshard(x, _dealt_to((counted, count), names, loose, sharding.mesh))
+        names = [each_name(entry) for entry in sharding.spec]
+        moving = _within_pieces(sharding.mesh, sharding.spec, x.shape, pieces)
+        return jax.sharding.reshard(x, _moved(moving, names, leaf_axis, count, sharding.mesh))
     if number_of_devices(x) == 1:
         return x
     kind, free = jax.typeof(x).sharding.mesh, jax.sharding.PartitionSpec.UNCONSTRAINED
     sizes = [size for size in kind.shape.values() if size > 1]
-    enough = all(count % size == 0 for size in sizes)
+    divisible = all(count % size == 0 for size in sizes)
     spec: list[Any] = [
-        None if enough and length > 1 and all(number % size for size in sizes) else free
-        for length, number in zip(x.shape, blocks, strict=True)
+        None if divisible and length > 1 and all(number % size for size in sizes) else free
+        for length, number in zip(x.shape, pieces, strict=True)
     ]
-    spec[counted] = free
+    spec[leaf_axis] = free
     return jax.lax.with_sharding_constraint(x, named(kind, spec))
 
 
@@ -97,7 +101,8 @@ def of_new(
     x: Any,
     blocks: Sequence[int],
     axes: Sequence[int | None],
-    counts: tuple[int, int] | None = None,
+    pieces: Sequence[int] = (),
+    leaf_axis: tuple[int, int] | None = None,
 ) -> Any:
     """The place for `made` of an array that belongs to the leaf x of an `init`; None off a mesh.
 
@@ -105,8 +110,9 @@ def of_new(
       x: the leaf.
       blocks: their number along each of its axes.
       axes: for each axis of the new array the axis of x that it follows; None is not split.
-      counts: the axis of the new array that counts leaves, and their number, if `dealt` deals
-        them out.
+      pieces: as for `deal_out`.
+      leaf_axis: the axis of the new array that counts leaves, and their number, where they are
+        dealt out.
     """
     # Of a traced leaf the type tells, on explicit axes.
     sharding = like(x) if isinstance(x, core.Tracer) else getattr(x, "sharding", None)
@@ -118,35 +124,39 @@ def of_new(
         each_name(spec[a]) if a is not None and _fits(mesh, spec[a], x.shape[a], blocks[a]) else ()
         for a in axes
     ]
-    if counts is None:
+    if leaf_axis is None:
         return named(mesh, [own or None for own in names])
-    return _dealt_to(counts, names, _loose(mesh, spec, x.shape, blocks), mesh)
+    return _moved(_within_pieces(mesh, spec, x.shape, pieces), names, *leaf_axis, mesh)
 
 
-def _loose(
-    mesh: Any, spec: Sequence[Any], shape: Sequence[int], blocks: Sequence[int]
+def _within_pieces(
+    mesh: Any, spec: Sequence[Any], shape: Sequence[int], pieces: Sequence[int]
 ) -> list[str]:
-    """The axes of a mesh that split an axis of a leaf elsewhere than between blocks."""
+    """The axes of a mesh that split an axis of a leaf elsewhere than between its pieces."""
     return [
         name
-        for entry, length, number in zip(spec, shape, blocks, strict=True)
+        for entry, length, number in zip(spec, shape, pieces, strict=True)
         if length > 1 and number % number_of_parts(mesh, entry)
         for name in each_name(entry)
     ]
 
 
-def _dealt_to(
-    counts: tuple[int, int], names: Sequence[tuple[str, ...]], loose: Sequence[str], mesh: Any
+def _moved(
+    moving: Sequence[str], names: Sequence[tuple[str, ...]], leaf_axis: int, count: int, mesh: Any
 ) -> jax.sharding.NamedSharding:
-    """Where an array lies whose axis of so many leaves takes over the loose names that divide it.
+    """The sharding once each mesh axis that moves splits the leaves, if it divides their number.
 
-    The names are those that split each of its axes now.
+    Args:
+      moving: mesh axes.
+      names: of the mesh axes that split each axis of the array before.
+      leaf_axis: the axis of the array that counts leaves.
+      count: the number of leaves.
+      mesh: the mesh.
     """
-    axis, count = counts
-    for name in loose:
-        if count % number_of_parts(mesh, (*names[axis], name)) == 0:
+    for name in moving:
+        if count % number_of_parts(mesh, (*names[leaf_axis], name)) == 0:
             names = [tuple(one for one in own if one != name) for own in names]
-            names[axis] = (*names[axis], name)
+            names[leaf_axis] = (*names[leaf_axis], name)
     return named(mesh, [own or None for own in names])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,29 +15,30 @@ def state_shardings(
 ) -> Any:
     """The shardings of an optimizer's state, from those of the parameters.
 
-    It takes no memory: the state is made in the abstract. Moments and averages lie like their
-    parameters, factors and bases like the blocks that they belong to, counters and sketches on
-    every device. Use it
+    It allocates nothing: `init` is only traced. Averages and Adam's moments lie like their
+    parameters, what belongs to blocks lies with them (see :func:`scale_by_kronecker_fisher`),
+    counters and sketches lie on every device. Use it
 
     - to make the state of a large model in place: `jax.jit(tx.init, out_shardings=...)`. A plain
       `jax.jit(tx.init)` puts all of it on every device, unless the mesh has explicit axes;
     - as `out_shardings` of a compiled training step;
     - to restore a checkpoint on another mesh, with the shapes of `jax.eval_shape(tx.init, params)`.
 
-    `tx.init(params)`, not compiled, puts a state into these very places.
+    `tx.init(params)`, not compiled, puts the state into the same places, but for a few counters of
+    optax's own, which it leaves on one device.
 
     Where every device has all parameters, ``shardings`` that split them split the state alone
     (ZeRO, stage 1). Each device then updates its part, and collects the updates of the others.
 
     Args:
-      optimizer: any gradient transformation of optax's kind.
+      optimizer: any optax gradient transformation.
       params: the parameters, or their shapes as `jax.ShapeDtypeStruct`.
       shardings: a `jax.sharding.NamedSharding` for all of them, or a tree (or a prefix of one) with
         one for each. None takes those of ``params`` itself.
 
     Returns:
       A tree of `jax.sharding.NamedSharding` in the shape of the state, on the mesh of the
-      parameters.
+      parameters, in the devices' default memory.
 
     Raises:
       ValueError: for a parameter without a `NamedSharding`, for two meshes, and what
@@ -56,34 +58,37 @@ def state_shardings(
 
     Source: this library; Rajbhandari et al., ZeRO, 2019 (arXiv 1910.02054), for its stage 1.
     """
+    leaves, treedef = jax.tree.flatten(params)
     if shardings is None:
-        shardings = jax.tree.map(lambda leaf: getattr(leaf, "sharding", None), params)
-    homes = jax.tree.broadcast(shardings, params, is_leaf=lambda x: x is None)
-    mesh = _mesh_of(homes)
+        homes: list[Any] = [getattr(leaf, "sharding", None) for leaf in leaves]
+    else:
+        homes = jax.tree.leaves(jax.tree.broadcast(shardings, params))
+    mesh = _mesh_of(params, homes)
     # Where all axes are explicit, the type of an array says where it lies, also in the abstract.
     typed = mesh.update(axis_types=(AxisType.Explicit,) * len(mesh.axis_names))
-    shapes = jax.eval_shape(lambda params: params, params)
-    placed = jax.tree.map(
-        lambda x, home: x.update(sharding=NamedSharding(typed, home.spec)), shapes, homes
-    )
-    state = jax.eval_shape(optimizer.init, placed)
+    with jax.sharding.use_abstract_mesh(typed.abstract_mesh):
+        placed = [
+            x.update(sharding=NamedSharding(typed, home.spec))
+            for x, home in zip(jax.eval_shape(lambda x: x, leaves), homes, strict=True)
+        ]
+        state = jax.eval_shape(optimizer.init, treedef.unflatten(placed))
     return jax.tree.map(lambda x: _on(mesh, x.sharding), state)
 
 
-def _on(mesh: Any, found: Any) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec() if found is None else found.spec)
+def _on(mesh: Any, sharding: Any) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec() if sharding is None else sharding.spec)
 
 
-def _mesh_of(homes: Any) -> Any:
-    leaves = jax.tree_util.tree_leaves_with_path(homes, is_leaf=lambda x: x is None)
-    for path, home in leaves:
+def _mesh_of(params: Any, homes: Sequence[Any]) -> Any:
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    for path, home in zip(paths, homes, strict=True):
         if not isinstance(home, NamedSharding):
-            name = jax.tree_util.keystr(path, simple=True, separator="/") or "the parameters"
+            name = jax.tree_util.keystr(path, simple=True, separator="/") or "the parameter"
             raise ValueError(
                 f"{name} has no NamedSharding, but {home}: put the parameters on a mesh, or pass "
                 "their shardings."
             )
-    meshes = {home.mesh for _, home in leaves}
+    meshes = {home.mesh for home in homes}
     if len(meshes) != 1:
         raise ValueError(f"the parameters lie on {len(meshes)} meshes, not on one.")
     return meshes.pop()

@@ -112,29 +112,39 @@ def dealt_out():
     cases = {
         "kronecker": (kronecker, layers, P("i")),
         "fismo": (fgo.scale_by_fismo(block_size=16), layers, P("i")),
+        "fismo, shards of whole blocks": (fgo.scale_by_fismo(block_size=4), layers, P("i")),
         "kronecker, scanned": (
             fgo.scale_by_kronecker_fisher(block_size=16, weight_dimension_numbers=sides),
             scanned,
             P(None, "i"),
         ),
+        "kronecker, scanned, layers split": (
+            fgo.scale_by_kronecker_fisher(block_size=16, weight_dimension_numbers=sides),
+            scanned,
+            P("j", "i"),
+        ),
     }
     for name, (direction, layers, spec) in cases.items():
         alone = two_steps(direction, layers, direction.init(layers))[0]
-        for kind in (AxisType.Auto, AxisType.Explicit):
-            mesh = jax.make_mesh((8,), ("i",), axis_types=(kind,))
+        # The partitioner could take j, of two devices, for what splits two blocks of rows.
+        kinds = (AxisType.Explicit,) if "j" in spec else (AxisType.Auto, AxisType.Explicit)
+        for kind in kinds:
+            shape = (4, 2) if "j" in spec else (8, 1)
+            mesh = jax.make_mesh(shape, ("i", "j"), axis_types=(kind,) * 2)
             rows, everywhere = NamedSharding(mesh, spec), NamedSharding(mesh, P())
             params = jax.device_put(layers, rows)
             always, sometimes = moved(direction, params, direction.init(params), alone)
             # Else a number for each layer: whether it is finite.
             assert {c for c, size in always if size > 8} == {"all-to-all"}, (name, kind, always)
             assert not sometimes, (name, kind, sometimes)
-            if name == "kronecker":  # the state alone is split, and every device has all layers
+            if name in ("kronecker", "fismo"):  # the state alone is split
                 params = jax.device_put(layers, everywhere)
                 homes = fgo.state_shardings(direction, params, rows)
                 state = jax.device_put(direction.init(params), homes)
                 always, sometimes = moved(direction, params, state, alone)
-                assert always == [("all-gather", 8 * 512)], (kind, always)
-                assert not sometimes, (kind, sometimes)
+                collected = [(c, size) for c, size in always if c != "all-to-all"]
+                assert collected == [("all-gather", 8 * 512)], (name, kind, always)
+                assert not sometimes, (name, kind, sometimes)
     print("nothing travels")
 
 

@@ -23,6 +23,10 @@ def test_a_tree_of_shardings_and_their_mesh():
     assert homes[0].mu["kernel"].mesh == rows.mesh
     assert "data" in homes[0].mu["kernel"].spec
     assert "data" not in homes[0].mu["bias"].spec
+    with jax.set_mesh(rows.mesh):
+        again = fgo.state_shardings(optax.adam(1e-3), {**PARAMS, "none": None}, rows)
+    assert again[0].mu.keys() == {*PARAMS, "none"}
+    assert again[0].mu["bias"] == rows
 
 
 def test_parameters_on_no_mesh_and_on_two_are_refused():

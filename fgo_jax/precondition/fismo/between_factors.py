@@ -118,11 +118,17 @@ def between_factors(rule: Rule) -> Preconditioner:
         found = views(rule.weight_dimension_numbers, updates)
         grads, finite = usable_leaves(leaves, found)
         kinds = matrices(updates, found, rule.block_size)
-        rows = [grads[k] if isinstance(k, int) else k.stack.join(grads) for k in kinds]
-        usable = [finite[k] if isinstance(k, int) else k.stack.join(finite) for k in kinds]
+        first, second = treedef.flatten_up_to(state.first_moment), list(state.second_moment)
+        before = [first[k] if isinstance(k, int) else k.stack.join(first) for k in kinds]
+        rows, usable = (
+            [
+                tree[k] if isinstance(k, int) else k.stack.join(tree, x)
+                for k, x in zip(kinds, before, strict=True)
+            ]
+            for tree in (grads, finite)
+        )
         shapes = [() if isinstance(k, int) else k.factor_shapes for k in kinds]
         check_factors(rule.name, tuple(shapes), state.factors)
-        first, second = treedef.flatten_up_to(state.first_moment), list(state.second_moment)
         due = state.fisher_step % jnp.asarray(rule.refresh_every, jnp.int32) == 0
         factors, roots = whitening.whitened(
             kinds,
@@ -146,20 +152,19 @@ def between_factors(rule: Rule) -> Preconditioner:
                 first[kind] = jnp.where(good, m, first[kind])
                 parts = [(kind, jnp.where(good, u, 0.0))]
             else:
-                before = kind.stack.join(first)
                 m, u = directions.orthogonalised(
-                    g, before, roots[i], kind, step, beta, rule.coefficients, eps, rule.coupled
+                    g, before[i], roots[i], kind, step, beta, rule.coefficients, eps, rule.coupled
                 )
                 good = good & jnp.isfinite(kind.whole.reduce(jnp.sum, jnp.square(m)))
                 if rule.consistent_rms is not None:
                     u = u * (f32(rule.consistent_rms) * max(kind.whole.dims) ** 0.5)
-                for place, part in kind.stack.split(jnp.where(good, m, before), first):
+                for place, part in kind.stack.split(jnp.where(good, m, before[i]), first):
                     # Good matrices are finite. This elementwise function is sharded like the leaf.
-                    finite_there = mesh.placed_like(jnp.isfinite(leaves[place]), part)
-                    first[place] = jnp.where(finite_there, part, first[place])
+                    usual = mesh.placed_like(jnp.isfinite(leaves[place]), part)
+                    first[place] = jnp.where(usual, part, first[place])
                 parts = kind.stack.split(jnp.where(good, u, 0.0), leaves)
             for place, part in parts:
-                # As above.
+                # Sharded like the leaf, for the same reason.
                 part = jnp.where(jnp.isfinite(leaves[place]), part, 0.0)
                 out[place] = part.astype(jnp.result_type(leaves[place]))
 
@@ -191,7 +196,7 @@ def between_factors(rule: Rule) -> Preconditioner:
             m = m if rule.coupled else kind.between(m, state.roots[i])
             square = kind.whole.reduce(jnp.sum, jnp.square(m))
             size = jnp.sqrt(square / min(kind.whole.dims)) + eps
-            g = kind.between(kind.stack.join(rows), state.roots[i])
+            g = kind.between(kind.stack.join(rows, m), state.roots[i])
             for place, part in kind.stack.split(divided(g, size), leaves):
                 rows[place] = part
         return treedef.unflatten(rows)

@@ -113,7 +113,7 @@ def _matrices(stack: Stack, view: Modes) -> Matrices:
 
     rows, columns = view.groups
     return Matrices(
-        stack,
+        stack._replace(undivided=True),
         stack.modes._replace(groups=(whole(rows), whole(columns)), batch=batch),
         (side(rows), side(columns)),
     )

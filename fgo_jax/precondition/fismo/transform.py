@@ -85,9 +85,9 @@ def scale_by_fismo(
     bounds that.
 
     Updates and moments are sharded like their leaf, factors like the blocks of their side. Layers
-    whose number is a multiple of the devices that share each of them are orthogonalised one by one,
-    whole on one device. Orthogonalising other sharded matrices takes communication, as in Muon. On
-    a busy CPU set OPENBLAS_NUM_THREADS=1.
+    whose number is a multiple of every mesh axis are dealt out: each device orthogonalises whole
+    ones, and only gradients, momenta and updates travel. Orthogonalising other sharded matrices
+    takes communication, as in Muon. On a busy CPU set OPENBLAS_NUM_THREADS=1.
 
     Args:
       beta: decay rate of the momentum, in [0, 1).

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
-from fgo_jax.linalg import mesh
 from fgo_jax.precondition.kronecker import eigenbasis
 from fgo_jax.precondition.kronecker.second_moment import Denominator, scaled_noise
 from fgo_jax.precondition.kronecker.state import ScaleByKroneckerFisherState
@@ -114,12 +113,14 @@ def scale_by_kronecker_fisher(
     Devices: updates are sharded like their leaf; moments, factors and bases like its blocks. Where
     every shard of a leaf is whole blocks, nothing but scalars travels between devices, in a refresh
     either. (On automatic axes the number of blocks along a side must also be a multiple of every
-    mesh axis.) Where shards are parts of blocks, a stack deals out its leaves, if their number is
-    a multiple of the mesh axis: gradients travel to whole leaves, updates travel back, and nothing
-    else does. Other sides are gathered at every step, and their moments are on all devices. The
-    block size decides what is computed; the mesh does not. A leaf that is not sharded is refreshed
-    by all devices together, each its share; :func:`fgo_jax.state_shardings` can split the state and
-    the rest of its work too. Ensembles under `jax.vmap` need automatic axes.
+    mesh axis.) Where shards are parts of blocks, a stack deals out its leaves: each device of a
+    mesh axis gets whole ones, if that axis divides their number. Then gradients and updates travel,
+    and nothing else. (On automatic axes every mesh axis must divide the number of leaves, and none
+    the number of blocks along a side.) Other sides are gathered at every step, and their moments
+    are on all devices. The block size decides what is computed; the mesh does not. A leaf that is
+    not sharded is refreshed by all devices together, each its share;
+    :func:`fgo_jax.state_shardings` can split the state and the rest of its work too. Ensembles
+    under `jax.vmap` need automatic axes.
 
     On a busy CPU set OPENBLAS_NUM_THREADS=1, or the threads of LAPACK wait for each other.
 
@@ -239,8 +240,8 @@ def scale_by_kronecker_fisher(
         modes = [stack.modes for stack in stacked]
         check_factors(_NAME, tuple(m.factor_shapes for m in modes), state.factors)
         homes = state.first_moment
-        rows = [mesh.placed_like(s.join(observed), x) for s, x in zip(stacked, homes, strict=True)]
-        counted = [stack.join(seen) for stack in stacked]
+        rows = [stack.join(observed, x) for stack, x in zip(stacked, homes, strict=True)]
+        counted = [stack.join(seen, x) for stack, x in zip(stacked, homes, strict=True)]
         factors = eigenbasis.averaged(state.factors, rows, modes, counted, factor_decay, stays[0])
         how = eigenbasis.kind_of_refresh(
             state.fisher_step, refresh_every, factors, state.eigenvalues
@@ -258,8 +259,8 @@ def scale_by_kronecker_fisher(
                 v = jnp.where(ok, (1 - b2) * x**2 + b2 * v, stays[1] * v)
             new_second.append(v)
             if centred:
-                x = mesh.placed_like(stack.join(grads), homes[i])
-                x, ok = eigenbasis.rotate(x, bases[i], m), stack.join(good)
+                x, ok = stack.join(grads, homes[i]), stack.join(good, homes[i])
+                x = eigenbasis.rotate(x, bases[i], m)
             mean = jnp.where(ok, (1 - b1) * x + b1 * mean, mean)
             new_first.append(mean)
             u = mean / bias_correction(b1, step) / denominator(v, values[i], factors[i], step, m)
@@ -288,8 +289,7 @@ def scale_by_kronecker_fisher(
         rows = [jnp.asarray(x, jnp.float32) for x in leaves]
         for i, stack in enumerate(stacks_of(grads)[1]):
             m = stack.modes
-            x = mesh.placed_like(stack.join(rows), state.first_moment[i])
-            x = eigenbasis.rotate(x, state.bases[i], m)
+            x = eigenbasis.rotate(stack.join(rows, state.first_moment[i]), state.bases[i], m)
             values = () if corrected else state.eigenvalues[i]
             p = denominator(state.second_moment[i], values, state.factors[i], step, m)
             x = eigenbasis.rotate_back(x / jnp.where(fresh, 1.0, jnp.sqrt(p)), state.bases[i], m)

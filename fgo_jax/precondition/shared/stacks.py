@@ -30,6 +30,7 @@ class Stack(NamedTuple):
     axes: tuple[int, ...]  # for each axis of a leaf the one of the stack that is inside a block
     modes: Modes  # of the stack
     order: tuple[int, ...] = ()  # for each axis its place in that shape; () is that shape itself
+    undivided: bool = False  # whether a device should have whole leaves, not only whole blocks
 
     def batch_first(self) -> Stack:
         """The same stack as [*batch, *block], so that products of blocks move no entry.
@@ -49,40 +50,49 @@ class Stack(NamedTuple):
         return self._replace(axes=tuple(place[a] for a in self.axes), modes=modes, order=order)
 
     @property
-    def _all_cuts(self) -> tuple[int, ...]:
-        """Of each axis of the stack of whole leaves."""
-        return self.cuts if len(self.places) == 1 else (1, *self.cuts)
+    def _several(self) -> bool:
+        return len(self.places) > 1
 
-    @property
-    def _blocks(self) -> tuple[int, ...]:
-        """The number of blocks along each axis of a leaf; a member of a batch is one."""
+    def _joined(self, of_leaves: int, of_axes: Sequence[int]) -> tuple[int, ...]:
+        """Something of each axis of the joined leaves, before they are cut."""
+        return (of_leaves, *of_axes) if self._several else tuple(of_axes)
+
+    def _numbers(self, of_side: Sequence[int]) -> tuple[int, ...]:
+        """Those of each side of a leaf; for the axes of a batch of matrices, their lengths."""
         return tuple(
-            self.modes.shape[axis] if axis in self.modes.batch else cut
-            for axis, cut in zip(self.axes, self.cuts, strict=True)
+            self.modes.shape[axis] if axis in self.modes.batch else number
+            for axis, number in zip(self.axes, of_side, strict=True)
         )
 
     @property
-    def _all_blocks(self) -> tuple[int, ...]:
-        """Of each axis of the stack of whole leaves."""
-        several = len(self.places) > 1
-        return (len(self.places), *self._blocks) if several else self._blocks
+    def _pieces(self) -> tuple[int, ...]:
+        """Into how many each axis of a leaf may be split."""
+        return self._numbers((1,) * len(self.cuts) if self.undivided else self.cuts)
+
+    @property
+    def _leaf_axis(self) -> int | None:
+        """The axis of the joined leaves that counts leaves, or else the matrices of one leaf."""
+        if self._several:
+            return 0
+        return next((a for a, axis in enumerate(self.axes) if axis in self.modes.batch), None)
 
     @property
     def _whole(self) -> bool:
         return max(self.cuts, default=1) == 1
 
-    def join(self, leaves: Sequence[jax.Array]) -> jax.Array:
-        """The stack of what belongs to its leaves, each of the leaf's shape or with axes of one."""
+    def join(self, leaves: Sequence[jax.Array], place: jax.Array | None = None) -> jax.Array:
+        """The stack of what belongs to its leaves, each of the leaf's shape or with axes of one.
+
+        On explicit axes it lies like `place`, if that is given: an array of the stack's axes.
+        """
         first = leaves[self.places[0]]
         parts = [mesh.placed_like(leaves[i], first) for i in self.places]
-        x = parts[0]
-        if len(parts) > 1:
-            x = whole_blocks.with_whole_axis(jnp.stack(parts), x)
-        if self._counted is not None:
-            x = whole_blocks.dealt(x, self._all_blocks, self._counted)
+        x = whole_blocks.with_whole_axis(jnp.stack(parts), first) if self._several else first
+        x = self._dealt_out(x)
         if not self._whole:
-            x = whole_blocks.cut(x, self._all_cuts, self._with_blocks(x.shape))
-        return jnp.transpose(x, self.order) if self.order else x
+            x = whole_blocks.cut(x, self._joined(1, self.cuts), self._with_blocks(x.shape))
+        x = jnp.transpose(x, self.order) if self.order else x
+        return x if place is None else mesh.placed_like(x, place)
 
     def split(self, x: jax.Array, leaves: Sequence[jax.Array]) -> list[tuple[int, jax.Array]]:
         """The parts of a stack, each with its place and sharded like its leaf."""
@@ -90,15 +100,19 @@ class Stack(NamedTuple):
             x = jnp.transpose(x, np.argsort(self.order).tolist())
         first, count = leaves[self.places[0]], len(self.places)
         if not self._whole:
-            x = whole_blocks.merge(x, self._all_cuts, (count, *first.shape)[-len(self._all_cuts) :])
-        if self._counted is not None:
-            x = whole_blocks.dealt(x, self._all_blocks, self._counted)
-        parts = [x]
-        if count > 1:
-            x = whole_blocks.with_whole_axis(x, first)
+            x = whole_blocks.merge(x, self._joined(1, self.cuts), self._joined(count, first.shape))
+        parts = [self._dealt_out(x)]
+        if self._several:
+            x = whole_blocks.with_whole_axis(parts[0], first)
             parts = [x[j] for j in range(count)]
         parts = [mesh.placed_like(x, leaves[i]) for i, x in zip(self.places, parts, strict=True)]
         return list(zip(self.places, parts, strict=True))
+
+    def _dealt_out(self, x: jax.Array) -> jax.Array:
+        if self._leaf_axis is None:
+            return x
+        pieces = self._joined(len(self.places), self._pieces)
+        return whole_blocks.deal_out(x, pieces, self._leaf_axis)
 
     def zeros(self, leaves: Sequence[Any], dtype: Any = None) -> jax.Array:
         """A stack of zeros, float32 unless said otherwise, in the place of an `init`.
@@ -107,7 +121,7 @@ class Stack(NamedTuple):
         there are enough.
         """
         first, dtype = leaves[self.places[0]], dtype or jnp.float32
-        if self._counted is None and self._whole and not self.order:
+        if self._leaf_axis is None and self._whole and not self.order:
             return jnp.zeros_like(first, dtype=dtype)
         return mesh.made(
             jnp.zeros, self.modes.shape, dtype, self._home(leaves, range(len(self.modes.shape)))
@@ -151,31 +165,29 @@ class Stack(NamedTuple):
     def _with_blocks(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """A leaf's shape with its axes of blocks; an axis of length one has one block."""
         sizes: list[int] = []
-        for length, cut in zip(shape, self._all_cuts, strict=True):
+        for length, cut in zip(shape, self._joined(1, self.cuts), strict=True):
             blocks = min(cut, length)
             sizes += [length] if cut == 1 else [blocks, length // blocks]
         return tuple(sizes)
 
-    @property
-    def _counted(self) -> int | None:
-        """The axis of what `join` has joined, before it cuts, that counts leaves or matrices."""
-        if len(self.places) > 1:
-            return 0
-        return next((a for a, axis in enumerate(self.axes) if axis in self.modes.batch), None)
-
     def _home(self, leaves: Sequence[Any], axes: Sequence[int]) -> Any:
         """The place of a new array whose first axes are these of the stack."""
         follows, counts = self._axes(), None
-        if self._counted is not None:
-            several = len(self.places) > 1
-            axis = self.modes.batch[-1] if several else self.axes[self._counted]
+        if self._leaf_axis is not None:
+            # The axis of leaves comes last in the batch.
+            axis = self.modes.batch[-1] if self._several else self.axes[self._leaf_axis]
             counts = list(axes).index(axis), self.modes.shape[axis]
-        first = leaves[self.places[0]]
-        return whole_blocks.of_new(first, self._blocks, [follows[a] for a in axes], counts)
+        return whole_blocks.of_new(
+            leaves[self.places[0]],
+            self._numbers(self.cuts),
+            [follows[a] for a in axes],
+            self._pieces,
+            counts,
+        )
 
     def _axes(self) -> list[int | None]:
         """For each axis of the stack the axis of a leaf whose sharding it may have."""
-        axes: list[int | None] = [None] if len(self.places) > 1 else []
+        axes: list[int | None] = [None] if self._several else []
         for axis, cut in enumerate(self.cuts):
             axes += [axis] if cut == 1 else [axis, None]
         return [axes[a] for a in self.order] if self.order else axes
