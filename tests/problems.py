@@ -37,6 +37,12 @@ def mlp_loss(params, batch):
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
 
 
+@jax.jit
+def mlp_gradient(params, step):
+    """Compiled, for loops that are not."""
+    return jax.grad(mlp_loss)(params, mlp_batch(step))
+
+
 def mlp_step(tx, extras=lambda value, batch, step: {"value": value}):
     """A whole training step, for `jax.lax.scan` over step numbers."""
     tx = optax.with_extra_args_support(tx)

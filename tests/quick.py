@@ -1,5 +1,6 @@
 """Many small programs of JAX's built in less time; the programs are the same."""
 
+import contextlib
 import functools
 import gc
 
@@ -27,3 +28,17 @@ def _shared(make, ir):
         return shared() if ir.Context.current is None else make()
 
     return context
+
+
+@contextlib.contextmanager
+def optimized():
+    """What is compiled inside runs for much longer than its compilation takes."""
+    import jax
+
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, False)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)

@@ -186,6 +186,7 @@ class Example:
         }
 
 
+@functools.cache  # hypothesis checks a strategy once, and a new one again
 def examples(phases):
     """A strategy for examples of an optimizer with so many phases."""
     acts = st.dictionaries(

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import fgo_jax as fgo
-from tests.problems import mlp_batch, mlp_loss, mlp_params, train, trees_equal
+from tests.problems import mlp_gradient, mlp_params, train, trees_equal
 
 STEPS = 50
 # As outside the tests (conftest.py): the quick generator of code rounds by how it fuses.
@@ -76,7 +76,7 @@ def test_equals_its_base_bit_for_bit_step_by_step(case):
         jax.jit(tx.update, compiler_options=AS_USUAL) for tx in (ours, base)
     )
     for number in range(STEPS):
-        grads = jax.grad(mlp_loss)(left, mlp_batch(number))
+        grads = mlp_gradient(left, number)
         a, left_state = left_update(grads, left_state, left)
         b, right_state = right_update(grads, right_state, right)
         assert trees_equal(a, b)

@@ -10,7 +10,7 @@ import pytest
 
 import fgo_jax as fgo
 from fgo_jax.controller.state import AT_START, BY_DEADLINE, BY_HAND, BY_TRIGGER, NOT_BEGUN
-from tests.problems import mlp_batch, mlp_loss, mlp_params, train, trees_equal
+from tests.problems import mlp_gradient, mlp_params, train, trees_equal
 
 after, never = fgo.triggers.after, fgo.triggers.never
 HANDOVER = 10
@@ -34,7 +34,7 @@ def history(tx, steps, extras=lambda number: {}, params=None):
 
     def step(carry, number):
         params, state = carry
-        grads = jax.grad(mlp_loss)(params, mlp_batch(number))
+        grads = mlp_gradient(params, number)
         updates, state = tx.update(grads, state, params, **extras(number))
         return (optax.apply_updates(params, updates), state), fgo.telemetry(state)
 
@@ -89,7 +89,7 @@ def test_the_new_transform_takes_over_at_the_old_ones_norm():
     state = tx.init(params)
     norms = []
     for number in range(5 + HANDOVER + 2 * HANDOVER):
-        grads = jax.grad(mlp_loss)(params, mlp_batch(number))
+        grads = mlp_gradient(params, number)
         updates, state = jax.jit(tx.update)(grads, state, params)
         rate = float(state.hyperparams["fgo_learning_rate"])
         norms.append(float(optax.tree.norm(updates["out"]["kernel"])) / rate)
@@ -151,7 +151,7 @@ def three_steps_of_the_protocol():
     state = tx.init(params)
     update = jax.jit(tx.update)
     for number in range(3):
-        grads = jax.grad(mlp_loss)(params, mlp_batch(number))
+        grads = mlp_gradient(params, number)
         updates, state = update(grads, state, params, value=1.0)
         params = optax.apply_updates(params, updates)
     return update, grads, state, params
@@ -197,7 +197,7 @@ def test_force_phase_and_restart():
     tx = fgo.target_acquisition(1e-2, 5, transform={"acquisition": optax.scale_by_adam()})
     params = mlp_params()
     state = tx.init(params)
-    grads = jax.grad(mlp_loss)(params, mlp_batch(0))
+    grads = mlp_gradient(params, 0)
     update = jax.jit(tx.update)
     _, state = update(grads, state, params)
     state = fgo.force_phase(state, "execution")
@@ -229,7 +229,7 @@ def test_after_a_restart_the_probe_measures_as_at_the_start():
     def windows(state, steps):
         closed = []
         for number in range(steps):
-            _, state = update(jax.grad(mlp_loss)(params, mlp_batch(number)), state, params)
+            _, state = update(mlp_gradient(params, number), state, params)
             closed.append(int(state.probe_state.evaluations))
         return np.diff(closed), state
 

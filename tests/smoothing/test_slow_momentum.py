@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import fgo_jax as fgo
-from tests.problems import mlp_batch, mlp_loss, mlp_params, trees_equal
+from tests.problems import mlp_gradient, mlp_params, trees_equal
 
 after = fgo.triggers.after
 RAMP = 10
@@ -111,7 +111,7 @@ def test_the_share_stays_in_execution_as_the_rate_falls():
 
     def step(carry, number):
         params, state = carry
-        grads = jax.grad(mlp_loss)(params, mlp_batch(number))
+        grads = mlp_gradient(params, number)
         updates, state = tx.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), fgo.telemetry(state)
 

@@ -8,7 +8,7 @@ import dataclasses
 import math
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ def judged(times, series, n, verdicts):
         residuals = series - np.average(series, weights=weights) - slope * centred
         variance = np.sum(weights * residuals**2) / weights.sum()
         error = math.sqrt(variance / (points - 2.0) / (spread / weights.sum()))
-        margin = stats.t(points - 2.0).ppf(stats.norm.cdf(n["z"])) * error
+        margin = special.stdtrit(points - 2.0, special.ndtr(n["z"])) * error
         # Of float32 moments; the factors below are of the approximation to Student's quantile.
         rounding = 2e-3 * (abs(slope) + error)
         rounding += 1e-5 * np.max(np.abs(series)) / math.sqrt(spread / weights.sum())

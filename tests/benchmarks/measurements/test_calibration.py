@@ -14,6 +14,7 @@ from benchmarks.measurements.calibration import cases, frontier, probe_noise, si
 from benchmarks.measurements.calibration.cases import TRIGGERS, Case
 from benchmarks.measurements.calibration.streams import Course
 from benchmarks.runs.store import RESULTS
+from tests import quick
 
 RUNS = 400
 # Of a correct figure to fail one of the few dozen comparisons here: the seeds are fixed, so a
@@ -29,10 +30,11 @@ def stored():
 @pytest.fixture(scope="module")
 def banks():
     """The windows that the stored figures were made with."""
-    return {
-        level: probe_noise.bank(probe_noise.REFERENCE, level, calibration.WINDOWS)
-        for level in (cases.NOISY, cases.AGREEING)
-    }
+    with quick.optimized():
+        return {
+            level: probe_noise.bank(probe_noise.REFERENCE, level, calibration.WINDOWS)
+            for level in (cases.NOISY, cases.AGREEING)
+        }
 
 
 @pytest.mark.parametrize(
