@@ -17,7 +17,6 @@ DECAYS = (
 # Steps between measurements of the matvec probes, whose own default is for longer runs.
 EVERY = 40
 
-
 _RESTS = fgo.triggers.stall("intrinsic_dimension")
 _NOT_RISING = fgo.triggers.if_given(~fgo.triggers.increasing("loss"), "loss", otherwise=1)
 # The default triggers without `agreement`, which only the default probe measures. Nothing of

@@ -13,12 +13,12 @@ from benchmarks.tasks.task import Task
 WINDOW = 20
 
 
-def _both(make: Callable[[], Any]) -> dict[str, Any]:
-    return {"triggers": {"acquisition": make(), "reask": make()}}
+def _both(make: Callable[[], Any], probe: Any = None) -> dict[str, Any]:
+    return {"triggers": {"acquisition": make(), "reask": make()}, "probe": probe}
 
 
 def _fractions(task: Task) -> dict[str, Any]:
-    first, second = rivals.at_shares(task.num_steps, 0.25, 0.5)
+    first, second = rivals.at_steps(task.num_steps // 4, task.num_steps // 2)
     return {"triggers": {"acquisition": first, "reask": second}}
 
 
@@ -29,21 +29,12 @@ def _deadlines(task: Task) -> dict[str, Any]:
 
 _SASA_PLUS = {"tolerance": None, "confidence": 0.95, "every": WINDOW}
 _PARTS: dict[str, Callable[[Task], dict[str, Any]]] = {
-    "sasa": lambda _: {
-        "probe": rivals.norm_drift(),
-        **_both(lambda: rivals.stationary(every=WINDOW)),
-    },
-    "sasa_plus": lambda _: {
-        "probe": rivals.norm_drift(),
-        **_both(lambda: rivals.stationary(**_SASA_PLUS)),
-    },
+    "sasa": lambda _: _both(lambda: rivals.stationary(every=WINDOW), rivals.norm_drift()),
+    "sasa_plus": lambda _: _both(lambda: rivals.stationary(**_SASA_PLUS), rivals.norm_drift()),
     "plateau": lambda _: _both(lambda: rivals.plateau_of_means(window=WINDOW)),
-    "weight_norm": lambda _: {"probe": rivals.weight_norm(every=WINDOW), **_both(rivals.bounced)},
-    "norms_at_rest": lambda _: {"probe": rivals.weight_norm(WINDOW), **_both(rivals.norms_at_rest)},
-    "inflection": lambda _: {
-        "probe": rivals.weight_norm(),
-        **_both(lambda: rivals.inflected(every=WINDOW)),
-    },
+    "weight_norm": lambda _: _both(rivals.bounced, rivals.weight_norm(WINDOW)),
+    "norms_at_rest": lambda _: _both(rivals.norms_at_rest, rivals.weight_norm(WINDOW)),
+    "inflection": lambda _: _both(lambda: rivals.inflected(every=WINDOW), rivals.weight_norm()),
     # The source's tolerance grows by the drop's factor, up to one degree.
     "angle": lambda _: {
         "probe": rivals.angular_velocity(every=WINDOW),

@@ -16,7 +16,6 @@ from benchmarks.terminal import console, names_in
 OUTPUT = click.option("--output", type=click.Path(path_type=Path), default=Path("runs"),
                       show_default=True, help="Where finished runs are kept.")  # fmt: skip
 STEPS = click.option("--steps", type=click.IntRange(1), help="Another horizon T; no evidence.")
-TUNE = click.option("--tune", is_flag=True, help="Choose all settings anew and write them down.")
 
 
 @click.command("race")
@@ -31,7 +30,7 @@ TUNE = click.option("--tune", is_flag=True, help="Choose all settings anew and w
     f"the claim's tables, and all methods where runs are long, have {len(grids.FEW_RACE_SEEDS)}.",
 )
 @click.option("--quick", "is_quick", is_flag=True, help="A look in about a minute; no evidence.")
-@TUNE
+@click.option("--tune", is_flag=True, help="Choose all settings anew and write them down.")
 @STEPS
 @click.option("--data-dir", type=click.Path(path_type=Path),
               help=f"The folder with the data of {' or '.join(IN_A_FOLDER)}.")  # fmt: skip
@@ -49,16 +48,14 @@ def hold_race(task_name, methods, seeds, is_quick, tune, steps, data_dir, output
     chosen = chosen_methods(task, "fgo" if is_quick and methods is None else methods)
     if is_quick or steps:
         task = task.shortened(steps or task.num_steps // tuning.SHORTER)
-    most = 1 if is_quick else seeds
 
     def seeds_of(method):
-        return grids.race_seeds(task, method)[:most]
+        return grids.race_seeds(task, method)[: 1 if is_quick else seeds]
 
     held = held_at_settings(
         task, chosen, seeds_of, output, is_whole=not (is_quick or steps), tune=tune,
         all_seeds=all(seeds_of(m) == grids.race_seeds(task, m) for m in chosen),
     )  # fmt: skip
-    output.mkdir(parents=True, exist_ok=True)
     name, found = task.name if held.evidence else f"{task.name}-quick", as_json(held)
     write_json(output / f"{name}.json", found)
     picture.draw(found, output / f"{name}.png")
@@ -73,18 +70,16 @@ def chosen_methods(task: Task, names: str | None) -> list[Method]:
     """The methods of a race; `constant` is always there, for the target and the ratios."""
     if names is None:
         return contestants(task)
-    asked = names_in(names, list(METHODS), "method")
-    for name in asked:
-        if not METHODS[name].enters(task):
-            raise click.BadParameter(f"{name} does not take part in {task.name}")
-    return [m for m in METHODS.values() if m.name in {"constant", *asked}]
+    known = [name for name, method in METHODS.items() if method.enters(task)]
+    asked = {"constant", *names_in(names, known, "method")}
+    return [METHODS[name] for name in known if name in asked]
 
 
 def held_at_settings(
     task: Task, methods: Sequence[Method], seeds_of: hold.SeedsOf, output: Path, *, is_whole: bool,
-    all_seeds: bool, tune: bool, rounds: int = 7,
+    all_seeds: bool, tune: bool = False, shortly: bool = False, rounds: int = 7,
 ) -> hold.Race:  # fmt: skip
-    """A race at settings that are looked up, or chosen anew, or plain for a quick look."""
+    """A race at settings that are looked up (or else tuned `shortly`), chosen anew, or plain."""
     if not is_whole:
         tuned = tuning.quick_settings(task, methods)
     elif tune:
@@ -94,6 +89,9 @@ def held_at_settings(
             tuned = tuning.load(task)
         except FileNotFoundError as error:
             raise click.ClickException(str(error)) from error
+        known = tuned["methods"]
+        for method in (m for m in methods if shortly and m.name not in known):
+            known[method.name] = tuning.tuned_shortly(task, method, tuned, output)
     counts = tuning.is_evidence(task, tuned, is_whole=is_whole, all_seeds=all_seeds)
     return hold.hold_race(
         task, tuned, methods, seeds_of, output,

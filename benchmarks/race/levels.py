@@ -64,16 +64,13 @@ def _sources(task: Task) -> list[Level]:
     horizon = _Measured(HORIZON, cosine.end)
     by_itself = "what the refinement alone, at a constant rate, ends with"
     averaged = f"{by_itself} when averaged"
+    claim: Any = alone
+    first: list[Any] = [
+        ("constant", "what the tuned constant rate ends with", adam, ADAM),
+        ("cosine", "what cosine tuned for exactly T ends with", cosine, ADAM),
+    ]
     if task.target is not None:
         claim, first = task.target, [("fixed", f"{task.metric} {task.target:g}", task.target, ADAM)]
-    else:
-        claim, first = (
-            alone,
-            [
-                ("constant", "what the tuned constant rate ends with", adam, ADAM),
-                ("cosine", "what cosine tuned for exactly T ends with", cosine, ADAM),
-            ],
-        )
     rows: list[Any] = [
         *first,
         ("claim", f"the claim's rows: {by_itself}", claim, ALONE, CLAIM_ROWS),

@@ -117,8 +117,29 @@ def _with_committed(task: Task, levels: list[Level]):
     return levels + more, old["methods"]
 
 
-def _choose(task: Task, method: Method, runs, levels: Sequence[Level]) -> dict[str, Any]:
-    grid = grids.grid(task, method)
+def tuned_shortly(task: Task, method: Method, tuned: Mapping[str, Any], directory: Path) -> Any:
+    """The setting of a method for the first level, chosen on one tuning seed.
+
+    It tries the refinement's rate for the claim and its neighbours in the grid, and further ones
+    while the best lies at an end.
+    """
+    own = tuned["methods"]["natural_gradient"]["chosen"]["claim"]
+    level = Level(**next(iter(tuned["levels"].values())))
+    grid, seed = grids.grid(task, method), grids.tuning_seeds(task)[0]
+    tried = {grids.grid(task, METHODS["natural_gradient"]).index(own)}
+    while True:
+        trials = [grid[index] for index in sorted(tried)]
+        runs = [[run(task, method, setting, seed, directory=directory)] for setting in trials]
+        entry = _choose(task, method, runs, [level], trials)
+        best = grid.index(entry["chosen"][level.name])
+        near = {best - 1, best, best + 1} & set(range(len(grid)))
+        if near <= tried:
+            return {**entry, "seeds": [seed]}
+        tried |= near
+
+
+def _choose(task: Task, method: Method, runs, levels: Sequence[Level], grid=None) -> dict[str, Any]:
+    grid = grid or grids.grid(task, method)
     entries = [
         Entry(task, method, setting, dict(enumerate(curves)))
         for setting, curves in zip(grid, runs, strict=True)

@@ -67,10 +67,3 @@ def _until(step: Any) -> Trigger:
         return jnp.asarray(True), holds, ~holds, memory
 
     return condition("until", lambda: (), judge)
-
-
-def at_shares(num_steps: int, first: float, second: float) -> tuple[Trigger, Trigger]:
-    """:func:`at_steps` at shares of the horizon."""
-    if not 0.0 < first < second <= 1.0:
-        raise ValueError(f"shares must rise within (0, 1], got {first!r} and {second!r}.")
-    return at_steps(round(first * num_steps), round(second * num_steps))

@@ -7,11 +7,14 @@ import click
 from benchmarks.methods import METHODS
 from benchmarks.methods.method import TRANSFORM_TASKS
 from benchmarks.race import grids, tuning
-from benchmarks.race.commands import OUTPUT, STEPS, TUNE, held_at_settings
-from benchmarks.runs.store import RESULTS, held_in, write_json
+from benchmarks.race.commands import OUTPUT, STEPS, held_at_settings
+from benchmarks.race.outcome import RATIO
+from benchmarks.runs.store import RESULTS, held_in
 from benchmarks.studies import parts, study, transforms, which_trigger
 from benchmarks.tasks import TASKS, get_task
 from benchmarks.terminal import console, names_in
+
+_ROWS = click.option("--methods", help="Comma-separated: only their rows, into a committed table.")
 
 
 def _study_command(name: str, kind: ModuleType, words: str) -> click.Command:
@@ -21,7 +24,7 @@ def _study_command(name: str, kind: ModuleType, words: str) -> click.Command:
                   default=len(grids.FEW_RACE_SEEDS), help="The first of the race's.")  # fmt: skip
     @click.option("--tuning", "on_tuning_seeds", is_flag=True,
                   help="On the tuning seeds, for choosing defaults.")  # fmt: skip
-    @click.option("--methods", help="Comma-separated: their rows alone, into the committed table.")
+    @_ROWS
     @STEPS
     @OUTPUT
     def command(task_name, seeds, on_tuning_seeds, methods, steps, output):
@@ -65,33 +68,31 @@ compare_parts = _study_command("ablation", parts, "The protocol with one part ch
 
 @click.command("transforms")
 @click.option("--tasks", help="Comma-separated; all by default.")
-@click.option("--methods", help="Comma-separated; all by default.")
+@_ROWS
 @click.option("--seeds", type=click.IntRange(1), default=transforms.SEEDS, show_default=True)
-@TUNE
 @STEPS
 @OUTPUT
-def compare_transforms(tasks, methods, seeds, tune, steps, output) -> None:
-    """Single transformations against Adam; writes transforms.json.
+def compare_transforms(tasks, methods, seeds, steps, output) -> None:
+    """Single transformations against Adam; transforms.json, where `triggers` would write.
 
-    Runs are shared with `race` where the output folder is the same. Tables of other tasks that
-    are in transforms.json already stay there.
+    Who has no committed setting is tuned on one seed, and its row says how. Runs are shared with
+    `race` where the output folder is the same.
     """
-    races = []
     for name in names_in(tasks, TRANSFORM_TASKS, "task"):
         task = get_task(name)
-        known = {method.name: method for method in transforms.contestants(task)}
-        asked = {"constant", *names_in(methods, list(known), "method")}
+        adam, *rivals = transforms.contestants(task)
+        asked = names_in(methods, [rival.name for rival in rivals], "method")
         task = task.shortened(steps) if steps else task
         held = held_at_settings(
-            task, [known[n] for n in known if n in asked], lambda _: range(seeds), output,
-            is_whole=not steps, all_seeds=seeds >= transforms.SEEDS, tune=tune,
+            task, [adam, *(r for r in rivals if r.name in asked)], lambda _: range(seeds), output,
+            is_whole=not steps, all_seeds=seeds >= transforms.SEEDS, shortly=True,
             rounds=transforms.ROUNDS,
         )  # fmt: skip
-        races.append(held)
-    name = "transforms" if all(race.evidence for race in races) else "transforms-quick"
-    path = output / f"{name}.json"
-    results = transforms.results(races)
-    results["tasks"] = {**held_in(path, "tasks"), **results["tasks"]}
-    write_json(path, results)
-    transforms.print_tables(results["tasks"], console)
-    console.print(f"Wrote {path}")
+        path = RESULTS / "transforms.json" if held.evidence else output / "transforms-quick.json"
+        begun = held_in(path, "tasks").get(name, {}) if methods and held.evidence else {}
+        if begun and begun["data"] != task.digest:
+            raise click.UsageError(f"--methods: the table of {name} is of other data")
+        table = transforms.table_of(held, begun)
+        study.merge(path, RATIO, name, table)
+        transforms.print_tables({name: table}, console)
+        console.print(f"Wrote {path}")

@@ -59,12 +59,6 @@ class Study:
         return self.references[level.name, weights].hits(level.target)
 
 
-def setting_of(variant: Variant, weights: Weights, rate: float) -> dict[str, float]:
-    """What a variant is built with for a reading, whose own onset of the decay it has."""
-    decay = {"decay_ratio": variant.decay, "decay_onset": float(weights == "averaged")}
-    return {"learning_rate": rate, **decay, **variant.setting}
-
-
 class Plan(NamedTuple):
     levels: list[Level]
     rates: dict[Weights, float]
@@ -123,7 +117,8 @@ def hold(
         return Entry(task, method, setting, runs)
 
     def varied(variant: Variant, weights: Weights) -> Entry:
-        setting = setting_of(variant, weights, plan.rates[weights])
+        decay = {"decay_ratio": variant.decay, "decay_onset": float(weights == "averaged")}
+        setting = {"learning_rate": plan.rates[weights], **decay, **variant.setting}
         method = dataclasses.replace(variant.method, weights=weights)
         return entry(variant.name, method, setting, weights)
 

@@ -1,6 +1,8 @@
 """Single transformations against Adam: steps, seconds and memory, task by task."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,9 +13,9 @@ from rich.console import Console
 from benchmarks import statistics
 from benchmarks.methods import METHODS, Method
 from benchmarks.race.hold import Race
-from benchmarks.race.outcome import RATIO, row
+from benchmarks.race.outcome import row
 from benchmarks.report.text import restored, setting, spread, tests
-from benchmarks.runs.store import environment, plain
+from benchmarks.runs.store import environment
 from benchmarks.tasks.task import Task
 from benchmarks.terminal import table
 
@@ -43,31 +45,36 @@ def size(task: Task) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
-def table_of(race: Race) -> dict[str, Any]:
-    """The figures of one task, at the level that the race puts first."""
+def table_of(race: Race, begun: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of one task, at the level that the race puts first.
+
+    They become rows of a finished table, at its target, if one is `begun`.
+    """
     level, task, rows = race.levels[0], race.task, {}
+    level = dataclasses.replace(level, target=begun.get("target", level.target))
+    busy = os.getloadavg()[0] > environment()["cpus"]
     for name, entry in race.entries[level.name].items():
-        figures, time = row(race, level, name), race.times[name]
+        figures, time, tuned = row(race, level, name), race.times[name], race.tuned["methods"][name]
         seconds = np.asarray(figures["ratio"]["values"]) * time.ratio
+        shortly = {key: tuned[key] for key in ("seeds", "trials", "at_edge") if "seeds" in tuned}
+        notes = ("one tuning seed" * bool(shortly), "step time on a busy machine" * busy)
         rows[name] = {
             "transform": entry.method.transform,
-            **figures,
+            **figures, "note": "; ".join(filter(None, notes)), "tuning": shortly,
             "seconds_ratio": statistics.summary(seconds),
             "step_seconds": time.seconds, "step_time_ratio": time.ratio,
             "state_bytes_per_parameter": bytes_per_parameter(
                 task, entry.method.build(task, entry.setting)
             ),
         }  # fmt: skip
+    if begun:
+        later = {n: r | {"environment": environment()} for n, r in rows.items() if n != "constant"}
+        return {**begun, "rows": begun["rows"] | later}
     return {
         "metric": task.metric, "data": task.digest, "num_steps": task.num_steps,
         "parameters": size(task), "evidence": race.evidence, "target": level.target,
         "level": level.title, "rows": rows, "environment": environment(),
     }  # fmt: skip
-
-
-def results(races: Sequence[Race]) -> dict[str, Any]:
-    """All tasks, as JSON."""
-    return plain({"ratio": RATIO, "tasks": {race.task.name: table_of(race) for race in races}})
 
 
 def title(name: str, content: Mapping[str, Any]) -> str:
@@ -82,7 +89,8 @@ def cells(content: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """The rows of a task as text, under `HEADINGS`."""
     for figures in content["rows"].values():
         yield (
-            figures["transform"], setting(figures["hyperparameters"]),
+            f"{figures['transform']} ({figures['note']})".removesuffix(" ()"),
+            setting(figures["hyperparameters"]),
             spread(figures["steps"], "{:.0f}", beyond=f"> {content['num_steps']}"),
             spread(figures["ratio"], "{:.2f}", beyond="-"),
             spread(figures["seconds"], "{:.3g}", beyond="-"),

@@ -48,13 +48,10 @@ RULE = (
 
 def fixed_times(task: Task) -> list[tuple[int, int]]:
     """(first step of re-ask, first step of execution) for each point of the grid."""
-    pairs = []
-    for share in FIRST:
-        first = round(share * task.num_steps)
-        for second in (first + SHORTEST, round(LONGER * first)):
-            if first >= task.warmup_steps and second <= LATEST * task.num_steps:
-                pairs.append((first, second))
-    return pairs
+    firsts = [round(share * task.num_steps) for share in FIRST]
+    pairs = [(at, later) for at in firsts for later in (at + SHORTEST, round(LONGER * at))]
+    latest = LATEST * task.num_steps
+    return [(a, b) for a, b in pairs if a >= task.warmup_steps and b <= latest]
 
 
 def variants(task: Task) -> list[Variant]:

@@ -30,7 +30,6 @@ CHANGES = (1000, 3000)
 NOISY, AGREEING, FALLING_LOSS = 0.1, 0.8, Course(-0.3)
 Banks = Mapping[float, Bank]  # by the agreement that they were measured at
 
-
 _DIMENSION = "intrinsic_dimension"
 _ACQUISITION, _REASK = (0, WARMUP), (REASK_START, HANDOVER)
 TRIGGERS = {

@@ -159,8 +159,6 @@ def test_given_times_are_those_at_which_phases_begin():
         return 1 + int(np.argmax(jax.lax.scan(step, trigger.init(), count)[1] == 1))
 
     assert (started(first), started(second)) == (5, 9)
-    first, second = rivals.at_shares(20, 0.25, 0.5)
-    assert (started(first), started(second)) == (5, 10)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -175,8 +173,3 @@ def test_what_is_not_finite_neither_fires_nor_blocks(bad):
     assert fires(rivals.saturated(), angular_velocity=flat) is not None
     for trigger in (rivals.bounced(), rivals.inflected()):
         assert fires(trigger, weight_norm_square=np.full(300, bad)) is None
-
-
-def test_shares_must_rise():
-    with pytest.raises(ValueError, match="shares must rise"):
-        rivals.at_shares(100, 0.5, 0.25)

@@ -16,9 +16,11 @@ from benchmarks.__main__ import main
 from benchmarks.methods import METHODS
 from benchmarks.methods.method import TRANSFORM_TASKS, Method, alone
 from benchmarks.race import grids
+from benchmarks.race.hold import Entry, Race
+from benchmarks.race.levels import ADAM, Level
 from benchmarks.report.text import restored
 from benchmarks.runs import timing
-from benchmarks.runs.training import train
+from benchmarks.runs.training import Curves, train
 from benchmarks.studies import commands, transforms
 from benchmarks.tasks import get_task
 from benchmarks.tasks.transformers import TokenTransformer
@@ -128,15 +130,71 @@ def test_fewer_seeds_tune_where_runs_are_long():
 
 def test_what_is_no_evidence_is_written_beside_what_is(tmp_path, monkeypatch):
     look = SimpleNamespace(evidence=False)
+    monkeypatch.setattr(commands, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(commands, "held_at_settings", lambda *args, **kwargs: look)
-    monkeypatch.setattr(transforms, "results", lambda races: {"tasks": {}})
+    monkeypatch.setattr(transforms, "table_of", lambda race, begun: {"begun": begun})
+    monkeypatch.setattr(transforms, "print_tables", lambda tables, console: None)
     options = ["--tasks", "char_gpt", "--seeds", "1", "--output", str(tmp_path)]
     assert CliRunner().invoke(main, ["transforms", *options]).exit_code == 0
     assert (tmp_path / "transforms-quick.json").exists()
-    assert not (tmp_path / "transforms.json").exists()
+    assert not (tmp_path / "results").exists()
 
 
-def test_the_command_tables_every_transformation_that_is_asked_for(tmp_path):
+def _curves(hit):
+    """Twenty from the start on, and ten from step `hit` on."""
+    steps = np.arange(TASK.eval_every, TASK.num_steps + 1, TASK.eval_every)
+    values = np.where(steps >= hit, 10.0, 20.0)
+    test = {"raw": {"loss": 0.5}}
+    return Curves(steps, values, values, values, {}, test, 0.0)
+
+
+@pytest.mark.parametrize(("data", "load"), [(None, 1e9), (None, 0.0), ("other", 0.0)])
+def test_rows_raced_later_join_a_committed_table_at_its_own_target(
+    data, load, tmp_path, monkeypatch
+):
+    rate = {"learning_rate": 0.01}
+    entries = {
+        name: Entry(TASK, METHODS[name], rate, {0: _curves(hit)})
+        for name, hit in (("constant", 400), ("muon", 100))
+    }
+    # The settings' own target is missed, that of the table reached.
+    level = Level("constant", "Adam's end", 5.0, ADAM)
+    times = {"constant": timing.StepTime(1.0, 1.0), "muon": timing.StepTime(2.0, 2.0)}
+    short = {"seeds": [100], "trials": [], "at_edge": {"constant": False}, "chosen": {}}
+    tuned = {"methods": {"constant": {"trials": [], "at_edge": {}}, "muon": short}}
+    race = Race(TASK, [level], {"constant": entries}, times, True, tuned)
+    monkeypatch.setattr(commands, "RESULTS", tmp_path)
+    monkeypatch.setattr(commands, "held_at_settings", lambda *args, **kwargs: race)
+    monkeypatch.setattr(transforms.os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(transforms, "print_tables", lambda tables, console: None)
+    begun = {"data": data, "target": 11.0, "rows": {"constant": {"is": "old"}, "kfac": {}}}
+    path = tmp_path / "transforms.json"
+    path.write_text(json.dumps({"tasks": {TASK.name: begun, "char_gpt": {"is": "left alone"}}}))
+    command = ["transforms", "--tasks", TASK.name, "--methods", "muon"]
+    result = CliRunner().invoke(main, command)
+    if data is not None:
+        assert result.exit_code == 2
+        assert "other data" in result.output
+        return
+    assert result.exit_code == 0, result.output
+    stored = json.loads(path.read_text())["tasks"]
+    assert stored["char_gpt"] == {"is": "left alone"}
+    added = stored[TASK.name]["rows"].pop("muon")
+    assert stored[TASK.name] == begun
+    # Smoothed over five evaluations, both hit forty steps later.
+    late = (TASK.smoothing - 1) * TASK.eval_every
+    assert added["steps"]["values"] == [100 + late]
+    assert added["ratio"]["values"] == pytest.approx([(100 + late) / (400 + late)])
+    assert added["seconds_ratio"]["values"] == pytest.approx([2 * (100 + late) / (400 + late)])
+    assert added["tuning"] == {key: short[key] for key in ("seeds", "trials", "at_edge")}
+    assert (
+        added["note"].split("; ")
+        == ["one tuning seed", "step time on a busy machine"][: 2 if load else 1]
+    )
+
+
+def test_the_command_tables_every_transformation_that_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(transforms.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
     command = ["transforms", "--tasks", "digits_autoencoder", "--methods", "muon"]
     options = ["--steps", "20", "--seeds", "1", "--output", str(tmp_path)]
     result = CliRunner().invoke(main, [*command, *options])
