@@ -26,6 +26,9 @@ if int(importlib.metadata.version("jaxlib").split(".")[1]) < 11:  # a later one 
 
 quick.build()
 
+# Run by tests in processes of their own, so there is nothing to collect.
+collect_ignore_glob = ["*_program.py"]
+
 # The first example of a property compiles its program, so no example has a deadline. The checks
 # are the same at every run; `--hypothesis-profile=thorough` draws ten times as many, and others.
 settings.register_profile(
