@@ -200,6 +200,22 @@ KRONECKER = [
         ("needed = -(-needed // cut)", "pass", "every axis of a side is cut"),
     ),
     *mutations(
+        "linalg/whole_blocks.py",
+        "precondition/test_collectives.py",
+        ("if length > 1 and number % number_of_parts(mesh, entry)", "if False", "nothing moves"),
+        (
+            "spec = (None, *(jax.sharding.PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1))",
+            "return x",
+            "leaves are moved one by one",
+        ),
+        ("None if divisible and", "free if divisible and", "the partitioner cuts blocks"),
+    ),
+    *mutations(
+        "steering/shardings.py",
+        "steering/test_state_shardings.py",
+        ("if sharding is None else sharding.spec", "if True else None", "all of it everywhere"),
+    ),
+    *mutations(
         "precondition/shared/over_matrices.py",
         "precondition/test_stacks.py",
         ("starts[is_own] += math.prod(batch)", "pass", "every place has the first results"),
