@@ -10,8 +10,8 @@ from tests import eight_devices
     [
         "direction",
         "phases",
+        "dealt out",
         pytest.param("places", marks=pytest.mark.slow),
-        pytest.param("dealt out", marks=pytest.mark.slow),
     ],
 )
 def test_only_scalars_and_sketches_travel(part):
