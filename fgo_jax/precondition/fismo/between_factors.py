@@ -118,6 +118,8 @@ def between_factors(rule: Rule) -> Preconditioner:
         found = views(rule.weight_dimension_numbers, updates)
         grads, finite = usable_leaves(leaves, found)
         kinds = matrices(updates, found, rule.block_size)
+        shapes = [() if isinstance(k, int) else k.factor_shapes for k in kinds]
+        check_factors(rule.name, tuple(shapes), state.factors)
         first, second = treedef.flatten_up_to(state.first_moment), list(state.second_moment)
         before = [first[k] if isinstance(k, int) else k.stack.join(first) for k in kinds]
         rows, usable = (
@@ -127,8 +129,6 @@ def between_factors(rule: Rule) -> Preconditioner:
             ]
             for tree in (grads, finite)
         )
-        shapes = [() if isinstance(k, int) else k.factor_shapes for k in kinds]
-        check_factors(rule.name, tuple(shapes), state.factors)
         due = state.fisher_step % jnp.asarray(rule.refresh_every, jnp.int32) == 0
         factors, roots = whitening.whitened(
             kinds,
