@@ -16,8 +16,8 @@ def state_shardings(
     """The shardings of an optimizer's state, from those of the parameters.
 
     It allocates nothing: `init` is only traced. Averages and Adam's moments lie like their
-    parameters, what belongs to blocks lies with them (see :func:`scale_by_kronecker_fisher`),
-    counters and sketches lie on every device. Use it
+    parameters. What belongs to blocks lies with them (see :func:`scale_by_kronecker_fisher`).
+    Counters and sketches lie on every device. Use it
 
     - to make the state of a large model in place: `jax.jit(tx.init, out_shardings=...)`. A plain
       `jax.jit(tx.init)` puts all of it on every device, unless the mesh has explicit axes;

@@ -54,19 +54,19 @@ class Stack(NamedTuple):
         return len(self.places) > 1
 
     def _joined(self, of_leaves: int, of_axes: Sequence[int]) -> tuple[int, ...]:
-        """Something of each axis of the joined leaves, before they are cut."""
+        """Numbers for the axes of the joined leaves: that of leaves, if it is there, and theirs."""
         return (of_leaves, *of_axes) if self._several else tuple(of_axes)
 
-    def _numbers(self, of_side: Sequence[int]) -> tuple[int, ...]:
-        """Those of each side of a leaf; for the axes of a batch of matrices, their lengths."""
+    def _numbers(self, of_sides: Sequence[int]) -> tuple[int, ...]:
+        """Numbers for the axes of a leaf: the given ones of sides, and lengths of batch axes."""
         return tuple(
             self.modes.shape[axis] if axis in self.modes.batch else number
-            for axis, number in zip(self.axes, of_side, strict=True)
+            for axis, number in zip(self.axes, of_sides, strict=True)
         )
 
     @property
     def _pieces(self) -> tuple[int, ...]:
-        """Into how many each axis of a leaf may be split."""
+        """Into how many pieces each axis of a leaf may be split."""
         return self._numbers((1,) * len(self.cuts) if self.undivided else self.cuts)
 
     @property
