@@ -76,7 +76,7 @@ def cut(x: jax.Array, cuts: Sequence[int], shape: tuple[int, ...]) -> jax.Array:
     spec: list[Any] = []
     whole: list[Any] = []
     for name, length, blocks in zip(sharding.spec, x.shape, cuts, strict=True):
-        kept = name if blocks == 1 or _fits(sharding.mesh, name, length, blocks) else None
+        kept = name if _fits(sharding.mesh, name, length, blocks) else None
         whole.append(kept)
         spec += [kept] if blocks == 1 else [kept, None]
     x = jax.sharding.reshard(x, named(sharding.mesh, whole))

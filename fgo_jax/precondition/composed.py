@@ -9,7 +9,7 @@ import optax
 
 from fgo_jax.precondition.shared import model as models
 from fgo_jax.precondition.shared.leaves import called
-from fgo_jax.precondition.shared.preconditioner import Preconditioner
+from fgo_jax.precondition.shared.preconditioner import Preconditioner, inherited
 
 
 def chain(*transforms: optax.GradientTransformation) -> Preconditioner:
@@ -52,8 +52,7 @@ def chain(*transforms: optax.GradientTransformation) -> Preconditioner:
     def metric(grads: Any, state: Any) -> Any:
         return owner.metric(grads, state[index])
 
-    keeps, dtype = getattr(owner, "keeps_scale", True), getattr(owner, "momentum_dtype", None)
-    return Preconditioner(whole.init, whole.update, metric, keeps, dtype)
+    return Preconditioner(whole.init, whole.update, metric, *inherited(owner))
 
 
 def masked(inner: Preconditioner, mask: Any) -> Preconditioner:
@@ -95,5 +94,4 @@ def masked(inner: Preconditioner, mask: Any) -> Preconditioner:
         rows = inner.metric(part, state.inner_state)
         return models.merge(rows, optax.tree.cast(grads, "float32"))
 
-    inherited = inner.keeps_scale, inner.momentum_dtype
-    return Preconditioner(whole.init, whole.update, metric, *inherited)
+    return Preconditioner(whole.init, whole.update, metric, *inherited(inner))

@@ -16,7 +16,7 @@ from fgo_jax.linalg.ordering import ordered_after
 from fgo_jax.precondition.shared.leaves import called, check_floating
 from fgo_jax.precondition.shared.matrix_view import DimensionNumbers, newton_schulz, views
 from fgo_jax.precondition.shared.modes import Modes
-from fgo_jax.precondition.shared.preconditioner import Preconditioner
+from fgo_jax.precondition.shared.preconditioner import Preconditioner, inherited
 
 _NAME = "scale_by_layer_noise"
 NORMS = ("nuclear", "l1", "l2")
@@ -212,9 +212,7 @@ def scale_by_layer_noise(
         rows = metric(grads, state.direction_state)
         return jax.tree.map(lambda row, rate: row * jnp.sqrt(rate), rows, state.layer_rates)
 
-    keeps = getattr(direction, "keeps_scale", True)
-    dtype = getattr(direction, "momentum_dtype", None)
-    return Preconditioner(init, update, scaled_metric, keeps, dtype)
+    return Preconditioner(init, update, scaled_metric, *inherited(direction))
 
 
 def layer_numbers(tree: Any) -> dict[str, jax.Array]:

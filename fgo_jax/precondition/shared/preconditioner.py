@@ -102,3 +102,8 @@ class Preconditioner(optax.GradientTransformationExtraArgs):
         self.keeps_scale = keeps_scale
         self.momentum_dtype = momentum_dtype
         return self
+
+
+def inherited(inner: Any) -> tuple[bool, Any]:
+    """keeps_scale and momentum_dtype, also of a transformation that only has a metric."""
+    return getattr(inner, "keeps_scale", True), getattr(inner, "momentum_dtype", None)
