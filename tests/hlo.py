@@ -50,3 +50,18 @@ def collectives(text):
     for one in analysis.collectives(text):
         found[one.depth == 0].append((one.kind, one.numbers))
     return found[True], found[False]
+
+
+def distinct_fusions(text):
+    """The different fused computations, which XLA compiles once each."""
+    bodies, _ = computations(text)
+
+    def without_names(lines):
+        numbers = {}
+        body = "\n".join(re.sub(r", metadata=\{[^}]*\}", "", line) for line in lines)
+        return re.sub(
+            r"%[\w.\-]+", lambda name: numbers.setdefault(name[0], str(len(numbers))), body
+        )
+
+    called = set(re.findall(r" fusion\(.*calls=%([\w.\-]+)", text))
+    return {without_names(bodies[name]) for name in called}

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from fgo_jax.linalg.counters import later
 from fgo_jax.linalg.trees import added_up
@@ -21,18 +20,13 @@ ERRORS = 4.0  # standard errors below zero: with momentum single cosines are oft
 class DescentState(NamedTuple):
     """Running means of the cosine, of the transform that drives."""
 
-    measured: jax.Array  # [], int32; cosines in the means
-    measured_at: jax.Array  # [], int32; total_step of the last one
-    due_at: jax.Array  # [], int32; total_step of the next one
-    cosine: jax.Array  # [], float32
-    square: jax.Array  # [], float32
+    counts: jax.Array  # [3], int32; cosines in the means, total_step of the last and the next one
+    means: jax.Array  # [2], float32; of the cosine and of its square
 
 
 def descent_init() -> DescentState:
     """No measurement yet."""
-    # One array for each field: a buffer that is there twice cannot be donated.
-    dtypes = (jnp.int32, jnp.int32, jnp.int32, jnp.float32, jnp.float32)
-    return DescentState(*(jnp.zeros([], dtype) for dtype in dtypes))
+    return DescentState(jnp.zeros(3, jnp.int32), jnp.zeros(2, jnp.float32))
 
 
 def descent_update(
@@ -55,33 +49,32 @@ def descent_update(
     """
 
     def measured(grads: Any, direction: Any, state: DescentState) -> DescentState:
-        anew = (step == 0) | (driver_since > state.measured_at)
-        count = jnp.where(anew, 0, state.measured)
+        count, measured_at, _ = state.counts
+        count = jnp.where((step == 0) | (driver_since > measured_at), 0, count)
         cosine = _cosine(grads, direction)
         share = 1.0 / jnp.minimum(count + 1.0, WINDOW)
         gap = jnp.maximum(SOONEST, (GROWTH * step.astype(jnp.float32)).astype(jnp.int32))
-        new = DescentState(
-            jnp.minimum(count + 1, WINDOW),
-            step,
-            later(step, gap),
-            state.cosine + share * (cosine - state.cosine),
-            state.square + share * (jnp.square(cosine) - state.square),
-        )
+        next_one = later(step, gap)
         # No gradient or no direction, no cosine.
-        known, waiting = jnp.isfinite(cosine), state._replace(due_at=new.due_at)
-        return optax.tree.where(known, new, waiting)
+        known = jnp.isfinite(cosine)
+        counts = jnp.stack([jnp.minimum(count + 1, WINDOW), step, next_one])
+        means = state.means + share * (jnp.stack([cosine, jnp.square(cosine)]) - state.means)
+        return DescentState(
+            jnp.where(known, counts, state.counts.at[2].set(next_one)),
+            jnp.where(known, means, state.means),
+        )
 
     def wait(grads: Any, direction: Any, state: DescentState) -> DescentState:
         del grads, direction
         return state
 
-    due = taken & ((step >= state.due_at) | (step == 0))
+    due = taken & ((step >= state.counts[2]) | (step == 0))
     return jax.lax.cond(due, measured, wait, grads, direction, state)
 
 
 def mean_cosine(state: DescentState) -> jax.Array:
     """[], float32: of the last measurements; NaN before the first."""
-    return jnp.where(state.measured > 0, state.cosine, jnp.nan)
+    return jnp.where(state.counts[..., 0] > 0, state.means[..., 0], jnp.nan)
 
 
 def points_uphill(state: DescentState) -> jax.Array:
@@ -89,9 +82,11 @@ def points_uphill(state: DescentState) -> jax.Array:
 
     A mean of cosines, not of inner products, so that one large gradient does not decide.
     """
-    count = jnp.maximum(state.measured, 1).astype(jnp.float32)
-    variance = jnp.maximum(state.square - jnp.square(state.cosine), 0.0)
-    return (state.measured >= LEAST) & (state.cosine + ERRORS * jnp.sqrt(variance / count) < 0)
+    # The state may be a stack of runs, as in `fgo_jax.telemetry`.
+    measured, cosine, square = state.counts[..., 0], state.means[..., 0], state.means[..., 1]
+    variance = jnp.maximum(square - jnp.square(cosine), 0.0)
+    error = jnp.sqrt(variance / jnp.maximum(measured, 1).astype(jnp.float32))
+    return (measured >= LEAST) & (cosine + ERRORS * error < 0)
 
 
 def _cosine(grads: Any, direction: Any) -> jax.Array:

@@ -29,7 +29,7 @@ def smooth(
     if design.has_adaptive_decay:
         anew = clock.driver_since == clock.total_step
         energy = energy_exponent.energy_fall_update(energy, state.slow, finite, anew=anew)
-        taken = ordered_after(taken, energy.measurements)  # the mean moves once it is measured
+        taken = ordered_after(taken, energy.counts[0])  # the mean moves once it is measured
     if not design.has_slow_momentum:
         return direction, state.slow, energy
     shares = [phase.slow_share for phase in design.phases]

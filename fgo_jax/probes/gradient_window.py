@@ -48,7 +48,10 @@ def window_estimates(
     pairs, _, _, width = differences.shape
     # A power of two as unit changes no digit, and the fourth powers below stay within float32.
     unit = jnp.frexp(jnp.max(jnp.abs(differences)))[1]
-    differences, squared = jnp.ldexp(differences, -unit), jnp.ldexp(jnp.float32(1.0), 2 * unit)
+    # In two factors, neither of which leaves the range of float32.
+    half = unit // 2
+    factors = jnp.ldexp(jnp.float32(1.0), jnp.stack([-half, half - unit, 2 * unit]))
+    differences, squared = differences * factors[0] * factors[1], factors[2]
     grams = jnp.einsum(
         "iask,jask->asij", differences, differences, precision=jax.lax.Precision.HIGHEST
     )

@@ -16,20 +16,19 @@ MEMORY = 0.25  # of the exponent's running means, as a share of the measurements
 
 
 class EnergyFallState(NamedTuple):
-    """Running means behind the exponent. They start again whenever the slow momentum does."""
+    """Running means behind the exponent. They start again whenever the slow momentum does.
 
-    measurements: jax.Array  # [], int32
-    measured_at: jax.Array  # [], int32; directions in the mean at the last measurement
-    energy: jax.Array  # [], float32; squared norm of the mean at the last measurement
-    mean_energy: jax.Array  # [], float32
-    mean_slope: jax.Array  # [], float32; of the energy, per unit of log time
+    Two arrays, not five scalars: XLA computes an array in one kernel, and each scalar in one of its
+    own.
+    """
+
+    counts: jax.Array  # [2], int32; measurements, and directions in the mean at the last one
+    means: jax.Array  # [3], float32; energy of the mean at the last measurement, mean energy, slope
 
 
 def energy_fall_init() -> EnergyFallState:
     """No measurement yet."""
-    # One array for each field: a buffer that is there twice cannot be donated.
-    dtypes = (jnp.int32, jnp.int32, jnp.float32, jnp.float32, jnp.float32)
-    return EnergyFallState(*(jnp.zeros([], dtype) for dtype in dtypes))
+    return EnergyFallState(jnp.zeros(2, jnp.int32), jnp.zeros(3, jnp.float32))
 
 
 def energy_fall_update(
@@ -51,22 +50,27 @@ def energy_fall_update(
     # Inside a branch, so that there is no pass over the mean between measurements.
     def look(mean: Any, state: EnergyFallState) -> EnergyFallState:
         old = optax.tree.where(anew | (due & (seen == 0)), energy_fall_init(), state)
+        measurements, measured_at = old.counts
+        last, mean_energy, mean_slope = old.means
         energy = optax.tree.norm(jax.tree.map(wide, mean), squared=True).astype(jnp.float32)
         # The memory of the mean is c n + 1 directions, so time is log(n + 1/c).
-        passed = jnp.log1p(WINDOW * (seen - old.measured_at) / (WINDOW * old.measured_at + 1.0))
-        pairs = (old.measurements - 1).astype(jnp.float32)
+        passed = jnp.log1p(WINDOW * (seen - measured_at) / (WINDOW * measured_at + 1.0))
+        pairs = (measurements - 1).astype(jnp.float32)
         step = jnp.where(pairs >= 0, 1.0 / (MEMORY * jnp.maximum(pairs, 0.0) + 1.0), 0.0)
-        slope = (energy - old.energy) / jnp.where(passed > 0, passed, 1.0)
-        middle = 0.5 * (energy + old.energy)
+        slope = (energy - last) / jnp.where(passed > 0, passed, 1.0)
+        middle = 0.5 * (energy + last)
         new = EnergyFallState(
-            old.measurements + 1,
-            seen,
-            energy,
-            old.mean_energy + step * (middle - old.mean_energy),
-            old.mean_slope + step * (slope - old.mean_slope),
+            jnp.stack([measurements + 1, seen]),
+            jnp.stack(
+                [
+                    energy,
+                    mean_energy + step * (middle - mean_energy),
+                    mean_slope + step * (slope - mean_slope),
+                ]
+            ),
         )
         # An energy beyond float32 is not a measurement.
-        known = jnp.isfinite(energy) & jnp.isfinite(new.mean_energy) & jnp.isfinite(new.mean_slope)
+        known = jnp.all(jnp.isfinite(new.means))
         return optax.tree.where(due & (seen > 0) & known, new, old)
 
     return jax.lax.cond(taken & (due | anew), look, lambda mean, state: state, slow.mean, state)
@@ -86,6 +90,8 @@ def energy_exponent(state: EnergyFallState) -> jax.Array:
     In the last case, at a constant rate, the sum of all directions stays bounded, so their
     mean falls as 1/t.
     """
-    known = (state.measurements > 1) & (state.mean_energy > 0)
-    exponent = -state.mean_slope / jnp.where(known, state.mean_energy, 1.0)
+    # The state may be a stack of runs, as in `fgo_jax.telemetry`.
+    mean_energy, mean_slope = state.means[..., 1], state.means[..., 2]
+    known = (state.counts[..., 0] > 1) & (mean_energy > 0)
+    exponent = -mean_slope / jnp.where(known, mean_energy, 1.0)
     return jnp.where(known, exponent, jnp.nan)

@@ -71,7 +71,7 @@ def _paragraph(state: FgoState) -> str:
     lines += _history(state)
     if points_uphill(state.descent):
         lines.append(
-            f"The directions point uphill (cosine {float(state.descent.cosine):.2f} with the "
+            f"The directions point uphill (cosine {float(state.descent.means[0]):.2f} with the "
             "gradients): does the transform have a minus sign or a learning rate of its own?"
         )
     if skipped := int(state.skipped_steps):

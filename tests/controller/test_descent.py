@@ -96,7 +96,7 @@ def test_without_a_gradient_nothing_is_measured_and_nothing_flagged():
     update, state = jax.jit(tx.update), tx.init(zeros)
     for _ in range(3):
         _, state = update(zeros, state, zeros)
-    assert int(state.descent.measured) == 0
+    assert int(state.descent.counts[0]) == 0
     assert np.isnan(fgo.telemetry(state)["cosine"])
     assert not bool(fgo.telemetry(state)["uphill"])
     _, state = update(zeros + 1, fgo.restart(state), zeros)
@@ -116,6 +116,6 @@ def test_it_is_measured_more_and_more_rarely():
 def record_due(tx, steps):
     def step(state, _):
         state = tx.update(jnp.ones(3), state, jnp.ones(3))[1]
-        return state, state.descent.due_at
+        return state, state.descent.counts[2]
 
     return jax.lax.scan(step, tx.init(jnp.ones(3)), length=steps)[1]

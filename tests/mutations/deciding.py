@@ -178,7 +178,7 @@ SMOOTHING = [
     *mutations(
         "smoothing/energy_exponent.py",
         "smoothing/test_energy_exponent.py::test_it_is_the_slope_of_the_energy_over_log_time",
-        ("0.5 * (energy + old.energy)", "energy", "the exponent is of the later energy"),
+        ("0.5 * (energy + last)", "energy", "the exponent is of the later energy"),
     ),
     *mutations(
         "smoothing/energy_exponent.py",

@@ -19,16 +19,6 @@ EQUIVALENT = [
     ),
     (
         Mutation(
-            "smoothing/energy_exponent.py",
-            "jnp.isfinite(energy) & ",
-            "",
-            "the energy itself is not looked at",
-            (),
-        ),
-        "an infinite energy makes its mean infinite or NaN, and that is looked at",
-    ),
-    (
-        Mutation(
             "smoothing/slow_momentum.py",
             "steps = jnp.where(in_use, state.averaged_steps, 0)",
             "steps = state.averaged_steps",

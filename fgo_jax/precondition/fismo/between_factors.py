@@ -158,11 +158,11 @@ def between_factors(rule: Rule) -> Preconditioner:
                 good = good & jnp.isfinite(kind.whole.reduce(jnp.sum, jnp.square(m)))
                 if rule.consistent_rms is not None:
                     u = u * (f32(rule.consistent_rms) * max(kind.whole.dims) ** 0.5)
-                for place, part in kind.stack.split(jnp.where(good, m, before[i]), first):
+                for place, part in kind.stack.split(jnp.where(good, m, before[i]), first, step):
                     # Good matrices are finite. This elementwise function is sharded like the leaf.
                     usual = mesh.placed_like(jnp.isfinite(leaves[place]), part)
                     first[place] = jnp.where(usual, part, first[place])
-                parts = kind.stack.split(jnp.where(good, u, 0.0), leaves)
+                parts = kind.stack.split(jnp.where(good, u, 0.0), leaves, step)
             for place, part in parts:
                 # Sharded like the leaf, for the same reason.
                 part = jnp.where(jnp.isfinite(leaves[place]), part, 0.0)
@@ -197,7 +197,7 @@ def between_factors(rule: Rule) -> Preconditioner:
             square = kind.whole.reduce(jnp.sum, jnp.square(m))
             size = jnp.sqrt(square / min(kind.whole.dims)) + eps
             g = kind.between(kind.stack.join(rows, m), state.roots[i])
-            for place, part in kind.stack.split(divided(g, size), leaves):
+            for place, part in kind.stack.split(divided(g, size), leaves, state.fisher_step):
                 rows[place] = part
         return treedef.unflatten(rows)
 

@@ -264,7 +264,7 @@ def scale_by_kronecker_fisher(
             mean = jnp.where(ok, (1 - b1) * x + b1 * mean, mean)
             new_first.append(mean)
             u = mean / bias_correction(b1, step) / denominator(v, values[i], factors[i], step, m)
-            for place, part in stack.split(eigenbasis.rotate_back(u, bases[i], m), leaves):
+            for place, part in stack.split(eigenbasis.rotate_back(u, bases[i], m), leaves, step):
                 # An elementwise function of the leaf is sharded like it. Without it the
                 # partitioner picks a sharding that suits the contraction.
                 part = jnp.where(good[place] & jnp.isfinite(leaves[place]), part, 0.0)
@@ -293,7 +293,7 @@ def scale_by_kronecker_fisher(
             values = () if corrected else state.eigenvalues[i]
             p = denominator(state.second_moment[i], values, state.factors[i], step, m)
             x = eigenbasis.rotate_back(x / jnp.where(fresh, 1.0, jnp.sqrt(p)), state.bases[i], m)
-            for place, part in stack.split(x, leaves):
+            for place, part in stack.split(x, leaves, state.fisher_step):
                 rows[place] = part
         return treedef.unflatten(rows)
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fgo_jax.linalg import mesh, whole_blocks
+from fgo_jax.linalg.members import members
 from fgo_jax.precondition.shared.modes import Modes
 
 
@@ -94,8 +95,13 @@ class Stack(NamedTuple):
         x = jnp.transpose(x, self.order) if self.order else x
         return x if place is None else mesh.placed_like(x, place)
 
-    def split(self, x: jax.Array, leaves: Sequence[jax.Array]) -> list[tuple[int, jax.Array]]:
-        """The parts of a stack, each with its place and sharded like its leaf."""
+    def split(
+        self, x: jax.Array, leaves: Sequence[jax.Array], step: jax.Array
+    ) -> list[tuple[int, jax.Array]]:
+        """The parts of a stack, each with its place and sharded like its leaf.
+
+        `step` is a count of updates, for :func:`fgo_jax.linalg.members.members`.
+        """
         if self.order:
             x = jnp.transpose(x, np.argsort(self.order).tolist())
         first, count = leaves[self.places[0]], len(self.places)
@@ -104,7 +110,7 @@ class Stack(NamedTuple):
         parts = [self._dealt_out(x)]
         if self._several:
             x = whole_blocks.with_whole_axis(parts[0], first)
-            parts = [x[j] for j in range(count)]
+            parts = members(x, step)
         parts = [mesh.placed_like(x, leaves[i]) for i, x in zip(self.places, parts, strict=True)]
         return list(zip(self.places, parts, strict=True))
 
