@@ -26,6 +26,7 @@ from benchmarks.terminal import console, table
 
 LEVEL = "cosine"  # of the committed settings: the target for which both rates were tuned
 NAMES = {"cosine": "AdamW + cosine", "fgo_averaged": "FGO"}
+READ = {"raw": "last", "averaged": "averaged"}  # the weights that a run is read at, in words
 INKS = {"cosine": "#c8550a", "fgo_averaged": "#0b62a8"}  # told apart by colour-blind eyes
 DASHED = (0, (5, 1.5))
 EVERY = 20  # steps from one evaluation to the next
@@ -81,7 +82,7 @@ def _run(task: Task, name: str, setting: Mapping[str, float], seed: int) -> Done
         clock.append(time.perf_counter())
         step, told = task.eval_every * len(clock), record["telemetry"]
         lines = [f"step {step} of {task.num_steps}", f"training loss {loss:.3f}"]
-        lines += [f"validation {float(record[w]):.3f} ({w} weights)" for w in ("raw", "averaged")]
+        lines += [f"validation {float(record[w]):.3f} ({said} weights)" for w, said in READ.items()]
         if not told:
             rate: Any = schedules.cosine(task, setting)(step - 1)
             return show(step, [*lines, f"learning rate {float(rate):.2e}"], "")
@@ -124,14 +125,13 @@ def _summary(runs: Mapping[str, Done], target: float) -> Table:
     """Four rows: both runs, read at their last weights and at the running average of these."""
     rows = []
     for name, done in runs.items():
-        for weights in ("raw", "averaged"):
+        for weights, said in READ.items():
             error = 1 - done.curves.test[weights]["accuracy"]
             step, after = _curve(name, done, weights)[1](target), "-"
             if np.isfinite(step):
                 after = f"{np.interp(step, done.curves.steps, done.clock):.1f}"
             steps = f"{step:.0f}" if after != "-" else f"> {done.task.num_steps}"
-            all_of_it = f"{done.clock[-1]:.1f}"
-            rows.append((NAMES[name], weights, f"{error:.1%}", steps, after, all_of_it))
+            rows.append((NAMES[name], said, f"{error:.1%}", steps, after, f"{done.clock[-1]:.1f}"))
     head = ("method", "weights", "test error", "steps to target", "seconds to it", "in all")
     shown = table("On 300 digits kept for the test", head, rows, left=2)
     shown.caption = CAPTION.format(target=target)

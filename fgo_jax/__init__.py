@@ -1,4 +1,24 @@
-"""Friction-Guided Optimization for optax."""
+"""Friction-Guided Optimization for optax.
+
+`target_acquisition` is the optimizer. `explain` and `telemetry` say what a run does, in words and
+in numbers. `python -m fgo_jax` lists all names. Seven terms that they use:
+
+- **Refinement**: the preconditioned optimizer inside FGO, without the phases. By default it is
+  `kronecker_fisher`, a natural gradient much like SOAP, at a constant rate. Benchmarks call it the
+  *base*: comparing FGO with it shows what the phases add.
+- **Agreement**: the share of the energy of successive gradients that they have in common. 1 means
+  no noise, 0 means only noise. Both transitions ask for less than 0.75, with confidence.
+- **Energy rank**: how many of the eight eigenvalues of a measurement hold 90 % of their sum.
+- **Energy exponent**: q, where the squared length of the slow momentum falls as 1/t^q. q = 0: past
+  directions agree. q = 1: they are independent noise. q = 2: the weights have come to rest, as far
+  as this learning rate lets them.
+- **Slow momentum**: a mean of past update directions over a share of all steps so far. From re-ask
+  (the phase named `reask`) on, half of each update comes from it.
+- **Hand-over**: the 40 steps after a transition in which the old optimizer still makes the updates
+  while the next one's statistics fill.
+- **Metric**: what lengths are measured with. The probe measures gradients after the rescaling that
+  the optimizer in use applies to them, so its numbers refer to the updates that are really made.
+"""
 
 from fgo_jax import analysis, curvature, linalg, precondition, probes, triggers
 from fgo_jax.analysis import SpectrumReport, plotting, spectrum

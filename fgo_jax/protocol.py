@@ -78,7 +78,8 @@ def target_acquisition(
 
     Args:
       learning_rate: the peak; a number or an optax schedule. Tune this one. Later phases damp
-        the noise in it, so it is best above the transform's best constant rate.
+        the noise in it, so it is best above the transform's best constant rate. To start from:
+        3 times Adam's best constant rate with ``average_weights``, 4 times without.
       warmup_steps: length of the linear warm-up, and the least length of acquisition.
       transform: gradients to a direction: a ``scale_by_*`` with no learning rate and no minus
         sign; an optimizer such as `optax.adam(1e-3)` is refused. None is

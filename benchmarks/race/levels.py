@@ -62,7 +62,7 @@ def _sources(task: Task) -> list[Level]:
     alone = _Measured(("natural_gradient",), lambda c: tail(c.raw))
     late = _Measured(("natural_gradient",), lambda c: tail(c.averaged))
     horizon = _Measured(HORIZON, cosine.end)
-    by_itself = "what the refinement alone, at a constant rate, ends with"
+    by_itself = "what the base, at a constant rate, ends with"
     averaged = f"{by_itself} when averaged"
     claim: Any = alone
     first: list[Any] = [
@@ -77,7 +77,7 @@ def _sources(task: Task) -> list[Level]:
         ("claim_sqrt", f"against 1/sqrt(t): {by_itself}", claim, SQRT, _SQRT_ROWS),
         ("late", averaged, late, ALONE, CLAIM_ROWS),
         ("late_sqrt", f"against 1/sqrt(t): {averaged}", late, SQRT, _SQRT_ROWS),
-        ("horizon", "what the refinement's best schedule that knows T ends with", horizon, {},
+        ("horizon", "what the base's best schedule that knows T ends with", horizon, {},
          CLAIM_ROWS),
     ]  # fmt: skip
     return [Level(*row) for row in rows]

@@ -12,15 +12,15 @@ from benchmarks.runs import transitions
 
 EASY = "°"
 STEPS = (
-    "Median steps to the claim's level: the task's fixed target, otherwise the final raw-weight "
-    "loss of the refinement (the natural gradient at its best constant rate). Methods are judged "
-    "by averaged weights where their name says so; -: not run at this level."
+    "Median steps to the claim's level: the task's fixed target, otherwise the loss that the base "
+    "(the natural gradient, at its best constant rate) ends with by its last weights. Methods are "
+    "judged by averaged weights where their name says so; -: not run at this level."
 )
 SHOWN = {
-    "constant": "Adam", "natural_gradient": "refinement",
+    "constant": "Adam", "natural_gradient": "base",
     "natural_gradient_two_step": "two-step (knows T)",
     "natural_gradient_cosine": "cosine (knows T)", "natural_gradient_1_over_sqrt_t": "1/sqrt(t)",
-    "fgo": "FGO", "natural_gradient_averaged": "refinement, averaged",
+    "fgo": "FGO", "natural_gradient_averaged": "base, averaged",
     "natural_gradient_slow_momentum_averaged": "slow momentum, averaged",
     "natural_gradient_1_over_sqrt_t_averaged": "1/sqrt(t), averaged",
     "fgo_averaged": "FGO, averaged",

@@ -43,7 +43,7 @@ def level_table(race: Mapping[str, Any], name: str, *, wide: bool = False) -> Ta
         title += "  [bold red]quick: no evidence[/]"
     rows = level["methods"]
     metrics = " /\n".join(m.replace("_", " ") for m in next(iter(rows.values()))["test"])
-    more = ("seconds / Adam", "seconds / refinement", "area") if wide else ()
+    more = ("seconds / Adam", "seconds / base", "area") if wide else ()
     shown = table(
         title,
         ("method", "setting", "steps to target", "ratio to own hit", "seconds", *more,
@@ -71,7 +71,7 @@ def level_table(race: Mapping[str, Any], name: str, *, wide: bool = False) -> Ta
 
 
 def _more(row: Mapping[str, Any]) -> tuple[str, ...]:
-    """Ratios of seconds to Adam's and to the refinement's own, and the area."""
+    """Ratios of seconds to Adam's and to the base's own, and the area."""
     ratios = row.get("seconds_ratios", {})
     adam = ratios.get("constant")
     alone = next((ratios[name] for name in ratios if name != "constant"), None)

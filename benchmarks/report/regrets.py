@@ -16,7 +16,7 @@ HEADINGS = (
     "realised", "regret", "best rival",
 )  # fmt: skip
 _LEGEND = (
-    "Steps to the level over those of the refinement at its constant rate, for the default "
+    "Steps to the level over those of the base at its constant rate, for the default "
     "triggers, the first switch times of a grid, its best ones in hindsight "
     f"({EDGE}: at its edge), and the best times and length of the decay. Realised: the share of "
     "what the best times save. Regret: steps over those with the best times, less one, paired by "
@@ -85,8 +85,8 @@ def _readings(content: Any) -> Iterator[_Reading]:
     for level in study.LEVELS:
         for task, table in tables:
             if table["evidence"] and level in table["levels"]:
-                for weights in study.READINGS:
-                    yield _Reading(task, level, weights, table["levels"][level][weights])
+                for weights, shown in zip(study.READINGS, ("last", "averaged"), strict=True):
+                    yield _Reading(task, level, shown, table["levels"][level][weights])
 
 
 def _with_regret(trigger: str, regret: float) -> str:

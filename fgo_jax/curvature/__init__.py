@@ -8,11 +8,21 @@
 | `hessian` | Hessian of the loss; may be indefinite | the data's |
 
 A model is measured as `predict_fn` runs it, so let it run in evaluation mode: without dropout,
-and with the running statistics of batch normalisation. In Flax linen, with them in `stats`:
+and with the running statistics of batch normalisation. In Flax linen:
 
-    predict_fn = lambda params, batch: model.apply(
-        {"params": params, "batch_stats": stats}, batch["x"], train=False
-    )
+>>> import flax.linen as nn, jax, jax.numpy as jnp
+>>> class Model(nn.Module):
+...     @nn.compact
+...     def __call__(self, x, train):
+...         x = nn.BatchNorm(use_running_average=not train)(x)
+...         return nn.Dropout(0.5, deterministic=not train)(x)
+>>> model, batch = Model(), {"x": jnp.ones((8, 3))}
+>>> variables = model.init(jax.random.key(0), batch["x"], train=False)
+>>> params, stats = variables["params"], variables["batch_stats"]
+>>> predict_fn = lambda params, batch: model.apply(
+...     {"params": params, "batch_stats": stats}, batch["x"], train=False
+... )
+>>> operator = ggn(predict_fn)
 
 `fgo_jax.integrations.flax.nnx_predict_fn` makes that of an nnx model.
 

@@ -41,7 +41,8 @@ def empirical_fisher(
 
     Args:
       example_loss_fn: ``(params, batch) -> losses`` [...] with at least one axis, as
-        :func:`example_losses` makes it from a model and labels.
+        :func:`example_losses` makes it from a model and labels. The model runs in evaluation
+        mode, as :mod:`fgo_jax.curvature` shows.
       weights: where the batch holds one weight >= 0 per loss: a key or an index, or
         ``batch -> weights`` [...].
       mask, chunk_size: as in :func:`ggn`.

@@ -42,13 +42,14 @@ def ggn(
     The model is linearised once per call of the operator. Every product then costs one
     forward and one backward linear pass. For a named loss H is applied by its formula: like a
     gradient, a product keeps nothing of the outputs' size but the outputs and one tangent.
-    There is no state and no randomness; a dropout key belongs into ``predict_fn``.
+    There is no state and no randomness.
 
     Inside `jax.shard_map`, with its checks or without, and inside `jax.pmap` the product is of
     the device's own part of the batch: average it (`jax.lax.pmean`) for that of the whole.
 
     Args:
-      predict_fn: ``(params, batch) -> outputs``; picks its inputs out of the batch.
+      predict_fn: ``(params, batch) -> outputs``; picks its inputs out of the batch, and runs
+        the model in evaluation mode, as :mod:`fgo_jax.curvature` shows.
       loss: a name from above. Or ``(outputs, batch) -> losses``, twice differentiable and
         convex in the outputs, which are float32 and may be a pytree of any shapes; it
         returns one loss per example, or their mean.

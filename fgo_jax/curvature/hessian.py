@@ -31,7 +31,8 @@ def hessian(
 
     Args:
       loss_fn: ``(params, batch) -> losses``, twice differentiable: one per example, whose
-        (weighted) mean is taken, or a scalar that is such a mean.
+        (weighted) mean is taken, or a scalar that is such a mean. It runs the model in
+        evaluation mode, as :mod:`fgo_jax.curvature` shows.
       weights: as in :func:`empirical_fisher`; they need one loss per example.
       mask, chunk_size: as in :func:`ggn`. A scalar loss in chunks must be a mean with equal
         weights over axis 0 of the batch.

@@ -201,7 +201,7 @@ def example_losses(
     - ``"squared_error"``: numbers [..., C].
 
     Args:
-      predict_fn: ``(params, batch) -> outputs`` [..., C].
+      predict_fn: ``(params, batch) -> outputs`` [..., C], as for :func:`ggn`.
       loss: a name from above.
       labels: where the batch holds them: a key or an index, or ``batch -> labels``.
 

@@ -41,7 +41,8 @@ def sampled_fisher(
     key and on its place in the batch, not on chunks or devices.
 
     Args:
-      predict_fn: ``(params, batch) -> outputs`` [..., C], rows in the order of the examples.
+      predict_fn: ``(params, batch) -> outputs`` [..., C], rows in the order of the examples, from
+        the model in evaluation mode, as :mod:`fgo_jax.curvature` shows.
       loss: ``"softmax_cross_entropy"``, ``"sigmoid_cross_entropy"`` or ``"squared_error"``.
       weights, mask, chunk_size: as in :func:`ggn`.
 

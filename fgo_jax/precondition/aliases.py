@@ -123,7 +123,8 @@ def kfac(
 
     Args:
       learning_rate: a number, or a schedule of the steps.
-      predict_fn: ``(params, batch) -> outputs`` [..., C], which calls Flax linen modules.
+      predict_fn: ``(params, batch) -> outputs`` [..., C], which calls Flax linen modules, as for
+        :func:`fgo_jax.scale_by_kfac`.
       loss: ``"softmax_cross_entropy"``, ``"sigmoid_cross_entropy"`` or ``"squared_error"``.
       weight_decay: decoupled decay, a number or a schedule; times the learning rate as in
         `optax.adamw`.

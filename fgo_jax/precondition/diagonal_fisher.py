@@ -63,10 +63,10 @@ def scale_by_diagonal_fisher(
         update = clip(M' / max(gamma h, eps), -1, 1) = M' / max(gamma h, eps, |M'|).
 
     Where curvature is small, unknown or negative, the update is the sign of M'. Elsewhere it is the
-    coordinate's Newton step, 1/gamma times as long. No entry exceeds one, from the first step on,
-    so good learning rates are those of Adam or a little lower. Both averages are debiased. Choose
-    ``gamma`` such that a tenth to half of the entries are not clipped. It has the unit of a
-    gradient over a curvature, so scaling the loss changes nothing.
+    coordinate's Newton step, 1/gamma times as long. No entry exceeds one, from the first step on.
+    Good learning rates are lower than Adam's: 0.03 and 0.25 times Adam's on two small tasks. Both
+    averages are debiased. Choose ``gamma`` such that a tenth to half of the entries are not
+    clipped. It has the unit of a gradient over a curvature, so scaling the loss changes nothing.
 
     Two estimators of the diagonal of F, both unbiased at any batch:
 

@@ -37,9 +37,7 @@ def graft(
         update = D (||M|| / ||D||)^w,   of norm ||M||^w ||D||^(1 - w),
 
     where w is the weight: 1 takes the whole length from M, 0 gives D bit for bit. A schedule from 1
-    to 0 fades the graft out, log-linearly between the two norms:
-
-        graft(adam, fisher, optax.linear_schedule(1.0, 0.0, 200))
+    to 0 fades the graft out, log-linearly between the two norms.
 
     A learning rate tuned for `magnitude` then serves `direction`, tensor by tensor. Once a
     preconditioner has its own scale, the graft can go. Both transformations see raw gradients, all
@@ -72,6 +70,8 @@ def graft(
     >>> updates, _ = transform.update(grads, transform.init(grads))
     >>> [round(float(u), 4) for u in updates["w"]]  # of norm 5, along (1, 1)
     [3.5355, 3.5355]
+    >>> fading = optax.linear_schedule(1.0, 0.0, 200)  # from Adam's lengths to the direction's own
+    >>> transform = graft(optax.scale_by_adam(), optax.scale_by_sign(), fading)
 
     Sources: Agarwal et al., "Disentangling adaptive gradient methods from learning rates", 2020
     (arXiv 2002.11803); Eschenhagen et al., 2025 (arXiv 2506.03595), on when to leave it.

@@ -30,9 +30,8 @@ def orthogonalise(
     :math:`X = U S V^T` the update is about :math:`U V^T`, from five Newton-Schulz steps with
     Muon's coefficients (singular values between 0.7 and 1.2). Behind
     ``optax.ema(0.95, debias=False)`` it is Muon without Nesterov's look-ahead. Behind
-    Adam in an eigenbasis it is the direction that leads a public record:
-
-        fgo.precondition.chain(fgo.scale_by_kronecker_fisher(), fgo.orthogonalise(0.2))
+    Adam in an eigenbasis, as `leading` in the example, it is the direction that leads a public
+    record.
 
     Other leaves pass unchanged. A matrix whose entries, or their squares, are not finite gets a
     zero update.
@@ -56,6 +55,8 @@ def orthogonalise(
     >>> updates, _ = levelled.update(jnp.diag(jnp.array([8.0, 1.0])), levelled.init(None))
     >>> [0.6 < float(s) < 1.3 for s in jnp.diag(updates)]
     [True, True]
+    >>> import fgo_jax as fgo
+    >>> leading = fgo.precondition.chain(fgo.scale_by_kronecker_fisher(), orthogonalise(0.2))
 
     Source: Jordan et al., Muon, 2024, for the iteration. The order, SOAP's direction and then the
     iteration, is from the public record of modded-nanogpt (track 3). What it gains there has been

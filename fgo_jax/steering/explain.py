@@ -60,8 +60,8 @@ def _paragraph(state: FgoState) -> str:
     ]
     if left := int(clock.handover_left):
         lines.append(
-            f"Hand-over: for {left} more steps the transform of {names[int(clock.driver)]} "
-            "makes the updates while the next one's statistics fill."
+            f"Hand-over, steps left: {left}. The transform of {names[int(clock.driver)]} makes "
+            "the updates while the next one's statistics fill."
         )
     else:
         lines += _conditions(state, phase)
@@ -76,7 +76,7 @@ def _paragraph(state: FgoState) -> str:
         )
     if skipped := int(state.skipped_steps):
         lines.append(
-            f"Skipped {skipped} steps whose gradients or loss were not finite or overflowed."
+            f"Steps skipped, as gradients or loss were not finite or overflowed: {skipped}."
         )
     return "\n".join(lines)
 

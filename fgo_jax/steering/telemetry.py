@@ -37,20 +37,13 @@ def telemetry(opt_state: Any) -> dict[str, jax.Array]:
       :func:`fgo_jax.scale_by_layer_noise`;
     - ``skipped_steps``, ``stop``.
 
-    The section "Seven terms" of ``benchmarks/README.md`` explains agreement, energy rank, energy
-    exponent, slow momentum, hand-over and metric. :func:`fgo_jax.explain` says the same as the
-    numbers in words. A whole history needs no other function.
-    Return the telemetry from the step of a `jax.lax.scan`, which stacks each number to [steps]::
+    ``help(fgo_jax)`` explains agreement, energy rank, energy exponent, slow momentum, hand-over and
+    metric. :func:`fgo_jax.explain` says the same as the numbers in words.
 
-        def step(carry, batch):
-            ...
-            return (params, opt_state), fgo.telemetry(opt_state)
-
-        carry, history = jax.lax.scan(step, carry, batches)
-
-    A list of dicts from a Python loop becomes the same by
-    ``jax.tree.map(lambda *numbers: np.stack(numbers), *records)``. `fgo_jax.plotting.run` draws
-    it. The keys are legal tags of TensorBoard and other log writers.
+    There is no function for a whole history, because a `jax.lax.scan` whose step returns the
+    telemetry stacks each number to [steps], as in the example. A list of dicts from a Python loop
+    becomes the same by ``jax.tree.map(lambda *numbers: np.stack(numbers), *records)``.
+    `fgo_jax.plotting.run` draws it. The keys are legal tags of TensorBoard and other log writers.
 
     Args:
       opt_state: any optax state that holds one :class:`FgoState` or more (through
@@ -64,11 +57,18 @@ def telemetry(opt_state: Any) -> dict[str, jax.Array]:
       ValueError: where there is no :class:`FgoState`.
 
     Example:
-      >>> import jax.numpy as jnp
+      >>> import jax, jax.numpy as jnp, optax
       >>> import fgo_jax as fgo
-      >>> tx = fgo.target_acquisition(3e-3)
-      >>> int(fgo.telemetry(tx.init({"w": jnp.ones(2)}))["phase"])
-      0
+      >>> tx = fgo.phased([fgo.acquisition(0.1, transform=optax.identity())], [])
+      >>> def step(carry, batch):
+      ...     params, opt_state = carry
+      ...     loss, grads = jax.value_and_grad(lambda p: jnp.mean((p - batch) ** 2))(params)
+      ...     updates, opt_state = tx.update(grads, opt_state, params, value=loss)
+      ...     return (optax.apply_updates(params, updates), opt_state), fgo.telemetry(opt_state)
+      >>> params, batches = jnp.ones(2), jnp.zeros((5, 2))
+      >>> carry, history = jax.lax.scan(step, (params, tx.init(params)), batches)
+      >>> history["total_step"].tolist()
+      [1, 2, 3, 4, 5]
 
     Source: the quantities of section 4 of the FGO paper.
     """

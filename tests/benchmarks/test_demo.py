@@ -46,7 +46,7 @@ def test_the_demo_tells_what_happens_line_by_line_and_on_a_screen(tiny, tmp_path
     # The first measurement is a phase's beginning, with what the run waits for.
     assert re.search(r"phase acquisition, training loss [0-9.]+, validation", words)
     assert "In acquisition since step 0" in words
-    rows = [line for line in result.output.splitlines() if re.search(r"│ (raw|averaged) ", line)]
+    rows = [line for line in result.output.splitlines() if re.search(r"│ (last|averaged) ", line)]
     assert len(rows) == 4
     # Adam ends at the target, so it is there at the latest at the end.
     assert 0 < int(rows[0].split("│")[4]) <= STEPS

@@ -1,6 +1,7 @@
 """The two READMEs: their programs run, figures are the committed ones, links lead somewhere."""
 
 import importlib.util
+import json
 import re
 import tomllib
 
@@ -19,8 +20,22 @@ ROWS = {
     "base at a constant rate, last weights": "(a)",
     "base at a constant rate, averaged": "(b)",
     "base at 1/sqrt(step)": "(c)",
-    "base with its best schedule": "horizon",
+    "base, last weights, best schedule": "horizon",
     "Adam at a constant rate": "s / Adam",
+}
+# A row of the back page's table of learning rates, by its first words, and the methods it names.
+RATES = {
+    "optax.adam |": ["constant"],
+    "scale_by_kronecker_fisher |": ["natural_gradient"],
+    "its Shampoo form": ["shampoo_power"],
+    "scale_by_fismo, optax.contrib.muon": ["fismo", "muon"],
+    "scale_by_diagonal_fisher |": ["diagonal_fisher"],
+    "scale_by_kfac |": ["kfac"],
+    "scale_by_low_rank_fisher |": ["low_rank_fisher"],
+    "scale_by_kronecker_fisher, then": ["natural_gradient_orthogonalised"],
+    "scale_by_mousse |": ["mousse"],
+    "scale_by_layer_noise around Muon": ["muon_layer_noise", "natural_gradient_layer_noise"],
+    "scale_by_primal_averaging (0.9967": ["natural_gradient_primal_averaging"],
 }
 
 
@@ -28,16 +43,16 @@ ROWS = {
     "path", [FRONT, pytest.param(BACK, marks=pytest.mark.slow)], ids=["front", "back"]
 )
 def test_every_program_of_a_page_runs(path, capsys):
-    blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
-    assert blocks
     names = {}
-    for block in blocks:
-        exec(compile(block, str(path), "exec"), names)  # one reader runs them one after the other
+    for page in dict.fromkeys([FRONT, path]):  # the back page goes on where the front ends
+        blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+        assert blocks
+        for block in blocks:
+            exec(compile(block, str(page), "exec"), names)  # a reader runs one after the other
     plt.close("all")
     said = capsys.readouterr().out
-    if path == FRONT:
-        assert "In execution since step" in said
-        assert float(re.findall(r"accuracy ([0-9.]+)", said)[0]) > 0.9
+    assert "In execution since step" in said
+    assert float(re.findall(r"accuracy ([0-9.]+)", said)[0]) > 0.9
 
 
 def commands(path):
@@ -82,6 +97,19 @@ def test_the_front_pages_figures_are_the_committed_ones():
         compared = [compare(races[task], claim) for task in CLAIM_TASKS]
         medians = [number(c.ratio["median"], "{:.2f}", "∞") for c in compared if c is not None]
         assert [cell.strip() for cell in line.split("|")[2:-1]] == medians
+
+
+def test_the_back_pages_learning_rates_are_the_committed_ones():
+    tasks = json.loads((RESULTS / "transforms.json").read_text())["tasks"]
+    table = BACK.read_text().partition("Learning rates that tuning chose")[2]
+    lines = table.partition("\n\n- ")[0].splitlines()[4:]
+    for line, (words, methods) in zip(lines, RATES.items(), strict=True):
+        assert line.startswith(f"| {words}")
+        for task, cell in zip(tasks, line.split("|")[2:4], strict=True):
+            rows = [tasks[task]["rows"][method] for method in methods]
+            rates = [row["hyperparameters"]["learning_rate"] for row in rows]
+            said = [float(rate) for rate in re.findall(r"[0-9.]+", cell)]
+            assert said == list(dict.fromkeys(rates))
 
 
 @pytest.mark.parametrize("path", [FRONT, BACK], ids=["front", "back"])

@@ -38,7 +38,6 @@ def read(model, batch):
 
 
 def linen_predict(params, batch):
-    """As the docstring of fgo_jax.curvature has it."""
     return Linen().apply({"params": params, "batch_stats": STATS}, batch["x"], train=False)
 
 

@@ -57,11 +57,11 @@ def test_deadlines_hands_handovers_and_skipped_steps_are_said():
         _, state = update(params, state, params)
     _, state = update({"w": jnp.full(3, jnp.nan)}, state, params)
     assert fgo.explain(state).splitlines()[1:] == [
-        "Hand-over: for 39 more steps the transform of acquisition makes the updates while the "
-        "next one's statistics fill.",
+        "Hand-over, steps left: 39. The transform of acquisition makes the updates while the next "
+        "one's statistics fill.",
         "No phase comes after it.",
         "Reask began at step 10: its deadline had come.",
-        "Skipped 1 steps whose gradients or loss were not finite or overflowed.",
+        "Steps skipped, as gradients or loss were not finite or overflowed: 1.",
     ]
     state = fgo.force_phase(state, 0)
     _, state = update(params, state, params)

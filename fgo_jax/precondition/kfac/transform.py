@@ -115,7 +115,8 @@ def scale_by_kfac(
 
     Args:
       predict_fn: ``(params, batch) -> outputs`` [..., C]. It calls Flax linen modules on the very
-        parameters that it is given. For nnx: ``fgo_jax.integrations.flax.nnx_predict_fn``.
+        parameters that it is given, best in evaluation mode (:mod:`fgo_jax.curvature`). For nnx:
+        ``fgo_jax.integrations.flax.nnx_predict_fn``.
       loss: ``"softmax_cross_entropy"``, ``"sigmoid_cross_entropy"`` or ``"squared_error"``.
       damping: relative to mean(A) mean(G) of each layer, or to the mean of a diagonal. Much less
         than the default stopped a small language model from training, where a batch determines few
@@ -127,8 +128,7 @@ def scale_by_kfac(
         learning rate tried on a deep autoencoder.
       factors_every: steps from one estimate to the next.
       refresh_every: steps from one inversion to the next.
-      burn_in: number of first steps, each of which estimates and inverts the factors. The very
-        first step does so in any case.
+      burn_in: first steps, each of which estimates and inverts the factors; step 1 always does.
       approximation: ``"expand"`` or ``"reduce"``.
       diagonal: parameters with a diagonal Fisher: a glob or globs of paths such as
         ``"Embed_0/*"``, or ``path -> bool``.

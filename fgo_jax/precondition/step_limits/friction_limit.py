@@ -40,10 +40,7 @@ def scale_by_friction_limit(
 
     A step is shortened if the quadratic model says that it overshoots. It is never lengthened. It
     is not taken at all if it leads uphill, as a step of momentum sometimes does. The raw gradient
-    comes as `grad=`, as for `optax.scale_by_backtracking_linesearch`:
-
-        tx = optax.chain(optax.adam(learning_rate), fgo.scale_by_friction_limit(predict_fn))
-        updates, state = tx.update(grads, state, params, batch=batch, grad=grads)
+    comes as `grad=`, as for `optax.scale_by_backtracking_linesearch`.
 
     The curvature along p, phi(p) / ||p||^2, is measured at the first step and then every `every`
     steps, by one jvp of the model on the first examples of the batch, inside one conditional.
@@ -85,8 +82,8 @@ def scale_by_friction_limit(
     ...     optax.sgd(100.0), scale_by_friction_limit(predict, "squared_error", damping=0.0)
     ... )
     >>> params, batch = jnp.array([3.0, 4.0]), jnp.ones((8, 1))
-    >>> state = transform.init(params)
-    >>> updates, _ = transform.update(params, state, params, batch=batch, grad=params)
+    >>> state, grads = transform.init(params), params
+    >>> updates, state = transform.update(grads, state, params, batch=batch, grad=grads)
     >>> [round(float(u), 4) for u in updates]
     [-3.0, -4.0]
 

@@ -26,8 +26,6 @@ def clip_by_softmax_radius(
     It is no direction. It goes last in a chain, behind the learning rate and the minus sign: the
     proposed update p is what is added to the parameters.
 
-        optax.chain(optax.adam(learning_rate), fgo.clip_by_softmax_radius(predict_fn))
-
     With z the logits [..., C] and J their Jacobian in the parameters,
 
         a = J p / ||p||,   Delta = max over examples of (max_k a_k - min_k a_k),

@@ -16,7 +16,7 @@ def test_triggers_at_a_glance():
         json.dumps(plain({"tasks": {"quadratic_bowl": which_trigger.table_of(held)}}))
     )
     row, again = regrets.rows(content)
-    assert row[:4] == ("quadratic_bowl", "claim", "raw", "0.55 [0.55, 0.90]")
+    assert row[:4] == ("quadratic_bowl", "claim", "last", "0.55 [0.55, 0.90]")
     assert row[4:7] == ("0.50 [0.48, 0.70]", "0.49 [0.45, 0.90]†", "0.40 [0.25, 0.60]")
     # Over 36, 49 and 90, seed by seed.
     assert row[7:] == ("88%", "+12% [+0%, +22%]", "angle +67%")
@@ -25,7 +25,7 @@ def test_triggers_at_a_glance():
     assert again[-1] == "-"
     first, _ = regrets.sentences(content)
     assert first == (
-        "Regret, level claim, raw weights, median over 1 task: earliest times -2%, fgo +12%, "
+        "Regret, level claim, last weights, median over 1 task: earliest times -2%, fgo +12%, "
         "angle +67%."
     )
     content["tasks"]["quadratic_bowl"]["evidence"] = False
