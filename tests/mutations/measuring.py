@@ -139,6 +139,12 @@ PROBES = [
 
 LINALG = [
     *mutations(
+        "linalg/members.py",
+        "linalg/test_members.py",
+        ("counter < 0", "counter >= 0", "every member is the first"),
+        ("cpu=in_one_kernel", "cpu=at_fixed_places", "every slice is a kernel of its own"),
+    ),
+    *mutations(
         "linalg/sums.py",
         "linalg/test_sums.py::test_energy_rank_at_an_exact_share_and_at_the_edges",
         (" * (1.0 - _ROUNDING)", "", "an exact share needs one more eigenvalue"),
