@@ -94,7 +94,7 @@ def measure_overhead(workloads, parts, rounds, output) -> None:
 @_OUTPUT
 def measure_memory(output) -> None:
     """The memory ladder on GPT-2's shape; writes memory.json."""
-    rows = [memory.measure(name) for name in memory.LADDER]
+    rows = list(map(memory.measure, memory.LADDER))
     results = {"rows": rows, "environment": environment()}
     _write(_path("memory", output, True), results, memory.print_table)
 

@@ -52,11 +52,8 @@ def measure(revision: str) -> dict[str, Any]:
 
 def difference(ours: Any, theirs: Any) -> float:
     """The largest difference of two entries, relative to their leaf's root mean square."""
-
-    def of_leaf(a: np.ndarray, b: np.ndarray) -> float:
-        return float(np.max(np.abs(a - b)) / np.sqrt(np.mean(np.square(b))))
-
-    return max(jax.tree.leaves(jax.tree.map(of_leaf, ours, theirs)))
+    gaps = jax.tree.map(lambda a, b: np.abs(a - b).max() / np.sqrt((b**2).mean()), ours, theirs)
+    return float(max(jax.tree.leaves(gaps)))
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Models whose training steps are timed, and calls of some of their steps."""
 
+import functools
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -73,8 +74,18 @@ def transforms(model: VisionTransformer = MODEL) -> Workload:
     return small._replace(name="transforms", rounds=5, firing_rounds=2, transforms=True)
 
 
+def leaves(count: int) -> Workload:
+    """So many leaves of eight shapes: what an optimizer takes where the model takes nothing."""
+    shapes = ((8, 4), (4,), (4, 8), (8,), (4, 4), (8, 8), (6, 4), (6,))
+    params = [jnp.full(shapes[i % 8], 0.1) for i in range(count)]
+    given = (f"{count}_leaves", params, {"label": jnp.zeros(1)}, lambda *_: None,
+             lambda params, batch: optax.tree.norm(params, squared=True))  # fmt: skip
+    return Workload(*given, 10_000, 1, 40, 2, 20, False, transforms=True)
+
+
 WORKLOADS: dict[str, Callable[[], Workload]] = {
     "digits_vit": digits_vit, "vit_small": vit_small, "transforms": transforms,
+    **{f"{count}_leaves": functools.partial(leaves, count) for count in (100, 400, 2000)},
 }  # fmt: skip
 
 

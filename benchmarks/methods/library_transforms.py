@@ -17,8 +17,9 @@ def _kfac(task):
     return fgo.scale_by_kfac(task.predict, task.loss_name, diagonal=diagonal)
 
 
-def _in_blocks(task):
-    return fgo.scale_by_kronecker_fisher(block_size=16 if task.name == "char_gpt" else 32)
+def _in_blocks(text):
+    sizes = {"char_gpt": text, "digits_autoencoder": 32}
+    return alone(lambda task: fgo.scale_by_kronecker_fisher(block_size=sizes[task.name]))
 
 
 def _orthogonalised(task):
@@ -52,8 +53,10 @@ METHODS = (
     # Inverse fourth roots of both factors; square roots of both would be power 1/2.
     _compared("shampoo_power", alone(lambda _: fgo.scale_by_kronecker_fisher(**_SHAMPOO)),
               "scale_by_kronecker_fisher(power=0.25, corrected=False)"),
-    _compared("natural_gradient_blocks", alone(_in_blocks),
+    _compared("natural_gradient_blocks", _in_blocks(16),
               "scale_by_kronecker_fisher(block_size=width / 4)"),
+    _compared("natural_gradient_wide_blocks", _in_blocks(64),
+              "scale_by_kronecker_fisher(block_size=longest side / 4)"),
     _compared("kfac", alone(_kfac), cadence=5, **_NEWTON),
     _compared("diagonal_fisher",
               alone(lambda task: fgo.scale_by_diagonal_fisher(task.predict, task.loss_name)),

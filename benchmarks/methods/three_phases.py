@@ -14,7 +14,6 @@ def target_acquisition(task, hp, *, transform=None, decay="adaptive", slow_share
       hp: `learning_rate`; in a study also `decay_ratio`, `decay_onset`, `slow_share` or `cut`.
       transform: in place of the refinement; a dict of phases adds to it.
       decay: name of the law in `fgo.decays`.
-      slow_share: share of the slow momentum.
       **parts: further arguments of `fgo.target_acquisition`.
     """
     hp = dict(hp)

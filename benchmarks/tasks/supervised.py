@@ -37,10 +37,8 @@ def supervised(
 ) -> dict[str, Any]:  # fmt: skip
     """The fields of a `Task` that follow from its examples and its network.
 
-    The split is the same for all seeds, which differ in initial weights and batches.
-
     Args:
-      splits: `() -> {"train": ..., "validation": ..., "test": ...}`.
+      splits: `() -> {"train": ..., "validation": ..., "test": ...}`, the same for all seeds.
       field: of a batch, what the model reads: of this shape, with the batch's axis, and dtype.
       outcomes: `(predictions, batch["label"]) -> {name: f32 [...]}` of every example. Their
         means are the test; that of "cross_entropy" is the loss and the validation metric too.

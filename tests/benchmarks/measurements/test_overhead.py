@@ -133,3 +133,11 @@ def test_the_command_writes_the_overhead_of_parts(tmp_path, monkeypatch, tiny):
         assert {"plain_seconds", "idle_seconds", "firing_seconds"} <= set(row)
     assert rows["target_acquisition"]["plain"] == "refinement"
     assert "95 % bound" in result.output
+
+
+def test_where_the_model_takes_nothing_the_default_is_beside_adamw():
+    workload = workloads.leaves(100)
+    assert len(workload.params) == 100
+    assert len({leaf.shape for leaf in workload.params}) == 8
+    ((name, part),) = overhead.parts(workload).items()
+    assert (name, part.plain_name) == ("target_acquisition", "adamw")
