@@ -68,10 +68,15 @@ def scale(
 
 
 def round_numbers(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten in between, and more numbers where these are too few."""
+    """1, 2 and 5 times the powers of ten in between, or closer numbers where these are too few."""
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    for within in ((1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0), np.arange(1.0, 10.0, 0.5)):
+    for within in ((1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)):
         found = [m * 10.0**e for e in decades for m in within if low <= m * 10.0**e <= high]
         if len(found) >= _FEWEST:
             return found
-    return np.linspace(low, high, _FEWEST).tolist()
+    unit = 10.0 ** np.floor(np.log10(high - low))
+    evenly = [
+        np.arange(np.ceil(low / step), np.floor(high / step) + 1.0) * step
+        for step in (unit, unit / 2.0, unit / 5.0)
+    ]
+    return next(list(each) for each in evenly if len(each) >= _FEWEST)
