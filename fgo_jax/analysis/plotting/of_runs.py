@@ -226,7 +226,7 @@ def _name_phases(axis: Any, record: Record) -> None:
     line = 0
     for number, (phase, begin, _, cause) in enumerate(record.stretches):
         text = f"{phase} from {begin:,.0f}: {cause}" if number else phase
-        width = 0.0122 * len(text)  # a bold letter of 9 points
+        width = 0.011 * len(text)  # a bold letter of 9 points
         across = axis.transAxes.inverted().transform(axis.transData.transform((begin, 1.0)))[0]
         at = max(min(across, 1.0 - width), 0.0)
         # Upwards in the order of the run, and down again where all names before have ended.
