@@ -30,7 +30,7 @@ def draw(name: str, table: Mapping[str, Any], level: str, *, signals: bool = Tru
     """
     # Ticks are made when the figure is saved: whoever saves it keeps the style, too.
     with plt.rc_context(STYLE):
-        figure = plt.figure(figsize=(8.0 if signals else 4.4, 5.4), layout="constrained")
+        figure = plt.figure(figsize=(7.4 if signals else 4.2, 5.4), layout="constrained")
         right: Any = figure
         if signals:
             halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.1), wspace=0.02)
@@ -56,7 +56,7 @@ def _signals(figure, name: str, table: Mapping[str, Any], level: str) -> None:
             steps = field["steps"]
             low, middle, high = (_finite(field[signal][k]) for k in ("low", "median", "high"))
             words = f"median, {weights}"
-            axis.fill_between(steps, low, high, fc=SIGNAL_INK, alpha=0.12, lw=0, label="quartiles")
+            axis.fill_between(steps, low, high, fc=SIGNAL_INK, alpha=0.18, lw=0, label="quartiles")
             axis.plot(steps, middle, color=SIGNAL_INK, lw=1.4, ls=dashes, label=words)
             began = table["levels"][level][weights]["rows"][DEFAULT]["started"]
             for index, started in enumerate(began, start=1):
@@ -120,9 +120,9 @@ def _oracle(axis, table: Mapping[str, Any], reading: Mapping[str, Any], weights:
     # A level that is missed must be seen, too.
     axis.axhline(TOP, color=QUIET, lw=0.9, ls=":")
     axis.set_yticks((0, 0.5, 1, TOP), ("0", "0.5", "1", f"missed, or\nabove {TOP:g}"))
-    axis.set(ylabel="steps [ratio]", ylim=(0, 1.08 * TOP))
+    axis.set(ylabel="steps [ratio to\nkronecker_fisher's]", ylim=(0, 1.08 * TOP))
     _steps(axis)
-    axis.set_title(f"steps over kronecker_fisher's, {weights}", fontsize=9)
+    axis.set_title(f"steps to the level, {weights} weights", fontsize=9)
 
 
 def _finite(values) -> np.ndarray:

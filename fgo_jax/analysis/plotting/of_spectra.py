@@ -103,11 +103,11 @@ def spectral_density(
     ax.set_xlabel(f"eigenvalue {_UNIT}")
     ax.set_ylabel("eigenvalues per decade")
     handles, labels = ax.get_legend_handles_labels()
-    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "frameon": False}
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2, "frameon": False}
     ax.legend([*handles, line], [*labels, label], fontsize=9, **place)
-    rows = -(-(len(labels) + 1) // 3)
+    rows = -(-(len(labels) + 1) // 2)
     data = f"{report.dimension:,} parameters, {report.setup.data()}"
-    ax.set_title(f"{report.setup.operator}: {data}", fontsize="medium", pad=8 + 14 * rows)
+    ax.set_title(f"{report.setup.operator}: {data}", fontsize="medium", pad=8 + 15 * rows)
     return ax
 
 
