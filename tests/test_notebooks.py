@@ -54,6 +54,13 @@ def test_the_comparison_sees_what_a_reader_would():
         assert len(notebooks.differences(old, new)) == 1
         cell.outputs = []
         assert notebooks.differences(old, new)
+    (run,) = [cell for cell in code if "plotting.run" in cell.source]
+    (others,) = [path for path in notebooks.NOTEBOOKS if path.stem == "spectrum"]
+    new = copy.deepcopy(old)
+    (cell,) = [cell for cell in new.cells if cell.source == run.source]
+    (other, *_) = [drawn[0] for _, _, drawn in notebooks.outputs(read(others)) if drawn]
+    cell.outputs[0].data["image/png"] = other
+    assert notebooks.differences(old, new) == ["another picture"]
 
 
 def test_a_lead_is_counted_to_the_jump_and_a_false_alarm_where_there_is_none():
