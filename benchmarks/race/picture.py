@@ -24,8 +24,8 @@ INK, QUIET, RULE = "#22262b", "#5f6670", "#d9dde3"
 OURS, ALONE = "#d55e00", "#0072b2"
 SHOWN = {
     "constant": ("Adam, last weights", INK, "o"),
-    "natural_gradient": ("kronecker_fisher, last weights", ALONE, "o"),
-    "natural_gradient_averaged": ("kronecker_fisher, averaged", ALONE, "D"),
+    "natural_gradient": ("the base, last weights", ALONE, "o"),
+    "natural_gradient_averaged": ("the base, averaged", ALONE, "D"),
     "fgo": ("FGO, last weights", OURS, "o"),
     "fgo_averaged": ("FGO, averaged", OURS, "D"),
 }
@@ -33,7 +33,7 @@ GLYPHS = {"o": "●", "D": "◆"}  # of the marks, in text
 # What each level is: whose last loss, in the main.
 LEVELS = {
     "fixed": "fixed target\nof", "constant": "Adam\nends at", "cosine": "Adam, cosine,\nends at",
-    "claim": "kronecker_fisher\nends at", "late": "kronecker_fisher,\naveraged, ends at",
+    "claim": "the base\nends at", "late": "the base, averaged,\nends at",
     "horizon": "best schedule\nends at",
 }  # fmt: skip
 PHASE_TINTS = ("#fdf1dc", "#e2eefb", "#e4f4e8")
@@ -53,7 +53,7 @@ STYLE: dict[Any, Any] = {
 
 
 def draw(race: Mapping[str, Any], path: Path) -> None:
-    """Steps to every level, and over those of the refinement, of the methods that matter.
+    """Steps to every level, and over those of the base, of the methods that matter.
 
     `race` is what TASK.json holds, so a picture is drawn again without racing.
     """
@@ -117,8 +117,8 @@ def _levels(axis: Any, race: Mapping[str, Any], rows: list[tuple[str, Mapping[st
     axis.set_yticks(range(len(rows)), ticks)
     axis.grid(visible=False, axis="y")
     axis.set(xlim=(0, 1.02 * horizon), ylim=(-0.5, len(rows) - 0.5))
-    axis.set(ylabel=f"level: {_metric(race)}",
-             xlabel="steps (updates made); thin marks are single seeds")  # fmt: skip
+    axis.set(xlabel="steps (updates made); thin marks: single seeds; base: kronecker_fisher alone",
+             ylabel=f"level: {_metric(race)}")  # fmt: skip
     axis.set_title(f"{race['task']}: steps to each level, 95 % intervals")
     axis.annotate("seeds\nthat get there", (1.01, 1.0), xycoords="axes fraction", color=QUIET,
                   va="bottom", annotation_clip=False)  # fmt: skip

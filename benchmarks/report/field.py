@@ -14,7 +14,7 @@ from benchmarks.race.picture import DASHES, INK, PHASE_INKS, QUIET, SIGNAL_INK, 
 from benchmarks.report.text import known
 from benchmarks.studies.which_trigger import DEFAULT, SHORTEST
 
-READINGS = {"raw": "-", "averaged": DASHES}
+READINGS, NAMES = {"raw": "-", "averaged": DASHES}, {"raw": "last", "averaged": "averaged"}
 LENGTH_INKS = {1.0: INK, 0.25: "#e69f00", 4.0: picture.ALONE}
 LABELS = {
     "intrinsic_dimension": "dimension\n[directions]", "energy_rank": "energy rank\n[eigenvalues]",
@@ -55,7 +55,7 @@ def _signals(figure, name: str, table: Mapping[str, Any], level: str) -> None:
             field = table["field"][weights]
             steps = field["steps"]
             low, middle, high = (_finite(field[signal][k]) for k in ("low", "median", "high"))
-            words = f"median, {weights}"
+            words = f"median, {NAMES[weights]}"
             axis.fill_between(steps, low, high, fc=SIGNAL_INK, alpha=0.18, lw=0, label="quartiles")
             axis.plot(steps, middle, color=SIGNAL_INK, lw=1.4, ls=dashes, label=words)
             began = table["levels"][level][weights]["rows"][DEFAULT]["started"]
@@ -120,9 +120,9 @@ def _oracle(axis, table: Mapping[str, Any], reading: Mapping[str, Any], weights:
     # A level that is missed must be seen, too.
     axis.axhline(TOP, color=QUIET, lw=0.9, ls=":")
     axis.set_yticks((0, 0.5, 1, TOP), ("0", "0.5", "1", f"missed, or\nabove {TOP:g}"))
-    axis.set(ylabel="steps [ratio to\nkronecker_fisher's]", ylim=(0, 1.08 * TOP))
+    axis.set(ylabel="steps [ratio\nto the base's]", ylim=(0, 1.08 * TOP))
     _steps(axis)
-    axis.set_title(f"steps to the level, {weights} weights", fontsize=9)
+    axis.set_title(f"steps to the level, {NAMES[weights]} weights", fontsize=9)
 
 
 def _finite(values) -> np.ndarray:
