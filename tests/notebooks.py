@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 from nbclient import NotebookClient
 from PIL import Image
 
@@ -17,8 +18,10 @@ ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 # Cells with this tag train for so long that rounding, which differs between machines, shows in
-# their numbers. Of these only the words are compared.
+# their numbers. Of these only the words are compared, and pictures twice as loosely.
 VARIES = "varies"
+# Pictures are compared on so many cells: curves may move a little, panels and names may not.
+GRID, APART = (48, 48), 0.02
 _NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
@@ -36,14 +39,15 @@ def executed(path):
 
 
 def outputs(notebook):
-    """Of each code cell: (its tags, its text, the number of its pictures)."""
+    """Of each code cell: (its tags, its text, its pictures)."""
     found = []
     for cell in notebook.cells:
         if cell.cell_type == "code":
             texts = [o.get("text", o.get("data", {}).get("text/plain", "")) for o in cell.outputs]
-            pictures = ["image/png" in o.get("data", {}) for o in cell.outputs]
+            pictures = [o.get("data", {}).get("image/png") for o in cell.outputs]
             texts = [t for t, picture in zip(texts, pictures, strict=True) if not picture]
-            found.append((cell.metadata.get("tags", []), "".join(texts), sum(pictures)))
+            drawn = [picture for picture in pictures if picture]
+            found.append((cell.metadata.get("tags", []), "".join(texts), drawn))
     return found
 
 
@@ -51,8 +55,13 @@ def differences(old, new, relative=0.1, absolute=0.02):
     """What a reader would notice: other words, other pictures, numbers that are far off."""
     found = []
     for (tags, text, drawn), (_, now, drawn_now) in zip(outputs(old), outputs(new), strict=True):
-        if drawn != drawn_now:
-            found.append(f"{drawn_now} pictures, not {drawn}")
+        if len(drawn) != len(drawn_now):
+            found.append(f"{len(drawn_now)} pictures, not {len(drawn)}")
+        elif any(
+            apart(*pair) > APART * (1 + (VARIES in tags))
+            for pair in zip(drawn, drawn_now, strict=True)
+        ):
+            found.append("another picture")
         # Columns are as wide as their numbers.
         words, words_now = (" ".join(_NUMBER.sub("#", each).split()) for each in (text, now))
         if words != words_now:
@@ -63,6 +72,14 @@ def differences(old, new, relative=0.1, absolute=0.02):
                 if abs(a - b) > max(relative * max(abs(a), abs(b)), absolute):
                     found.append(f"{b:g}, not {a:g}")
     return found
+
+
+def apart(picture, other):
+    """How far two PNGs are apart from afar: the mean over a coarse grid, as a share of black."""
+    images = [Image.open(io.BytesIO(base64.b64decode(each))) for each in (picture, other)]
+    grids = [np.asarray(image.convert("L").resize(GRID, Image.Resampling.BOX), float)
+             for image in images]  # fmt: skip
+    return np.mean(np.abs(grids[0] - grids[1])) / 255
 
 
 def small(picture):

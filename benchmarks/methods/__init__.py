@@ -18,9 +18,7 @@ from benchmarks.tasks.task import Task
 
 METHODS: dict[str, Method] = {
     method.name: method
-    for module in (
-        baselines, muon, natural, library_transforms, three_phases, other_triggers,
-    )
+    for module in (baselines, muon, natural, library_transforms, three_phases, other_triggers)
     for method in module.METHODS
 }  # fmt: skip
 # These take settings that no grid tunes: parts of a study, never of a race.

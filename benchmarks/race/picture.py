@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 import fgo_jax as fgo
 from benchmarks import statistics
@@ -24,15 +24,17 @@ INK, QUIET, RULE = "#22262b", "#5f6670", "#d9dde3"
 OURS, ALONE = "#d55e00", "#0072b2"
 SHOWN = {
     "constant": ("Adam, last weights", INK, "o"),
-    "natural_gradient": ("the refinement, last weights", ALONE, "o"),
-    "natural_gradient_averaged": ("the refinement, averaged", ALONE, "D"),
+    "natural_gradient": ("the base, last weights", ALONE, "o"),
+    "natural_gradient_averaged": ("the base, averaged", ALONE, "D"),
     "fgo": ("FGO, last weights", OURS, "o"),
     "fgo_averaged": ("FGO, averaged", OURS, "D"),
 }
+GLYPHS = {"o": "●", "D": "◆"}  # of the marks, in text
 # What each level is: whose last loss, in the main.
 LEVELS = {
-    "fixed": "fixed target", "constant": "Adam's end", "cosine": "Adam cosine's end",
-    "claim": "refinement's end", "late": "refinement's, averaged", "horizon": "best schedule's end",
+    "fixed": "fixed target\nof", "constant": "Adam\nends at", "cosine": "Adam, cosine,\nends at",
+    "claim": "the base\nends at", "late": "the base, averaged,\nends at",
+    "horizon": "best schedule\nends at",
 }  # fmt: skip
 PHASE_TINTS = ("#fdf1dc", "#e2eefb", "#e4f4e8")
 PHASE_INKS = ("#b26a00", "#1f63b5", "#2c7a44")
@@ -51,7 +53,7 @@ STYLE: dict[Any, Any] = {
 
 
 def draw(race: Mapping[str, Any], path: Path) -> None:
-    """Steps to every level, and over those of the refinement, of the methods that matter.
+    """Steps to every level, and over those of the base, of the methods that matter.
 
     `race` is what TASK.json holds, so a picture is drawn again without racing.
     """
@@ -66,8 +68,7 @@ def draw(race: Mapping[str, Any], path: Path) -> None:
         _levels(dots, race, rows)
         _ladder(rungs, race)
         # Below the axes: inside, names would hide what they name.
-        named = dots.get_legend_handles_labels()
-        figure.legend(*named, loc="outside lower center", ncols=3)
+        figure.legend(*dots.get_legend_handles_labels(), loc="outside lower center", ncols=3)
         if not race["evidence"]:
             figure.suptitle("A quick look, no evidence", color=OURS, x=0.99, ha="right")
         _save(figure, path)
@@ -80,7 +81,9 @@ def draw_run(entry: Entry, path: Path) -> None:
     title = f"One run of {entry.method.name} on {entry.task.name} (seed {seed})"
     signals = [name for name in SIGNALS if name in run.telemetry]
     told = {**run.telemetry, "loss": run.train, "validation": validation}
-    _save(fgo.plotting.run(told, signals=signals, title=title), path)
+    figure = fgo.plotting.run(told, signals=signals, title=title)
+    figure.axes[0].set_ylabel(f"loss\n[{UNITS.get(entry.task.metric, 'no unit')}]", fontsize=9)
+    _save(figure, path)
 
 
 def _save(figure: Any, path: Path) -> None:
@@ -103,19 +106,22 @@ def _levels(axis: Any, race: Mapping[str, Any], rows: list[tuple[str, Mapping[st
             axis.plot(middle if np.isfinite(middle) else np.nan, at, mark, color=ink, ms=7,
                       mec="white", label="" if name in named else label, zorder=4)  # fmt: skip
             named.add(name)
-            text = f"{np.isfinite(values).sum()} of {len(values)}"
+            text = f"{GLYPHS[mark]} {np.isfinite(values).sum()} of {len(values)}"
             axis.annotate(text, (1.01, at), xycoords=("axes fraction", "data"), color=ink,
-                          fontsize=8, va="center", annotation_clip=False)  # fmt: skip
+                          va="center", annotation_clip=False)  # fmt: skip
         if place:
             axis.axhline(place - 0.5, color=RULE, lw=1.0)
-    ticks = [f"{LEVELS.get(name, name)}\n{level['target']:.3g}" for name, level in rows]
+    targets = [level["target"] for _, level in rows]
+    digits = next(d for d in range(3, 9) if len({f"{t:.{d}g}" for t in targets}) == len(rows))
+    ticks = [f"{LEVELS.get(name, name)} {level['target']:.{digits}g}" for name, level in rows]
     axis.set_yticks(range(len(rows)), ticks)
     axis.grid(visible=False, axis="y")
-    axis.set(xlim=(0, horizon), ylim=(-0.5, len(rows) - 0.5), ylabel=f"level: {_metric(race)}",
-             xlabel="steps (updates made); thin marks are single seeds")  # fmt: skip
+    axis.set(xlim=(0, 1.02 * horizon), ylim=(-0.5, len(rows) - 0.5))
+    axis.set(xlabel="steps (updates made); thin marks: single seeds; base: kronecker_fisher alone",
+             ylabel=f"level: {_metric(race)}")  # fmt: skip
     axis.set_title(f"{race['task']}: steps to each level, 95 % intervals")
     axis.annotate("seeds\nthat get there", (1.01, 1.0), xycoords="axes fraction", color=QUIET,
-                  fontsize=8, va="bottom", annotation_clip=False)  # fmt: skip
+                  va="bottom", annotation_clip=False)  # fmt: skip
 
 
 def _ladder(axis: Any, race: Mapping[str, Any]) -> None:
@@ -127,9 +133,8 @@ def _ladder(axis: Any, race: Mapping[str, Any]) -> None:
         if name in SHOWN and name not in references:
             _, ink, mark = SHOWN[name]
             reached = np.where(np.isfinite(known(ratios)), known(ratios), np.nan)
-            axis.plot(
-                targets, reached, color=ink, marker=mark, ms=6, mec="white", lw=1.6, clip_on=False
-            )
+            axis.plot(targets, reached, color=ink, marker=mark, ms=6, mec="white", lw=1.6,
+                      clip_on=False)  # fmt: skip
             top = max(top, np.nanmax(reached, initial=0))
     axis.axhline(1, color=QUIET, lw=1.0)
     axis.set(xscale="log", xlabel=f"target: {_metric(race)}, harder to the right",
@@ -139,7 +144,7 @@ def _ladder(axis: Any, race: Mapping[str, Any]) -> None:
     axis.set_title(f"Ratio to the steps of {whose}{same}")
     if len(targets) > 1:
         axis.set_xlim(targets[0], targets[-1])
-    plain_ticks(axis.xaxis, targets[0] / targets[-1])
+    plain_ticks(axis.xaxis, targets[-1], targets[0])
 
 
 def _metric(race: Mapping[str, Any]) -> str:
@@ -161,9 +166,10 @@ def shade(axis: Any, run: Curves) -> None:
             axis.axvline(begin, color=PHASE_INKS[phase], lw=1.1, zorder=2)
 
 
-def plain_ticks(axis: Any, span: float) -> None:
-    """1, 2, 5 within a decade or so, where powers of ten alone would say too little."""
-    if span < 30:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+def plain_ticks(axis: Any, low: float, high: float) -> None:
+    """Round numbers, where powers of ten alone would say too little."""
+    if high < 1e3 * low:
+        evenly = MaxNLocator(6, steps=[1, 2, 5, 10])
+        axis.set_major_locator(evenly if high < 10 * low else LogLocator(subs=(1, 2, 5)))
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_formatter(NullFormatter())

@@ -23,9 +23,7 @@ from benchmarks.studies import parts, transforms, which_trigger
 from benchmarks.studies.study import print_tables
 from benchmarks.terminal import console as terminal
 
-MEASUREMENTS = (
-    "transforms", "sketch", "overhead", "stream", "calibration", "triggers", "ablation",
-)  # fmt: skip
+MEASUREMENTS = ("transforms", "sketch", "overhead", "stream", "calibration", "triggers", "ablation")
 WIDTH = 250  # characters; the widest table's rows stay on one line
 _PRINTERS: dict[str, Callable[[Any, Console], None]] = {
     "transforms": lambda content, console: transforms.print_tables(content["tasks"], console),

@@ -25,6 +25,7 @@ def telemetry(opt_state: Any) -> dict[str, jax.Array]:
       where the newest measurement has no answer, as for gradients that are all zero;
     - ``condition/PHASE/NAME``: verdict of each condition that ends the phase: 1 holds, -1 does
       not, 0 unknown. In a run that stays in a phase these say what is missing;
+    - ``bound/PHASE/NAME``: the number that the condition compares with, NaN where it has none;
     - ``uphill``: whether the directions of the transform go up the measured gradient, so that
       training climbs the loss: their mean ``cosine`` with the raw gradients, over the last
       sixteen measurements, is negative by four standard errors. Then the transform has a minus
@@ -108,4 +109,5 @@ def _numbers(state: FgoState) -> dict[str, jax.Array]:
         phase = key.partition("_")[2]
         for name, condition in conditions.items():
             numbers[f"condition/{phase}/{name}"] = condition.verdict
+            numbers[f"bound/{phase}/{name}"] = condition.bound
     return numbers

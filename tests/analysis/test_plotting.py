@@ -36,7 +36,7 @@ def test_outliers_are_marked_on_the_density(report):
     ax = fgo.plotting.spectral_density(report)
     lines = {line.get_label(): line for line in ax.get_lines()}
     np.testing.assert_allclose(
-        lines["the 3 largest, one by one"].get_xdata(), [50.0, 20.0, -8.0], rtol=1e-4
+        lines["the 3 largest, each as high as one"].get_xdata(), [50.0, 20.0, -8.0], rtol=1e-4
     )
     curve = lines["density of all 30"]
     x, y = curve.get_xdata(), curve.get_ydata()
@@ -49,6 +49,9 @@ def test_outliers_are_marked_on_the_density(report):
     explained = [text.get_text() for text in ax.get_legend().get_texts()]
     assert "two standard errors" in explained
     assert "energy to the right (right scale)" in explained
+    under, band = (area for area in ax.collections if area.get_alpha())
+    assert band.get_hatch()  # not one more fill of the same colour
+    assert under.get_alpha() < band.get_alpha()
     ax.figure.canvas.draw()  # tick labels and scales must be drawable
 
 

@@ -9,11 +9,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 
 import fgo_jax as fgo
+from fgo_jax.analysis.plotting import canvas
 
 matplotlib.use("Agg")
 STEPS = 60
+PHASES = ("acquisition", "reask", "execution")
 
 
 @functools.cache
@@ -69,7 +73,7 @@ def test_it_shows_the_phases_the_curves_and_what_ended_each_phase():
     assert 8 < begun[0] < begun[1] < STEPS - 1
     assert f"reask from {begun[0]}: its trigger held" in said
     assert f"execution from {begun[1]}: its trigger held" in said
-    assert "acquisition: loss below" in said
+    assert "acquisition: loss below 0.5" in said
     assert "execution: validation plateau" in said
     assert "1 step skipped" in figure.get_supxlabel()
     assert figure.get_suptitle() == "three phases"
@@ -84,6 +88,12 @@ def test_it_shows_the_phases_the_curves_and_what_ended_each_phase():
         at = [line.get_xdata()[0] for line in axis.get_lines() if len(set(line.get_xdata())) == 1]
         assert set(begun) <= set(at)
     assert figure.get_size_inches()[0] * figure.dpi == 800
+    texts = [text for text in figure.findobj(Text) if text.get_text()]
+    assert all(text.get_fontsize() >= 9 for text in texts)
+    names = [text for text in figure.axes[0].texts if text.get_text().startswith(PHASES)]
+    heights = [text.xyann[1] for text in names]
+    assert len(heights) == 3
+    assert heights == sorted(heights)  # in the order of the run
 
 
 def ends(figure):
@@ -140,6 +150,14 @@ def test_early_transitions_get_a_logarithmic_axis_of_steps():
     words(figure)
 
 
+@pytest.mark.parametrize("high", [1.02, 1.3, 2.0, 7.5, 30.0, 1e4])
+def test_a_logarithmic_axis_has_three_numbers_or_more(high):
+    for low in (1.0, 0.037, 480.0):
+        found = canvas.round_numbers(low, low * high)
+        assert len(found) >= 3
+        assert np.all((np.diff(found) > 0) & (found[0] >= low) & (found[-1] <= low * high))
+
+
 def test_a_signal_that_a_condition_reads_is_drawn():
     record = dict(telemetry())
     record["noise_scale/Dense_0"] = np.linspace(1.0, 90.0, STEPS)
@@ -178,7 +196,7 @@ def test_the_picture_has_few_hues_that_all_eyes_tell_apart():
     """Simulated deuteranopia (Viénot et al., 1999) keeps the verdicts' colours apart."""
     figure = fgo.plotting.run(telemetry())
     legend = labelled(figure, "conditions").get_legend()
-    colors = np.array([matplotlib.colors.to_rgb(p.get_facecolor()) for p in legend.get_patches()])
+    colors = np.array([to_rgb(p.get_facecolor()) for p in legend.get_patches()])
     linear = colors**2.2
     seen = (
         linear @ np.array([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]]).T

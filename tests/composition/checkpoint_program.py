@@ -31,14 +31,14 @@ MESH = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(jax.sharding.A
 
 
 def make(rate):
-    """Two transforms, a graft, both smoothings, and phases that end by measurements."""
+    """Adam, the default transform by a graft, both smoothings, phases that end by measurements."""
     t = fgo.triggers
     return fgo.target_acquisition(
         rate, 10, weight_decay=1e-3, average_weights=0.2, handover_steps=20,
-        transform={"acquisition": optax.scale_by_adam(), "reask": optax.scale_by_rms()},
+        transform={"acquisition": optax.scale_by_adam()},
         probe=fgo.probes.gradient_stream(pairs=4, width=32, every=3),
         triggers={
-            "reask": t.below("agreement", 0.25),
+            "reask": t.below("agreement", 0.25, patience=3),
             "execution": t.plateau("validation", patience=2),
         },
     )  # fmt: skip

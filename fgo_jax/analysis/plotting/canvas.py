@@ -12,6 +12,7 @@ INK, QUIET, RULE = "#22262b", "#5f6670", "#d9dde3"
 # A positive curve gets a logarithmic axis where it spans a larger factor than the first, and what
 # lies below the highest by more than the second is left out: a loss may be zero.
 _SPAN, _DEEPEST = 8.0, 1e9
+_FEWEST = 3  # numbers on an axis from which one reads the others
 
 
 def pyplot() -> Any:
@@ -28,7 +29,14 @@ def axes(ax: Any, size: tuple[float, float]) -> Any:
     return pyplot().subplots(figsize=size, layout="constrained")[1] if ax is None else ax
 
 
-def scale(axis: Any, values: np.ndarray, *, decades: bool = True, below: float = 0.0) -> None:
+def scale(
+    axis: Any,
+    values: np.ndarray,
+    *,
+    decades: bool = True,
+    below: float = 0.0,
+    whole: bool = False,
+) -> None:
     """A logarithmic axis where the values span a large factor, and room around them.
 
     Args:
@@ -36,6 +44,7 @@ def scale(axis: Any, values: np.ndarray, *, decades: bool = True, below: float =
       values: that are drawn.
       decades: whether it may be logarithmic.
       below: room for a legend below the curve, as a share of a logarithmic axis.
+      whole: whether the values are counts.
     """
     values = values[np.isfinite(values)]
     if not len(values):
@@ -54,10 +63,20 @@ def scale(axis: Any, values: np.ndarray, *, decades: bool = True, below: float =
     else:
         room = 0.12 * (max(high, 0.0) - min(low, 0.0) or 1.0)
         axis.set_ylim(low - room if low < 0.0 else 0.0, high + room)
-        axis.locator_params(axis="y", nbins=4)
+        counts = {"integer": True, "steps": [1, 2, 4, 5, 10]} if whole else {}
+        axis.locator_params(axis="y", nbins=4, **counts)
 
 
 def round_numbers(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten in between."""
+    """1, 2 and 5 times the powers of ten in between, or closer numbers where these are too few."""
     decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
-    return [m * 10.0**e for e in decades for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    for within in ((1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)):
+        found = [m * 10.0**e for e in decades for m in within if low <= m * 10.0**e <= high]
+        if len(found) >= _FEWEST:
+            return found
+    unit = 10.0 ** np.floor(np.log10(high - low))
+    evenly = [
+        np.arange(np.ceil(low / step), np.floor(high / step) + 1.0) * step
+        for step in (unit, unit / 2.0, unit / 5.0)
+    ]
+    return next(list(each) for each in evenly if len(each) >= _FEWEST)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fgo_jax.analysis.plotting import canvas
+from fgo_jax.analysis.plotting import canvas, conditions
 from fgo_jax.analysis.plotting.record import Record, Stretch, read
 
 _TINTS = ("#fdf1dc", "#e2eefb", "#e4f4e8", "#f3e8f5")
@@ -25,11 +25,6 @@ _LABELS = {
     "cosine": "with gradient\n[cosine]",
 }
 _ALWAYS = ("intrinsic_dimension", "agreement")
-_VERDICTS = {
-    1: ("holds", canvas.BLUE),
-    -1: ("does not hold", canvas.ORANGE),
-    0: ("not known yet", "#b4b9c1"),
-}
 # So many medians, so that a run of a million steps costs no more to draw.
 _BLOCKS = 200
 # More validations than these would be one thick line of marks.
@@ -86,7 +81,7 @@ def run(
     """
     record = read(telemetry)
     shown = _chosen(record, signals)
-    rows = _conditions(record)
+    rows = conditions.listed(record)
     losses = [name for name in ("loss", "validation") if _known(record, name)]
     heights = [2.0] * bool(losses) + [1.2] * (1 + len(shown)) + [0.32 * len(rows)] * bool(rows)
     plt = canvas.pyplot()
@@ -96,7 +91,7 @@ def run(
         sharex=True,
         squeeze=False,
         height_ratios=heights,
-        figsize=(8.0, 0.9 + sum(heights)),
+        figsize=(8.0, 0.9 + 0.3 * bool(rows) + sum(heights)),
         layout="constrained",
     )
     axes = list(grid[:, 0])
@@ -118,21 +113,22 @@ def run(
         # The warm-up begins at zero, which must not choose the scale.
         seen = values[np.argmax(values) :] if name == "learning_rate" else values
         share = label.endswith(("[share]", "[cosine]"))
-        canvas.scale(axis, seen, decades=not share and "[power" not in label)
+        whole = label.endswith(("[directions]", "[eigenvalues]"))
+        canvas.scale(axis, seen, decades=not share and "[power" not in label, whole=whole)
         if share:
             seen = 1.1 * values[np.isfinite(values)]
             axis.set_ylim(np.min(seen, initial=-0.1), np.max(seen, initial=1.1))
             axis.set_yticks([0.0, 0.5, 1.0])
         axis.set_ylabel(label, fontsize=9)
     if rows:
-        _draw_conditions(next(left), record, rows)
+        conditions.draw(next(left), record, rows)
     axes[-1].set_xlabel("step (updates made)", fontsize=9)
     figure.align_ylabels(axes)
     _name_phases(axes[0], record)
     if title is not None:
         figure.suptitle(title, fontsize=11, weight="bold", x=0.01, ha="left")
     if notes := _notes(record):
-        figure.supxlabel(notes, fontsize=8.5, color=canvas.QUIET, x=0.99, ha="right")
+        figure.supxlabel(notes, fontsize=9, color=canvas.QUIET, x=0.99, ha="right")
     return figure
 
 
@@ -221,64 +217,25 @@ def _draw_losses(axis: Any, record: Record, losses: list[str]) -> None:
         axis.plot(steps[skipped], where, "x", c=canvas.VERMILLION, label="skipped", **at_the_top)
     canvas.scale(axis, np.concatenate(drawn), below=0.2)
     axis.set_ylabel("loss\n[as passed]", fontsize=9)
-    axis.legend(fontsize=8, frameon=False, loc="lower left", ncols=2)
-
-
-def _conditions(record: Record) -> list[tuple[str, str]]:
-    """(phase, condition) of the phases that ran."""
-    ran = list(dict.fromkeys(stretch.phase for stretch in record.stretches))
-    keys = [name.split("/", 2)[1:] for name in record.numbers if name.startswith("condition/")]
-    return sorted(
-        ((p, c) for p, c in keys if p in ran), key=lambda row: (ran.index(row[0]), row[1])
-    )
-
-
-def _draw_conditions(axis: Any, record: Record, rows: list[tuple[str, str]]) -> None:
-    """A bar for each condition while its phase ran, its name above it, and what it ended with."""
-    after, before = record.steps, np.append(record.steps[0], record.steps[:-1])
-    for place, (phase, condition) in enumerate(rows):
-        verdicts = record.numbers[f"condition/{phase}/{condition}"]
-        for _, begin, end, _ in (one for one in record.stretches if one.phase == phase):
-            # A record of every few steps may hold a transition between two of them.
-            inside = (after > begin) & (before < end)
-            for verdict, (_, color) in _VERDICTS.items():
-                held = _runs(inside & (verdicts == verdict))
-                edges = [(max(before[a], begin), min(after[b], end)) for a, b in held]
-                bars = [(a, b - a) for a, b in edges]
-                axis.broken_barh(bars, (-place - 0.42, 0.32), color=color, lw=0)
-            # A condition keeps what it said last when its phase is over.
-            color = _VERDICTS[int(verdicts[np.searchsorted(after, end)])][1]
-            mark = {"color": color, "mec": "white", "ms": 8, "clip_on": False, "zorder": 4}
-            axis.plot(end, -place - 0.26, "D", **mark)
-        text, at = f"{phase}: {condition.replace('_', ' ')}", (0.008, -place - 0.03)
-        axis.annotate(text, at, xycoords=("axes fraction", "data"), fontsize=8, va="bottom")
-    axis.set_ylim(0.45 - len(rows), 0.55)
-    axis.set_yticks([])
-    axis.set_ylabel("conditions to\nend a phase", fontsize=9)
-    patch = canvas.pyplot().Rectangle
-    handles = [patch((0, 0), 1, 1, color=color, label=word) for word, color in _VERDICTS.values()]
-    axis.legend(handles=handles, fontsize=8, edgecolor="none", loc="upper right")
-
-
-def _runs(held: np.ndarray) -> list[tuple[int, int]]:
-    """The first and the last index of each run of True."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], held.astype(int), [0]])))
-    return list(zip(edges[::2], edges[1::2] - 1, strict=True))
+    axis.legend(fontsize=9, framealpha=0.8, edgecolor="none", loc="lower left", ncols=4)
 
 
 def _name_phases(axis: Any, record: Record) -> None:
     """Names above the picture, on several lines where they would meet."""
     filled: list[float] = []  # how far each line is, as a share of the axis
+    line = 0
     for number, (phase, begin, _, cause) in enumerate(record.stretches):
         text = f"{phase} from {begin:,.0f}: {cause}" if number else phase
-        width = 0.0115 * len(text)  # a bold letter of 8.5 points
+        width = 0.011 * len(text)  # a bold letter of 9 points
         across = axis.transAxes.inverted().transform(axis.transData.transform((begin, 1.0)))[0]
         at = max(min(across, 1.0 - width), 0.0)
-        line = next((i for i, end in enumerate(filled) if end < at), len(filled))
+        # Upwards in the order of the run, and down again where all names before have ended.
+        lowest = 0 if max(filled, default=at) < at else line
+        line = next((i for i in range(lowest, len(filled)) if filled[i] < at), len(filled))
         filled[line : line + 1] = [at + width + 0.01]
         ink = _INKS[_place(record.stretches, number) % len(_INKS)]
         above = {"xytext": (0, 3 + 12 * line), "textcoords": "offset points"}
-        axis.annotate(text, (at, 1.0), xycoords="axes fraction", color=ink, fontsize=8.5,
+        axis.annotate(text, (at, 1.0), xycoords="axes fraction", color=ink, fontsize=9,
                       weight="bold", **above)  # fmt: skip
 
 

@@ -26,7 +26,7 @@ def spectral_density(
 
     - Horizontal axis: the eigenvalue, logarithmic on both sides of a short linear stretch
       around zero. Vertical axis: eigenvalues per factor of ten.
-    - Band: two standard errors to each side, over the random starts and for what the last
+    - Hatched band: two standard errors to each side, over the random starts and for what the last
       third of the steps changed. Where these say nothing, it is as wide as the curve is high.
     - Marks: the listed eigenvalues, at the height of a single one under the kernel. They are
       filled where converged, hollow where the residual is above a tenth of their size.
@@ -68,10 +68,12 @@ def spectral_density(
     # An unresolved figure (infinite error) gets a band as wide as itself.
     errors = density.per_decade_errors
     band = np.where(np.isinf(errors), density.per_decade, 2.0 * errors)
-    ax.fill_between(x, _FLOOR, np.maximum(height, _FLOOR), color=_BULK, alpha=0.25, lw=0)
+    ax.fill_between(x, _FLOOR, np.maximum(height, _FLOOR), color=_BULK, alpha=0.1, lw=0)
     lower, upper = np.maximum(height - band, _FLOOR), np.maximum(height + band, _FLOOR)
     label = "two standard errors" + (" (none known)" if np.all(np.isinf(errors)) else "")
-    ax.fill_between(x, lower, upper, color=_BULK, alpha=0.35, lw=0, label=label)
+    # Hatched: a fill would look like the density where the band reaches down to the floor.
+    style = {"fc": "none", "ec": _BULK, "alpha": 0.5, "hatch": "////", "lw": 0.0}
+    ax.fill_between(x, lower, upper, label=label, **style)
     seen = np.where(height > _FLOOR, height, np.nan)
     ax.plot(x, seen, color=_BULK, lw=1.4, label=f"density of all {report.dimension:,}")
 
@@ -82,7 +84,7 @@ def spectral_density(
         if not len(values):
             continue
         ax.vlines(values, _FLOOR, single, color=_OUTLIER, lw=0.9)
-        label = f"the {len(values)} {what}, one by one"
+        label = f"the {len(values)} {what}, each as high as one"
         style = {"marker": "o", "ls": "none", "ms": 5, "mec": _OUTLIER, "mfc": face}
         ax.plot(values, np.full(len(values), single), label=label, **style)
 
@@ -101,11 +103,11 @@ def spectral_density(
     ax.set_xlabel(f"eigenvalue {_UNIT}")
     ax.set_ylabel("eigenvalues per decade")
     handles, labels = ax.get_legend_handles_labels()
-    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "frameon": False}
-    ax.legend([*handles, line], [*labels, label], fontsize="small", **place)
-    rows = -(-(len(labels) + 1) // 3)
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 2, "frameon": False}
+    ax.legend([*handles, line], [*labels, label], fontsize=9, **place)
+    rows = -(-(len(labels) + 1) // 2)
     data = f"{report.dimension:,} parameters, {report.setup.data()}"
-    ax.set_title(f"{report.setup.operator}: {data}", fontsize="medium", pad=8 + 14 * rows)
+    ax.set_title(f"{report.setup.operator}: {data}", fontsize="medium", pad=8 + 15 * rows)
     return ax
 
 
@@ -175,7 +177,7 @@ def layers(report: SpectrumReport, ax: Any = None) -> Any:
     ax.set_xlim(low / 2, high * (high / low) ** 0.22)  # room for the numbers
     for y, end, (_, part) in zip(place, ends, parts, strict=True):
         ratio = float(part.participation_ratio.value)
-        ax.text(end * (high / low) ** 0.02, y, f"PR {ratio:.3g}", va="center", fontsize="small")
+        ax.text(end * (high / low) ** 0.02, y, f"PR {ratio:.3g}", va="center", fontsize=9)
     ax.set_yticks(place, [f"{name} ({part.dimension:,})" for name, part in parts])
     ax.set_xlabel(f"size of the eigenvalue {_UNIT}")
     ax.set_ylabel("layer (parameters)")
@@ -184,7 +186,7 @@ def layers(report: SpectrumReport, ax: Any = None) -> Any:
     ax.legend(
         [*handles, bounds],
         [*labels, "two standard errors; of the top its residual"],
-        fontsize="small",
+        fontsize=9,
         **place,
     )
     ax.set_title(

@@ -45,9 +45,30 @@ def test_the_committed_figures_are_what_is_drawn(kept, tmp_path):
     assert sum(len(line.get_xdata()) == len(race["ladder"]["targets"]) for line in rungs.lines) == 3
     width, _ = figure.get_size_inches()
     texts = [text for text in figure.findobj(Text) if text.get_text()]
-    assert all(text.get_fontsize() >= width for text in texts)
+    assert all(text.get_fontsize() >= 9 for text in texts)
+    assert width == 8  # inches: 800 pixels
     labels = [dots.get_xlabel(), dots.get_ylabel(), rungs.get_xlabel(), rungs.get_ylabel()]
     assert all("[" in label or "steps" in label for label in labels)
+
+
+@pytest.mark.parametrize("name", ["digits_autoencoder", "modular_addition", "quadratic_bowl_01"])
+def test_levels_differ_names_have_marks_and_ratios_three_numbers(kept, tmp_path, name):
+    picture.draw(json.loads((RESULTS / f"{name}.json").read_text()), tmp_path / "race.png")
+    (figure,) = kept
+    figure.canvas.draw()
+    dots, rungs = figure.axes
+    ticks = [tick.get_text() for tick in dots.get_yticklabels()]
+    assert len({tick.split()[-1] for tick in ticks}) == len(ticks)
+    low, high = sorted(rungs.get_xlim())
+    inside = [tick for tick in rungs.get_xticks() if low <= tick <= high]
+    assert len(inside) >= 3
+    counts = [text for text in dots.texts if " of " in text.get_text()]
+    marks = {(text.get_text()[0], text.get_color()) for text in counts}
+    (legend,) = figure.legends
+    named = {label.get_text() for label in legend.get_texts()}
+    assert named == {
+        label for label, ink, mark in picture.SHOWN.values() if (picture.GLYPHS[mark], ink) in marks
+    }
 
 
 def test_a_run_is_drawn_with_its_phases_and_an_agreement_below_zero(kept, tmp_path):

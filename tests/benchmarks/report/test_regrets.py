@@ -43,7 +43,7 @@ def test_the_picture_shows_the_triggers_beside_the_oracle():
         np.testing.assert_allclose(lines["own decay"], [[1, 0.5], [3, 0.7]])
         np.testing.assert_allclose(lines["decay x 4"], [[1, 0.4]])
     dimension = figure.subfigs[0].axes[0]
-    assert {line.get_label() for line in dimension.lines} >= {"raw", "averaged"}
+    assert {line.get_label() for line in dimension.lines} >= {"median, last", "median, averaged"}
     table["levels"]["claim"]["raw"]["over_reference"]["default"]["median"] = None
     missed = field.draw("quadratic_bowl", table, "claim").subfigs[1].axes[0]
     (star,) = (line for line in missed.lines if line.get_label() == "default triggers")
