@@ -221,7 +221,7 @@ def _refresh(
     return bases, Moments(first, tuple(second), moments.eigenvalues)
 
 
-def kind_of_refresh(step: jax.Array, every: Any, factors: Leaves, eigenvalues: Leaves) -> jax.Array:
+def refresh_kind(step: jax.Array, every: Any, factors: Leaves, eigenvalues: Leaves) -> jax.Array:
     """0 keeps the bases, 1 refines them, 2 makes new ones; `step` counts the updates before."""
     due = step % jnp.asarray(every, jnp.int32) == 0
     first = step == 0

@@ -106,7 +106,7 @@ def test_eigenvalues_are_the_quotients_of_the_unbiased_factor():
 
 @pytest.mark.parametrize(("step", "how"), [(0, FRESH), (3, KEEP), (5, WARM), (10, WARM)])
 def test_the_first_basis_is_fresh_and_later_ones_are_warm(step, how):
-    assert int(eigenbasis.kind_of_refresh(jnp.int32(step), 5, (FACTORS,), ())) == how
+    assert int(eigenbasis.refresh_kind(jnp.int32(step), 5, (FACTORS,), ())) == how
 
 
 def test_eigenvalues_that_are_all_zero_are_found_anew_at_once():
@@ -115,7 +115,7 @@ def test_eigenvalues_that_are_all_zero_are_found_anew_at_once():
     zeros = tuple(jnp.zeros_like(factor) for factor in FACTORS)
     for step, keep in ((3, KEEP), (5, WARM)):
         kind = [
-            int(eigenbasis.kind_of_refresh(jnp.int32(step), 5, (f,), (v,)))
+            int(eigenbasis.refresh_kind(jnp.int32(step), 5, (f,), (v,)))
             for f, v in ((FACTORS, values), (FACTORS, ones), (zeros, values))
         ]
         assert kind == [FRESH, keep, keep]
