@@ -182,7 +182,7 @@ def condition(
       signals: the names of the signals that ``judge`` reads. :func:`fgo_jax.phased` checks
         that the probe or the training loop provides them.
       patience: how many evaluations in a row must hold.
-      bound: a number for :func:`fgo_jax.explain` to show behind the name; NaN for none.
+      bound: a number that people see behind the name, as in :func:`fgo_jax.explain`; NaN for none.
 
     Returns:
       A :class:`Trigger` with one named condition.
