@@ -20,7 +20,7 @@ ROWS = {
     "base at a constant rate, last weights": "(a)",
     "base at a constant rate, averaged": "(b)",
     "base at 1/sqrt(step)": "(c)",
-    "base, last weights, best schedule": "horizon",
+    "base with the best schedule": "horizon",
     "Adam at a constant rate": "s / Adam",
 }
 # A row of the back page's table of learning rates, by its first words, and the methods it names.
