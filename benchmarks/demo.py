@@ -156,14 +156,14 @@ def draw(runs: Mapping[str, Done], target: float, path: Path) -> None:
         loss, rate, dimension = axes
         for label, name, weights, line in (
             ("AdamW + cosine", "cosine", "raw", {"lw": 1.6, "ls": DASHED}),
-            ("FGO, raw weights", "fgo_averaged", "raw", {"lw": 0.9}),
+            ("FGO, last weights", "fgo_averaged", "raw", {"lw": 0.9}),
             ("FGO, averaged weights", "fgo_averaged", "averaged", {"lw": 2.4}),
         ):
             values, hit = _curve(name, runs[name], weights)
             loss.plot(steps, values, color=INKS[name], label=label, **line)
             loss.plot(hit(target), target, "o", color=INKS[name], ms=7, mec="white", zorder=6)
         loss.axhline(target, color=picture.QUIET, lw=1.0, ls=":")
-        loss.annotate("where AdamW ends", (steps[0] * 1.05, target), va="bottom", fontsize=10)
+        loss.annotate(" AdamW's end; dots: reached", (steps[0], target), va="bottom", fontsize=10)
         loss.set(yscale="log", ylabel="validation loss [nats]", yticks=(0.1, 0.2, 0.5, 1, 2))
         loss.legend(loc="upper right", fontsize=10)
         for name, rates, line in (
@@ -172,7 +172,7 @@ def draw(runs: Mapping[str, Done], target: float, path: Path) -> None:
         ):
             rate.plot(steps, np.asarray(rates), color=INKS[name], **line)
         rate.set(ylabel="learning rate\n[per step]", ylim=0)
-        dimension.plot(steps, told["intrinsic_dimension"], color=INKS["fgo_averaged"])
+        dimension.step(steps, told["intrinsic_dimension"], where="post", c=INKS["fgo_averaged"])
         dimension.set(ylabel="dimension of noise\n[directions]", yscale="log", yticks=(10, 100))
         ticks = [t for t in (20, 50, 100, 200, 500, 1000, 2000, steps[-1]) if t <= steps[-1]]
         dimension.set(xscale="log", xlabel="step", xlim=(steps[0], steps[-1]), xticks=ticks)
