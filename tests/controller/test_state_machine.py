@@ -138,6 +138,8 @@ def what_holds_at_every_step(name, run):
         assert key == "validation" or not np.isinf(value[known]).any(), key
         if key in ("loss", "validation"):
             assert (np.diff(known.astype(int)) >= 0).all(), key
+        elif key.startswith("bound/"):  # one number for the whole run, or none
+            assert (value == value[0]).all() or not known.any(), key
         else:
             assert known.all() or key in (*record["errors"], "energy_exponent", "cosine"), key
 
