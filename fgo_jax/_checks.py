@@ -27,6 +27,13 @@ def is_zero(value: Any) -> bool:
     return number(value) == 0
 
 
+def finite(name: str, value: Any) -> None:
+    """Raises for what is not a finite number."""
+    known = number(value)
+    if known is not None and not math.isfinite(known):
+        raise ValueError(f"{name} must be a finite number, got {value!r}.")
+
+
 def non_negative(name: str, value: Any) -> None:
     """Raises for what is not a finite number >= 0."""
     known = number(value)
