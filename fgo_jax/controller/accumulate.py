@@ -64,7 +64,8 @@ def accumulate(
       :func:`fgo_jax.telemetry` and the others read it.
 
     Raises:
-      ValueError: for `every` that is no integer >= 1.
+      ValueError: for `every` that is no integer >= 1; in ``update``, for a number that is no
+        scalar, and for a state of another optimizer.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -99,6 +100,7 @@ def accumulate(
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extras: Any) -> tuple[Any, Any]:
+        _checks.own_state("accumulate", state, AccumulateState)
         given = {name: extra for name, extra in extras.items() if extra is not None}
         number, state = state.micro_step, _with_numbers(state, given, axis_name)
         # The optimizer's own updates may have the dtypes of either; branches must agree.
@@ -144,6 +146,7 @@ def _with_numbers(
     """The state with one more micro-batch, of which only the gradients are missing."""
 
     def read(name: str) -> jax.Array:
+        _checks.scalar(name, given[name])
         number = jnp.asarray(given[name], jnp.float32)
         return number if axis_name is None else jax.lax.pmean(number, axis_name)
 

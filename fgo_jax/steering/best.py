@@ -58,7 +58,7 @@ def keep_best(
     Raises:
       TypeError: in ``update``, without parameters or ``validation_value``.
       ValueError: for an ``eval_fn`` that is no function; in ``update``, for a value that is no
-        scalar.
+        scalar, and for a state of another optimizer.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -98,10 +98,8 @@ def keep_best(
                 "keep_best needs the parameters and their validation: call update(grads, state, "
                 "params, validation_value=...), with NaN where none was measured."
             )
-        if jnp.ndim(reported):
-            raise ValueError(
-                f"validation_value must be a scalar, got the shape {jnp.shape(reported)}."
-            )
+        _checks.own_state("keep_best", state, KeepBestState)
+        _checks.scalar("validation_value", reported)
         value = jnp.asarray(reported, jnp.float32)
         if axis_name is not None:
             value = jax.lax.pmean(value, axis_name)

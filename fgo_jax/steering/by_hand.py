@@ -77,6 +77,7 @@ def force_phase(opt_state: Any, phase: str | int) -> Any:
         if isinstance(index, str):
             _checks.choice("phase", index, tuple(names))
             index = names.index(index)
+        _checks.integer("the index of a phase", index, 0)
         if not 0 <= index < len(names):
             raise ValueError(
                 f"phase {index} is not among the {len(names)} phases 0 to {len(names) - 1}: "

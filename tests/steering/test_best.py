@@ -147,7 +147,7 @@ def test_mistakes_are_named():
     for arguments, extras in (((), {"validation_value": 1.0}), ((PARAMS,), {})):
         with pytest.raises(TypeError, match="with NaN where none was measured"):
             tx.update(PARAMS, state, *arguments, **extras)
-    with pytest.raises(ValueError, match="validation_value must be a scalar"):
+    with pytest.raises(ValueError, match="validation_value has the shape"):
         tx.update(PARAMS, state, PARAMS, validation_value=jnp.ones(2))
     with pytest.raises(ValueError, match="eval_fn must be a function"):
         fgo.keep_best(optax.sgd(0.1), 3)
