@@ -91,6 +91,12 @@ def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
 
 
+def names(name: str, value: Any) -> None:
+    """Raises for a string in place of a tuple of strings: it is one of letters."""
+    if isinstance(value, str):
+        raise ValueError(f"{name} must be a tuple of names: pass ({value!r},).")
+
+
 def scalar(name: str, value: Any) -> None:
     """Raises for what is no real scalar, traced or not."""
     is_number = isinstance(value, (int, float)) or hasattr(value, "dtype")

@@ -175,7 +175,7 @@ class Probe:
     counter: Callable[[Any, str], jax.Array] = lambda state, name: state.evaluations
 
     def __post_init__(self) -> None:
-        if isinstance(self.signals, str) or isinstance(self.requires, str):
-            raise ValueError("signals and requires are tuples of names, as in ('gradient_norm',).")
+        _checks.names("signals", self.signals)
+        _checks.names("requires", self.requires)
         for name in self.requires:
             _checks.choice("requires", name, ("params", "batch"))

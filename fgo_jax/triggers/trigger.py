@@ -192,7 +192,8 @@ def condition(
       A :class:`Trigger` with one named condition.
 
     Raises:
-      ValueError: for a patience that is not a positive integer.
+      ValueError: for a string in place of a tuple of names, and a patience that is not a positive
+        integer.
 
     Example:
       A threshold that ends acquisition once the loss is below 0.5 at two steps in a row:
@@ -219,6 +220,7 @@ def condition(
 
     Source: the definition above.
     """
+    _checks.names("signals", signals)
     _checks.integer("patience", patience)
 
     def shown() -> jax.Array:

@@ -192,6 +192,8 @@ def test_a_wrong_probe_is_named():
             alone(probe=reading({}, name))
     with pytest.raises(ValueError, match="requires must be one of params, batch, got 'batches'"):
         dataclasses.replace(reading({}), requires=("batches",))
+    with pytest.raises(ValueError, match=r"signals must be a tuple of names: pass \('five',\)"):
+        dataclasses.replace(reading({}), signals="five")
 
 
 OPTIONS = {

@@ -205,6 +205,7 @@ def test_regression_error_covers_the_true_slope():
         (lambda: t.plateau("x", rtol=-1.0), "rtol must be a finite number >= 0"),
         (lambda: t.if_given(t.never(), "loss", otherwise=2), "otherwise is a verdict"),
         (lambda: t.if_given(t.never(), "losss", 1), "signal must be one of loss, validation, got"),
+        (lambda: t.condition("x", tuple, None, signals="loss"), r"pass \('loss',\)"),
         (lambda: t.below("x", 1.0, z=-1.0), "z must be a finite number >= 0"),
         (lambda: t.above("x", float("nan")), "threshold must be a finite number, got nan"),
     ],
