@@ -71,7 +71,7 @@ def demo(output: Path, seed: int, steps: int | None) -> None:
     console.print(_summary(runs, target))
     output.parent.mkdir(parents=True, exist_ok=True)
     draw(runs, target, output)
-    console.print(f"Wrote {output}", soft_wrap=True)
+    console.print(f"Wrote {output if output.suffix else f'{output}.png'}", soft_wrap=True)
 
 
 def _run(task: Task, name: str, setting: Mapping[str, float], seed: int) -> Done:

@@ -85,7 +85,7 @@ def names_in(given: str | None, known: Sequence[str], what: str) -> list[str]:
     if given is None:
         return list(known)
     asked = [name.strip() for name in given.split(",") if name.strip()]
-    for name in asked:
+    for name in asked or [""]:
         if name not in known:
             raise click.BadParameter(f"no {what} {name!r}; there are {', '.join(known)}")
     return asked

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import core
 
@@ -25,6 +26,13 @@ def number(value: Any) -> float | None:
 def is_zero(value: Any) -> bool:
     """Whether a value is known, at trace time, to be zero."""
     return number(value) == 0
+
+
+def finite(name: str, value: Any) -> None:
+    """Raises for what is not a finite number."""
+    known = number(value)
+    if known is not None and not math.isfinite(known):
+        raise ValueError(f"{name} must be a finite number, got {value!r}.")
 
 
 def non_negative(name: str, value: Any) -> None:
@@ -81,6 +89,31 @@ def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raises for what is not one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+
+
+def names(name: str, value: Any) -> None:
+    """Raises for a string in place of a tuple of strings: it is one of letters."""
+    if isinstance(value, str):
+        raise ValueError(f"{name} must be a tuple of names: pass ({value!r},).")
+
+
+def scalar(name: str, value: Any) -> None:
+    """Raises for what is no real scalar, traced or not."""
+    is_number = isinstance(value, (int, float)) or hasattr(value, "dtype")
+    if not is_number or jnp.iscomplexobj(value):
+        kind = getattr(value, "dtype", type(value).__name__)
+        raise ValueError(f"{name} is of type {kind}: pass a real scalar, as in {name}.mean().")
+    if shape := jnp.shape(value):
+        raise ValueError(f"{name} has the shape {shape}: pass a scalar, as in {name}.mean().")
+
+
+def own_state(owner: str, state: Any, kind: type) -> None:
+    """Raises for a state that is of another optimizer, or is none."""
+    if not isinstance(state, kind):
+        raise ValueError(
+            f"{owner} got a state of type {type(state).__name__}, not {kind.__name__}: call "
+            "update(grads, state, params) in this order, with a state of this optimizer's init."
+        )
 
 
 def learning_rate(value: Any, name: str = "learning_rate") -> None:

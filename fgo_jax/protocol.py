@@ -8,6 +8,7 @@ from typing import Any
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.controller.design import check_probe
 from fgo_jax.controller.update import phased
 from fgo_jax.phases import builders, decays
 from fgo_jax.phases.decay import Decay
@@ -147,6 +148,7 @@ def target_acquisition(
     # The very same object in all phases: one state, and no hand-over.
     main = scale_by_kronecker_fisher() if main is None else main
     probe = gradient_stream() if probe is None else probe
+    check_probe(probe)
     ends = {**defaults(probe.signals), **_by_phase("triggers", triggers)}
     decaying: dict[str, Any] = {"weight_decay": weight_decay, "mask": mask}
     return phased(

@@ -25,8 +25,8 @@ from benchmarks.tasks import get_task
 from benchmarks.terminal import console, names_in
 
 _DRAWS, _ROUNDS = 200, 15  # of `sketch`
-_OUTPUT = click.option("--output", type=click.Path(path_type=Path), help="By default the "
-                       "committed results, and runs for a look with other sizes.")  # fmt: skip
+_OUTPUT = click.option("--output", type=click.Path(path_type=Path, file_okay=False, writable=True),
+                       help="By default the committed results; runs for a look.")  # fmt: skip
 
 
 @click.command("stream")

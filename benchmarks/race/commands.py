@@ -13,8 +13,8 @@ from benchmarks.runs.store import write_json
 from benchmarks.tasks import IN_A_FOLDER, TASKS, DataError, Task, get_task
 from benchmarks.terminal import console, names_in
 
-OUTPUT = click.option("--output", type=click.Path(path_type=Path), default=Path("runs"),
-                      show_default=True, help="Where finished runs are kept.")  # fmt: skip
+OUTPUT = click.option("--output", type=click.Path(path_type=Path, file_okay=False, writable=True),
+                      default="runs", show_default=True, help="Where runs are kept.")  # fmt: skip
 STEPS = click.option("--steps", type=click.IntRange(1), help="Another horizon T; no evidence.")
 
 

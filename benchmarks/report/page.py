@@ -123,7 +123,7 @@ def _link(console: Console, path: Path, page: Path) -> None:
         console.print(f"No picture: {path.name} is missing.", style="red")
 
 
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_FILE = click.Path(path_type=Path, dir_okay=False, writable=True)
 _THERE = click.Path(path_type=Path, exists=True)
 
 

@@ -58,11 +58,14 @@ def accumulate(
         already.
 
     Returns:
-      A gradient transformation. Its state takes 8 bytes per parameter and the optimizer's. It
-      can be saved between two micro-batches. :func:`fgo_jax.telemetry` and the others read it.
+      A gradient transformation. Updates have the parameters' dtypes. Its state takes 8 bytes per
+      parameter and the optimizer's. It can be saved between two micro-batches, and go on with
+      another ``every``; what the probe reads of the step under way is then a little off.
+      :func:`fgo_jax.telemetry` and the others read it.
 
     Raises:
-      ValueError: for `every` that is no integer >= 1.
+      ValueError: for `every` that is no integer >= 1; in ``update``, for a number that is no
+        scalar, and for a state of another optimizer.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -97,20 +100,24 @@ def accumulate(
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extras: Any) -> tuple[Any, Any]:
+        _checks.own_state("accumulate", state, AccumulateState)
         given = {name: extra for name, extra in extras.items() if extra is not None}
         number, state = state.micro_step, _with_numbers(state, given, axis_name)
+        # The optimizer's own updates may have the dtypes of either; branches must agree.
+        like = updates if params is None else params
 
         def first(state: AccumulateState) -> tuple[Any, AccumulateState]:
             state = state._replace(first_sum=_added(state.first_sum, updates))
-            return optax.tree.zeros_like(updates), state
+            return optax.tree.zeros_like(like), state
 
         def second(state: AccumulateState) -> tuple[Any, AccumulateState]:
             state = state._replace(second_sum=_added(state.second_sum, updates))
-            return optax.tree.zeros_like(updates), state
+            return optax.tree.zeros_like(like), state
 
         def last(state: AccumulateState) -> tuple[Any, AccumulateState]:
             _, state = second(state)
-            means = {"value": state.loss_sum / every, "validation_value": state.reported}
+            count = state.micro_step  # `every`, or more where that was larger before a resumption
+            means = {"value": state.loss_sum / count, "validation_value": state.reported}
             passed = given | {name: mean for name, mean in means.items() if name in given}
             passed["micro_grads"] = MicroGradients(
                 optax.tree.scale(1 / half, state.first_sum),
@@ -118,15 +125,16 @@ def accumulate(
                 jnp.full([], (half * (every - half)) ** 0.5 / every, jnp.float32),
             )
             mean = jax.tree.map(
-                lambda a, b, g: ((a + b) / every).astype(g.dtype),
+                lambda a, b, g: ((a + b) / count).astype(g.dtype),
                 state.first_sum,
                 state.second_sum,
                 updates,
             )
             updates_, inner_state = inner.update(mean, state.inner_opt_state, params, **passed)
-            return updates_, _emptied(state)._replace(inner_opt_state=inner_state)
+            new = _emptied(state)._replace(inner_opt_state=inner_state)
+            return optax.tree.cast_like(updates_, like), optax.tree.cast_like(new, state)
 
-        branch = (number >= half).astype(jnp.int32) + (number == every - 1).astype(jnp.int32)
+        branch = (number >= half).astype(jnp.int32) + (number >= every - 1).astype(jnp.int32)
         return jax.lax.switch(branch, (first, second, last), state)
 
     return optax.GradientTransformationExtraArgs(on_mesh(init), compiled_once(update))
@@ -138,6 +146,7 @@ def _with_numbers(
     """The state with one more micro-batch, of which only the gradients are missing."""
 
     def read(name: str) -> jax.Array:
+        _checks.scalar(name, given[name])
         number = jnp.asarray(given[name], jnp.float32)
         return number if axis_name is None else jax.lax.pmean(number, axis_name)
 

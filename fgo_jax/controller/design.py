@@ -15,6 +15,12 @@ from fgo_jax.triggers import Trigger
 
 # Signals that come with the call of update, and the extra argument that brings each.
 EXTRA_SIGNALS = {"loss": "value", "validation": "validation_value"}
+# What `fgo_jax.telemetry` calls its own numbers; with a slash, what their names begin with.
+TOLD = (
+    "phase", "phase_step", "total_step", "handover_left", "learning_rate", "skipped_steps", "stop",
+    "uphill", "cosine", "slow_share", "energy_exponent", "started/", "cause/", "condition/",
+    "bound/", "layer_noise/", "layer_rate/",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +82,7 @@ def design(
     """Raises a ValueError that says what to change, or returns the checked design."""
     phases, triggers = tuple(phases), tuple(triggers)
     _check_phases(phases, total_steps)
+    check_probe(probe)
     _check_triggers(triggers, len(phases), probe)
     _checks.integer("handover_steps", handover_steps)
     minima = tuple(min_steps) if isinstance(min_steps, Sequence) else (min_steps,) * len(phases)
@@ -133,6 +140,24 @@ def _check_horizon(phases: tuple[Phase, ...], total_steps: Any) -> None:
                 f"total_steps={total_steps} is shorter than the warm-up of phase {phase.name!r} "
                 f"({warmup:.0f} steps), so its peak rate is never reached: pass fewer "
                 "warmup_steps or more total_steps."
+            )
+
+
+def check_probe(probe: Any) -> None:
+    """Raises for what is no probe, and for one whose signals are called like other numbers."""
+    if probe is None:
+        return
+    if not isinstance(probe, Probe):
+        raise ValueError(
+            f"probe= must be an fgo.probes.Probe, such as fgo.probes.gradient_stream(), got "
+            f"{type(probe).__name__}."
+        )
+    own = (*EXTRA_SIGNALS, *TOLD)
+    for signal in probe.signals:
+        if any(signal.startswith(n) if n.endswith("/") else signal == n for n in own):
+            raise ValueError(
+                f"the probe calls a signal {signal!r}, which is the name of another number in "
+                "fgo.telemetry: give it another name."
             )
 
 

@@ -8,9 +8,9 @@ import inspect
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
+from fgo_jax import _checks
 from fgo_jax.controller.design import EXTRA_SIGNALS, Design
 
 KNOWN = (*EXTRA_SIGNALS.values(), "batch", "probe_params")
@@ -46,8 +46,7 @@ def checked_extras(design: Design, extras: dict[str, Any], params: Any) -> dict[
         raise ValueError("average_weights needs the parameters: call update(grads, state, params).")
     for name in sorted(set(EXTRA_SIGNALS.values()) & set(given)):
         number: Any = given[name]
-        if shape := jnp.shape(number):
-            raise ValueError(f"{name} has the shape {shape}: pass a scalar, as in {name}.mean().")
+        _checks.scalar(name, number)
         if design.axis_name is not None:
             given[name] = jax.lax.pmean(number, design.axis_name)
     return given

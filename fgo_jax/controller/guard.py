@@ -1,17 +1,48 @@
-"""The stage before all others: do the gradients fit, and are they finite?"""
+"""The stage before all others: do state and gradients fit, and are they finite?"""
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from fgo_jax import _checks
+from fgo_jax.controller.design import Design
 from fgo_jax.controller.state import FgoState
 from fgo_jax.linalg.trees import added_up
 
 LARGEST = 1e36  # squared norm; below float32's 3.4e38, so that sums of a few such squares hold
+
+
+def check_state(design: Design, state: Any) -> None:
+    """Raises for a state that another optimizer made, or the same one with other options."""
+    _checks.own_state("phased", state, FgoState)
+    triggers = zip_longest(design.keys, design.triggers)
+    kept = {
+        "average of the weights": (state.average, design.average_weights is not None),
+        "slow momentum": (state.slow, design.has_slow_momentum),
+        "energy of an adaptive decay": (state.energy_fall, design.has_adaptive_decay),
+    }
+    pairs = {
+        "signals": (sorted(state.signals), sorted(design.signals)),
+        "conditions": (
+            {key: sorted(conditions) for key, conditions in state.trigger_states.items()},
+            {key: sorted(jax.eval_shape(trigger.init)) if trigger is not None else []
+             for key, trigger in triggers},
+        ),
+        "number of transforms": (len(state.transforms), len(design.plan.transforms)),
+        **{name: (bool(jax.tree.leaves(part)), here) for name, (part, here) in kept.items()},
+    }  # fmt: skip
+    for name, (there, here) in pairs.items():
+        if there != here:
+            raise ValueError(
+                f"the state was made with other options. {name.capitalize()}: {there} in the "
+                f"state, {here} in this optimizer. Resume with the options of the run before, or "
+                "begin with tx.init(params)."
+            )
 
 
 def check_shapes(grads: Any, params: Any, state: FgoState) -> None:

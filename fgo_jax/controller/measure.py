@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fgo_jax import _checks
 from fgo_jax.controller.design import EXTRA_SIGNALS, Design
 from fgo_jax.controller.state import FgoState
 from fgo_jax.precondition.shared.model import restrict
-from fgo_jax.probes.probe import Estimate, MicroGradients, ProbeInputs
+from fgo_jax.probes.probe import Estimate, MicroGradients, Probe, ProbeInputs
 from fgo_jax.triggers import Signal
 
 
@@ -59,7 +60,7 @@ def measure(
             halves = [design.plan.rows(half, transforms, driver) for half in inputs.micro[:2]]
             inputs = inputs._replace(micro=MicroGradients(halves[0], halves[1], inputs.micro.scale))
         new = optax.tree.cast_like(probe.measure(inputs, old), old)
-        return new, {name: _finite(estimate) for name, estimate in probe.read(new).items()}
+        return new, {name: _finite(estimate) for name, estimate in _read(probe, new).items()}
 
     def wait(inputs, transforms, driver, old, estimates):
         del inputs, transforms, driver
@@ -111,6 +112,33 @@ def latest(
         return old._replace(value=jnp.where(finite & fresh, value, old.value))
 
     return {name: newest(name, old) for name, old in state.signals.items()}
+
+
+def _read(probe: Probe, state: Any) -> dict[str, Estimate]:
+    """The probe's estimates as float32 scalars; raises where they are anything else."""
+    if not hasattr(state, "evaluations"):
+        raise ValueError(
+            "a probe's state needs an int32 field `evaluations`: see fgo.probes.Probe."
+        )
+    estimates: Any = probe.read(state)
+    if not isinstance(estimates, dict) or set(estimates) != set(probe.signals):
+        found = sorted(estimates) if isinstance(estimates, dict) else type(estimates).__name__
+        raise ValueError(
+            f"a probe reads an Estimate of each of its signals {sorted(probe.signals)} into a "
+            f"dict, got {found}."
+        )
+    for name, estimate in estimates.items():
+        if not isinstance(estimate, Estimate):
+            raise ValueError(
+                f"the probe reads {name!r} as {type(estimate).__name__}: return an "
+                "fgo.probes.Estimate(value, error), with an error of NaN where none is known."
+            )
+        for part in estimate:
+            _checks.scalar(f"the probe's {name!r}", part)
+    return {
+        name: Estimate(*(jnp.asarray(part, jnp.float32) for part in estimate))
+        for name, estimate in estimates.items()
+    }
 
 
 def _finite(estimate: Estimate) -> Estimate:

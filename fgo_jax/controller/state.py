@@ -123,7 +123,7 @@ def state_init(design: Design, params: Any) -> FgoState:
         probe_key=jax.random.key_data(jax.random.key(design.seed, impl="threefry2x32")),
         probe_state=() if probe is None else probe.init(params),
         trigger_states={
-            key: trigger.init() if trigger else {}
+            key: {} if trigger is None else trigger.init()
             for key, trigger in zip_longest(design.keys, design.triggers)
         },
         transforms=tuple(transform.init(params) for transform in design.plan.transforms),

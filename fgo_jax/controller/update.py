@@ -10,7 +10,7 @@ import optax
 from fgo_jax.controller.design import Design, design
 from fgo_jax.controller.direction import direction
 from fgo_jax.controller.extras import checked_extras
-from fgo_jax.controller.guard import all_finite, check_shapes, skipped
+from fgo_jax.controller.guard import all_finite, check_shapes, check_state, skipped
 from fgo_jax.controller.measure import latest, measure, observed
 from fgo_jax.controller.rate import decay_exponent, effective_rate, scaled
 from fgo_jax.controller.smooth import average, smooth
@@ -29,6 +29,7 @@ def update_step(
     design: Design, grads: Any, state: FgoState, params: Any, extras: dict[str, Any]
 ) -> tuple[Any, FgoState]:
     """Updates and new state; a step that is not finite changes `skipped_steps` alone."""
+    check_state(design, state)
     extras = checked_extras(design, extras, params)
     check_shapes(grads, params, state)
     finite = all_finite(grads, extras.get("value"), design.axis_name)
@@ -139,10 +140,11 @@ def phased(
 
     Raises:
       ValueError: for no phases, a wrong number of triggers, a trigger on a signal that
-        nothing provides, a first phase whose decay has no length, numbers out of range, or two
-        phases of one name; in ``init``, for a transform that has a learning rate of its own
-        (tried on six numbers); in ``update``, for gradients of the wrong shape and a ``value``
-        that is no scalar.
+        nothing provides, a probe that is none or names a signal as telemetry names a number of
+        its own, a first phase whose decay has no length, numbers out of range, or two phases of
+        one name; in ``init``, for a transform that has a learning rate of its own (tried on six
+        numbers); in ``update``, for gradients of the wrong shape, a ``value`` that is no scalar,
+        and a state that was made with other options.
       TypeError: in ``update``, for a missing extra argument that a probe or trigger needs,
         and for a misspelt one.
 

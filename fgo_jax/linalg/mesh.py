@@ -195,10 +195,23 @@ def on_mesh(init: Callable[..., Any]) -> Callable[..., Any]:
             if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
                 key = put(jax.random.key_data(x))
                 return jax.random.wrap_key_data(key, impl=jax.random.key_impl(x))
-            # Not `jax.device_put`: with many processes it compares them, and NaN is not NaN.
-            values = np.asarray(x)
-            return jax.make_array_from_callback(x.shape, named(meshes[0], ()), values.__getitem__)
+            return at_home(np.asarray(x), named(meshes[0], ()))
 
         return jax.tree.map(put, state)
 
     return placed
+
+
+def at_home(values: np.ndarray, home: Any) -> jax.Array:
+    """The array with this sharding."""
+    # Not `jax.device_put`: with many processes it compares them, and NaN is not NaN.
+    return jax.make_array_from_callback(values.shape, home, values.__getitem__)
+
+
+def filled_like(old: Any, new: jax.Array) -> jax.Array:
+    """The new numbers in the shape, dtype and sharding of an old array, inside `jax.jit` too."""
+    home = None if isinstance(old, core.Tracer) else getattr(old, "sharding", None)
+    # `jnp.full_like` keeps it for a scalar only.
+    if not isinstance(home, jax.sharding.NamedSharding):
+        return jnp.full_like(old, new)
+    return at_home(np.broadcast_to(np.asarray(new, old.dtype), old.shape), home)

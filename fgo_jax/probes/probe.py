@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from fgo_jax import _checks
+
 
 class Estimate(NamedTuple):
     """A measured number and its standard error.
@@ -124,6 +126,9 @@ class Probe:
       counter: `(state, signal) -> int32 []`, grows whenever that signal is measured anew;
         ``evaluations`` by default.
 
+    Raises:
+      ValueError: for a string in place of a tuple of names, and another name in ``requires``.
+
     Example:
       A probe for the norm of the gradient, and a trigger that reads it:
 
@@ -168,3 +173,9 @@ class Probe:
     renew: Callable[[Any], Any] = lambda state: state
     check: Callable[[ProbeInputs], None] = lambda inputs: None
     counter: Callable[[Any, str], jax.Array] = lambda state, name: state.evaluations
+
+    def __post_init__(self) -> None:
+        _checks.names("signals", self.signals)
+        _checks.names("requires", self.requires)
+        for name in self.requires:
+            _checks.choice("requires", name, ("params", "batch"))

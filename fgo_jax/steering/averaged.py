@@ -35,7 +35,8 @@ def eval_params(opt_state: Any, params: Any) -> Any:
 
     Raises:
       ValueError: where the state holds no average, or more than one of the same parameters;
-        for a primal averaging in a phase whose transform is not the last one.
+        for states that are stacked; for a primal averaging in a phase whose transform is not the
+        last one.
 
     Example:
       >>> import jax.numpy as jnp
@@ -60,15 +61,32 @@ def eval_params(opt_state: Any, params: Any) -> Any:
         if own & seen:
             raise ValueError(f"the state holds more than one average of the same weights: {advice}")
         seen |= own
-        averaged = jax.tree.map(
-            lambda leaf, part, point=point: (
-                part if isinstance(leaf, optax.MaskedNode) else point(leaf, part).astype(part.dtype)
-            ),
-            average,
-            averaged,
-            is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+        averaged = own_part(
+            lambda leaf, part, point=point: point(leaf, part).astype(part.dtype), average, averaged
         )
     return wrapped_like(averaged, params)
+
+
+def own_part(function: Callable[[Any, Any], Any], kept: Any, params: Any) -> Any:
+    """`function(kept, parameters)` of each leaf that is kept; the other parameters as they are.
+
+    Under `optax.masked` and `optax.partition` a transform keeps a part of the parameters.
+    """
+    return jax.tree.map(
+        lambda leaf, part: part if isinstance(leaf, optax.MaskedNode) else function(leaf, part),
+        kept,
+        params,
+        is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+    )
+
+
+def check_one_run(count: jax.Array, reader: str) -> None:
+    """Raises where a state's scalar, such as a count of steps, has an axis of runs."""
+    if count.ndim:
+        raise ValueError(
+            f"the state holds several runs: call jax.vmap(fgo.{reader})(opt_state, params), or "
+            "pass one, as in jax.tree.map(lambda x: x[0], (opt_state, params))."
+        )
 
 
 def averaged_or_last(opt_state: Any, params: Any) -> Any:
@@ -81,8 +99,10 @@ def _averages(tree: Any, unit: Any = 1.0) -> Iterator[tuple[Any, Callable[[Any, 
     for node in _nodes(tree, _HOLDERS):
         node = unwrapped(node)
         if isinstance(node, AverageWeightsState):
+            check_one_run(node.averaged_steps, "eval_params")
             yield node.average, average_point(node)
         elif isinstance(node, PrimalAveragingState):
+            check_one_run(node.averaging_steps, "eval_params")
             yield node.trail, primal_point(node, unit)
         else:
             _check_last(node)

@@ -13,7 +13,7 @@ from fgo_jax import _checks
 from fgo_jax.linalg.compiled import compiled_once
 from fgo_jax.linalg.mesh import on_mesh
 from fgo_jax.linalg.wrapped import unwrapped, wrapped_like
-from fgo_jax.steering.averaged import averaged_or_last
+from fgo_jax.steering.averaged import averaged_or_last, check_one_run, own_part
 
 
 class KeepBestState(NamedTuple):
@@ -58,7 +58,7 @@ def keep_best(
     Raises:
       TypeError: in ``update``, without parameters or ``validation_value``.
       ValueError: for an ``eval_fn`` that is no function; in ``update``, for a value that is no
-        scalar.
+        scalar, and for a state of another optimizer.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -98,10 +98,8 @@ def keep_best(
                 "keep_best needs the parameters and their validation: call update(grads, state, "
                 "params, validation_value=...), with NaN where none was measured."
             )
-        if jnp.ndim(reported):
-            raise ValueError(
-                f"validation_value must be a scalar, got the shape {jnp.shape(reported)}."
-            )
+        _checks.own_state("keep_best", state, KeepBestState)
+        _checks.scalar("validation_value", reported)
         value = jnp.asarray(reported, jnp.float32)
         if axis_name is not None:
             value = jax.lax.pmean(value, axis_name)
@@ -129,14 +127,17 @@ def best_params(opt_state: Any, params: Any) -> Any:
     """The weights of the lowest validation that was reported, from :func:`fgo_jax.keep_best`.
 
     Args:
-      opt_state: an optax state that holds one of :func:`fgo_jax.keep_best`.
-      params: the parameters after the last update, returned where nothing was reported yet.
+      opt_state: an optax state that holds one of :func:`fgo_jax.keep_best`. Under `optax.masked`
+        and `optax.partition` it keeps its own part of the parameters.
+      params: the parameters after the last update, returned where nothing was reported yet, and
+        where they are none of its own.
 
     Returns:
       A pytree like ``params``.
 
     Raises:
-      ValueError: where the state holds none of :func:`fgo_jax.keep_best`, or several.
+      ValueError: where the state holds none of :func:`fgo_jax.keep_best`, or several; for
+        states that are stacked.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -156,7 +157,8 @@ def best_params(opt_state: Any, params: Any) -> Any:
             "as in fgo.keep_best(optimizer)."
         )
     state = unwrapped(found[0])
-    best = jax.tree.map(
+    check_one_run(state.best_step, "best_params")
+    best = own_part(
         lambda best, last: jnp.where(state.best_step >= 0, best, last),
         state.best_params,
         unwrapped(params),

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from fgo_jax import _checks
 from fgo_jax.controller.state import FgoState, clock_init, phase_names
+from fgo_jax.linalg.mesh import filled_like
 from fgo_jax.steering.find import mapped, states_in
 from fgo_jax.triggers import ConditionState
 
@@ -76,6 +77,7 @@ def force_phase(opt_state: Any, phase: str | int) -> Any:
         if isinstance(index, str):
             _checks.choice("phase", index, tuple(names))
             index = names.index(index)
+        _checks.integer("the index of a phase", index, 0)
         if not 0 <= index < len(names):
             raise ValueError(
                 f"phase {index} is not among the {len(names)} phases 0 to {len(names) - 1}: "
@@ -118,7 +120,7 @@ def restart(opt_state: Any) -> Any:
     def begin(state: FgoState) -> FgoState:
         fresh = clock_init(state.clock.started.shape[-1])
         # As the old one in shape and sharding: the state may be stacked, or lie on a mesh.
-        clock = jax.tree.map(lambda new, old: jnp.full_like(old, new), fresh, state.clock)
+        clock = jax.tree.map(filled_like, state.clock, fresh)
         return state._replace(clock=clock, trigger_states=_unjudged(state.trigger_states))
 
     return mapped(begin, opt_state)

@@ -69,6 +69,9 @@ def never() -> Trigger:
 def _threshold(
     name: str, signal: str, sign: float, threshold: Any, z: float, patience: int
 ) -> Trigger:
+    _checks.finite("threshold", threshold)
+    _checks.non_negative("z", z)
+
     def judge(observation: Observation, memory: Any) -> Judged:
         value, error, fresh = observation.signals[signal]
         margin = z * jnp.where(jnp.isnan(error), 0.0, error)
@@ -106,7 +109,8 @@ def above(signal: str, threshold: float, *, z: float = 1.645, patience: int = 2)
       A :class:`Trigger` that reads ``signal``.
 
     Raises:
-      ValueError: for a patience that is not a positive integer.
+      ValueError: for a threshold that is not finite, a negative z, or a patience that is not a
+        positive integer.
 
     Example:
       >>> import fgo_jax as fgo
@@ -135,7 +139,8 @@ def below(signal: str, threshold: float, *, z: float = 1.645, patience: int = 2)
       A :class:`Trigger` that reads ``signal``.
 
     Raises:
-      ValueError: for a patience that is not a positive integer.
+      ValueError: for a threshold that is not finite, a negative z, or a patience that is not a
+        positive integer.
 
     Example:
       >>> import fgo_jax as fgo

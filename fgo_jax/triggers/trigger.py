@@ -86,6 +86,10 @@ class Trigger:
     def __or__(self, other: Trigger) -> Trigger:
         return _combine(jnp.maximum, self, other)
 
+    def __bool__(self) -> bool:
+        # `a and b` would be b alone, and `not a` False.
+        raise TypeError("a trigger is no bool: join triggers with &, | and ~, not and, or, not.")
+
     def __invert__(self) -> Trigger:
         # A negated condition has a name and a verdict of its own, so that in telemetry 1 always
         # says that what the name says holds.
@@ -188,7 +192,8 @@ def condition(
       A :class:`Trigger` with one named condition.
 
     Raises:
-      ValueError: for a patience that is not a positive integer.
+      ValueError: for a string in place of a tuple of names, and a patience that is not a positive
+        integer.
 
     Example:
       A threshold that ends acquisition once the loss is below 0.5 at two steps in a row:
@@ -215,6 +220,7 @@ def condition(
 
     Source: the definition above.
     """
+    _checks.names("signals", signals)
     _checks.integer("patience", patience)
 
     def shown() -> jax.Array:
@@ -264,7 +270,8 @@ def if_given(trigger: Trigger, signal: str, otherwise: int) -> Trigger:
       A :class:`Trigger` that does not require ``signal``.
 
     Raises:
-      ValueError: for an ``otherwise`` that is none of these.
+      ValueError: for another signal that the trigger does not read either, or an ``otherwise``
+        that is none of these.
 
     Example:
       >>> import fgo_jax as fgo
@@ -275,6 +282,7 @@ def if_given(trigger: Trigger, signal: str, otherwise: int) -> Trigger:
 
     Source: the definition above.
     """
+    _checks.choice("signal", signal, tuple(sorted({"loss", "validation", *trigger.signals})))
     if otherwise not in (-1, 0, 1):
         raise ValueError(
             f"otherwise is a verdict: pass 1 (holds), 0 (unknown) or -1, got {otherwise!r}."

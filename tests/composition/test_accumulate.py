@@ -211,6 +211,27 @@ def test_low_precision_gradients_are_summed_in_float32():
     np.testing.assert_array_equal(updates["v"][-1], exact.astype(jnp.bfloat16))
 
 
+@pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_gradients_and_parameters_may_differ_in_dtype(dtypes):
+    grads, params = (optax.tree.cast(PARAMS, dtype) for dtype in dtypes)
+    grads = jax.tree.map(lambda g: jnp.stack([g] * 4), grads)
+    ours, _, updates = run(fgo.accumulate(optax.adamw(0.1), 2), grads, params)
+    theirs, *_ = run(optax.MultiSteps(optax.adamw(0.1), 2), grads, params)
+    for name, leaf in ours.items():
+        assert leaf.dtype == updates[name].dtype == dtypes[1]
+        np.testing.assert_allclose(*(np.float32(x) for x in (leaf, theirs[name])), atol=1e-2)
+
+
+def test_a_resumed_run_may_have_fewer_micro_batches_in_a_step():
+    grads = {"w": jnp.arange(9.0)}
+    first, second = (jax.tree.map(lambda g, s=s: g[s], grads) for s in (slice(3), slice(3, 9)))
+    params, state, _ = run(fgo.accumulate(optax.sgd(1.0), 4), first, {"w": jnp.zeros([])})
+    *_, state, updates = run(fgo.accumulate(optax.sgd(1.0), 2), second, params, state)
+    # The mean of the four that it has by then, and of two each from there on.
+    np.testing.assert_array_equal(updates["w"], [-1.5, 0, -4.5, 0, -6.5, 0])
+    assert int(state.micro_step) == 1
+
+
 @pytest.mark.parametrize("every", [0, 1.5, "four"])
 def test_a_wrong_number_of_micro_batches(every):
     with pytest.raises(ValueError, match="every must be an integer >= 1"):

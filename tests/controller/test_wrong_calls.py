@@ -1,6 +1,8 @@
 """Wrong arguments of a constructor or of `update` say what to do; right ones pass."""
 
+import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +113,87 @@ def test_unknown_arguments_pass():
 def test_a_loss_is_a_scalar(name, shape):
     with pytest.raises(ValueError, match=rf"{name} has the shape .*pass a scalar"):
         call(alone(), **{name: jnp.ones(shape)})
+
+
+@pytest.mark.parametrize(
+    "wrapped", [lambda tx: tx, fgo.keep_best, lambda tx: fgo.accumulate(tx, 2)]
+)
+@pytest.mark.parametrize("number", [[1.0], "1", {"loss": 1.0}, 1j])
+def test_a_loss_is_a_number(wrapped, number):
+    with pytest.raises(ValueError, match=r"validation_value is of type .*: pass a real scalar"):
+        call(wrapped(alone()), validation_value=number)
+
+
+OTHER = {
+    "average": ({"average_weights": 0.1}, "Average of the weights: False in the state, True in"),
+    "probe": ({"probe": fgo.probes.gradient_stream()}, "Signals: .* in the state"),
+    "trigger": ({"last": fgo.triggers.never()}, r"Conditions: .* in the state, .*'never'"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER)
+def test_a_state_made_with_other_options_is_refused(case):
+    (options, message), plain = OTHER[case], alone().init(PARAMS)
+    last = [trigger for name, trigger in options.items() if name == "last"]
+    options = {name: option for name, option in options.items() if name != "last"}
+    phases = [fgo.acquisition(1e-3, transform=ADAM)]
+    with pytest.raises(ValueError, match=message):
+        fgo.phased(phases, last, **options).update(PARAMS, plain, PARAMS)
+
+
+@pytest.mark.parametrize(
+    "wrapped", [lambda tx: tx, fgo.keep_best, lambda tx: fgo.accumulate(tx, 2)]
+)
+def test_what_is_no_state_of_this_optimizer_is_refused(wrapped):
+    tx = wrapped(alone())
+    for state in (PARAMS, None, ADAM.init(PARAMS)):
+        with pytest.raises(ValueError, match=r"got a state of type .*: call update"):
+            tx.update(PARAMS, state, PARAMS, validation_value=1.0)
+
+
+class Counted(NamedTuple):
+    evaluations: jax.Array
+
+
+def reading(read, name="five", state=Counted):
+    """A probe that measures nothing, and reads something."""
+    return fgo.probes.Probe(
+        signals=(name,),
+        init=lambda params: state(jnp.int32(0)),
+        due=lambda state, step: step >= 0,
+        measure=lambda inputs, state: state,
+        read=lambda state: read,
+    )
+
+
+READINGS = {
+    "a float": ({"five": 5.0}, "reads 'five' as float: return an fgo.probes.Estimate"),
+    "nothing": (None, "into a dict, got NoneType"),
+    "another": ({"six": fgo.probes.Estimate(1.0, 1.0)}, r"signals \['five'\].*got \['six'\]"),
+    "a vector": ({"five": fgo.probes.Estimate(jnp.ones(2), 1.0)}, "has the shape"),
+}
+
+
+@pytest.mark.parametrize("case", READINGS)
+def test_a_probe_reads_an_estimate_of_each_signal(case):
+    read, message = READINGS[case]
+    with pytest.raises(ValueError, match=message):
+        call(alone(probe=reading(read)))
+
+
+def test_a_wrong_probe_is_named():
+    with pytest.raises(ValueError, match="state needs an int32 field `evaluations`"):
+        call(alone(probe=reading({}, state=lambda count: (count,))))
+    for make in (alone, functools.partial(fgo.target_acquisition, 1e-3)):
+        with pytest.raises(ValueError, match=r"probe= must be an fgo\.probes\.Probe.*got function"):
+            make(probe=fgo.probes.gradient_stream)
+    for name in ("phase", "loss", "condition/x"):
+        with pytest.raises(ValueError, match="is the name of another number"):
+            alone(probe=reading({}, name))
+    with pytest.raises(ValueError, match="requires must be one of params, batch, got 'batches'"):
+        dataclasses.replace(reading({}), requires=("batches",))
+    with pytest.raises(ValueError, match=r"signals must be a tuple of names: pass \('five',\)"):
+        dataclasses.replace(reading({}), signals="five")
 
 
 OPTIONS = {

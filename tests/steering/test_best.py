@@ -112,13 +112,42 @@ def test_saved_by_orbax_and_read_from_nnx(tmp_path):
     same(restored, state)
 
 
+def test_under_a_mask_the_best_are_those_of_its_own_part():
+    for wrap in (
+        lambda tx: optax.masked(tx, {"w": True, "b": False}),
+        lambda tx: optax.partition({"a": tx, "b": optax.sgd(0.1)}, {"w": "a", "b": "b"}),
+    ):
+        tx = wrap(fgo.keep_best(optax.sgd(0.1)))
+        _, state = tx.update(PARAMS, tx.init(PARAMS), PARAMS, validation_value=0.5)
+        last = jax.tree.map(jnp.zeros_like, PARAMS)
+        same(fgo.best_params(state, last), {"w": PARAMS["w"], "b": last["b"]})
+
+
+@pytest.mark.parametrize(
+    ("tx", "read"),
+    [
+        (fgo.average_weights(0.5), fgo.eval_params),
+        (fgo.scale_by_primal_averaging(0.5, 0.5), fgo.eval_params),
+        (fgo.keep_best(optax.sgd(0.1)), fgo.best_params),
+    ],
+    ids=["average", "primal averaging", "best"],
+)
+def test_of_a_stack_of_runs_each_is_read_by_itself(tx, read):
+    """As many runs as entries, so that a number for each run would broadcast over the entries."""
+    params = jnp.arange(9.0).reshape(3, 3)
+    state = jax.vmap(tx.init)(params)
+    with pytest.raises(ValueError, match=rf"several runs: call jax\.vmap\(fgo\.{read.__name__}\)"):
+        read(state, params)
+    same(jax.vmap(read)(state, params), params)
+
+
 def test_mistakes_are_named():
     tx = fgo.keep_best(optax.sgd(0.1))
     state = tx.init(PARAMS)
     for arguments, extras in (((), {"validation_value": 1.0}), ((PARAMS,), {})):
         with pytest.raises(TypeError, match="with NaN where none was measured"):
             tx.update(PARAMS, state, *arguments, **extras)
-    with pytest.raises(ValueError, match="validation_value must be a scalar"):
+    with pytest.raises(ValueError, match="validation_value has the shape"):
         tx.update(PARAMS, state, PARAMS, validation_value=jnp.ones(2))
     with pytest.raises(ValueError, match="eval_fn must be a function"):
         fgo.keep_best(optax.sgd(0.1), 3)

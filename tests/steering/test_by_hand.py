@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import fgo_jax as fgo
 
@@ -49,6 +50,14 @@ def test_a_restart_begins_the_clock_anew_and_judges_nothing_yet(state):
     assert all(int(told[name]) == 0 for name in told if name.startswith("condition/"))
     # What was learned or counted over all runs stays.
     assert int(told["skipped_steps"]) == 4
+
+
+def test_by_hand_a_state_stays_where_it_is_on_a_mesh(state):
+    home = NamedSharding(jax.make_mesh((1,), ("i",), axis_types=(AxisType.Auto,)), PartitionSpec())
+    state = jax.device_put(state, home)
+    for new in (fgo.restart(state), fgo.force_phase(state, 1), jax.jit(fgo.restart)(state)):
+        for leaf in jax.tree.leaves(new):
+            assert leaf.sharding == home  # otherwise the next step compiles again
 
 
 def test_a_stack_of_runs_tells_a_number_for_each(state):

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 import fgo_jax as fgo
+from fgo_jax.controller.design import TOLD
 
 t = fgo.triggers
 PARAMS = {"w": jnp.ones(3)}
@@ -37,6 +38,10 @@ def test_the_protocols_telemetry_is_keyed_by_phase():
     assert "condition/reask/agreement_below" in told
     assert "condition/execution/validation_plateau" in told
     assert not [key for key in told if key[-1].isdigit()]
+    # A probe's signal may have none of these names.
+    own = {key.partition("/")[0] + "/" * ("/" in key) for key in told}
+    signals = {"loss", "validation", *fgo.probes.gradient_stream().signals}
+    assert own - signals == {name for name in TOLD if not name.startswith("layer_")}
 
 
 def test_phases_with_names_of_their_own():
@@ -70,6 +75,9 @@ def test_a_wrong_name_lists_the_right_ones():
         fgo.force_phase(state, "reask")
     with pytest.raises(ValueError, match="not among the 2 phases 0 to 1: hot, cold"):
         fgo.force_phase(state, 2)
+    for index in (None, 0.5, True, -1):
+        with pytest.raises(ValueError, match="index of a phase must be an integer >= 0"):
+            fgo.force_phase(state, index)
     assert int(fgo.force_phase(state, "cold").clock.requested_phase) == 1
     assert int(fgo.force_phase(state, 1).clock.requested_phase) == 1
 

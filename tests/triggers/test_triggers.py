@@ -204,11 +204,23 @@ def test_regression_error_covers_the_true_slope():
         (lambda: t.after(-1), "steps must be an integer >= 0"),
         (lambda: t.plateau("x", rtol=-1.0), "rtol must be a finite number >= 0"),
         (lambda: t.if_given(t.never(), "loss", otherwise=2), "otherwise is a verdict"),
+        (lambda: t.if_given(t.never(), "losss", 1), "signal must be one of loss, validation, got"),
+        (lambda: t.condition("x", tuple, None, signals="loss"), r"pass \('loss',\)"),
+        (lambda: t.below("x", 1.0, z=-1.0), "z must be a finite number >= 0"),
+        (lambda: t.above("x", float("nan")), "threshold must be a finite number, got nan"),
     ],
 )
 def test_wrong_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_triggers_are_joined_by_operators_only():
+    """Python's own words would keep one of two, and a negation would be False."""
+    first, second = t.never(), t.after(3)
+    for join in (lambda: first and second, lambda: first or second, lambda: not first):
+        with pytest.raises(TypeError, match=r"join triggers with &, \| and ~"):
+            join()
 
 
 @pytest.mark.parametrize(("z", "excess"), [(1.282, 0.005), (1.645, 0.02), (2.326, 0.1)])

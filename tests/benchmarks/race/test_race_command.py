@@ -22,6 +22,17 @@ def test_the_command_line_names_an_unknown_method():
     result = CliRunner().invoke(main, ["race", "quadratic_bowl", "--methods", "adamw9"])
     assert result.exit_code == 2
     assert "no method 'adamw9'" in result.output
+    result = CliRunner().invoke(main, ["race", "quadratic_bowl", "--methods", ","])
+    assert "no method ''; there are " in result.output
+
+
+def test_a_folder_that_is_none_is_refused_before_the_runs(tmp_path):
+    path = tmp_path / "file"
+    path.touch()
+    for command in (["race", "quadratic_bowl"], ["ablation", "quadratic_bowl"], ["memory"]):
+        result = CliRunner().invoke(main, [*command, "--output", str(path)])
+        assert result.exit_code == 2
+        assert "is a file" in result.output
 
 
 def test_a_race_without_settings_says_what_to_do(tmp_path, monkeypatch):
