@@ -5,8 +5,8 @@ A median of step times does not show something rare, so the two parts are measur
     overhead = (step without the probe firing / plain step - 1)
                + rate * (step with the probe firing - step without) / plain step
 
-`rate` is the share of the steps at which the probe fires, or factors are refreshed. A probe's plain
-step is the controller's without one; that of the three phases is their refinement's alone. What is
+`rate` is the share of the steps at which the probe fires, or factors are refreshed. A row names the
+plain step: a probe's is the controller's without one, a limit's that of `optax.adam`. What is
 added between measurements never works on activations. A workload may name a smaller batch for it.
 """
 
@@ -198,7 +198,7 @@ def combine(
 
 
 def merged(
-    held: Iterable[Mapping[str, Any]], measured: Sequence[Mapping[str, Any]]
+    held: Sequence[Mapping[str, Any]], measured: Sequence[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
     """Rows of one workload measured now, and before them held rows of others and of other parts.
 

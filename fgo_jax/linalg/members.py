@@ -14,7 +14,7 @@ def members(stack: jax.Array, counter: jax.Array) -> list[jax.Array]:
 
     On a CPU, a slice at a fixed place is a kernel of its own, which takes 15 ms to compile: for 400
     leaves that was a third of the step's compilation. So the places are numbers that XLA cannot
-    know, and all slices of a stack are one kernel.
+    know, and all slices of a stack are one kernel. Under `jax.vmap` they become gathers.
 
     Args:
       stack: [n, ...].
@@ -30,7 +30,7 @@ def members(stack: jax.Array, counter: jax.Array) -> list[jax.Array]:
         places = jax.lax.cond(counter < 0, lambda: [numbers[0]] * len(stack), lambda: numbers)
         return [jax.lax.dynamic_index_in_dim(stack, place, keepdims=False) for place in places]
 
-    # On a mesh the partitioner would gather what a slice at an unknown place may need.
+    # On a mesh the partitioner should know what a slice needs.
     if len(stack) <= _FEW or not jax.typeof(stack).sharding.mesh.empty:
         return at_fixed_places(stack, counter)
     return jax.lax.platform_dependent(stack, counter, cpu=in_one_kernel, default=at_fixed_places)

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax import core
 
-from fgo_jax.controller.descent import points_uphill
+from fgo_jax.controller.descent import mean_cosine, points_uphill
 from fgo_jax.controller.state import BY_DEADLINE, BY_HAND, BY_TRIGGER, FgoState, phase_names
 from fgo_jax.probes.probe import Estimate
 from fgo_jax.steering.find import states_in
@@ -71,7 +71,7 @@ def _paragraph(state: FgoState) -> str:
     lines += _history(state)
     if points_uphill(state.descent):
         lines.append(
-            f"The directions point uphill (cosine {float(state.descent.means[0]):.2f} with the "
+            f"The directions point uphill (cosine {float(mean_cosine(state.descent)):.2f} with the "
             "gradients): does the transform have a minus sign or a learning rate of its own?"
         )
     if skipped := int(state.skipped_steps):

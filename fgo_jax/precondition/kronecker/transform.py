@@ -231,7 +231,7 @@ def scale_by_kronecker_fisher(
         modes, stacked = stacks_of(updates)
         grads, good = usable_leaves(leaves, modes)
         previous = treedef.flatten_up_to(state.previous) if centred else grads
-        observed, seen, stays = leaves, good, (1, 1)
+        observed, seen, stays = list(map(f32, leaves)), good, (1, 1)
         if centred:
             observed, seen = scaled_noise(grads, previous, modes, good)
             # A constant gradient shows no noise. Averages that fade would raise it by b2^-t.
@@ -242,7 +242,7 @@ def scale_by_kronecker_fisher(
         homes = state.first_moment
         rows = [stack.join(observed, x) for stack, x in zip(stacked, homes, strict=True)]
         counted = [stack.join(seen, x) for stack, x in zip(stacked, homes, strict=True)]
-        rows = [jnp.where(ok, f32(x), 0.0) for ok, x in zip(counted, rows, strict=True)]
+        rows = [jnp.where(ok, x, 0.0) for ok, x in zip(counted, rows, strict=True)]
         factors = eigenbasis.averaged(state.factors, rows, modes, counted, factor_decay, stays[0])
         how = eigenbasis.refresh_kind(state.fisher_step, refresh_every, factors, state.eigenvalues)
         unbiased = jnp.asarray(bias_correction(factor_decay, step))
