@@ -12,6 +12,7 @@ from fgo_jax.controller.descent import mean_cosine, points_uphill
 from fgo_jax.controller.state import BY_DEADLINE, BY_HAND, BY_TRIGGER, FgoState, phase_names
 from fgo_jax.probes.probe import Estimate
 from fgo_jax.steering.find import states_in
+from fgo_jax.triggers.naming import in_words
 
 _WHY = {
     BY_TRIGGER: "its trigger held",
@@ -86,8 +87,7 @@ def _conditions(state: FgoState, phase: int) -> list[str]:
     titles = {-1: "Waits for", 0: "Not known yet", 1: "Holds"}
     found: dict[int, list[str]] = {verdict: [] for verdict in titles}
     for name, condition in state.trigger_states[sorted(state.trigger_states)[phase]].items():
-        bound = float(condition.bound)
-        words = name.replace("_", " ") + ("" if math.isnan(bound) else f" {bound:g}")
+        words = in_words(name, float(condition.bound))
         found[int(condition.verdict)].append(words + _now(state.signals, name))
     return [f"{titles[v]}: {'; '.join(items)}." for v, items in found.items() if items]
 

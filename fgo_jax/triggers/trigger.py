@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.triggers import naming
 from fgo_jax.triggers.signal import Observation
 
 
@@ -28,7 +29,7 @@ class ConditionState(NamedTuple):
       verdict: [], int32; 1 holds, -1 does not hold, 0 unknown.
       streak: [], int32; the latest evaluations in a row at which the condition held.
       bound: [], float32; the number that the condition compares with, NaN where it has none.
-        It is here for :func:`fgo_jax.explain` only; the trigger's own number decides.
+        It is here for people to read; the trigger's own number decides.
       memory: a pytree; the condition's own statistics.
 
     Example:
@@ -93,7 +94,7 @@ class Trigger:
     def __invert__(self) -> Trigger:
         # A negated condition has a name and a verdict of its own, so that in telemetry 1 always
         # says that what the name says holds.
-        names = {_negated(name): name for name in _names(self)}
+        names = {naming.negated(name): name for name in _names(self)}
 
         def init() -> State:
             plain = self.init()
@@ -114,10 +115,6 @@ def _names(trigger: Trigger) -> list[str]:
     return names
 
 
-def _negated(name: str) -> str:
-    return name.removeprefix("not_") if name.startswith("not_") else f"not_{name}"
-
-
 def _opposite(state: ConditionState) -> ConditionState:
     return state._replace(verdict=-state.verdict)
 
@@ -126,14 +123,11 @@ def _combine(
     join: Callable[[jax.Array, jax.Array], jax.Array], left: Trigger, right: Trigger
 ) -> Trigger:
     # A suffix keeps two conditions of the same name apart. It is chosen once, here.
-    names = _names(left)
+    taken = _names(left)
     renamed: dict[str, str] = {}
     for name in _names(right):
-        new, copy = name, 2
-        while new in names:
-            new, copy = f"{name}_{copy}", copy + 1
-        names.append(new)
-        renamed[name] = new
+        renamed[name] = naming.free(name, taken)
+        taken.append(renamed[name])
 
     def init() -> State:
         return {**left.init(), **{renamed[n]: s for n, s in right.init().items()}}

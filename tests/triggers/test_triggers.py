@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 import fgo_jax as fgo
-from fgo_jax.triggers import Observation, Signal, regression
+from fgo_jax.triggers import Observation, Signal, naming, regression
 
 t = fgo.triggers
 # Half of the default tolerance, over a shorter memory: the planted slopes of one stand clearly
@@ -239,3 +239,12 @@ def test_margins_cover_the_true_slope_with_few_points():
     share = share_covered(lambda slope: regression.margin(slope, 1.645), noise)
     # Three binomial standard errors of 4,000 repeats at 90 % are 1.4 %.
     assert 0.885 < share < 0.92
+
+
+@pytest.mark.parametrize(
+    ("name", "bound", "words"),
+    [("loss_below", 10.0, "loss below 10"), ("x_above_2", 3.0, "x above 3 (2)"),
+     ("not_loss_increasing", np.nan, "not loss increasing"), ("2", np.nan, "2")],
+)  # fmt: skip
+def test_a_condition_in_words(name, bound, words):
+    assert naming.in_words(name, bound) == words

@@ -8,6 +8,7 @@ import numpy as np
 
 from fgo_jax.analysis.plotting import canvas
 from fgo_jax.analysis.plotting.record import Record
+from fgo_jax.triggers.naming import in_words
 
 _VERDICTS = {
     1: ("holds", canvas.BLUE),
@@ -43,7 +44,7 @@ def draw(axis: Any, record: Record, rows: list[tuple[str, str]]) -> None:
             mark = {"color": color, "mec": "white", "ms": 8, "clip_on": False, "zorder": 4}
             axis.plot(end, -place - 0.26, "D", **mark)
         bound = record.numbers.get(f"bound/{phase}/{condition}", np.full(1, np.nan))[-1]
-        words = condition.replace("_", " ") + ("" if np.isnan(bound) else f" {bound:g}")
+        words = in_words(condition, bound)
         # On a ground of its own: lines of transitions would cut through it.
         ground = {"fc": "white", "alpha": 0.9, "lw": 0, "pad": 0.6}
         axis.annotate(f"{phase}: {words}", (0.008, -place - 0.03), fontsize=9, va="bottom",
