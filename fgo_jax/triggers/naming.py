@@ -23,7 +23,7 @@ def free(name: str, taken: Container[str]) -> str:
 def in_words(name: str, bound: float) -> str:
     """For people: "loss below 10", and "loss below 10 (2)" for the second of a name."""
     kind, _, copy = name.rpartition("_")
-    if not re.fullmatch(r"\d+", copy):
+    if not kind or not re.fullmatch(r"\d+", copy):
         kind, copy = name, ""
     number = "" if math.isnan(bound) else f" {bound:g}"
     return kind.replace("_", " ") + number + (f" ({copy})" if copy else "")
