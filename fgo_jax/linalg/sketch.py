@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fgo_jax.linalg import mesh
 from fgo_jax.linalg.hashes import mixed, positions
-from fgo_jax.linalg.trees import laid_end_to_end
+from fgo_jax.linalg.trees import laid_end_to_end, real
 
 # Leaves of at most so many times the sketch's width are laid end to end.
 _SMALL = 4
@@ -33,7 +33,7 @@ def sketch_tree(tree: Any, seed: jax.Array, width: int) -> jax.Array:
     end to end instead: the many vectors of a model then cost a few operations together.
 
     Args:
-      tree: real arrays of any shape.
+      tree: arrays of any shape; the two parts of a complex entry count as two entries.
       seed: [], uint32.
       width: entries of a sketch.
 
@@ -69,7 +69,7 @@ def sketch_parts(
     sketches = []
     for part in parts:
         most = _SMALL * width
-        chosen = [leaves[index].astype(jnp.float32) for index in part if leaves[index].size]
+        chosen = [real(leaves[i]).astype(jnp.float32) for i in part if leaves[i].size]
         chosen = [x if x.size > most else mesh.everywhere(x) for x in chosen]
         large = sum(leaf.size > most for leaf in chosen)
         buckets = []

@@ -102,6 +102,17 @@ def test_agreement_tells_signal_from_noise():
         assert abs(value - signal**2 / (signal**2 + 1)) < 4 * error + 1e-6
 
 
+def test_the_two_parts_of_complex_gradients_count_alike():
+    def parts(number):
+        return jax.random.normal(jax.random.fold_in(jax.random.key(1), number), (2, 20))
+
+    probe = fgo.probes.gradient_stream(pairs=4, width=64)
+    _, (_, expected) = stream(probe, lambda number: {"w": parts(number)}, 12)
+    _, (_, found) = stream(probe, lambda number: {"w": jax.lax.complex(*parts(number))}, 12)
+    assert np.isfinite(expected["agreement"].value[-1])
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def test_zero_gradients_say_nothing():
     _, (evaluations, estimates) = stream(
         fgo.probes.gradient_stream(pairs=4), lambda number: {"w": jnp.zeros(10)}, 40

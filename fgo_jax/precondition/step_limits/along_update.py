@@ -13,7 +13,7 @@ from fgo_jax import _checks
 from fgo_jax.linalg import mesh
 from fgo_jax.linalg.compiled import compiled_once
 from fgo_jax.linalg.operator import check_examples, example_count
-from fgo_jax.linalg.trees import laid_end_to_end, sum_squares, vdot, wide
+from fgo_jax.linalg.trees import laid_end_to_end, real, sum_squares, vdot, wide
 
 _SMALL = 4096  # Leaves of up to so many entries share one sum of squares.
 
@@ -153,7 +153,7 @@ def _slope(grads: Sequence[jax.Array], proposed: Sequence[jax.Array]) -> jax.Arr
     """g^T p over the leaves where the product is finite."""
     products = jnp.stack(
         [
-            vdot(jnp.asarray(g, jnp.float32), p.astype(jnp.float32))
+            vdot(real(jnp.asarray(g)).astype(jnp.float32), real(p).astype(jnp.float32))
             for g, p in zip(grads, proposed, strict=True)
         ]
     )
