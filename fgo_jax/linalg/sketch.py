@@ -86,9 +86,9 @@ def sketch_parts(
 
 def _signed(values: jax.Array, key: jax.Array, first: int) -> jax.Array:
     """[2, *shape]: the values under two sets of random signs."""
-    bits = mixed(positions(values.shape, first) + key)
+    bits = mixed(positions(values.shape, first) + key)[None]
     which = jax.lax.broadcasted_iota(jnp.uint32, (2, *values.shape), 0)
-    return jnp.where((bits >> which) & 1 == 1, values, -values)
+    return jnp.where((bits >> which) & 1 == 1, values[None], -values[None])
 
 
 def _bucket(values: jax.Array, width: int) -> jax.Array:
@@ -108,7 +108,7 @@ def _bucket(values: jax.Array, width: int) -> jax.Array:
     places = list(range(len(shape) + 1))  # the axis of the leaf that each axis of `values` was
     for which in sorted(backwards, key=lambda axis: mesh.splits(values, axis)):
         axis, classes = places.index(which), buckets[which - 1]
-        member = (jnp.arange(shape[which - 1]) % classes)[:, None] == jnp.arange(classes)
+        member = (jnp.arange(shape[which - 1]) % classes)[:, None] == jnp.arange(classes)[None]
         values = jnp.tensordot(
             values,
             member.astype(jnp.float32),

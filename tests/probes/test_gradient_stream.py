@@ -113,6 +113,17 @@ def test_the_two_parts_of_complex_gradients_count_alike():
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+@pytest.mark.parametrize("probe", [fgo.probes.gradient_stream, fgo.probes.trajectory])
+def test_no_ranks_are_promoted(probe):
+    """Some set `jax_numpy_rank_promotion` to find mistakes of their own; tracing is enough."""
+    params = {"w": jnp.ones((80, 90)), "b": jnp.ones(90)}
+    number, key = jnp.int32(3), jax.random.key(0)
+    with jax.numpy_rank_promotion("raise"):
+        probe = probe(width=64)
+        inputs = ProbeInputs(params, params, params, None, key, number)
+        jax.eval_shape(lambda state: probe.read(probe.measure(inputs, state)), probe.init(params))
+
+
 def test_zero_gradients_say_nothing():
     _, (evaluations, estimates) = stream(
         fgo.probes.gradient_stream(pairs=4), lambda number: {"w": jnp.zeros(10)}, 40
