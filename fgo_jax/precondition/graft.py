@@ -94,6 +94,7 @@ def graft(
         wanted, magnitude_state = length.update(marked, state.magnitude_state, params, **extra_args)
         given, direction_state = course.update(marked, state.direction_state, params, **extra_args)
         w = weight(state.graft_step) if callable(weight) else weight
+        _checks.scheduled("weight", w)
         w = jnp.asarray(w, jnp.float32)
 
         if global_norm:

@@ -101,6 +101,7 @@ def scale_by_primal_averaging(
         del params, extra_args
         steps = state.averaging_steps
         slow: Any = mu_x(steps) if callable(mu_x) else mu_x
+        _checks.scheduled("mu_x", slow)
         # What changes from step to step decays the trail as it was at the last one.
         before: Any = state.mu_x if _checks.number(slow) is None or callable(mu_x) else slow
         near: Any = mu_y
