@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,19 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax.linalg import mesh
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """The leaves' paths, their keys joined by "/".
+
+    Keys may hold a "/" themselves, as Haiku's do. Leaves that would share a name are called by
+    their keys in brackets.
+    """
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    count = Counter(names)
+    pairs = zip(names, paths, strict=True)
+    return [name if count[name] == 1 else jax.tree_util.keystr(path) for name, path in pairs]
 
 
 def laid_end_to_end(leaves: Sequence[jax.Array], most: int) -> list[jax.Array]:
