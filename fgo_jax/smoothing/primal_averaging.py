@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.linalg.devices import again
 from fgo_jax.linalg.mesh import on_mesh
 from fgo_jax.smoothing import growing_mean
 
@@ -116,8 +117,8 @@ def scale_by_primal_averaging(
         trail = jax.tree.map(moved, updates, state.trail)
         new = PrimalAveragingState(
             averaging_steps=jnp.asarray(optax.safe_increment(steps)),
-            mu_x=jnp.asarray(slow, jnp.float32),
-            mu_y=jnp.asarray(near, jnp.float32),
+            mu_x=again(slow, state.mu_x),
+            mu_y=again(near, state.mu_y),
             trail=trail,
         )
         return jax.tree.map(step, updates, trail), optax.tree.cast_like(new, state)
