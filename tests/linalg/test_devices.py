@@ -27,7 +27,13 @@ OPTIMIZERS = {
     "average": lambda: optax.chain(optax.sgd(0.1), fgo.average_weights(0.1)),
     "primal averaging": lambda: fgo.triple_momentum(4.0, 1.0),
     "phases": lambda: fgo.target_acquisition(
-        0.1, transform=optax.scale_by_adam(), average_weights=0.1
+        0.1,
+        transform=optax.scale_by_adam(),
+        average_weights=0.1,
+        probe=fgo.probes.joined(fgo.probes.gradient_stream(), fgo.probes.trajectory()),
+    ),
+    "step limit": lambda: fgo.clip_by_softmax_radius(
+        lambda params, batch: batch @ params["w"] + params["b"], 1.0
     ),
     "preconditioner": lambda: fgo.kronecker_fisher(0.1),
 }
@@ -46,7 +52,7 @@ def test_each_device_may_train_parameters_of_its_own(name, inside):
 
         def step(carry, _):
             params, state = carry
-            updates, state = tx.update(params, state, params)
+            updates, state = tx.update(params, state, params, batch=jnp.ones((4, 3)))
             return (optax.apply_updates(params, updates), state), None
 
         start = params, tx.init(params) if inside else state

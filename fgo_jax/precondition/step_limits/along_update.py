@@ -12,6 +12,7 @@ import optax
 from fgo_jax import _checks
 from fgo_jax.linalg import mesh
 from fgo_jax.linalg.compiled import compiled_once
+from fgo_jax.linalg.devices import as_varying, varying_axes
 from fgo_jax.linalg.operator import check_examples, example_count
 from fgo_jax.linalg.trees import laid_end_to_end, real, sum_squares, vdot, wide
 
@@ -141,7 +142,7 @@ def _finite_norm(leaves: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
         return good, jnp.sum(jnp.where(good, squares, 0.0))
 
     def whole(leaves: Sequence[jax.Array], total: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jnp.ones([len(leaves)], jnp.bool_), total
+        return as_varying((jnp.ones([len(leaves)], jnp.bool_), total), varying_axes(leaves))
 
     # Leaf by leaf only if one is bad: on a small model that many sums cost a few percent of a step.
     total = sum_squares(laid_end_to_end(leaves, _SMALL))
