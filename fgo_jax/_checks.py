@@ -122,6 +122,15 @@ def learning_rate(value: Any, name: str = "learning_rate") -> None:
         non_negative(name, value)
 
 
+def scheduled(name: str, value: Any) -> None:
+    """Raises for what a schedule returned, if it has a shape: it would broadcast with leaves."""
+    if shape := jnp.shape(value):
+        raise ValueError(
+            f"{name} must be one number at each step, got the shape {shape}: return a scalar from "
+            "the schedule."
+        )
+
+
 def function(name: str, value: Any, form: str) -> None:
     """Raises for what is not a function, and for one of optax's losses: none has the form."""
     if not callable(value):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax.analysis.symmetries import Symmetries
-from fgo_jax.linalg.trees import sum_squares, vdot
+from fgo_jax.linalg.trees import leaf_names, sum_squares, vdot
 
 
 def symmetry_telemetry(
@@ -100,7 +100,4 @@ def symmetry_telemetry(
 
 
 def _by_path(tree: Any) -> dict[str, Any]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return dict(zip(leaf_names(tree), jax.tree.leaves(tree), strict=True))

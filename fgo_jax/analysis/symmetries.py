@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fgo_jax import _checks
-from fgo_jax.linalg.trees import sum_squares, vdot
+from fgo_jax.linalg.trees import leaf_names, sum_squares, vdot
 
 # A symmetry holds where its number, about a standard normal one without it, is below this at each
 # of four points. By chance that happens to one part in 400,000.
@@ -114,10 +114,7 @@ def symmetries(
     """
     _checks.function("loss_fn", loss_fn, "(params, batch) -> loss")
     key = jax.random.key(0) if key is None else key
-    paths = [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    ]
+    paths = leaf_names(params)
     sizes = np.array([leaf.size for leaf in jax.tree.leaves(params)], np.float64)
     measured = _measured(loss_fn, params, batch, jax.random.split(key, _POINTS))
     dots, squares, powers, sums = (np.asarray(x, np.float64) for x in measured)  # [points, leaves]

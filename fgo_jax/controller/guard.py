@@ -12,7 +12,7 @@ import optax
 from fgo_jax import _checks
 from fgo_jax.controller.design import Design
 from fgo_jax.controller.state import FgoState
-from fgo_jax.linalg.trees import added_up
+from fgo_jax.linalg.trees import added_up, real
 
 LARGEST = 1e36  # squared norm; below float32's 3.4e38, so that sums of a few such squares hold
 
@@ -96,8 +96,7 @@ def all_finite(grads: Any, value: Any, axis_name: str | None) -> jax.Array:
 
 
 def _sum_of_squares(x: jax.Array) -> jax.Array:
-    x = jnp.abs(x) if jnp.iscomplexobj(x) else x
-    return jnp.sum(jnp.square(x.astype(jnp.float32)))
+    return jnp.sum(jnp.square(real(x).astype(jnp.float32)))
 
 
 def skipped(finite: jax.Array, count: jax.Array) -> Any:

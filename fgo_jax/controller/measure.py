@@ -11,6 +11,7 @@ import optax
 from fgo_jax import _checks
 from fgo_jax.controller.design import EXTRA_SIGNALS, Design
 from fgo_jax.controller.state import FgoState
+from fgo_jax.linalg.devices import as_varying, varying_axes
 from fgo_jax.precondition.shared.model import restrict
 from fgo_jax.probes.probe import Estimate, MicroGradients, Probe, ProbeInputs
 from fgo_jax.triggers import Signal
@@ -52,7 +53,6 @@ def measure(
     # All that a measurement needs is computed inside its branch, the key too: each operation
     # outside would cost a microsecond of every step.
     def run(inputs, transforms, driver, old, estimates):
-        del estimates
         rows = design.plan.rows(inputs.grads, transforms, driver)
         key = _step_key(inputs.key, inputs.step)
         inputs = inputs._replace(rows=rows, key=key, axis_name=design.axis_name)
@@ -60,7 +60,9 @@ def measure(
             halves = [design.plan.rows(half, transforms, driver) for half in inputs.micro[:2]]
             inputs = inputs._replace(micro=MicroGradients(halves[0], halves[1], inputs.micro.scale))
         new = optax.tree.cast_like(probe.measure(inputs, old), old)
-        return new, {name: _finite(estimate) for name, estimate in _read(probe, new).items()}
+        found = {name: _finite(estimate) for name, estimate in _read(probe, new).items()}
+        # A probe may say the same at all times, such as that an error is unknown.
+        return as_varying((new, found), varying_axes((old, estimates)))
 
     def wait(inputs, transforms, driver, old, estimates):
         del inputs, transforms, driver

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fgo_jax import _checks
 from fgo_jax.controller.design import Design
 from fgo_jax.controller.select import select
 from fgo_jax.controller.state import Clock
@@ -21,7 +22,9 @@ def effective_rate(design: Design, clock: Clock) -> jax.Array:
     def of_phase(index: int) -> jax.Array:
         phase, progress = design.phases[index], progress_of(design, clock, index)
         rate = phase.rate(progress)
-        return rate if phase.decay is None else rate * phase.decay.factor(progress)
+        rate = rate if phase.decay is None else rate * phase.decay.factor(progress)
+        _checks.scheduled(f"the learning rate of phase {phase.name!r}", rate)
+        return rate
 
     wanted = select(clock.phase, [of_phase(index) for index in range(len(design.phases))])
     share = (clock.phase_step.astype(jnp.float32) + 1.0) / design.handover_steps

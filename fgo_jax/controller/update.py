@@ -143,8 +143,8 @@ def phased(
         nothing provides, a probe that is none or names a signal as telemetry names a number of
         its own, a first phase whose decay has no length, numbers out of range, or two phases of
         one name; in ``init``, for a transform that has a learning rate of its own (tried on six
-        numbers); in ``update``, for gradients of the wrong shape, a ``value`` that is no scalar,
-        and a state that was made with other options.
+        numbers); in ``update``, for gradients of the wrong shape, a ``value`` or a scheduled
+        learning rate that is no scalar, and a state that was made with other options.
       TypeError: in ``update``, for a missing extra argument that a probe or trigger needs,
         and for a misspelt one.
 

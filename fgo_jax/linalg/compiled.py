@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import core
 
 
 def compiled_once(update: Callable[..., Any]) -> Callable[..., Any]:
@@ -17,18 +18,36 @@ def compiled_once(update: Callable[..., Any]) -> Callable[..., Any]:
     default optimizer took 3 to 4 seconds a step. With this it compiles at the first call. Inside
     `jax.jit` the function is inlined, so the program does not change.
 
+    An extra argument that is a flag or a text stays one, so that an `if` can read it; it is
+    compiled once for each value. A number may be that of the step, so it becomes an array. Inside
+    `jax.jit` numbers stay as they are too.
+
     A call with an argument that is no array, such as a function for another member of a chain,
     runs as before.
     """
-    compiled = jax.jit(update, inline=True)
+
+    @functools.partial(jax.jit, static_argnums=0, inline=True)
+    def compiled(fixed: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return update(*args, **dict(fixed), **kwargs)
 
     @functools.wraps(update)
     def call(*args: Any, **kwargs: Any) -> Any:
-        arrays = all(map(_is_array, jax.tree.leaves((args, kwargs))))
-        return (compiled if arrays else update)(*args, **kwargs)
+        fixed = {name: x for name, x in kwargs.items() if isinstance(x, (bool, str))}
+        rest = {name: x for name, x in kwargs.items() if name not in fixed}
+        leaves, extras = jax.tree.leaves((args, rest)), jax.tree.leaves(rest)
+        plain = not all(map(_is_array, leaves)) or any(isinstance(x, bool) for x in extras)
+        if any(isinstance(leaf, core.Tracer) for leaf in leaves):
+            plain = plain or bool(fixed) or any(map(_is_number, extras))
+        if plain:
+            return update(*args, **kwargs)
+        return compiled(tuple(sorted(fixed.items())), *args, **rest)
 
     return call
 
 
 def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, (jax.Array, np.ndarray, np.generic, bool, int, float, complex))
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic)) or _is_number(leaf)
+
+
+def _is_number(leaf: Any) -> bool:
+    return isinstance(leaf, (bool, int, float, complex))

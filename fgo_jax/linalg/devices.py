@@ -57,6 +57,11 @@ def as_varying(tree: Any, axes: Iterable[str]) -> Any:
     return jax.tree.map(mark, tree)
 
 
+def again(value: Any, old: jax.Array) -> jax.Array:
+    """A constant in place of the old value of a state, as a loop under `jax.shard_map` wants it."""
+    return as_varying(jnp.asarray(value, jnp.float32), _varying(old))
+
+
 def on_each_device(params: Any, batch: Any, axis_name: AxisName) -> Any:
     """The parameters as each device's own, to be differentiated on its part of the batch.
 

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import core
 
+from fgo_jax.linalg.devices import as_varying, varying_axes
+
 
 def like(x: jax.Array) -> Any:
     """The sharding of x, for the result of a contraction."""
@@ -186,7 +188,8 @@ def on_mesh(init: Callable[..., Any]) -> Callable[..., Any]:
         meshes = [home.mesh for home in homes if isinstance(home, jax.sharding.NamedSharding)]
         leaves = jax.tree.leaves((params, state))
         if not meshes or any(isinstance(leaf, core.Tracer) for leaf in leaves):
-            return state
+            # Under `jax.shard_map` each device decides by its own parameters, if they differ.
+            return as_varying(state, varying_axes(params))
 
         def put(x: Any) -> Any:
             there = isinstance(getattr(x, "sharding", None), jax.sharding.NamedSharding)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fgo_jax.linalg import mesh
 from fgo_jax.linalg.hashes import mixed, positions
-from fgo_jax.linalg.trees import laid_end_to_end
+from fgo_jax.linalg.trees import laid_end_to_end, real
 
 # Leaves of at most so many times the sketch's width are laid end to end.
 _SMALL = 4
@@ -33,7 +33,7 @@ def sketch_tree(tree: Any, seed: jax.Array, width: int) -> jax.Array:
     end to end instead: the many vectors of a model then cost a few operations together.
 
     Args:
-      tree: real arrays of any shape.
+      tree: arrays of any shape; the two parts of a complex entry count as two entries.
       seed: [], uint32.
       width: entries of a sketch.
 
@@ -69,7 +69,7 @@ def sketch_parts(
     sketches = []
     for part in parts:
         most = _SMALL * width
-        chosen = [leaves[index].astype(jnp.float32) for index in part if leaves[index].size]
+        chosen = [real(leaves[i]).astype(jnp.float32) for i in part if leaves[i].size]
         chosen = [x if x.size > most else mesh.everywhere(x) for x in chosen]
         large = sum(leaf.size > most for leaf in chosen)
         buckets = []
@@ -86,9 +86,9 @@ def sketch_parts(
 
 def _signed(values: jax.Array, key: jax.Array, first: int) -> jax.Array:
     """[2, *shape]: the values under two sets of random signs."""
-    bits = mixed(positions(values.shape, first) + key)
+    bits = mixed(positions(values.shape, first) + key)[None]
     which = jax.lax.broadcasted_iota(jnp.uint32, (2, *values.shape), 0)
-    return jnp.where((bits >> which) & 1 == 1, values, -values)
+    return jnp.where((bits >> which) & 1 == 1, values[None], -values[None])
 
 
 def _bucket(values: jax.Array, width: int) -> jax.Array:
@@ -108,7 +108,7 @@ def _bucket(values: jax.Array, width: int) -> jax.Array:
     places = list(range(len(shape) + 1))  # the axis of the leaf that each axis of `values` was
     for which in sorted(backwards, key=lambda axis: mesh.splits(values, axis)):
         axis, classes = places.index(which), buckets[which - 1]
-        member = (jnp.arange(shape[which - 1]) % classes)[:, None] == jnp.arange(classes)
+        member = (jnp.arange(shape[which - 1]) % classes)[:, None] == jnp.arange(classes)[None]
         values = jnp.tensordot(
             values,
             member.astype(jnp.float32),

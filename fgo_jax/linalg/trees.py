@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,19 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax.linalg import mesh
+
+
+def leaf_names(tree: Any) -> list[str]:
+    """The leaves' paths, their keys joined by "/".
+
+    Keys may hold a "/" themselves, as Haiku's do. Leaves that would share a name are called by
+    their keys in brackets.
+    """
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+    count = Counter(names)
+    pairs = zip(names, paths, strict=True)
+    return [name if count[name] == 1 else jax.tree_util.keystr(path) for name, path in pairs]
 
 
 def laid_end_to_end(leaves: Sequence[jax.Array], most: int) -> list[jax.Array]:
@@ -26,6 +40,14 @@ def laid_end_to_end(leaves: Sequence[jax.Array], most: int) -> list[jax.Array]:
 def wide(leaf: jax.Array) -> jax.Array:
     """A leaf in at least float32."""
     return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def real(leaf: jax.Array) -> jax.Array:
+    """A complex leaf as one more axis of two, with the same norm; a real leaf as it is.
+
+    A cast to float32 would drop the imaginary part.
+    """
+    return jnp.stack([leaf.real, leaf.imag]) if jnp.iscomplexobj(leaf) else leaf
 
 
 def added_up(numbers: Sequence[jax.Array], shape: tuple[int, ...] = ()) -> jax.Array:
@@ -83,7 +105,7 @@ def sum_squares(tree: Any) -> jax.Array:
     .. math:: \|x\|^2 = \sum_{\text{leaves}} \sum_k x_k^2
 
     Args:
-      tree: an array or a pytree of real arrays of any dtype.
+      tree: an array or a pytree of arrays of any dtype; of complex ones the moduli count.
 
     Returns:
       [], float32, in the unit squared; 0 for a tree without leaves.
@@ -99,7 +121,8 @@ def sum_squares(tree: Any) -> jax.Array:
 
     Source: the definition above.
     """
-    return added_up([jnp.sum(jnp.square(x.astype(jnp.float32))) for x in jax.tree.leaves(tree)])
+    leaves = map(real, jax.tree.leaves(tree))
+    return added_up([jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves])
 
 
 def log_norm_ratio(wanted: Any, given: Any) -> jax.Array:

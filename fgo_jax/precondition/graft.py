@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
-from fgo_jax.linalg.trees import log_norm_ratio, sum_squares
+from fgo_jax.linalg.trees import log_norm_ratio, sum_squares, wide
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
 
 
@@ -94,6 +94,7 @@ def graft(
         wanted, magnitude_state = length.update(marked, state.magnitude_state, params, **extra_args)
         given, direction_state = course.update(marked, state.direction_state, params, **extra_args)
         w = weight(state.graft_step) if callable(weight) else weight
+        _checks.scheduled("weight", w)
         w = jnp.asarray(w, jnp.float32)
 
         if global_norm:
@@ -141,7 +142,8 @@ def grafted_scale(wanted: Any, given: Any, weight: jax.Array) -> jax.Array:
 def _marked(gradient: Any) -> jax.Array:
     """NaN instead of the entries that float32 cannot square."""
     gradient = jnp.asarray(gradient)
-    square = jnp.square(gradient.astype(jnp.float32))
+    modulus = jnp.abs(gradient) if jnp.iscomplexobj(gradient) else gradient
+    square = jnp.square(modulus.astype(jnp.float32))
     return jnp.where(jnp.isfinite(square), gradient, jnp.nan).astype(gradient.dtype)
 
 
@@ -161,4 +163,4 @@ def _finite_or_old(new: Any, old: Any) -> Any:
 
 def _scaled(scale: jax.Array, direction: jax.Array, like: jax.Array) -> jax.Array:
     direction = jnp.where(jnp.isfinite(direction), direction, jnp.zeros_like(direction))
-    return (direction.astype(jnp.float32) * scale).astype(jnp.result_type(like))
+    return (wide(direction) * scale).astype(jnp.result_type(like))

@@ -13,6 +13,7 @@ from fgo_jax import _checks
 from fgo_jax.linalg.compiled import compiled_once
 from fgo_jax.linalg.mesh import everywhere, on_mesh
 from fgo_jax.linalg.ordering import ordered_after
+from fgo_jax.linalg.trees import leaf_names
 from fgo_jax.precondition.shared.leaves import called, check_floating
 from fgo_jax.precondition.shared.matrix_view import DimensionNumbers, newton_schulz, views
 from fgo_jax.precondition.shared.modes import Modes
@@ -223,8 +224,8 @@ def layer_numbers(tree: Any) -> dict[str, jax.Array]:
     for which, state in enumerate(states):
         several = f"{which}/" if len(states) > 1 else ""
         for name, field in (("layer_noise", state.layer_noise), ("layer_rate", state.layer_rates)):
-            for path, leaf in jax.tree_util.tree_leaves_with_path(field):
-                key = f"{name}/{several}{jax.tree_util.keystr(path, simple=True, separator='/')}"
+            for path, leaf in zip(leaf_names(field), jax.tree.leaves(field), strict=True):
+                key = f"{name}/{several}{path}"
                 if leaf.ndim < 3:  # no stack of matrices, also in an ensemble of models
                     numbers[key] = leaf
                 else:

@@ -10,7 +10,7 @@ import optax
 
 from fgo_jax import _checks
 from fgo_jax.linalg.compiled import compiled_once
-from fgo_jax.precondition.shared.leaves import f32
+from fgo_jax.precondition.shared.leaves import check_floating, f32
 from fgo_jax.precondition.shared.matrix_view import (
     MUON,
     DimensionNumbers,
@@ -48,7 +48,8 @@ def orthogonalise(
       direction.
 
     Raises:
-      ValueError: for a number that is not positive, and for axes that a leaf does not have.
+      ValueError: for a number that is not positive, for axes that a leaf does not have, and for a
+        matrix that is complex or not floating-point.
 
     >>> import jax.numpy as jnp
     >>> levelled = orthogonalise()
@@ -72,6 +73,7 @@ def orthogonalise(
         for i, view in enumerate(views(weight_dimension_numbers, updates)):
             if view is None:
                 continue
+            check_floating("orthogonalise", [leaves[i]])
             x = jnp.asarray(leaves[i], jnp.float32)
             finite = jnp.isfinite(view.reduce(jnp.sum, jnp.square(x)))
             u = newton_schulz(jnp.where(finite, x, 0.0), view, MUON, 1e-8)

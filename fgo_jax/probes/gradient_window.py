@@ -111,11 +111,13 @@ def _cross_sums(grams: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Ar
       grams: [m, 2, n, n]; K1 and K2.
       weights: [k, n]; one for the rows that count.
     """
-    diagonals = jnp.diagonal(grams, axis1=2, axis2=3)[:, :, None, :] * weights  # [m, 2, k, n]
+    diagonals = (
+        jnp.diagonal(grams, axis1=2, axis2=3)[:, :, None, :] * weights[None, None]
+    )  # [m, 2, k, n]
     first, second = diagonals[:, 0], diagonals[:, 1]
     numerators = jnp.sum(first, -1) * jnp.sum(second, -1) - jnp.sum(first * second, -1)
-    off = (1.0 - jnp.eye(grams.shape[-1])) * weights[:, :, None] * weights[:, None, :]
-    return numerators, jnp.sum((grams[:, 0] * grams[:, 1])[:, None] * off, axis=(2, 3))
+    off = (1.0 - jnp.eye(grams.shape[-1]))[None] * weights[:, :, None] * weights[:, None, :]
+    return numerators, jnp.sum((grams[:, 0] * grams[:, 1])[:, None] * off[None], axis=(2, 3))
 
 
 def _jackknife_log(numerators: jax.Array, denominators: jax.Array) -> jax.Array:

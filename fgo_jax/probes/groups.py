@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from fgo_jax import _checks
+from fgo_jax.linalg.trees import leaf_names
 
 # From the path of a leaf to the name of its group, as `layer_groups` makes it. A leaf may be
 # in no group.
@@ -46,14 +47,18 @@ def layer_groups(params: Any, by: int | Callable[[str], str | None] = 1) -> dict
     if not callable(by):
         _checks.positive_int("by", by)
     table = {}
-    for path in _paths(params):
-        name = by(path) if callable(by) else "/".join(path.split("/")[:by])
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for (keys, _), path in zip(leaves, leaf_names(params), strict=True):
+        if callable(by):
+            name = by(path)
+        else:
+            name = jax.tree_util.keystr(keys[:by], simple=True, separator="/")
         if name is not None:
             table[path] = name
     if not table:
         raise ValueError(
             "no parameter is in a group: let by= return a name for some path, such as "
-            f"{_paths(params)[:3]}."
+            f"{leaf_names(params)[:3]}."
         )
     return table
 
@@ -72,7 +77,7 @@ def check_groups(groups: Groups | None) -> tuple[str, ...]:
 
 def slots(groups: Groups | None, tree: Any) -> list[tuple[int, ...]]:
     """The indices of the leaves of the whole tree, then of each group."""
-    paths = _paths(tree)
+    paths = leaf_names(tree)
     everything = [tuple(range(len(paths)))]
     if groups is None:
         return everything
@@ -85,11 +90,4 @@ def slots(groups: Groups | None, tree: Any) -> list[tuple[int, ...]]:
     return everything + [
         tuple(index for index, path in enumerate(paths) if groups.get(path) == name)
         for name in check_groups(groups)
-    ]
-
-
-def _paths(tree: Any) -> list[str]:
-    return [
-        jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(tree)
     ]

@@ -72,7 +72,7 @@ def add(path: Path, params: Any, step: jax.Array, key: jax.Array, groups: Groups
 
 def read(path: Path, energy: Any) -> Reading:
     """Dimensions of the whole path and of each group, and those of a random walk."""
-    rows = path.snapshots - jnp.mean(path.snapshots, axis=0)
+    rows = path.snapshots - jnp.mean(path.snapshots, axis=0, keepdims=True)
     # A power of two as unit changes no digit, and the fourth powers below stay within float32.
     rows = jnp.ldexp(rows, -jnp.frexp(jnp.max(jnp.abs(rows)))[1])
     grams = jnp.einsum("igsk,jgsk->gsij", rows, rows, precision=jax.lax.Precision.HIGHEST)
@@ -84,7 +84,7 @@ def read(path: Path, energy: Any) -> Reading:
     values, vectors = jax.lax.map(eigh, jnp.mean(grams, axis=1))
     values, vectors = jnp.maximum(jnp.flip(values, 1), 0.0), jnp.flip(vectors, 2)
     heights = jnp.sqrt(values[0, :COMPONENTS])
-    unit = vectors[0, :, :COMPONENTS] / jnp.where(heights > 0, heights, jnp.inf)
+    unit = vectors[0, :, :COMPONENTS] / jnp.where(heights > 0, heights, jnp.inf)[None]
     return Reading(
         dimension=dimension,
         rank=sums.energy_rank(values, energy),
@@ -106,7 +106,7 @@ def random_walk_gram(times: jax.Array) -> jax.Array:
     """
     since = (times - jnp.min(times)).astype(jnp.float32)
     since = since / jnp.maximum(jnp.max(since), 1.0)
-    return sums.centre(jnp.minimum(since[:, None], since))
+    return sums.centre(jnp.minimum(since[:, None], since[None]))
 
 
 def share(components: jax.Array, sketch: jax.Array, energy: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.linalg.devices import again
 from fgo_jax.linalg.mesh import on_mesh
 from fgo_jax.linalg.trees import wide
 from fgo_jax.smoothing import growing_mean
@@ -37,7 +38,7 @@ def average_update(
 ) -> AverageWeightsState:
     """Adds the parameters to the average if the step is `taken`."""
     # The constructor's window decides. The state keeps a copy only for eval_params.
-    state = state._replace(window=jnp.asarray(window, jnp.float32))
+    state = state._replace(window=again(window, state.window))
     steps = state.averaged_steps
     return state._replace(
         averaged_steps=jnp.where(taken, optax.safe_increment(steps), steps),

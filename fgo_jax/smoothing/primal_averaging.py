@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.linalg.devices import again
 from fgo_jax.linalg.mesh import on_mesh
 from fgo_jax.smoothing import growing_mean
 
@@ -101,6 +102,7 @@ def scale_by_primal_averaging(
         del params, extra_args
         steps = state.averaging_steps
         slow: Any = mu_x(steps) if callable(mu_x) else mu_x
+        _checks.scheduled("mu_x", slow)
         # What changes from step to step decays the trail as it was at the last one.
         before: Any = state.mu_x if _checks.number(slow) is None or callable(mu_x) else slow
         near: Any = mu_y
@@ -115,8 +117,8 @@ def scale_by_primal_averaging(
         trail = jax.tree.map(moved, updates, state.trail)
         new = PrimalAveragingState(
             averaging_steps=jnp.asarray(optax.safe_increment(steps)),
-            mu_x=jnp.asarray(slow, jnp.float32),
-            mu_y=jnp.asarray(near, jnp.float32),
+            mu_x=again(slow, state.mu_x),
+            mu_y=again(near, state.mu_y),
             trail=trail,
         )
         return jax.tree.map(step, updates, trail), optax.tree.cast_like(new, state)

@@ -1,6 +1,7 @@
 """The picture of a run shows what its telemetry says."""
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -130,6 +131,20 @@ def test_phases_are_named_by_when_they_began_and_may_come_again():
     assert "acquisition from 50: by hand" in words(fgo.plotting.run(forced))
 
 
+def test_the_picture_grows_with_the_names_of_many_phases():
+    steps = np.arange(1, 81)
+    record = {"total_step": steps, "phase": (steps - 1) // 2, "learning_rate": np.ones(80)}
+    for phase in range(40):
+        record[f"started/p{phase}"] = np.where(steps > 2 * phase, 2 * phase, -1)
+        record[f"cause/p{phase}"] = np.where(steps > 2 * phase, 1, 0)
+    figure = fgo.plotting.run(record)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns where the axes have no room left
+        assert "p39 from 78: its trigger held" in words(figure)
+    (axis,) = figure.axes
+    assert axis.get_window_extent().height > 50
+
+
 def test_a_run_without_loss_and_one_long_phase():
     record = {name: values for name, values in telemetry().items()}
     record = {k: v[:8] for k, v in record.items() if k not in ("loss", "validation")}
@@ -175,6 +190,8 @@ def test_signals_of_choice():
     assert "noise dimension" not in said
     with pytest.raises(ValueError, match="no 'sharpness': pass signals= among"):
         fgo.plotting.run(telemetry(), signals=["sharpness"])
+    with pytest.raises(ValueError, match=r"a list of names, such as \['loss'\]"):
+        fgo.plotting.run(telemetry(), signals="loss")
 
 
 @pytest.mark.parametrize(
@@ -185,6 +202,8 @@ def test_signals_of_choice():
         (lambda r: {f"[0]/{k}": v for k, v in r.items()}, "of several optimizers"),
         (lambda r: {"loss": r["loss"]}, "lacks learning_rate, phase, total_step"),
         (lambda r: [], "got list"),
+        (lambda r: [r, r, {k: v for k, v in r.items() if k != "loss"}], "record 2 .* 'loss': pass"),
+        (lambda r: [r, r | {"accuracy": r["loss"]}], "record 1 .* both have 'accuracy'"),
     ],
 )
 def test_wrong_input_says_what_to_pass(change, message):

@@ -196,6 +196,22 @@ def test_a_wrong_probe_is_named():
         dataclasses.replace(reading({}), signals="five")
 
 
+SCHEDULED = {
+    "the learning rate of phase 'acquisition'": lambda law: fgo.phased(
+        [fgo.acquisition(law, transform=ADAM)], []
+    ),
+    "mu_x": lambda law: fgo.scale_by_primal_averaging(law, 0.5),
+    "weight": lambda law: fgo.graft(ADAM, ADAM, law),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_a_schedule_returns_a_scalar(name):
+    made = SCHEDULED[name](lambda step: jnp.full(3, 0.1))
+    with pytest.raises(ValueError, match=rf"{name} must be one number .* the shape \(3,\)"):
+        call(made)
+
+
 OPTIONS = {
     "parameters": ({}, PARAMS),
     "slow momentum": ({}, None),

@@ -140,6 +140,16 @@ def test_groups_by_depth_and_by_function():
     assert slots(picked, PARAMS) == [(0, 1, 2), (0,)]
 
 
+def test_a_key_may_hold_a_slash():
+    haiku = {"mlp/~/linear_0": {"w": 0.0, "b": 0.0}, "mlp/~/linear_1": {"w": 0.0}}
+    groups = fgo.probes.layer_groups(haiku)
+    assert set(groups.values()) == set(haiku)
+    assert slots(groups, haiku) == [(0, 1, 2), (0, 1), (2,)]
+    assert list(groups) == ["mlp/~/linear_0/b", "mlp/~/linear_0/w", "mlp/~/linear_1/w"]
+    alike = {"a": {"b": 0.0}, "a/b": 0.0}  # two paths that would be one name
+    assert slots(fgo.probes.layer_groups(alike), alike) == [(0, 1), (0,), (1,)]
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -39,7 +39,7 @@ PROBES = [
         ("grams[:, 0] * grams[:, 1]", "grams[:, 0] * grams[:, 0]", "one sketch is squared"),
         (" - jnp.sum(first * second, -1)", "", "a row is paired with itself"),
         (
-            "(1.0 - jnp.eye(grams.shape[-1])) * weights",
+            "(1.0 - jnp.eye(grams.shape[-1]))[None] * weights",
             "1.0 * weights",
             "the trace of the square holds the diagonal",
         ),

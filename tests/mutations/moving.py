@@ -36,8 +36,16 @@ MOVING = [
     *mutations(
         "probes/path.py",
         "probes/test_trajectory.py",
-        ("path.snapshots - jnp.mean(path.snapshots, axis=0)", "path.snapshots", "no centre"),
-        ("jnp.minimum(since[:, None], since)", "since[:, None] * since", "the walk is a line"),
+        (
+            "path.snapshots - jnp.mean(path.snapshots, axis=0, keepdims=True)",
+            "path.snapshots",
+            "no centre",
+        ),
+        (
+            "jnp.minimum(since[:, None], since[None])",
+            "since[:, None] * since",
+            "the walk is a line",
+        ),
         ("| (step <= jnp.max(path.times))", "", "a restart keeps the old snapshots"),
         ("values[:, 0], jnp.sum", "values[:, 1], jnp.sum", "the second component is the top"),
     ),

@@ -1,5 +1,7 @@
 """chain and masked: the updates of optax, and the metric of the preconditioner inside."""
 
+import copy
+
 import jax
 import numpy as np
 import optax
@@ -38,6 +40,21 @@ def test_masked_has_the_updates_of_optax_and_the_identity_outside():
         alone = inner.metric(part, states[-1].inner_state)
         assert trees_equal(rows["Dense_0"], alone["Dense_0"])
         assert not np.array_equal(rows["Dense_0"]["kernel"], grads[0]["Dense_0"]["kernel"])
+
+
+def test_a_copy_has_all_that_the_original_has():
+    original = fgo.scale_by_kronecker_fisher(momentum_dtype="bfloat16", centred=True)
+    own = jax.tree.leaves(vars(original))
+    copies = {  # pickle goes the way of copy
+        "copy": copy.copy(original),
+        "deepcopy": copy.deepcopy(original),
+        "_replace": original._replace(init=original.init),
+        "tree": jax.tree.map(lambda function: function, original),
+        "in a chain": copy.deepcopy((original,))[0],
+    }
+    for way, found in copies.items():
+        assert found == original, way
+        assert jax.tree.leaves(vars(found)) == own, way
 
 
 def test_they_keep_whether_the_scale_is_kept():

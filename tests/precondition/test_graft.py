@@ -121,6 +121,17 @@ def test_updates_have_the_gradients_dtype():
         assert updates[-1]["w"].dtype == dtype
 
 
+@pytest.mark.parametrize("global_norm", [False, True])
+def test_complex_updates_have_both_their_parts_and_the_norm_of_both(global_norm):
+    turned = optax.stateless(lambda updates, params: jax.tree.map(lambda g: 5j * g, updates))
+    tx = graft(optax.scale(2.0), turned, global_norm=global_norm)
+    grads = {"w": jnp.array([3.0 + 4.0j, 1.0j])}
+    bad = {"w": grads["w"].at[1].set(complex(0.0, np.nan))}
+    (whole, dropped), _ = run(tx, [grads, bad])
+    np.testing.assert_allclose(whole["w"], 2j * grads["w"], rtol=1e-6)
+    np.testing.assert_array_equal(dropped["w"], 0.0)
+
+
 def test_of_a_preconditioner_it_is_one():
     tx = graft(optax.scale_by_adam(), scale_by_kronecker_fisher())
     grads = jnp.ones((2, 3))

@@ -69,6 +69,13 @@ def test_the_size_of_the_direction_does_not_count_and_what_is_not_finite_is_drop
     np.testing.assert_array_equal(found["tall"], one["tall"])
 
 
+def test_matrices_that_it_cannot_level_are_refused():
+    for dtype, match in (("complex64", "orthogonalise does not take complex"), ("int32", "masked")):
+        updates = {"vector": jnp.ones(2, dtype), "matrix": jnp.ones((2, 2), dtype)}
+        with pytest.raises(ValueError, match=match):
+            fgo.orthogonalise().update(updates, optax.EmptyState())
+
+
 def test_a_size_that_is_not_positive_is_refused():
     with pytest.raises(ValueError, match="consistent_rms must be a finite number > 0"):
         fgo.orthogonalise(0.0)

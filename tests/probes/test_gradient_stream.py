@@ -102,6 +102,28 @@ def test_agreement_tells_signal_from_noise():
         assert abs(value - signal**2 / (signal**2 + 1)) < 4 * error + 1e-6
 
 
+def test_the_two_parts_of_complex_gradients_count_alike():
+    def parts(number):
+        return jax.random.normal(jax.random.fold_in(jax.random.key(1), number), (2, 20))
+
+    probe = fgo.probes.gradient_stream(pairs=4, width=64)
+    _, (_, expected) = stream(probe, lambda number: {"w": parts(number)}, 12)
+    _, (_, found) = stream(probe, lambda number: {"w": jax.lax.complex(*parts(number))}, 12)
+    assert np.isfinite(expected["agreement"].value[-1])
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("probe", [fgo.probes.gradient_stream, fgo.probes.trajectory])
+def test_no_ranks_are_promoted(probe):
+    """Some set `jax_numpy_rank_promotion` to find mistakes of their own; tracing is enough."""
+    params = {"w": jnp.ones((80, 90)), "b": jnp.ones(90)}
+    number, key = jnp.int32(3), jax.random.key(0)
+    with jax.numpy_rank_promotion("raise"):
+        probe = probe(width=64)
+        inputs = ProbeInputs(params, params, params, None, key, number)
+        jax.eval_shape(lambda state: probe.read(probe.measure(inputs, state)), probe.init(params))
+
+
 def test_zero_gradients_say_nothing():
     _, (evaluations, estimates) = stream(
         fgo.probes.gradient_stream(pairs=4), lambda number: {"w": jnp.zeros(10)}, 40

@@ -54,6 +54,12 @@ def test_each_part_of_a_partition_has_its_own_average():
     close(found, {"a": {"w": short["a"]["w"], "b": long["a"]["b"]}, "c": short["c"]})
 
 
+@pytest.mark.parametrize("wrapper", [optax.flatten, optax.contrib.split_real_and_imaginary])
+def test_outside_a_wrapper_that_changes_the_tree_it_is_that_of_the_weights(wrapper):
+    params, state = trained(optax.chain(wrapper(optax.sgd(0.1)), fgo.average_weights(0.5)))
+    close(fgo.eval_params(state, params), expected(0.5)[1])
+
+
 def test_two_averages_of_the_same_weights_are_an_error():
     tx = optax.chain(fgo.average_weights(0.1), fgo.average_weights(0.2), optax.sgd(0.1))
     params, state = trained(tx)

@@ -29,6 +29,8 @@ _ALWAYS = ("intrinsic_dimension", "agreement")
 _BLOCKS = 200
 # More validations than these would be one thick line of marks.
 _MARKED = 60
+_LINE = 12  # points from one line of names to the next
+_LINES = 5
 
 
 def run(
@@ -61,8 +63,8 @@ def run(
 
     Raises:
       ImportError: without matplotlib, saying how to install it.
-      ValueError: for telemetry of one step, of several runs or of several optimizers, and for
-        signals that are not in it.
+      ValueError: for telemetry of one step, of several runs or of several optimizers, for
+        records that differ in their names, and for signals that are not in it.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -124,7 +126,9 @@ def run(
         conditions.draw(next(left), record, rows)
     axes[-1].set_xlabel("step (updates made)", fontsize=9)
     figure.align_ylabels(axes)
-    _name_phases(axes[0], record)
+    # The layout makes room for a few lines of names. More would leave none for the axes.
+    if more := max(_name_phases(axes[0], record) - _LINES, 0):
+        figure.set_size_inches(8.0, figure.get_figheight() + more * _LINE / 72.0)
     if title is not None:
         figure.suptitle(title, fontsize=11, weight="bold", x=0.01, ha="left")
     if notes := _notes(record):
@@ -135,6 +139,8 @@ def run(
 def _chosen(record: Record, signals: Sequence[str] | None) -> list[str]:
     """The signals to draw: those asked for, or those that were measured and matter."""
     if signals is not None:
+        if isinstance(signals, str):
+            raise ValueError(f"signals must be a list of names, such as [{signals!r}].")
         if missing := [name for name in signals if name not in record.numbers]:
             raise ValueError(
                 f"the telemetry has no {missing[0]!r}: pass signals= among "
@@ -220,8 +226,8 @@ def _draw_losses(axis: Any, record: Record, losses: list[str]) -> None:
     axis.legend(fontsize=9, framealpha=0.8, edgecolor="none", loc="lower left", ncols=4)
 
 
-def _name_phases(axis: Any, record: Record) -> None:
-    """Names above the picture, on several lines where they would meet."""
+def _name_phases(axis: Any, record: Record) -> int:
+    """Names above the picture, on several lines where they would meet; how many lines."""
     filled: list[float] = []  # how far each line is, as a share of the axis
     line = 0
     for number, (phase, begin, _, cause) in enumerate(record.stretches):
@@ -234,9 +240,10 @@ def _name_phases(axis: Any, record: Record) -> None:
         line = next((i for i in range(lowest, len(filled)) if filled[i] < at), len(filled))
         filled[line : line + 1] = [at + width + 0.01]
         ink = _INKS[_place(record.stretches, number) % len(_INKS)]
-        above = {"xytext": (0, 3 + 12 * line), "textcoords": "offset points"}
+        above = {"xytext": (0, 3 + _LINE * line), "textcoords": "offset points"}
         axis.annotate(text, (at, 1.0), xycoords="axes fraction", color=ink, fontsize=9,
                       weight="bold", **above)  # fmt: skip
+    return len(filled)
 
 
 def _notes(record: Record) -> str:

@@ -40,6 +40,13 @@ def read(telemetry: Any) -> Record:
 
 def _stacked(telemetry: Any) -> dict[str, np.ndarray]:
     if isinstance(telemetry, Sequence) and telemetry and isinstance(telemetry[0], Mapping):
+        for number, one in enumerate(telemetry):
+            if odd := set(one) ^ set(telemetry[0]):
+                raise ValueError(
+                    f"record {number} of the telemetry and record 0 do not both have "
+                    f"{min(odd)!r}: pass what fgo.telemetry returned, with NaN for a number that "
+                    "is not known at every step."
+                )
         telemetry = {name: [one[name] for one in telemetry] for name in telemetry[0]}
     if not isinstance(telemetry, Mapping):
         raise ValueError(

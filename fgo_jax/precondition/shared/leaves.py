@@ -40,7 +40,9 @@ def check_floating(name: str, leaves: list[Any]) -> None:
         if jnp.issubdtype(dtype, jnp.complexfloating):
             raise ValueError(
                 f"{name} does not take complex leaves ({dtype}): wrap it in "
-                "optax.contrib.split_real_and_imaginary."
+                "optax.contrib.split_real_and_imaginary. An average of the weights goes outside of "
+                "it, as in optax.chain(split_real_and_imaginary(optimizer), "
+                "fgo.average_weights(0.1))."
             )
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fgo_jax.linalg.trees import leaf_names
+
 
 class Note(NamedTuple):
     """What happens to one leaf."""
@@ -40,7 +42,6 @@ def note(transform: str, tree: Any, treatments: Sequence[tuple[str, int]]) -> No
     notes = _listeners.get()
     if notes is None:
         return
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    for (path, leaf), (treatment, own_bytes) in zip(leaves, treatments, strict=True):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    leaves = zip(leaf_names(tree), jax.tree.leaves(tree), treatments, strict=True)
+    for name, leaf, (treatment, own_bytes) in leaves:
         notes.append(Note(transform, name, jnp.shape(leaf), treatment, own_bytes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Self
 
+import jax
 import optax
 
 from fgo_jax.linalg.compiled import compiled_once
@@ -102,6 +103,30 @@ class Preconditioner(optax.GradientTransformationExtraArgs):
         self.keeps_scale = keeps_scale
         self.momentum_dtype = momentum_dtype
         return self
+
+    def _replace(self, /, **kwargs: Any) -> Self:
+        return _again(type(self), vars(self), super()._replace(**kwargs))
+
+    __replace__ = _replace
+
+    # A tuple copies itself by a call with its two members alone, which would lack the metric, and
+    # would compile the update once more.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _again, (type(self), vars(self), tuple(self))
+
+
+def _again(cls: Any, attributes: Any, members: Any) -> Any:
+    self = tuple.__new__(cls, members)
+    vars(self).update(attributes)
+    return self
+
+
+# So is a tuple rebuilt by `jax.tree.map`, and by whoever passes an optimizer to a function.
+jax.tree_util.register_pytree_node(
+    Preconditioner,
+    lambda self: (tuple(self), tuple(vars(self).items())),
+    lambda attributes, members: _again(Preconditioner, dict(attributes), members),
+)
 
 
 def inherited(inner: Any) -> tuple[bool, Any]:

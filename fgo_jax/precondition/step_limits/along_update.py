@@ -12,8 +12,9 @@ import optax
 from fgo_jax import _checks
 from fgo_jax.linalg import mesh
 from fgo_jax.linalg.compiled import compiled_once
+from fgo_jax.linalg.devices import as_varying, varying_axes
 from fgo_jax.linalg.operator import check_examples, example_count
-from fgo_jax.linalg.trees import laid_end_to_end, sum_squares, vdot, wide
+from fgo_jax.linalg.trees import laid_end_to_end, real, sum_squares, vdot, wide
 
 _SMALL = 4096  # Leaves of up to so many entries share one sum of squares.
 
@@ -141,7 +142,7 @@ def _finite_norm(leaves: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
         return good, jnp.sum(jnp.where(good, squares, 0.0))
 
     def whole(leaves: Sequence[jax.Array], total: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jnp.ones([len(leaves)], jnp.bool_), total
+        return as_varying((jnp.ones([len(leaves)], jnp.bool_), total), varying_axes(leaves))
 
     # Leaf by leaf only if one is bad: on a small model that many sums cost a few percent of a step.
     total = sum_squares(laid_end_to_end(leaves, _SMALL))
@@ -153,7 +154,7 @@ def _slope(grads: Sequence[jax.Array], proposed: Sequence[jax.Array]) -> jax.Arr
     """g^T p over the leaves where the product is finite."""
     products = jnp.stack(
         [
-            vdot(jnp.asarray(g, jnp.float32), p.astype(jnp.float32))
+            vdot(real(jnp.asarray(g)).astype(jnp.float32), real(p).astype(jnp.float32))
             for g, p in zip(grads, proposed, strict=True)
         ]
     )
