@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax.linalg.counters import later
-from fgo_jax.linalg.trees import added_up, real
+from fgo_jax.linalg.trees import added_up, real32
 
 GROWTH = 0.01  # steps from one measurement to the next, as a share of the steps taken
 SOONEST = 4  # and at least so many: a measurement is a pass over the gradients
@@ -93,7 +93,7 @@ def _cosine(grads: Any, direction: Any) -> jax.Array:
     """[], float32; not finite where either is zero."""
 
     def products(g: jax.Array, d: jax.Array) -> jax.Array:
-        g, d = (real(x).astype(jnp.float32) for x in (g, d))
+        g, d = real32(g), real32(d)
         return jnp.stack([jnp.sum(g * d), jnp.sum(g * g), jnp.sum(d * d)])
 
     pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True)

@@ -12,7 +12,8 @@ import optax
 from fgo_jax import _checks
 from fgo_jax.controller.design import Design
 from fgo_jax.controller.state import FgoState
-from fgo_jax.linalg.trees import added_up, real
+from fgo_jax.linalg.trees import added_up, leaf_squares
+from fgo_jax.triggers.trigger import condition_names
 
 LARGEST = 1e36  # squared norm; below float32's 3.4e38, so that sums of a few such squares hold
 
@@ -30,7 +31,7 @@ def check_state(design: Design, state: Any) -> None:
         "signals": (sorted(state.signals), sorted(design.signals)),
         "conditions": (
             {key: sorted(conditions) for key, conditions in state.trigger_states.items()},
-            {key: sorted(jax.eval_shape(trigger.init)) if trigger is not None else []
+            {key: sorted(condition_names(trigger)) if trigger is not None else []
              for key, trigger in triggers},
         ),
         "number of transforms": (len(state.transforms), len(design.plan.transforms)),
@@ -88,15 +89,11 @@ def all_finite(grads: Any, value: Any, axis_name: str | None) -> jax.Array:
     # A sum of squares is one pass that vector units are good at; a test of each entry and a
     # logical reduction are up to three. NaN is not below the limit.
     leaves = [jnp.asarray(x) for x in (*jax.tree.leaves(grads), *jax.tree.leaves(value))]
-    sums = [_sum_of_squares(x) for x in leaves if x.size]
+    sums = [leaf_squares(x) for x in leaves if x.size]
     finite = added_up(sums) < LARGEST
     if axis_name is not None:
         finite = jax.lax.pmin(finite.astype(jnp.int32), axis_name) == 1
     return finite
-
-
-def _sum_of_squares(x: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.square(real(x).astype(jnp.float32)))
 
 
 def skipped(finite: jax.Array, count: jax.Array) -> Any:

@@ -14,7 +14,7 @@ import optax
 
 from fgo_jax.controller.select import select
 from fgo_jax.controller.trial import keeps_scale
-from fgo_jax.linalg.trees import added_up, log_norm_ratio, real, sum_squares
+from fgo_jax.linalg.trees import added_up, log_norm_ratio, real32, sum_squares
 from fgo_jax.phases.phase import Phase
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 
@@ -85,7 +85,7 @@ class Plan:
         def branch(index: int, metric: Any):
             if metric is not None:
                 return lambda grads, states: metric(grads, states[index])
-            return lambda grads, states: jax.tree.map(lambda g: real(g).astype(jnp.float32), grads)
+            return lambda grads, states: jax.tree.map(real32, grads)
 
         branches = [branch(*pair) for pair in enumerate(metrics)]
         return jax.lax.switch(self.transform_at(driver), branches, grads, states)

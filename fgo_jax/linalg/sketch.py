@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from fgo_jax.linalg import mesh
 from fgo_jax.linalg.hashes import mixed, positions
-from fgo_jax.linalg.trees import laid_end_to_end, real
+from fgo_jax.linalg.trees import laid_end_to_end, real32
 
 # Leaves of at most so many times the sketch's width are laid end to end.
 _SMALL = 4
@@ -69,7 +69,7 @@ def sketch_parts(
     sketches = []
     for part in parts:
         most = _SMALL * width
-        chosen = [real(leaves[i]).astype(jnp.float32) for i in part if leaves[i].size]
+        chosen = [real32(leaves[i]) for i in part if leaves[i].size]
         chosen = [x if x.size > most else mesh.everywhere(x) for x in chosen]
         large = sum(leaf.size > most for leaf in chosen)
         buckets = []

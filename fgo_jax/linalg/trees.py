@@ -42,12 +42,18 @@ def wide(leaf: jax.Array) -> jax.Array:
     return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
-def real(leaf: jax.Array) -> jax.Array:
-    """A complex leaf as one more axis of two, with the same norm; a real leaf as it is.
+def real32(leaf: jax.Array) -> jax.Array:
+    """The leaf in float32; the two parts of a complex one on one more axis, with the same norm.
 
-    A cast to float32 would drop the imaginary part.
+    A cast alone would drop the imaginary part.
     """
-    return jnp.stack([leaf.real, leaf.imag]) if jnp.iscomplexobj(leaf) else leaf
+    parts = jnp.stack([leaf.real, leaf.imag]) if jnp.iscomplexobj(leaf) else leaf
+    return parts.astype(jnp.float32)
+
+
+def leaf_squares(leaf: jax.Array) -> jax.Array:
+    """[], float32: the squared norm of one leaf."""
+    return jnp.sum(jnp.square(real32(leaf)))
 
 
 def added_up(numbers: Sequence[jax.Array], shape: tuple[int, ...] = ()) -> jax.Array:
@@ -121,8 +127,7 @@ def sum_squares(tree: Any) -> jax.Array:
 
     Source: the definition above.
     """
-    leaves = map(real, jax.tree.leaves(tree))
-    return added_up([jnp.sum(jnp.square(x.astype(jnp.float32))) for x in leaves])
+    return added_up(list(map(leaf_squares, jax.tree.leaves(tree))))
 
 
 def log_norm_ratio(wanted: Any, given: Any) -> jax.Array:

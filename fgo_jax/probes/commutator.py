@@ -15,7 +15,7 @@ from fgo_jax.linalg import mesh
 from fgo_jax.linalg.devices import AxisName, mean_over, on_each_device
 from fgo_jax.linalg.operator import check_examples, example_count, is_due
 from fgo_jax.linalg.sketch import sketch_tree
-from fgo_jax.linalg.trees import real, sum_squares
+from fgo_jax.linalg.trees import real32, sum_squares
 from fgo_jax.probes import path
 from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
 
@@ -148,7 +148,7 @@ def commutator(
 
         defects, shares = jax.lax.map(one, jnp.arange(pairs))
         # As an int it would be beyond int32 for large models.
-        total = float(optax.tree.size(jax.tree.map(real, inputs.params)))
+        total = float(optax.tree.size(jax.tree.map(real32, inputs.params)))
         random = jnp.float32(min(path.COMPONENTS, total) / max(total, 1.0))
         values = jnp.stack([jnp.median(defects), jnp.mean(shares), random])
         errors = jnp.full([len(signals)], jnp.nan, jnp.float32)

@@ -13,7 +13,7 @@ import optax
 from fgo_jax import _checks
 from fgo_jax.linalg.counters import later
 from fgo_jax.linalg.sketch import sketch_parts
-from fgo_jax.linalg.trees import real
+from fgo_jax.linalg.trees import real32
 from fgo_jax.probes.gradient_window import signal_names, window_estimates
 from fgo_jax.probes.groups import Groups, check_groups, slots
 from fgo_jax.probes.probe import Estimate, MicroGradients, Probe, ProbeInputs
@@ -184,7 +184,7 @@ def _measure(
         state = _with_micro_batches(state, inputs.micro, sketch, slot)
         gap = _gap(inputs.step, every, growth) + 1
     state = state._replace(window_seed=seed, next_row=later(inputs.step, gap))
-    size = optax.tree.size(jax.tree.map(real, inputs.rows))
+    size = optax.tree.size(jax.tree.map(real32, inputs.rows))
     close = functools.partial(_close, energy=energy, size=size, names=check_groups(groups))
     # The branches return only what closing changes: XLA copies whatever a branch hands on.
     changed = jax.lax.cond(

@@ -94,7 +94,7 @@ class Trigger:
     def __invert__(self) -> Trigger:
         # A negated condition has a name and a verdict of its own, so that in telemetry 1 always
         # says that what the name says holds.
-        names = {naming.negated(name): name for name in _names(self)}
+        names = {naming.negated(name): name for name in condition_names(self)}
 
         def init() -> State:
             plain = self.init()
@@ -108,7 +108,7 @@ class Trigger:
         return dataclasses.replace(self, init=init, update=update)
 
 
-def _names(trigger: Trigger) -> list[str]:
+def condition_names(trigger: Trigger) -> list[str]:
     """Of its conditions, in order, without an array: `jax.distributed.initialize` comes first."""
     names: list[str] = []
     jax.eval_shape(lambda: names.extend(trigger.init()))
@@ -123,9 +123,9 @@ def _combine(
     join: Callable[[jax.Array, jax.Array], jax.Array], left: Trigger, right: Trigger
 ) -> Trigger:
     # A suffix keeps two conditions of the same name apart. It is chosen once, here.
-    taken = _names(left)
+    taken = condition_names(left)
     renamed: dict[str, str] = {}
-    for name in _names(right):
+    for name in condition_names(right):
         renamed[name] = naming.free(name, taken)
         taken.append(renamed[name])
 

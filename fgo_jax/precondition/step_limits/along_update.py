@@ -14,7 +14,7 @@ from fgo_jax.linalg import mesh
 from fgo_jax.linalg.compiled import compiled_once
 from fgo_jax.linalg.devices import as_varying, varying_axes
 from fgo_jax.linalg.operator import check_examples, example_count
-from fgo_jax.linalg.trees import laid_end_to_end, real, sum_squares, vdot, wide
+from fgo_jax.linalg.trees import laid_end_to_end, real32, sum_squares, vdot, wide
 
 _SMALL = 4096  # Leaves of up to so many entries share one sum of squares.
 
@@ -153,10 +153,7 @@ def _finite_norm(leaves: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
 def _slope(grads: Sequence[jax.Array], proposed: Sequence[jax.Array]) -> jax.Array:
     """g^T p over the leaves where the product is finite."""
     products = jnp.stack(
-        [
-            vdot(real(jnp.asarray(g)).astype(jnp.float32), real(p).astype(jnp.float32))
-            for g, p in zip(grads, proposed, strict=True)
-        ]
+        [vdot(real32(jnp.asarray(g)), real32(p)) for g, p in zip(grads, proposed, strict=True)]
     )
     return jnp.sum(jnp.where(jnp.isfinite(products), products, 0.0))
 
