@@ -62,8 +62,8 @@ def test_value_and_batch_are_used_when_given():
     with_loss, without = jax.jit(
         lambda s: [tx.update(grads, s, grads, **given)[1] for given in ({"value": 2.0}, {})]
     )(tx.init(grads))
-    assert jnp.isfinite(with_loss.signals["loss"].value)
-    assert jnp.isnan(without.signals["loss"].value)
+    assert jnp.isfinite(with_loss.signals["loss"][0])
+    assert jnp.isnan(without.signals["loss"][0])
     conditions = with_loss.trigger_states["0_acquisition"]
     assert "not_loss_increasing" in conditions
 
@@ -81,7 +81,7 @@ def test_batch_feeds_a_probe_that_runs_the_model():
         },
     )
     state = train(tx, 25, extras=lambda value, batch, step: {"batch": batch})[1]
-    assert float(state.signals["trace"].value) > 0
+    assert float(state.signals["trace"][0]) > 0
     assert int(state.probe_state.evaluations) == 2
 
 

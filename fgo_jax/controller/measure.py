@@ -24,8 +24,8 @@ def measure(
     params: Any,
     extras: dict[str, Any],
     finite: jax.Array,
-) -> tuple[Any, dict[str, Estimate]]:
-    """The probe's new state and its estimates; both stay as they are between measurements.
+) -> tuple[Any, dict[str, jax.Array]]:
+    """The probe's new state and its estimates, [2]; both stay as they are between measurements.
 
     Args:
       params: the parameters of the whole model, or None.
@@ -60,7 +60,7 @@ def measure(
             halves = [design.plan.rows(half, transforms, driver) for half in inputs.micro[:2]]
             inputs = inputs._replace(micro=MicroGradients(halves[0], halves[1], inputs.micro.scale))
         new = optax.tree.cast_like(probe.measure(inputs, old), old)
-        found = {name: _finite(estimate) for name, estimate in _read(probe, new).items()}
+        found = _read(probe, new)
         # A probe may say the same at all times, such as that an error is unknown.
         return as_varying((new, found), varying_axes((old, estimates)))
 
@@ -79,15 +79,15 @@ def observed(
     design: Design,
     state: FgoState,
     probe_state: Any,
-    estimates: dict[str, Estimate],
+    estimates: dict[str, jax.Array],
     extras: dict[str, Any],
 ) -> dict[str, Signal]:
     """Every signal of this step: the probe's estimates, and what came with the call."""
     signals, probe = {}, design.probe
     if probe is not None:
-        for name, estimate in estimates.items():
+        for name, (value, error) in estimates.items():
             fresh = probe.counter(probe_state, name) != probe.counter(state.probe_state, name)
-            signals[name] = Signal(*estimate, fresh)
+            signals[name] = Signal(value, error, fresh)
     for signal, name in EXTRA_SIGNALS.items():
         if name in extras:
             number = jnp.asarray(extras[name], jnp.float32)
@@ -101,23 +101,26 @@ def observed(
 
 
 def latest(
-    state: FgoState, estimates: dict[str, Estimate], signals: dict[str, Signal], finite: jax.Array
-) -> dict[str, Estimate]:
+    state: FgoState,
+    estimates: dict[str, jax.Array],
+    signals: dict[str, Signal],
+    finite: jax.Array,
+) -> dict[str, jax.Array]:
     """The newest estimate of each signal, for the state."""
 
-    def newest(name: str, old: Estimate) -> Estimate:
+    def newest(name: str, old: jax.Array) -> jax.Array:
         if name in estimates:
             return estimates[name]
         if name not in signals:
             return old
         value, _, fresh = signals[name]
-        return old._replace(value=jnp.where(finite & fresh, value, old.value))
+        return jnp.stack([jnp.where(finite & fresh, value, old[0]), old[1]])
 
     return {name: newest(name, old) for name, old in state.signals.items()}
 
 
-def _read(probe: Probe, state: Any) -> dict[str, Estimate]:
-    """The probe's estimates as float32 scalars; raises where they are anything else."""
+def _read(probe: Probe, state: Any) -> dict[str, jax.Array]:
+    """The probe's estimates, [2], float32; raises where they are anything else."""
     if not hasattr(state, "evaluations"):
         raise ValueError(
             "a probe's state needs an int32 field `evaluations`: see fgo.probes.Probe."
@@ -137,16 +140,13 @@ def _read(probe: Probe, state: Any) -> dict[str, Estimate]:
             )
         for part in estimate:
             _checks.scalar(f"the probe's {name!r}", part)
-    return {
-        name: Estimate(*(jnp.asarray(part, jnp.float32) for part in estimate))
-        for name, estimate in estimates.items()
-    }
+    return {name: _pair(estimate) for name, estimate in estimates.items()}
 
 
-def _finite(estimate: Estimate) -> Estimate:
-    """The estimate, with NaN for a value beyond float32. An infinite error has a meaning."""
-    value = jnp.where(jnp.isinf(estimate.value), jnp.nan, estimate.value)
-    return estimate._replace(value=value)
+def _pair(estimate: Estimate) -> jax.Array:
+    """[2]; the value, NaN beyond float32, and the error. An infinite error has a meaning."""
+    value, error = (jnp.asarray(part, jnp.float32) for part in estimate)
+    return jnp.stack([jnp.where(jnp.isinf(value), jnp.nan, value), error])
 
 
 def _step_key(data: jax.Array, step: jax.Array) -> jax.Array:

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from fgo_jax.controller.descent import descent_init
 from fgo_jax.controller.design import Design
 from fgo_jax.controller.handover import graft_init
-from fgo_jax.probes.probe import Estimate
 from fgo_jax.smoothing import average_weights, energy_exponent, slow_momentum
 
 # Why a phase began, in Clock.causes.
@@ -45,7 +44,8 @@ class FgoState(NamedTuple):
       skipped_steps: [], int32; steps whose gradients or loss are not finite, or so large that
         their squares overflow float32.
       hyperparams: ``{"fgo_learning_rate": [], float32}``, the effective rate of the last step.
-      signals: the newest value of each signal with its standard error; NaN until measured.
+      signals: of each signal its newest value and standard error, [2], float32; NaN until
+        measured.
       probe_key: [2], uint32.
       probe_state: the probe's own, or ().
       trigger_states: for each phase its trigger's conditions, by the phase's index and name:
@@ -72,7 +72,7 @@ class FgoState(NamedTuple):
     clock: Clock
     skipped_steps: jax.Array
     hyperparams: dict[str, jax.Array]
-    signals: dict[str, Estimate]
+    signals: dict[str, jax.Array]
     probe_key: jax.Array
     probe_state: Any
     trigger_states: dict[str, Any]
@@ -116,10 +116,7 @@ def state_init(design: Design, params: Any) -> FgoState:
         clock=clock_init(len(design.phases)),
         skipped_steps=jnp.zeros([], jnp.int32),
         hyperparams={"fgo_learning_rate": jnp.zeros([], jnp.float32)},
-        signals={
-            name: Estimate(jnp.full([], jnp.nan, jnp.float32), jnp.full([], jnp.nan, jnp.float32))
-            for name in design.signals
-        },
+        signals={name: jnp.full(2, jnp.nan, jnp.float32) for name in design.signals},
         probe_key=jax.random.key_data(jax.random.key(design.seed, impl="threefry2x32")),
         probe_state=() if probe is None else probe.init(params),
         trigger_states={

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from fgo_jax.triggers import Observation, Signal, Trigger
 
 
 def judge(
-    design: Design, state: FgoState, signals: dict[str, Signal], finite: jax.Array
+    design: Design, state: FgoState, observe: Callable[[], dict[str, Signal]], finite: jax.Array
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Whether the running phase's trigger ends it, and all triggers' states.
 
@@ -25,14 +26,13 @@ def judge(
     trigger said before a restart could end the phase. A step that is not finite changes none.
     """
     clock, states = state.clock, dict(state.trigger_states)
-    observation = Observation(signals, clock.phase_step, clock.total_step)
     holds = jnp.asarray(False)
     for index, (trigger, key) in enumerate(zip(design.triggers, design.keys, strict=False)):
         running = finite & (clock.phase == index)
         begins = running & (clock.phase_step == 0)
         active = running & (clock.handover_left == 0)
         long_enough = clock.phase_step >= design.min_steps[index] - 1
-        look = functools.partial(_look, trigger, observation)
+        look = functools.partial(_look, trigger, observe, clock)
         # Two triggers of three are not computed, and XLA repeats none of it in what reads `holds`.
         ends, states[key] = jax.lax.cond(begins | active, look, _wait, states[key], begins, active)
         holds |= ends & long_enough
@@ -40,11 +40,21 @@ def judge(
 
 
 def _look(
-    trigger: Trigger, observation: Observation, state: Any, begins: jax.Array, active: jax.Array
+    trigger: Trigger,
+    observe: Callable[[], dict[str, Signal]],
+    clock: Clock,
+    state: Any,
+    begins: jax.Array,
+    active: jax.Array,
 ) -> tuple[jax.Array, Any]:
+    # Each part of a signal that is made outside the branch would be a kernel of its own.
+    observation = Observation(observe(), clock.phase_step, clock.total_step)
     old = optax.tree.where(begins, trigger.init(), state)
     verdict, new = trigger.update(observation, old)
+    # A bound is what it is at every step. To choose it would be a kernel for each condition.
+    bounds = {name: condition.bound for name, condition in new.items()}
     new = optax.tree.where(active, new, old)
+    new = {name: condition._replace(bound=bounds[name]) for name, condition in new.items()}
     return active & (verdict == 1), optax.tree.cast_like(new, state)
 
 

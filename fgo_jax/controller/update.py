@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,8 +37,8 @@ def update_step(
 
     model = extras.get("probe_params", params)
     probe_state, estimates = measure(design, state, grads, model, extras, finite)
-    signals = observed(design, state, probe_state, estimates, extras)
-    holds, trigger_states = judge(design, state, signals, finite)
+    observe = functools.partial(observed, design, state, probe_state, estimates, extras)
+    holds, trigger_states = judge(design, state, observe, finite)
 
     # The probe may read the transforms' states: it does so before they change.
     ready = finite if design.probe is None else ordered_after(finite, probe_state.evaluations)
@@ -47,13 +48,13 @@ def update_step(
     updates = scaled(towards, grads, params, rate, finite)
 
     exponent = decay_exponent(design, state.clock, energy)
-    clock = advance(design, state.clock, holds, rate, exponent, signals)
+    clock = advance(design, state.clock, holds, rate, exponent, observe())
     hyperparams = {"fgo_learning_rate": rate}
     new = FgoState(
         clock=optax.tree.where(finite, clock, state.clock),
         skipped_steps=skipped(finite, state.skipped_steps),
         hyperparams=optax.tree.where(finite, hyperparams, state.hyperparams),
-        signals=latest(state, estimates, signals, finite),
+        signals=latest(state, estimates, observe(), finite),
         probe_key=state.probe_key,
         probe_state=probe_state,
         trigger_states=trigger_states,

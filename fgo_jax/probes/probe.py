@@ -158,7 +158,7 @@ class Probe:
       >>> state = tx.init(params)
       >>> for step in range(12):
       ...     _, state = tx.update(0.01 * params, state, params)
-      >>> int(state.clock.phase), round(float(state.signals["gradient_norm"].value), 4)
+      >>> int(state.clock.phase), round(float(state.signals["gradient_norm"][0]), 4)
       (1, 0.0173)
 
     Source: the definition above.

@@ -130,9 +130,7 @@ def _unjudged(trigger_states: Any) -> Any:
     """Without verdicts, so that none of the run before is shown; an update renews the rest."""
 
     def cleared(condition: ConditionState) -> ConditionState:
-        return condition._replace(
-            verdict=jnp.zeros_like(condition.verdict), streak=jnp.zeros_like(condition.streak)
-        )
+        return condition._replace(counts=jnp.zeros_like(condition.counts))
 
     return jax.tree.map(
         cleared, trigger_states, is_leaf=lambda node: isinstance(node, ConditionState)

@@ -10,7 +10,6 @@ from jax import core
 
 from fgo_jax.controller.descent import mean_cosine, points_uphill
 from fgo_jax.controller.state import BY_DEADLINE, BY_HAND, BY_TRIGGER, FgoState, phase_names
-from fgo_jax.probes.probe import Estimate
 from fgo_jax.steering.find import states_in
 from fgo_jax.triggers.naming import in_words
 
@@ -92,14 +91,13 @@ def _conditions(state: FgoState, phase: int) -> list[str]:
     return [f"{titles[v]}: {'; '.join(items)}." for v, items in found.items() if items]
 
 
-def _now(signals: dict[str, Estimate], name: str) -> str:
+def _now(signals: dict[str, jax.Array], name: str) -> str:
     """The newest number of the signal that a condition is named after."""
     bare = name.removeprefix("not_")
     named = [signal for signal in signals if bare.startswith(f"{signal}_")]
     if not named:
         return ""
-    estimate = signals[max(named, key=len)]
-    value, error = float(estimate.value), float(estimate.error)
+    value, error = map(float, signals[max(named, key=len)])
     if math.isnan(value):
         return " (not measured yet)"
     if math.isinf(error):

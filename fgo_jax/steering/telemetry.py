@@ -95,7 +95,7 @@ def _numbers(state: FgoState) -> dict[str, jax.Array]:
         "stop": clock.stop_flag,
         "uphill": points_uphill(state.descent),
         "cosine": mean_cosine(state.descent),
-        **{name: estimate.value for name, estimate in state.signals.items()},
+        **{name: pair[..., 0] for name, pair in state.signals.items()},
     }
     if isinstance(state.slow, SlowMomentumState):
         numbers["slow_share"] = state.slow.share

@@ -26,11 +26,12 @@ class ConditionState(NamedTuple):
     """The state of one named condition.
 
     Attributes:
-      verdict: [], int32; 1 holds, -1 does not hold, 0 unknown.
-      streak: [], int32; the latest evaluations in a row at which the condition held.
+      counts: [2], int32; verdict and streak in one array, which is one kernel to compile.
       bound: [], float32; the number that the condition compares with, NaN where it has none.
         It is here for people to read; the trigger's own number decides.
       memory: a pytree; the condition's own statistics.
+      verdict: [], int32; 1 holds, -1 does not hold, 0 unknown.
+      streak: [], int32; the latest evaluations in a row at which the condition held.
 
     Example:
       >>> import fgo_jax as fgo
@@ -41,10 +42,17 @@ class ConditionState(NamedTuple):
     Source: the definition above.
     """
 
-    verdict: jax.Array
-    streak: jax.Array
+    counts: jax.Array
     bound: jax.Array
     memory: Any
+
+    @property
+    def verdict(self) -> jax.Array:
+        return self.counts[..., 0]
+
+    @property
+    def streak(self) -> jax.Array:
+        return self.counts[..., 1]
 
 
 State = dict[str, ConditionState]
@@ -115,8 +123,12 @@ def condition_names(trigger: Trigger) -> list[str]:
     return names
 
 
+def _says(state: ConditionState, verdict: jax.Array) -> ConditionState:
+    return state._replace(counts=jnp.stack([verdict, state.streak]))
+
+
 def _opposite(state: ConditionState) -> ConditionState:
-    return state._replace(verdict=-state.verdict)
+    return _says(state, -state.verdict)
 
 
 def _combine(
@@ -221,29 +233,26 @@ def condition(
         return jnp.asarray(bound, jnp.float32)
 
     def init() -> State:
-        # Two arrays: a buffer that is there twice cannot be donated to a jitted step.
-        verdict, streak = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.int32)
-        return {name: ConditionState(verdict, streak, shown(), init_memory())}
+        return {name: ConditionState(jnp.zeros(2, jnp.int32), shown(), init_memory())}
 
     def update(observation: Observation, state: State) -> tuple[jax.Array, State]:
         old = state[name]
         evaluated, holds, fails, memory = judge(observation, old.memory)
         streak = jnp.where(holds, old.streak + 1, 0)
         verdict = jnp.where(streak >= patience, 1, jnp.where(fails, -1, 0))
-        new = ConditionState(verdict.astype(jnp.int32), streak.astype(jnp.int32), shown(), memory)
         # Checked here for every kind of condition, because trends do not read the error.
         distrusted = jnp.asarray(False)
         for signal in signals:
             _, error, fresh = observation.signals[signal]
             distrusted |= fresh & jnp.isinf(error)
         evaluated &= ~distrusted
-        new = optax.tree.cast_like(optax.tree.where(evaluated, new, old), old)
-        zero = jnp.zeros([], jnp.int32)
-        new = new._replace(
-            verdict=jnp.where(distrusted, zero, new.verdict),
-            streak=jnp.where(distrusted, zero, new.streak),
+        memory = optax.tree.cast_like(optax.tree.where(evaluated, memory, old.memory), old.memory)
+        verdict, streak = (
+            jnp.where(distrusted, 0, jnp.where(evaluated, new, before))
+            for new, before in ((verdict, old.verdict), (streak, old.streak))
         )
-        return new.verdict, {name: new}
+        counts = jnp.stack([verdict, streak]).astype(jnp.int32)
+        return verdict, {name: ConditionState(counts, shown(), memory)}
 
     return Trigger(init, update, frozenset(signals))
 
@@ -286,6 +295,6 @@ def if_given(trigger: Trigger, signal: str, otherwise: int) -> Trigger:
         if signal in observation.signals:
             return trigger.update(observation, state)
         verdict = jnp.full([], otherwise, jnp.int32)
-        return verdict, {name: old._replace(verdict=verdict) for name, old in state.items()}
+        return verdict, {name: _says(old, verdict) for name, old in state.items()}
 
     return dataclasses.replace(trigger, update=update, optional=trigger.optional | {signal})

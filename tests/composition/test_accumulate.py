@@ -94,7 +94,7 @@ def test_the_probe_reads_the_noise_of_the_mean(every):
     assert int(state.inner_opt_state.probe_state.evaluations) == windows
     last_of_window = slice(2 * pairs * every - 1, None, 2 * pairs * every)
     for name, number in truth.items():
-        values, errors = (np.asarray(x)[last_of_window] for x in signals[name])
+        values, errors = np.asarray(signals[name])[last_of_window].T
         spread = np.std(values) / windows**0.5
         # The dimension is a ratio, unbiased to first order only.
         slack = 0.1 * number if name == "intrinsic_dimension" else 0.0

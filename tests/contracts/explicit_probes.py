@@ -52,7 +52,7 @@ def signals(probe, loss, params, batch):
 
     for _ in range(3):
         params, state = step(params, state, batch)
-    return {name: float(signal.value) for name, signal in state.signals.items()}
+    return {name: float(signal[0]) for name, signal in state.signals.items()}
 
 
 def spectrum(operator, loss, params, batch):

@@ -250,7 +250,7 @@ def program(name):
             "clock": new.clock,
             "skipped": new.skipped_steps,
             "told": fgo.telemetry(new),
-            "errors": {key: estimate.error for key, estimate in new.signals.items()},
+            "errors": {key: pair[1] for key, pair in new.signals.items()},
             "changed": unlike(new._replace(skipped_steps=state.skipped_steps), state),
             "moved": unlike(updates, jax.tree.map(jnp.zeros_like, updates)),
             "infinite": infinite((updates, means)),

@@ -50,7 +50,7 @@ def test_a_verdict_of_the_run_before_ends_nothing(way):
     if way == "restart":
         state = fgo.restart(state)
         conditions = jax.tree.leaves(state.trigger_states)
-        assert not any(bool(x == 1) for x in conditions if x.dtype == jnp.int32)
+        assert not any(bool((x == 1).any()) for x in conditions if x.dtype == jnp.int32)
     state = go(fgo.force_phase(state, "acquisition"), 2, validation_value=UNKNOWN)
     # From here on nothing is measured: only the old verdict could raise the flag.
     state = go(fgo.force_phase(state, "reask"), HANDOVER + 3, validation_value=UNKNOWN)

@@ -190,7 +190,7 @@ def test_clip_norm_equals_clipping_before_and_the_probe_sees_raw_gradients():
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), params, reference
     )
     # A clipped gradient has norm 0.05 at most, and so has no trace above its square.
-    assert float(state.signals["trace"].value) > 2 * clip**2
+    assert float(state.signals["trace"][0]) > 2 * clip**2
 
 
 def test_force_phase_and_restart():

@@ -208,7 +208,7 @@ def trained(examples, axis_name, mean, params, batch):
         return (optax.apply_updates(params, updates), state), None
 
     (params, state), _ = jax.lax.scan(step, (params, tx.init(params)), length=5)
-    return params, {k: tuple(v) for k, v in state.signals.items() if k != "value"}
+    return params, {k: v for k, v in state.signals.items() if k != "value"}
 
 
 @functools.cache

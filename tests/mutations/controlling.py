@@ -105,7 +105,7 @@ CONTROLLER = [
             "all steps have one key",
         ),
         ("!= probe.counter(state.probe_state, name)", ">= 0", "a measurement is always fresh"),
-        ("jnp.where(finite & fresh, value, old.value)", "value", "a NaN replaces a validation"),
+        ("jnp.where(finite & fresh, value, old[0])", "value", "a NaN replaces a validation"),
         ("finite & probe.due(", "probe.due(", "a skipped step is measured"),
     ),
     *mutations(

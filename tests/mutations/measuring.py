@@ -28,8 +28,8 @@ PROBES = [
         ),
         ("(row - first) * jnp.float32(0.5**0.5)", "(row - first)", "the noise is twice as large"),
         (
-            "jnp.vdot(row[0], row[0])) / 4",
-            "jnp.vdot(row[0], row[0])) / 2",
+            "products[1, 1]) / 4",
+            "products[1, 1]) / 2",
             "the agreement is halved",
         ),
     ),

@@ -39,7 +39,7 @@ def test_a_phase_is_asked_for_by_name_or_number_and_is_not_stopped(state, index)
 
 def test_a_restart_begins_the_clock_anew_and_judges_nothing_yet(state):
     judged = jax.tree.map(
-        lambda condition: condition._replace(verdict=jnp.int32(1), streak=jnp.int32(5)),
+        lambda condition: condition._replace(counts=jnp.asarray([1, 5], jnp.int32)),
         state.trigger_states,
         is_leaf=lambda node: isinstance(node, fgo.triggers.ConditionState),
     )

@@ -5,6 +5,7 @@ import functools
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -181,11 +182,12 @@ def planted(which):
 
     def update(observation, state):
         verdict = observation.signals[str(which)].value
-        return verdict, {name: state[name]._replace(verdict=verdict)}
+        return verdict, {name: state[name]._replace(counts=jnp.stack([verdict, 0]))}
 
-    return Trigger(
-        lambda: {name: ConditionState(0, 0, math.nan, ())}, update, frozenset([str(which)])
-    )
+    def init():
+        return {name: ConditionState(jnp.zeros(2, jnp.int32), math.nan, ())}
+
+    return Trigger(init, update, frozenset([str(which)]))
 
 
 @dataclasses.dataclass(frozen=True)
