@@ -53,12 +53,13 @@ class Done(NamedTuple):
 
 
 @click.command("demo")
-@click.option("--output", type=click.Path(path_type=Path), default=Path("runs") / "demo.png",
-              show_default=True, help="The picture.")  # fmt: skip
+@click.option("--output", type=click.Path(dir_okay=False, writable=True, path_type=Path),
+              default=Path("runs") / "demo.png", show_default=True, help="A picture.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--steps", type=click.IntRange(10 * EVERY), help="Another horizon T: only a try.")
 def demo(output: Path, seed: int, steps: int | None) -> None:
     """AdamW with a cosine, then FGO, on real digits: live, a table, a picture. About a minute."""
+    output.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be is found now
     task = dataclasses.replace(get_task("digits_vit"), eval_every=EVERY, smoothing=4)
     task = task.shortened(steps) if steps else task
     tuned = tuning.load(task)["methods"]
@@ -69,7 +70,6 @@ def demo(output: Path, seed: int, steps: int | None) -> None:
     runs = {name: _run(task, name, setting, seed) for name, setting in settings.items()}
     target = statistics.end_value(runs["cosine"].curves.raw, task.smoothing)
     console.print(_summary(runs, target))
-    output.parent.mkdir(parents=True, exist_ok=True)
     draw(runs, target, output)
     console.print(f"Wrote {output if output.suffix else f'{output}.png'}", soft_wrap=True)
 

@@ -90,13 +90,13 @@ def _transforms() -> dict[str, Part]:
     rate, adamw = optax.scale_by_learning_rate(RATE), optax.adamw(RATE)
     never = dataclasses.replace(fgo.probes.gradient_stream(), due=lambda state, step: step < 0)
     adam = {"transform": optax.scale_by_adam(), "average_weights": 0.1, "probe": never}
-    refreshed: dict[str, Any] = {
-        "scale_by_kronecker_fisher": lambda n: optax.chain(
-            fgo.scale_by_kronecker_fisher(refresh_every=n), rate
-        ),
-        "scale_by_fismo": lambda n: optax.chain(fgo.scale_by_fismo(refresh_every=n), rate),
-        "target_acquisition averaged": lambda n: phases(0.1, probe=never, refresh_every=n),
-    }
+    transforms = (fgo.scale_by_kronecker_fisher, fgo.scale_by_fismo)
+    whole: dict[str, Any] = {"": {}, ", blocks of 256": {"block_size": 256}}
+    refreshed = {
+        **{f.__name__: lambda n, f=f: optax.chain(f(refresh_every=n), rate) for f in transforms},
+        **{f"target_acquisition averaged{title}": lambda n, sizes=sizes: phases(
+            0.1, probe=never, refresh_every=n, **sizes) for title, sizes in whole.items()},
+    }  # fmt: skip
     return {
         "optax.contrib.muon": Part("adamw", adamw, optax.contrib.muon(RATE)),
         "phases of Adam averaged": Part("adamw", adamw, fgo.target_acquisition(RATE, **adam)),
