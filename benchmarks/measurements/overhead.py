@@ -91,7 +91,7 @@ def _transforms() -> dict[str, Part]:
     never = dataclasses.replace(fgo.probes.gradient_stream(), due=lambda state, step: step < 0)
     adam = {"transform": optax.scale_by_adam(), "average_weights": 0.1, "probe": never}
     transforms = (fgo.scale_by_kronecker_fisher, fgo.scale_by_fismo)
-    whole: dict[str, Any] = {"": {}, ", blocks of 256": {"block_size": 256}}
+    whole: dict[str, Any] = {"": {}, " in blocks of 256": {"block_size": 256}}
     refreshed = {
         **{f.__name__: lambda n, f=f: optax.chain(f(refresh_every=n), rate) for f in transforms},
         **{f"target_acquisition averaged{title}": lambda n, sizes=sizes: phases(
