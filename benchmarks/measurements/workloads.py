@@ -80,7 +80,7 @@ def leaves(count: int) -> Workload:
     params = [jnp.full(shapes[i % 8], 0.1) for i in range(count)]
     given = (f"{count}_leaves", params, {"label": jnp.zeros(1)}, lambda *_: None,
              lambda params, batch: optax.tree.norm(params, squared=True))  # fmt: skip
-    return Workload(*given, 10_000, 1, 40, 2, 20, False, transforms=True)
+    return Workload(*given, 10_000, 1, 40 if count < 1000 else 5, 2, 20, False, transforms=True)
 
 
 WORKLOADS: dict[str, Callable[[], Workload]] = {
