@@ -1,5 +1,6 @@
 """The phases' state machine under any stream: gradients, losses, validations and hands."""
 
+import copy
 from typing import Any, NamedTuple
 
 import flax.serialization
@@ -80,23 +81,26 @@ def the_clock_follows_its_rules(name, run):
         structure.transform_of,
         n["handover"],
     )
+    fields = (
+        "total_step", "phase", "phase_step", "requested_phase", "driver", "driver_since",
+        "handover_left", "started", "causes", "stop_flag", "grafted",
+    )  # fmt: skip
+    prefixes = [f"condition/{phase}/" for phase in NAMES[name]]
+    told = [
+        {key.removeprefix(p): value for key, value in record["told"].items() if key.startswith(p)}
+        for p in prefixes
+    ]
+    expected = {field: [] for field in fields}
     for step, taken in enumerate(taken_steps(name, inputs)):
         model.act(inputs["act"][step])
         if taken:
-            phase = NAMES[name][model.phase]
-            prefix = f"condition/{phase}/"
-            told = {
-                key.removeprefix(prefix): int(value[step])
-                for key, value in record["told"].items()
-                if key.startswith(prefix)
-            }
-            model.update(structure.verdicts[model.phase](told, n))
-        for field in (
-            "total_step", "phase", "phase_step", "requested_phase", "driver", "driver_since",
-            "handover_left", "started", "causes", "stop_flag", "grafted",
-        ):  # fmt: skip
-            got, expected = getattr(record["clock"], field)[step], getattr(model, field)
-            assert np.array_equal(got, expected), (step, field, got, expected)
+            now = {key: int(value[step]) for key, value in told[model.phase].items()}
+            model.update(structure.verdicts[model.phase](now, n))
+        for field in fields:
+            expected[field].append(copy.copy(getattr(model, field)))
+    for field in fields:
+        got = getattr(record["clock"], field)
+        np.testing.assert_array_equal(got, expected[field], err_msg=field)
 
 
 def what_holds_at_every_step(name, run):
