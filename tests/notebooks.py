@@ -1,6 +1,7 @@
 """Executes the notebooks: `python -m tests.notebooks [NAME ...]` writes their outputs anew."""
 
 import base64
+import contextlib
 import io
 import os
 import re
@@ -25,17 +26,47 @@ GRID, APART = (48, 48), 0.02
 _NUMBER = re.compile(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
-def executed(path):
-    """The notebook run from top to bottom, where Jupyter opens it: in its own folder."""
-    notebook = nbformat.read(path, as_version=4)
-    where = {"metadata": {"path": str(path.parent)}}
+# What an earlier notebook has left in the process, apart from what it has imported and compiled.
+_AFRESH = """
+import os
+import matplotlib.pyplot as plt
+plt.close("all")
+plt.rcdefaults()
+os.chdir({folder!r})
+get_ipython().reset()
+"""
+
+
+@contextlib.contextmanager
+def kernel():
+    """Yields a function that runs a notebook from top to bottom, as one Python after another would.
+
+    A process imports JAX and all that is drawn with only once. In each a notebook starts without
+    names, where Jupyter opens it: in its own folder.
+    """
     quickly = "--IPKernelApp.exec_lines=['from tests import quick', 'quick.build()']"
     client = NotebookClient(
-        notebook, timeout=300, resources=where, record_timing=False, extra_arguments=[quickly]
+        nbformat.v4.new_notebook(), timeout=300, record_timing=False, extra_arguments=[quickly]
     )
-    client.execute(env=os.environ | {"PYTHONPATH": str(ROOT)})
-    notebook.metadata.language_info = {"name": "python"}
-    return notebook
+
+    def run(path):
+        afresh = nbformat.v4.new_code_cell(_AFRESH.format(folder=str(path.parent)))
+        client.nb = nbformat.v4.new_notebook(cells=[afresh])
+        client.execute_cell(afresh, 0, store_history=False)
+        client.nb = notebook = nbformat.read(path, as_version=4)
+        for number, cell in enumerate(notebook.cells):
+            client.execute_cell(cell, number)
+        notebook.metadata.language_info = {"name": "python"}
+        return notebook
+
+    with client.setup_kernel(env=os.environ | {"PYTHONPATH": str(ROOT)}):
+        yield run
+
+
+def executed(path):
+    """The notebook run in a process of its own."""
+    with kernel() as run:
+        return run(path)
 
 
 def outputs(notebook):
