@@ -19,10 +19,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # XLA takes its older, six times faster generator of CPU code, without LLVM's optimizations, and
 # in one piece: split for many threads, a program costs a quarter more.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+older = ""
 if int(importlib.metadata.version("jaxlib").split(".")[1]) < 11:  # a later one may not have it
-    flags = os.environ.get("XLA_FLAGS", "")
     older = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-    os.environ["XLA_FLAGS"] = f"{flags} {older}".strip()
+# Eight devices for the tests that need them; to all others one is as fast as before. A process
+# that is started from here has them too, unless a later flag says another number.
+devices = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices} {older}".strip()
 
 quick.build()
 

@@ -1,9 +1,4 @@
-"""Run by test_many_devices.py on eight devices: training there is training on one device.
-
-The argument is the number of seeds.
-"""
-
-import sys
+"""What test_many_devices.py runs on eight devices: training there is training on one device."""
 
 import jax
 import jax.numpy as jnp
@@ -155,8 +150,3 @@ def main(seeds):
             (together, _), heard = run((put(params), optimizer().init(put(params))), put_data(data))
             np.testing.assert_array_equal(phases, heard["phase"], err_msg=str(which))
             print("  ", which, "after all steps", apart(alone, together))
-    print("as on one device")
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]))

@@ -25,9 +25,7 @@ def shared():
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("path", notebooks.NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_and_says_the_same(path, shared):
-    # What sets JAX's number of devices has to run before JAX begins.
-    run = notebooks.executed if "XLA_FLAGS" in path.read_text() else shared
-    found = notebooks.differences(read(path), run(path))
+    found = notebooks.differences(read(path), shared(path))
     assert not found, f"run `python -m tests.notebooks {path.stem}` if this is better: {found}"
 
 

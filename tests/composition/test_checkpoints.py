@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from tests import eight_devices
+from tests import fresh_process
 from tests.composition.checkpoint_program import POINTS, RATE
 
 
 def program(folder, *arguments, devices):
-    done = eight_devices.run(
+    done = fresh_process.run(
         "-m", "tests.composition.checkpoint_program", arguments[0], str(folder), *arguments[1:],
         devices=devices,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Run by test_explicit.py on four devices: probes and spectra on a mesh with explicit axes."""
+"""What test_explicit.py runs on four devices: probes and spectra on a mesh with explicit axes."""
 
 import functools
 
@@ -92,8 +92,3 @@ def main():
             for signal, value in found.items():
                 wanted = alone[name][signal]
                 np.testing.assert_allclose(value, wanted, 1e-3, 1e-5, err_msg=f"{name} {signal}")
-    print("all as on one device")
-
-
-if __name__ == "__main__":
-    main()

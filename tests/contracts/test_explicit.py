@@ -2,11 +2,10 @@
 
 import pytest
 
-from tests import eight_devices
+from tests.contracts import explicit_probes, explicit_program
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", ["explicit_program", "explicit_probes"])
+@pytest.mark.parametrize("program", [explicit_program, explicit_probes])
 def test_explicit_axes(program):
-    done = eight_devices.run("-m", f"tests.contracts.{program}", devices=4)
-    assert "all as on one device" in done.stdout, done.stdout + done.stderr[-3000:]
+    program.main()

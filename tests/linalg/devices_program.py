@@ -1,7 +1,6 @@
-"""Run by test_devices.py on eight devices: every reading against that of one device."""
+"""What test_devices.py runs on eight devices: every reading against that of one device."""
 
 import functools
-import sys
 
 import flax.linen as nn
 import jax
@@ -290,11 +289,6 @@ def transforms(way):
     close(factors[1][0][0], factors_of_many[1][0][0], rtol=1e-3)
 
 
-if __name__ == "__main__":
-    parts = {
-        "operators": operators, "probes": all_probes, "training": training,
-        "transforms": transforms,
-    }  # fmt: skip
-    for chosen in sys.argv[2:]:
-        parts[sys.argv[1]](chosen)
-    print("as on one device")
+PARTS = {
+    "operators": operators, "probes": all_probes, "training": training, "transforms": transforms,
+}  # fmt: skip

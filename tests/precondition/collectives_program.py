@@ -1,6 +1,4 @@
-"""Run by test_collectives.py on eight devices: what travels between them, from the program."""
-
-import sys
+"""What test_collectives.py runs on eight devices: what travels between them, from the program."""
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import fgo_jax as fgo
+from tests import compilations
 from tests.hlo import collectives
 
 SHAPES = {"layer_0": (256, 64), "layer_1": (256, 64), "bias": (64,)}
@@ -37,12 +36,9 @@ def compiled(tx, specs, kind):
     updates, state = step(params, state, params)
     for name, sharding in home.items():
         assert updates[name].sharding.is_equivalent_to(sharding, updates[name].ndim), name
-    compilations = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, *_, **__: compilations.append(event) if "backend_compile" in event else None
-    )
-    again = step(params, state, params)[1]
-    assert not compilations, "the second step compiles again"
+    with compilations.seen() as compiled_again:
+        again = step(params, state, params)[1]
+    assert not compiled_again, "the second step compiles again"
     same = jax.tree.map(lambda a, b: a.sharding.is_equivalent_to(b.sharding, a.ndim), state, again)
     assert all(jax.tree.leaves(same)), "a state moves"
     return step.lower(params, state, params).compile().as_text()
@@ -56,14 +52,12 @@ def step_in_place(direction, specs, shape, kind, cut):
         for n, (name, spec) in enumerate(specs.items())
     }
     tx = fgo.precondition.chain(optax.add_noise(0.1, 0.5, jax.random.key(0)), direction)
-    step, compilations = jax.jit(tx.update), []
+    step = jax.jit(tx.update)
     state = tx.init(params)
     updates, after = step(params, state, params)
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda event, *_, **__: compilations.append(event) if "backend_compile" in event else None
-    )
-    step(updates, after, params)
-    assert not compilations, (kind, specs, "the second step compiles again")
+    with compilations.seen() as compiled_again:
+        step(updates, after, params)
+    assert not compiled_again, (kind, specs, "the second step compiles again")
     pairs = zip(jax.tree.leaves(state), jax.tree.leaves(after), strict=True)
     assert all(a.sharding.is_equivalent_to(b.sharding, a.ndim) for a, b in pairs), (kind, specs)
     if shape[0] > 1 and specs["w_0"] == P("i") and not cut:
@@ -96,7 +90,6 @@ def stay_in_place():
                 for block_size in (4, 1024):
                     direction = fgo.scale_by_kronecker_fisher(block_size=block_size)
                     step_in_place(direction, specs, shape, kind, block_size == 4)
-    print("nothing travels")
 
 
 def dealt_out():
@@ -145,7 +138,6 @@ def dealt_out():
                 collected = [(c, size) for c, size in always if c != "all-to-all"]
                 assert collected == [("all-gather", 8 * 512)], (name, kind, always)
                 assert not sometimes, (name, kind, sometimes)
-    print("nothing travels")
 
 
 def two_steps(direction, params, state):
@@ -166,11 +158,7 @@ def moved(direction, params, state, alone):
     return collectives(step.lower(params, state, params).compile().as_text())
 
 
-def main(name):
-    if name == "places":
-        return stay_in_place()
-    if name == "dealt out":
-        return dealt_out()
+def travel_little(name):
     for kind in (AxisType.Auto, AxisType.Explicit):
         for split, specs in SPLITS.items():
             always, sometimes = collectives(compiled(OPTIMIZERS[name], specs, kind))
@@ -186,8 +174,11 @@ def main(name):
                 assert all(
                     (c == "all-reduce" and size <= sketch) or size == small for c, size in sometimes
                 ), where
-    print("nothing travels")
 
 
-if __name__ == "__main__":
-    main(sys.argv[1])
+PARTS = {
+    "direction": lambda: travel_little("direction"),
+    "phases": lambda: travel_little("phases"),
+    "dealt out": dealt_out,
+    "places": stay_in_place,
+}

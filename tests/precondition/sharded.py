@@ -1,4 +1,4 @@
-"""A transformation on eight devices beside itself on one, for programs of `eight_devices`."""
+"""A transformation on eight devices beside itself on one."""
 
 import jax
 import numpy as np

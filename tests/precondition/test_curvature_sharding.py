@@ -1,15 +1,13 @@
 """Eight devices give the numbers of one and keep every sharding: transforms that measure."""
 
-import functools
-
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from tests import eight_devices
-
-SHARDED = """
-import traceback
-import jax, jax.numpy as jnp, numpy as np, optax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import fgo_jax as fgo
 
 specs = {"w": P("data", "model"), "k": P(None, "model", None)}
@@ -19,20 +17,27 @@ grads = [{k: rng.normal(size=s).astype("f4") for k, s in shapes.items()} for _ i
 params = {k: rng.normal(size=s).astype("f4") for k, s in shapes.items()}
 batch = rng.normal(size=(32, 8)).astype("f4")
 
+
 def predict(p, batch):
     hidden = jnp.tanh(batch @ p["w"])
     return jnp.einsum("nab,abc->nc", hidden.reshape(-1, 4, 4), p["k"])
 
+
 MAKE = {
     "low_rank": lambda: fgo.scale_by_low_rank_fisher(
-        fgo.curvature.sampled_fisher(predict), rank=3, num_steps=8, every=2),
+        fgo.curvature.sampled_fisher(predict), rank=3, num_steps=8, every=2
+    ),
     "bartlett": lambda: fgo.scale_by_diagonal_fisher(predict, every=2),
     "hutchinson": lambda: fgo.scale_by_diagonal_fisher(predict, estimator="hutchinson", every=2),
     "layer_noise": lambda: fgo.scale_by_layer_noise(optax.trace(0.9), every=1),
     "levelled": lambda: optax.chain(optax.scale_by_adam(), fgo.orthogonalise()),
     "primal": lambda: optax.chain(optax.trace(0.9), fgo.scale_by_primal_averaging(0.9, 0.7)),
 }
-def check(tx):
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_eight_devices_give_the_result_of_one(name):
+    tx = MAKE[name]()
     update = jax.jit(lambda g, s, p, b: tx.update(g, s, p, batch=b))
 
     def run(put, put_batch, put_rest):
@@ -54,35 +59,13 @@ def check(tx):
         # What init made on the mesh lies there already.
         lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, everywhere),
     )
-    for step, (one, many) in enumerate(zip(alone, together)):
+    for step, (one, many) in enumerate(zip(alone, together, strict=True)):
         for k in shapes:
             assert many[0][k].sharding.is_equivalent_to(home[k], len(shapes[k])), (step, k)
-        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(many[1])):
+        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(many[1]), strict=True):
             assert b.sharding.is_equivalent_to(a.sharding, a.ndim), (step, a.shape, b.sharding)
-        for a, b in zip(jax.tree.leaves(one[0]), jax.tree.leaves(many[0])):
+        for a, b in zip(jax.tree.leaves(one[0]), jax.tree.leaves(many[0]), strict=True):
             error = np.abs(np.asarray(a) - np.asarray(b)).max()
             assert error < 1e-3, (step, a.shape, error)
     sharded = sum(not x.sharding.is_fully_replicated for x in jax.tree.leaves(first))
     assert sharded == 4, sharded  # two fields, two leaves
-
-for name, make in MAKE.items():
-    try:
-        check(make())
-        print(name, "is sharded as one")
-    except Exception:
-        traceback.print_exc()
-"""
-
-
-@functools.cache
-def done():
-    """All in one process, which starts for seconds."""
-    return eight_devices.run("-c", SHARDED)
-
-
-@pytest.mark.parametrize(
-    "name", ["low_rank", "bartlett", "hutchinson", "layer_noise", "levelled", "primal"]
-)
-def test_eight_devices_give_the_result_of_one(name):
-    said = done()
-    assert f"{name} is sharded as one" in said.stdout, said.stdout + said.stderr[-3000:]

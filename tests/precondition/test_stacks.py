@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from fgo_jax.precondition import scale_by_fismo
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 from fgo_jax.precondition.shared.modes import Modes
 from fgo_jax.precondition.shared.stacks import stacks
-from tests import eight_devices
 from tests.precondition.sequences import gradients, run
+from tests.precondition.sharded import as_one
 
 OPTIONS = [{}, {"power": 1.0, "centred": True}, {"corrected": False, "power": 0.25}]
 
@@ -146,26 +148,14 @@ def test_the_number_of_operations_does_not_grow_with_the_layers():
     assert loops(2) == loops(9)
 
 
-SHARDED = """
-from jax.sharding import NamedSharding, PartitionSpec as P
-from fgo_jax.precondition import scale_by_fismo
-from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
-from tests.precondition.sharded import as_one
-
-# Blocks of four: shards of the rows are whole blocks, those of the columns are halves of one.
-specs = {f"layer_{i}": P("data", "model") for i in range(2)} | {"wide": P("model", None)}
-shapes = {"layer_0": (16, 8), "layer_1": (16, 8), "wide": (8, 12)}
-tx = scale_by_kronecker_fisher(refresh_every=2, block_size=4)
-for kind, mesh, *states in as_one(tx, shapes, specs, 1e-3, lambda state: ()):
-    for one in states:
-        # [blocks, blocks, leaves, 4, 4], the blocks where their rows and columns are.
-        for factor in (*one.factors[0], *one.bases[0]):
-            spread = NamedSharding(mesh, P("data", "model", None, None, None))
-            assert factor.sharding.is_equivalent_to(spread, 5), (kind, factor.sharding)
-print("sharded as one")
-"""
-
-
 def test_blocks_stay_with_their_shards():
-    done = eight_devices.run("-c", SHARDED)
-    assert "sharded as one" in done.stdout, done.stdout + done.stderr[-3000:]
+    # Blocks of four: shards of the rows are whole blocks, those of the columns are halves of one.
+    specs = {f"layer_{i}": P("data", "model") for i in range(2)} | {"wide": P("model", None)}
+    shapes = {"layer_0": (16, 8), "layer_1": (16, 8), "wide": (8, 12)}
+    tx = scale_by_kronecker_fisher(refresh_every=2, block_size=4)
+    for kind, mesh, *states in as_one(tx, shapes, specs, 1e-3, lambda state: ()):
+        for one in states:
+            # [blocks, blocks, leaves, 4, 4], the blocks where their rows and columns are.
+            for factor in (*one.factors[0], *one.bases[0]):
+                spread = NamedSharding(mesh, P("data", "model", None, None, None))
+                assert factor.sharding.is_equivalent_to(spread, 5), (kind, factor.sharding)

@@ -1,12 +1,18 @@
 """Between its measurements a probe runs nothing, and masked parameters are refused."""
 
+import re
+
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import fgo_jax as fgo
 from fgo_jax.linalg import sketch
-from tests import eight_devices
+from fgo_jax.probes.probe import ProbeInputs
 from tests.hlo import computations, reached
 from tests.problems import mlp, mlp_batch, mlp_loss, mlp_params
 
@@ -80,47 +86,39 @@ def test_a_probe_under_masked_asks_for_the_whole_tree(wrap):
     assert int(fgo.telemetry(state)["total_step"]) == 1
 
 
-SHARDED = """
-import re
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-import fgo_jax as fgo
-from fgo_jax.probes.probe import ProbeInputs
-from tests.problems import mlp, mlp_batch, mlp_params
-
-mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-put = lambda tree, spec: jax.device_put(tree, NamedSharding(mesh, spec))
-alone, batch = mlp_params(width=64), mlp_batch(0, 64)
-params = {
-    "hidden": {
-        "kernel": put(alone["hidden"]["kernel"], P(None, "model")),
-        "bias": put(alone["hidden"]["bias"], P("model")),
-    },
-    "out": {"kernel": put(alone["out"]["kernel"], P("model", None))},
-}
-operator = fgo.curvature.ggn(lambda p, b: mlp(p, b["x"]))
-for probe in (
-    fgo.probes.lanczos(operator, num_steps=5, examples=32, block_size=2),
-    fgo.probes.hutchinson(operator, examples=32, deflate=2),
-):
-    def read(params, batch):
-        inputs = ProbeInputs(None, None, params, batch, jax.random.key(0), jnp.int32(200))
-        return probe.read(probe.measure(inputs, probe.init(params)))
-
-    compiled = jax.jit(read).lower(params, put(batch, P("data"))).compile()
-    moved = re.findall(r"= (\\S+) (?:all-gather|all-to-all)", compiled.as_text())
-    assert not moved, moved  # only sums travel: no basis and no product is gathered
-    # The same key gives the same probes; sums come in another order.
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4),
-        *(jax.tree.map(lambda e: e.value, read, is_leaf=lambda x: hasattr(x, "error"))
-          for read in (compiled(params, put(batch, P("data"))), jax.jit(read)(alone, batch))),
-    )
-print("same")
-"""
-
-
 @pytest.mark.slow
 def test_krylov_bases_stay_sharded_like_the_parameters():
-    done = eight_devices.run("-c", SHARDED)
-    assert done.stdout.strip() == "same", done.stderr[-3000:]
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+    def put(tree, spec):
+        return jax.device_put(tree, NamedSharding(mesh, spec))
+
+    alone, batch = mlp_params(width=64), mlp_batch(0, 64)
+    params = {
+        "hidden": {
+            "kernel": put(alone["hidden"]["kernel"], P(None, "model")),
+            "bias": put(alone["hidden"]["bias"], P("model")),
+        },
+        "out": {"kernel": put(alone["out"]["kernel"], P("model", None))},
+    }
+    operator = fgo.curvature.ggn(lambda p, b: mlp(p, b["x"]))
+    for probe in (
+        fgo.probes.lanczos(operator, num_steps=5, examples=32, block_size=2),
+        fgo.probes.hutchinson(operator, examples=32, deflate=2),
+    ):
+
+        def read(params, batch, probe=probe):
+            inputs = ProbeInputs(None, None, params, batch, jax.random.key(0), jnp.int32(200))
+            return probe.read(probe.measure(inputs, probe.init(params)))
+
+        compiled = jax.jit(read).lower(params, put(batch, P("data"))).compile()
+        moved = re.findall(r"= (\S+) (?:all-gather|all-to-all)", compiled.as_text())
+        assert not moved, moved  # only sums travel: no basis and no product is gathered
+        # The same key gives the same probes; sums come in another order.
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-4),
+            *(
+                jax.tree.map(lambda e: e.value, read, is_leaf=lambda x: hasattr(x, "error"))
+                for read in (compiled(params, put(batch, P("data"))), jax.jit(read)(alone, batch))
+            ),
+        )

@@ -5,12 +5,15 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import fgo_jax as fgo
 from fgo_jax.linalg.sketch import sketch_tree
 from fgo_jax.probes.probe import ProbeInputs
-from tests import eight_devices
+from tests.problems import mlp_batch, mlp_loss, mlp_params
 
 
 def tree(key):
@@ -159,49 +162,39 @@ def test_wrong_arguments(kwargs, message):
         fgo.probes.gradient_stream(**kwargs)
 
 
-SHARDED = """
-import optax
-import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-import fgo_jax as fgo
-from tests.problems import mlp_params, mlp_batch, mlp_loss
-
-mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
-put = lambda tree, spec: jax.device_put(tree, NamedSharding(mesh, spec))
-tx = fgo.phased(
-    [fgo.acquisition(1e-2), fgo.reask(1e-2, transform=optax.scale_by_rms())],
-    [fgo.triggers.after(20)],
-    fgo.probes.gradient_stream(pairs=4),
-    handover_steps=10,
-)
-
-def step(params, state, batch):
-    value, grads = jax.value_and_grad(mlp_loss)(params, batch)
-    updates, state = tx.update(grads, state, params, value=value)
-    return jax.tree.map(jnp.add, params, updates), state
-
-def run(params, place):
-    state, update = jax.jit(tx.init)(params), jax.jit(step)
-    for number in range(40):
-        params, state = update(params, state, place(mlp_batch(number)))
-    return params, state
-
-one, alone = run(mlp_params(), lambda batch: batch)
-params = mlp_params()
-params["hidden"]["kernel"] = put(params["hidden"]["kernel"], P(None, "model"))
-params["hidden"]["bias"] = put(params["hidden"]["bias"], P("model"))
-params["out"]["kernel"] = put(params["out"]["kernel"], P("model", None))
-many, state = run(params, lambda batch: put(batch, P("data")))
-assert many["hidden"]["kernel"].sharding.spec == P(None, "model"), many["hidden"]["kernel"].sharding
-assert int(state.clock.phase) == int(alone.clock.phase) == 1
-# Sums in another order: the same trajectory to the rounding that forty steps amplify.
-jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), many, one)
-np.testing.assert_allclose(state.signals["trace"], alone.signals["trace"], rtol=1e-3)
-np.testing.assert_array_equal(state.clock.started, alone.clock.started)
-print("same")
-"""
-
-
 def test_one_and_eight_devices_decide_alike():
-    done = eight_devices.run("-c", SHARDED)
-    assert done.stdout.strip() == "same", done.stderr[-3000:]
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+
+    def put(tree, spec):
+        return jax.device_put(tree, NamedSharding(mesh, spec))
+
+    tx = fgo.phased(
+        [fgo.acquisition(1e-2), fgo.reask(1e-2, transform=optax.scale_by_rms())],
+        [fgo.triggers.after(20)],
+        fgo.probes.gradient_stream(pairs=4),
+        handover_steps=10,
+    )
+
+    def step(params, state, batch):
+        value, grads = jax.value_and_grad(mlp_loss)(params, batch)
+        updates, state = tx.update(grads, state, params, value=value)
+        return jax.tree.map(jnp.add, params, updates), state
+
+    def run(params, place):
+        state, update = jax.jit(tx.init)(params), jax.jit(step)
+        for number in range(40):
+            params, state = update(params, state, place(mlp_batch(number)))
+        return params, state
+
+    one, alone = run(mlp_params(), lambda batch: batch)
+    params = mlp_params()
+    params["hidden"]["kernel"] = put(params["hidden"]["kernel"], P(None, "model"))
+    params["hidden"]["bias"] = put(params["hidden"]["bias"], P("model"))
+    params["out"]["kernel"] = put(params["out"]["kernel"], P("model", None))
+    many, state = run(params, lambda batch: put(batch, P("data")))
+    assert many["hidden"]["kernel"].sharding.spec == P(None, "model")
+    assert int(state.clock.phase) == int(alone.clock.phase) == 1
+    # Sums in another order: the same trajectory to the rounding that forty steps amplify.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), many, one)
+    np.testing.assert_allclose(state.signals["trace"], alone.signals["trace"], rtol=1e-3)
+    np.testing.assert_array_equal(state.clock.started, alone.clock.started)

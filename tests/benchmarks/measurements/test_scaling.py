@@ -6,14 +6,14 @@ import math
 import pytest
 
 from benchmarks.measurements import memory, on_paper, scaling
-from tests import eight_devices
+from tests import fresh_process
 
 
 @pytest.mark.slow
 def test_the_command_says_what_a_data_parallel_step_sends(tmp_path):
     asked = ["-m", "benchmarks", "scaling", "--layouts", "data parallel", "--size", "32", "1"]
     asked += ["--optimizers", "optax.adamw", "--steps", "2", "--output", str(tmp_path)]
-    done = eight_devices.run(*asked, flags="")
+    done = fresh_process.run(*asked, flags="")
     assert done.returncode == 0, done.stderr[-3000:]
     (row,) = json.loads((tmp_path / "scaling.json").read_text())["rows"]
     # The gradients are summed, and nothing else is sent: 2 (k - 1) / k of their bytes.

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
-from fgo_jax.precondition import scale_by_fismo
-from tests import eight_devices
+from fgo_jax.precondition import scale_by_fismo, scale_by_mousse
 from tests.precondition.sequences import gradients, run
+from tests.precondition.sharded import as_one
 
 Numbers = optax.contrib.MuonDimensionNumbers
 
@@ -227,32 +229,20 @@ def test_wrong_leaves():
             scale_by_fismo().init({"w": jnp.ones((2, 2), dtype)})
 
 
-SHARDED = """
-from jax.sharding import AxisType
-from jax.sharding import PartitionSpec as P
-from optax.contrib import MuonDimensionNumbers as Numbers
-from fgo_jax.precondition import scale_by_fismo, scale_by_mousse
-from tests.precondition.sharded import as_one
-
-specs = {"both": P("data", "model"), "kernel": P(None, "model", None), "stack": P(None, "data")}
-shapes = {"both": (16, 8), "kernel": (4, 4, 2), "stack": (2, 8, 4)}
-numbers = {"both": Numbers(), "kernel": Numbers(0, (1, 2)), "stack": Numbers(1, 2)}
-both = {"refresh_every": 2, "block_size": 4, "weight_dimension_numbers": numbers}
-# Mousse has Muon's five steps, which multiply rounding errors by up to 3.4^5.
-for tx, tolerance in (
-    (scale_by_fismo(ns_steps=2, unit_gradients=True, **both), 1e-4),
-    (scale_by_mousse(**both), 1e-3),
-):
-    for kind, _, *states in as_one(tx, shapes, specs, tolerance, lambda s: (s.first_moment,)):
-        for state in states:
-            rows, columns = state.factors[0]
-            assert rows.shape == (4, 4, 4) and columns.shape == (2, 4, 4)
-            if kind == AxisType.Explicit:
-                assert rows.sharding.spec[0] == "data" and columns.sharding.spec[0] == "model"
-print("sharded as one")
-"""
-
-
 def test_sharded_parameters_give_the_result_of_one_device():
-    done = eight_devices.run("-c", SHARDED)
-    assert "sharded as one" in done.stdout, done.stdout + done.stderr[-3000:]
+    specs = {"both": P("data", "model"), "kernel": P(None, "model", None), "stack": P(None, "data")}
+    shapes = {"both": (16, 8), "kernel": (4, 4, 2), "stack": (2, 8, 4)}
+    numbers = {"both": Numbers(), "kernel": Numbers(0, (1, 2)), "stack": Numbers(1, 2)}
+    both = {"refresh_every": 2, "block_size": 4, "weight_dimension_numbers": numbers}
+    # Mousse has Muon's five steps, which multiply rounding errors by up to 3.4^5.
+    for tx, tolerance in (
+        (scale_by_fismo(ns_steps=2, unit_gradients=True, **both), 1e-4),
+        (scale_by_mousse(**both), 1e-3),
+    ):
+        for kind, _, *states in as_one(tx, shapes, specs, tolerance, lambda s: (s.first_moment,)):
+            for state in states:
+                rows, columns = state.factors[0]
+                assert (rows.shape, columns.shape) == ((4, 4, 4), (2, 4, 4))
+                if kind == AxisType.Explicit:
+                    assert rows.sharding.spec[0] == "data"
+                    assert columns.sharding.spec[0] == "model"

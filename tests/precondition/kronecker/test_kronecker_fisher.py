@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
-from tests import eight_devices
 from tests.precondition.sequences import gradients, run
+from tests.precondition.sharded import as_one
 from tests.problems import trees_equal
 
 LEAVES = {
@@ -224,39 +225,30 @@ def test_wrong_leaves():
         tx.init({"w": jnp.ones((2, 2), jnp.int32)})
 
 
-SHARDED = """
-import jax, jax.numpy as jnp, optax
-from jax.sharding import PartitionSpec as P
-from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
-from tests.precondition.sharded import as_one
-
-specs = {"both": P("data", "model"), "kernel": P(None, "model", None)}
-shapes = {"both": (8, 8), "kernel": (3, 4, 5)}
-
-def read(state):
-    moments = state.first_moment, state.second_moment
-    return tuple(dict(zip(sorted(shapes), each)) for each in moments)
-
-tx = scale_by_kronecker_fisher(refresh_every=2)
-for _, _, _, state in as_one(tx, shapes, specs, 1e-3, read):
-    pass
-# With automatic axes the partitioner may split them, as long as nobody pins them.
-assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves((state.factors, state.bases)))
-
-# Matrices along the last axis of a leaf, the first one of its stack.
-def turned(state):
-    moments = state.first_moment, state.second_moment
-    return tuple({"cube": jnp.moveaxis(each[0], 0, 2)} for each in moments)
-
-tx = scale_by_kronecker_fisher(weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(0, 1))
-spec = {"cube": P(None, None, "data")}
-for _, _, first, _ in as_one(tx, {"cube": (4, 4, 4)}, spec, 1e-3, turned):
-    assert first.first_moment[0].addressable_shards[0].data.shape == (1, 4, 4)
-print("sharded as one")
-"""
-
-
 def test_sharded_parameters_give_the_result_of_one_device():
     """Shapes and tolerance as for the reference: no basis is left to the rounding."""
-    done = eight_devices.run("-c", SHARDED)
-    assert "sharded as one" in done.stdout, done.stdout + done.stderr[-3000:]
+    specs = {"both": P("data", "model"), "kernel": P(None, "model", None)}
+    shapes = {"both": (8, 8), "kernel": (3, 4, 5)}
+
+    def read(state):
+        moments = state.first_moment, state.second_moment
+        return tuple(dict(zip(sorted(shapes), each, strict=True)) for each in moments)
+
+    tx = scale_by_kronecker_fisher(refresh_every=2)
+    *_, (*_, state) = as_one(tx, shapes, specs, 1e-3, read)
+    # With automatic axes the partitioner may split them, as long as nobody pins them.
+    assert all(
+        x.sharding.is_fully_replicated for x in jax.tree.leaves((state.factors, state.bases))
+    )
+
+    # Matrices along the last axis of a leaf, the first one of its stack.
+    def turned(state):
+        moments = state.first_moment, state.second_moment
+        return tuple({"cube": jnp.moveaxis(each[0], 0, 2)} for each in moments)
+
+    tx = scale_by_kronecker_fisher(
+        weight_dimension_numbers=optax.contrib.MuonDimensionNumbers(0, 1)
+    )
+    spec = {"cube": P(None, None, "data")}
+    for _, _, first, _ in as_one(tx, {"cube": (4, 4, 4)}, spec, 1e-3, turned):
+        assert first.first_moment[0].addressable_shards[0].data.shape == (1, 4, 4)
