@@ -38,10 +38,10 @@ def gradients(params, batch):
     return jax.vmap(jax.grad(of_one), (None, 0, 0))(params, batch["x"], batch["y"])
 
 
-def signals(probe, loss, params, batch):
-    """What a probe has measured after three steps."""
-    adam = optax.scale_by_adam()
-    tx = fgo.phased([fgo.acquisition(1e-2, transform=adam)], [], probe)
+def measured(probes, loss, params, batch):
+    """What each probe has measured after three steps, by name; one program measures with all."""
+    adam, joined = optax.scale_by_adam(), fgo.probes.joined(*probes.values())
+    tx = fgo.phased([fgo.acquisition(1e-2, transform=adam)], [], joined)
     state = tx.init(params)
 
     @jax.jit
@@ -52,10 +52,13 @@ def signals(probe, loss, params, batch):
 
     for _ in range(3):
         params, state = step(params, state, batch)
-    return {name: float(signal[0]) for name, signal in state.signals.items()}
+    return {
+        name: {signal: float(estimate.value) for signal, estimate in probe.read(own).items()}
+        for (name, probe), own in zip(probes.items(), state.probe_state.members, strict=True)
+    }
 
 
-def spectrum(operator, loss, params, batch):
+def spectrum(operator, params, batch):
     found = fgo.spectrum(operator, params, batch, num_steps=8, top=3)
     return {"trace": float(found.trace.value), "top": float(found.top_eigenvalue.value)}
 
@@ -74,10 +77,9 @@ def readings(params, batch, examples):
     if examples is None:
         probes["gram"] = fgo.probes.gram(gradients, every=1)
         probes["commutator"] = fgo.probes.commutator(of_batch, every=1)
-    found = {name: signals(probe, of_batch, params, batch) for name, probe in probes.items()}
-    for name, operator in (("ggn", fisher), ("hessian", hessian)):
-        found[name] = spectrum(operator, of_batch, params, batch)
-    return found
+    return measured(probes, of_batch, params, batch) | {
+        "spectrum": spectrum(hessian, params, batch)
+    }
 
 
 def main():

@@ -71,11 +71,10 @@ def _alone(build):
 
 
 def _phased(learning_rate):
-    adam = optax.scale_by_adam()
     return fgo.phased(
         [
-            fgo.acquisition(learning_rate, transform=adam),
-            fgo.execution(learning_rate, cut=0.0, transform=adam),
+            fgo.acquisition(learning_rate, transform=ADAM),
+            fgo.execution(learning_rate, cut=0.0, transform=ADAM),
         ],
         [fgo.triggers.after(400)],
     )
@@ -156,6 +155,7 @@ def _options(factory):
 
 
 PHASE_STATIC = ("transform", "mask")
+ADAM = optax.scale_by_adam()
 
 TABLE = (
     _alias(
@@ -174,42 +174,43 @@ TABLE = (
         weight_decay=1e-6,
         total_steps=1500,
         decay=fgo.decays.one_minus_sqrt(),
-        transform={"acquisition": optax.scale_by_adam()},
+        transform={"acquisition": ADAM},
     ),
     _alias("phased", _phased),
-    _alias("acquisition", _alone(fgo.acquisition), static_args=PHASE_STATIC),
-    _alias("reask", _alone(fgo.reask), static_args=PHASE_STATIC, cut=0.0),
+    # Alone and by Adam: the protocol's phases above have the default transform.
+    _alias("acquisition", _alone(fgo.acquisition), static_args=PHASE_STATIC, transform=ADAM),
+    _alias("reask", _alone(fgo.reask), static_args=PHASE_STATIC, cut=0.0, transform=ADAM),
     _alias(
         "execution",
         _alone(fgo.execution),
         static_args=(*PHASE_STATIC, "decay"),
         cut=0.0,
+        transform=ADAM,
         decay=fgo.decays.hyperbolic(1000),
     ),
+    # The aliases are chains of the directions with the same options (test_aliases.py), so these
+    # have no rows of their own without options of their own.
     _alias(
         "kronecker_fisher",
         fgo.kronecker_fisher,
         static_args=_options(fgo.kronecker_fisher),
         weight_decay=1e-6,
     ),
-    # The same oscillation around the minimum as that of scale_by_fismo below.
+    # An orthogonalised step keeps its size: a small one, where Adam's are as for all others.
     _alias("fismo", fgo.fismo, static_args=_options(fgo.fismo), beta=0.8, consistent_rms=0.15),
     _alias("slow_momentum", _slow),
     _alias("average_weights", _averaging),
     _alias("scale_by_primal_averaging", _primal),
     Row("triple_momentum", _triple_momentum, 0.001),
-    _direction("scale_by_kronecker_fisher", fgo.scale_by_kronecker_fisher),
     _direction(
         "scale_by_kronecker_fisher_vectors", fgo.scale_by_kronecker_fisher, vector_factors=True
     ),
-    # An orthogonalised step keeps its size: a small one, where Adam's are as for all others.
-    _direction("scale_by_fismo", fgo.scale_by_fismo, beta=0.8, consistent_rms=0.15),
     _direction("scale_by_mousse", fgo.scale_by_mousse, beta=0.8, consistent_rms=0.15),
     _direction("orthogonalise", _levelled),
     _direction(
         "graft",
         fgo.graft,
-        magnitude=optax.scale_by_adam(),
+        magnitude=ADAM,
         direction=fgo.scale_by_kronecker_fisher(),
         weight=optax.linear_schedule(1.0, 0.0, 100),
     ),
@@ -219,7 +220,7 @@ TABLE = (
         lambda rate: fgo.keep_best(optax.adam(rate)),
         extras={"validation_value": jnp.float32(1.0)},
     ),
-    _direction("scale_by_layer_noise", fgo.scale_by_layer_noise, direction=optax.scale_by_adam()),
+    _direction("scale_by_layer_noise", fgo.scale_by_layer_noise, direction=ADAM),
     Row("clip_by_softmax_radius", _limited(fgo.clip_by_softmax_radius, radius=20.0)),
     Row(
         "scale_by_friction_limit",

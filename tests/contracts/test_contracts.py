@@ -90,14 +90,19 @@ def test_map_params_with_identity_is_a_no_op(row: Row):
 
 @pytest.mark.parametrize("row", [row for row in TABLE if row.factory], ids=str)
 def test_equal_with_and_without_inject_hyperparams(row: Row):
-    plain, _ = run(*fresh(row)[1:], mixed_params(), **row.extras)
+    plain = run(*fresh(row)[1:], mixed_params(), **row.extras)
     injected = optax.inject_hyperparams(row.factory, static_args=row.static_args)
     tx = injected(learning_rate=row.learning_rate, **row.kwargs)
     start = tx.init(mixed_params())
-    inner, state = run(jax.jit(tx.update), start, mixed_params(), **row.extras)
+    # Under `jax.jit` the hyperparameters are traced in `init` too.
+    assert describe(jax.eval_shape(tx.init, mixed_params())) == describe(start)
+    params, state = run(jax.jit(tx.update), start, mixed_params(), **row.extras)
     assert float(state.hyperparams["learning_rate"]) == np.float32(row.learning_rate)
     # XLA folds a constant rate and multiplies by a traced one: equal to rounding.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), plain, inner)
+    for atol, one, other in zip((1e-6, 1e-5), plain, (params, state.inner_state), strict=True):
+        jax.tree.map(
+            functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=atol), one, other
+        )
 
 
 @rows
