@@ -57,9 +57,9 @@ def mlp_step(tx, extras=lambda value, batch, step: {"value": value}):
     return step
 
 
-def train(tx, steps, compiler_options=None, **kwargs):
+def train(tx, steps, compiler_options=None, width=16, **kwargs):
     """Parameters, state and losses after one scan."""
-    params = mlp_params()
+    params = mlp_params(width=width)
     run = jax.jit(
         lambda carry: jax.lax.scan(mlp_step(tx, **kwargs), carry, jnp.arange(steps)),
         compiler_options=compiler_options,
