@@ -223,20 +223,21 @@ def test_after_a_restart_the_probe_measures_as_at_the_start():
         [],
         fgo.probes.gradient_stream(pairs=4),
     )
-    update = jax.jit(tx.update)
     params = mlp_params()
 
-    def windows(state, steps):
-        closed = []
-        for number in range(steps):
-            _, state = update(mlp_gradient(params, number), state, params)
-            closed.append(int(state.probe_state.evaluations))
-        return np.diff(closed), state
+    def step(state, number):
+        _, state = tx.update(mlp_gradient(params, number), state, params)
+        return state, state.probe_state.evaluations
+
+    @jax.jit
+    def windows(state):
+        state, closed = jax.lax.scan(step, state, jnp.arange(195))
+        return jnp.diff(closed), state
 
     # 195 steps end inside a window, which must not go on in the new run.
-    first, state = windows(tx.init(params), 195)
+    first, state = windows(tx.init(params))
     assert int(state.probe_state.half) + int(state.probe_state.filled) > 0
-    again, _ = windows(fgo.restart(state), 195)
+    again, _ = windows(fgo.restart(state))
     assert first.sum() > 5
     np.testing.assert_array_equal(again, first)
 

@@ -264,12 +264,16 @@ def all_transforms(axis, params, batch, net, tokens):
 
 
 TOKENS = jax.random.randint(jax.random.key(0), (64, 3), 0, 5)
-NET = jax.jit(Net().init)(jax.random.key(1), TOKENS)["params"]
+
+
+@functools.cache
+def net():
+    return jax.jit(Net().init)(jax.random.key(1), TOKENS)["params"]
 
 
 @functools.cache
 def transformed_by_one():
-    return jax.jit(lambda: all_transforms({}, PARAMS, BATCH, NET, TOKENS))()
+    return jax.jit(lambda: all_transforms({}, PARAMS, BATCH, net(), TOKENS))()
 
 
 def transforms(way):
@@ -277,7 +281,7 @@ def transforms(way):
         return all_transforms({"axis_name": "i"}, params[0], data[0], params[1], data[1])
 
     updates, *curvatures = transformed_by_one()
-    updates_of_many, *of_many = WAYS[way](both)((PARAMS, NET), (BATCH, TOKENS))
+    updates_of_many, *of_many = WAYS[way](both)((PARAMS, net()), (BATCH, TOKENS))
     for one, many in zip(updates, updates_of_many, strict=True):
         close(one, many, rtol=2e-2)
     # Devices draw labels of their own, so sizes are compared; inputs' factors are exact.

@@ -1,5 +1,6 @@
 """Probes of small networks against dense curvature in float64."""
 
+import contextlib
 import functools
 
 import jax
@@ -11,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 import fgo_jax as fgo
 from fgo_jax.linalg.krylov import krylov_space, random_block
 from fgo_jax.probes.probe import ProbeInputs
+from tests import quick
 
 EXAMPLES, CLASSES = 32, 5
 
@@ -94,7 +96,12 @@ def repeats(probe, params, x, count):
         inputs = ProbeInputs(None, None, params, x, key, jnp.int32(200))
         return probe.read(probe.measure(inputs, probe.init(params)))
 
-    return jax.jit(lambda keys: jax.lax.map(draw, keys))(jax.random.split(jax.random.key(2), count))
+    # The convolutions run for longer than they compile, all others do not.
+    context = quick.optimized if "k1" in params else contextlib.nullcontext
+    with context():
+        return jax.jit(lambda keys: jax.lax.map(draw, keys))(
+            jax.random.split(jax.random.key(2), count)
+        )
 
 
 @pytest.mark.slow
