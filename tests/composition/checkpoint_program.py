@@ -1,10 +1,9 @@
-"""Run by test_checkpoints.py in processes of their own: train and save, restore and train on.
+"""What test_checkpoints.py runs: train and save; restore and train on, in a process of its own.
 
-    python -m tests.composition.checkpoint_program train FOLDER
-    python -m tests.composition.checkpoint_program resume FOLDER FROM:TO ...
+    python -m tests.composition.checkpoint_program FOLDER FROM:TO:DEVICES ...
 
-The numbers of interest are printed as JSON. The mesh has all devices of the process. Examples
-and the columns of the hidden layer are split over it.
+The numbers of interest are printed as JSON. Examples and the columns of the hidden layer are split
+over a mesh of so many devices.
 """
 
 import functools
@@ -27,7 +26,12 @@ from tests.problems import mlp_batch, mlp_loss, mlp_params
 STEPS, RATE = 25, 0.05
 # Checkpoints by the step at which they are saved, one for each state that a run can be in.
 POINTS = {"acquisition": 50, "a hand-over": 100, "re-ask": 125, "execution": 175}
-MESH = jax.make_mesh((jax.device_count(),), ("all",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+@functools.cache
+def mesh_of(devices):
+    kind = (jax.sharding.AxisType.Auto,)
+    return jax.make_mesh((devices,), ("all",), kind, devices=jax.devices()[:devices])
 
 
 def make(rate):
@@ -44,37 +48,37 @@ def make(rate):
     )  # fmt: skip
 
 
-def placed(params):
+def placed(params, mesh):
     split = {
         "hidden": {"kernel": P(None, "all"), "bias": P("all")},
         "out": {"kernel": P("all", None)},
     }
-    return jax.tree.map(lambda p, s: jax.device_put(p, NamedSharding(MESH, s)), params, split)
+    return jax.tree.map(lambda p, s: jax.device_put(p, NamedSharding(mesh, s)), params, split)
 
 
 @functools.cache
-def fresh():
+def fresh(mesh):
     """Parameters and a state on the mesh."""
-    params = placed(mlp_params())
+    params = placed(mlp_params(), mesh)
     return params, make(RATE).init(params)
 
 
-def template():
+def template(mesh):
     """What Orbax restores onto: shapes and places, without a state."""
-    params, tx = placed(mlp_params()), make(RATE)
+    params, tx = placed(mlp_params(), mesh), make(RATE)
     shapes = jax.eval_shape(tx.init, params)
     homes = fgo.state_shardings(tx, params)
     return params, jax.tree.map(lambda x, home: x.update(sharding=home), shapes, homes)
 
 
-@functools.partial(jax.jit, donate_argnums=1)
-def walk(rate, carry, first):
+@functools.partial(jax.jit, donate_argnums=1, static_argnums=3)
+def walk(rate, carry, first, mesh):
     """25 steps, and the phase after each."""
     tx = make(rate)
 
     def step(carry, number):
         params, state = carry
-        batch = jax.lax.with_sharding_constraint(mlp_batch(number), NamedSharding(MESH, P("all")))
+        batch = jax.lax.with_sharding_constraint(mlp_batch(number), NamedSharding(mesh, P("all")))
         value, grads = jax.value_and_grad(mlp_loss)(params, batch)
         due = number % 10 == 0
         updates, state = tx.update(
@@ -95,10 +99,11 @@ def told(carry):
 
 
 def train(folder):
-    """The whole run, with its checkpoints and what it tells 50 and 100 steps after each."""
+    """The run on one device with its checkpoints, and what it tells 50 and 100 steps after each."""
     import orbax.checkpoint as ocp
 
-    carry, report = fresh(), {"start": {}, "phases": [], "after 50": {}, "after 100": {}}
+    mesh = mesh_of(1)
+    carry, report = fresh(mesh), {"start": {}, "phases": [], "after 50": {}, "after 100": {}}
     with ocp.StandardCheckpointer() as checkpointer:
         for number in range(12):
             for name, point in POINTS.items():
@@ -110,25 +115,25 @@ def train(folder):
                     if point + later == number * STEPS:
                         report[f"after {later}"][name] = told(carry)
             checkpointer.wait_until_finished()  # donation would overwrite what is being saved
-            carry, phases = walk(RATE, carry, jnp.int32(number * STEPS))
+            carry, phases = walk(RATE, carry, jnp.int32(number * STEPS), mesh)
             report["phases"] += np.asarray(phases).tolist()
     return report
 
 
-def resume(folder, source, target, rate=RATE):
-    """Restores each checkpoint onto the devices of this process, and makes 50 more steps."""
+def resume(folder, source, target, devices, rate=RATE):
+    """Restores each checkpoint onto so many devices, and makes 50 more steps."""
     import orbax.checkpoint as ocp
 
-    report, first = {}, source == "start"
+    report, first, mesh = {}, source == "start", mesh_of(int(devices))
     with ocp.StandardCheckpointer() as checkpointer:
         for name, point in POINTS.items():
-            carry = checkpointer.restore(folder / source / name, template())
+            carry = checkpointer.restore(folder / source / name, template(mesh))
             if first:
-                for loaded in by_flax(folder / name):
+                for loaded in by_flax(folder / name, mesh):
                     assert told(loaded)["digest"] == told(carry)["digest"]
             for number in (0, STEPS):
                 start = point + number + (0 if first else 2 * STEPS)
-                carry, _ = walk(rate, carry, jnp.int32(start))
+                carry, _ = walk(float(rate), carry, jnp.int32(start), mesh)
             report[name] = told(carry)
             if target == "eight":  # the only one that others start from
                 checkpointer.save(folder / target / name, carry)
@@ -136,21 +141,13 @@ def resume(folder, source, target, rate=RATE):
     return report
 
 
-def by_flax(path):
+def by_flax(path, mesh):
     """The same state by Flax's ways."""
-    loaded = flax.serialization.from_bytes(fresh(), path.read_bytes())
+    loaded = flax.serialization.from_bytes(fresh(mesh), path.read_bytes())
     yield loaded
-    yield flax.serialization.from_state_dict(fresh(), flax.serialization.to_state_dict(loaded))
+    yield flax.serialization.from_state_dict(fresh(mesh), flax.serialization.to_state_dict(loaded))
 
 
 if __name__ == "__main__":
-    what, folder, *pairs = sys.argv[1:]
-    folder = Path(folder)
-    if what == "train":
-        print(json.dumps(train(folder)))
-    else:
-        done = {}
-        for pair in pairs:
-            source, target, *rate = pair.split(":")
-            done[pair] = resume(folder, source, target, *map(float, rate))
-        print(json.dumps(done))
+    folder, *pairs = sys.argv[1:]
+    print(json.dumps({pair: resume(Path(folder), *pair.split(":")) for pair in pairs}))

@@ -52,10 +52,11 @@ def measured(probes, loss, params, batch):
 
     for _ in range(3):
         params, state = step(params, state, batch)
-    return {
+    read = {
         name: {signal: float(estimate.value) for signal, estimate in probe.read(own).items()}
         for (name, probe), own in zip(probes.items(), state.probe_state.members, strict=True)
     }
+    return read | {"state": {name: float(signal[0]) for name, signal in state.signals.items()}}
 
 
 def spectrum(operator, params, batch):
