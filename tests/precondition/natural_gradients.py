@@ -52,6 +52,7 @@ def like_params(make, dtype=jnp.float32):
     return jax.tree.map(lambda p: jnp.asarray(make(p.shape), dtype), PARAMS)
 
 
+@functools.cache
 def random_gradients(steps, seed=0):
     rng = np.random.default_rng(seed)
     mean = like_params(lambda s: rng.normal(size=s))
