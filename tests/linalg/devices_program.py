@@ -273,7 +273,8 @@ def net():
 
 @functools.cache
 def transformed_by_one():
-    return jax.jit(lambda: all_transforms({}, PARAMS, BATCH, net(), TOKENS))()
+    params = net()
+    return jax.jit(lambda: all_transforms({}, PARAMS, BATCH, params, TOKENS))()
 
 
 def transforms(way):
