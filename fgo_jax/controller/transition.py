@@ -13,6 +13,7 @@ import optax
 from fgo_jax.controller.design import Design
 from fgo_jax.controller.select import select
 from fgo_jax.controller.state import BY_DEADLINE, BY_HAND, BY_TRIGGER, Clock, FgoState
+from fgo_jax.linalg.devices import again
 from fgo_jax.triggers import Observation, Signal, Trigger
 
 
@@ -52,7 +53,7 @@ def _look(
     old = optax.tree.where(begins, trigger.init(), state)
     verdict, new = trigger.update(observation, old)
     # A bound is what it is at every step. To choose it would be a kernel for each condition.
-    bounds = {name: condition.bound for name, condition in new.items()}
+    bounds = {name: again(condition.bound, state[name].bound) for name, condition in new.items()}
     new = optax.tree.where(active, new, old)
     new = {name: condition._replace(bound=bounds[name]) for name, condition in new.items()}
     return active & (verdict == 1), optax.tree.cast_like(new, state)
