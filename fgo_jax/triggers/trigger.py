@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fgo_jax import _checks
@@ -128,7 +129,8 @@ def _says(state: ConditionState, verdict: jax.Array) -> ConditionState:
 
 
 def _opposite(state: ConditionState) -> ConditionState:
-    return _says(state, -state.verdict)
+    # One product, also of what is no array of JAX.
+    return state._replace(counts=state.counts * np.asarray([-1, 1], np.int32))
 
 
 def _combine(

@@ -5,7 +5,6 @@ import functools
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -182,10 +181,10 @@ def planted(which):
 
     def update(observation, state):
         verdict = observation.signals[str(which)].value
-        return verdict, {name: state[name]._replace(counts=jnp.stack([verdict, 0]))}
+        return verdict, {name: state[name]._replace(counts=np.asarray([verdict, 0], np.int32))}
 
     def init():
-        return {name: ConditionState(jnp.zeros(2, jnp.int32), math.nan, ())}
+        return {name: ConditionState(np.zeros(2, np.int32), math.nan, ())}
 
     return Trigger(init, update, frozenset([str(which)]))
 
