@@ -124,13 +124,8 @@ def condition_names(trigger: Trigger) -> list[str]:
     return names
 
 
-def _says(state: ConditionState, verdict: jax.Array) -> ConditionState:
-    return state._replace(counts=jnp.stack([verdict, state.streak]))
-
-
 def _opposite(state: ConditionState) -> ConditionState:
-    # One product, also of what is no array of JAX.
-    return state._replace(counts=state.counts * np.asarray([-1, 1], np.int32))
+    return state._replace(counts=state.counts * np.array([-1, 1], np.int32))
 
 
 def _combine(
@@ -297,6 +292,7 @@ def if_given(trigger: Trigger, signal: str, otherwise: int) -> Trigger:
         if signal in observation.signals:
             return trigger.update(observation, state)
         verdict = jnp.full([], otherwise, jnp.int32)
-        return verdict, {name: _says(old, verdict) for name, old in state.items()}
+        counts = {name: jnp.stack([verdict, old.streak]) for name, old in state.items()}
+        return verdict, {name: old._replace(counts=counts[name]) for name, old in state.items()}
 
     return dataclasses.replace(trigger, update=update, optional=trigger.optional | {signal})

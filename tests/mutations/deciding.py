@@ -50,7 +50,7 @@ TRIGGERS = [
         ),
         ("_combine(jnp.minimum, self", "_combine(jnp.maximum, self", "and is or"),
         ("return -verdict, {", "return verdict, {", "a negation is none"),
-        ("_says(old, verdict)", "old", "a fixed verdict is not shown"),
+        ("old._replace(counts=counts[name])", "old", "a fixed verdict is not shown"),
     ),
     *mutations(
         "triggers/thresholds.py",
