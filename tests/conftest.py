@@ -23,13 +23,15 @@ older = ""
 if int(importlib.metadata.version("jaxlib").split(".")[1]) < 11:  # a later one may not have it
     older = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 # Eight devices for the tests that need them; to all others one is as fast as before. A process
-# that is started from here has them too, unless a later flag says another number.
+# that is started from here has them too, unless a later flag says another number. They are CPUs:
+# with JAX_PLATFORMS=cuda the tests of many devices need as many accelerators.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 devices = "--xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices} {older}".strip()
 
 quick.build()
 
-# Run by tests in processes of their own, so there is nothing to collect.
+# Tests run or import these, so there is nothing to collect.
 collect_ignore_glob = ["*_program.py"]
 
 # The first example of a property compiles its program, so no example has a deadline. The checks
