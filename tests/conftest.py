@@ -35,10 +35,10 @@ quick.build()
 collect_ignore_glob = ["*_program.py"]
 
 # The first example of a property compiles its program, so no example has a deadline. The checks
-# are the same at every run; `--hypothesis-profile=thorough` draws twenty times as many, and others.
+# are the same at every run; `--hypothesis-profile=thorough` draws ten times as many, and others.
 settings.register_profile(
     "checks",
-    max_examples=100,
+    max_examples=200,
     deadline=None,
     derandomize=True,
     database=None,
@@ -47,7 +47,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile(
-    "thorough", settings.get_profile("checks"), max_examples=1000, derandomize=False
+    "thorough", settings.get_profile("checks"), max_examples=2000, derandomize=False
 )
 settings.load_profile("checks")
 

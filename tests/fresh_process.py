@@ -1,4 +1,4 @@
-"""A process of its own with simulated devices: their number is fixed when JAX starts."""
+"""A process of its own, which has compiled nothing yet, with the tests' devices or others."""
 
 import os
 import subprocess
@@ -18,13 +18,9 @@ else:
 """
 
 
-def run(
-    *arguments: str, devices: int = 8, flags: str | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Runs Python with these arguments; with flags of XLA's in place of those for `devices`."""
-    if flags is None:
-        forced = f"--xla_force_host_platform_device_count={devices}"
-        flags = f"{os.environ.get('XLA_FLAGS', '')} {forced}"
+def run(*arguments: str, flags: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs Python with these arguments; with flags of XLA's in place of those of conftest.py."""
+    flags = os.environ["XLA_FLAGS"] if flags is None else flags
     return subprocess.run(
         [sys.executable, "-c", QUICKLY, *arguments],
         env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},

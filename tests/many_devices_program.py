@@ -1,4 +1,11 @@
-"""What test_many_devices.py runs on eight devices: training there is training on one device."""
+"""What test_many_devices.py runs on eight devices: training there is training on one device.
+
+More seeds, by hand, with XLA_FLAGS=--xla_force_host_platform_device_count=8:
+
+    python -m tests.many_devices_program 10
+"""
+
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -154,3 +161,7 @@ def main(seeds):
             carry = put(params), optimizer().init(put(params))
             _, heard = run(carry, put_data(data), 0, last)
             np.testing.assert_array_equal(phases[:last], heard["phase"][:last], err_msg=str(which))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -78,9 +78,9 @@ def readings(params, batch, examples):
     if examples is None:
         probes["gram"] = fgo.probes.gram(gradients, every=1)
         probes["commutator"] = fgo.probes.commutator(of_batch, every=1)
-    return measured(probes, of_batch, params, batch) | {
-        "spectrum": spectrum(hessian, params, batch)
-    }
+    operators = {"ggn": fisher, "hessian": hessian}
+    spectra = {name: spectrum(operator, params, batch) for name, operator in operators.items()}
+    return measured(probes, of_batch, params, batch) | spectra
 
 
 def main():
