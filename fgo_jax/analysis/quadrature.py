@@ -82,10 +82,15 @@ def fewer_steps(ritz: Ritz, matrix: Any, valid: Any, block: int) -> Ritz | None:
 
 
 def combine(exact: np.ndarray, bulks: list[Ritz], dimension: int) -> Rule:
-    """The rule of exact eigenvalues, of weight one each, and the quadratures of the rest."""
+    """The rule of exact eigenvalues, of weight one each, and the quadratures of the rest.
+
+    Where no eigenvalue is left over, other Ritz values are rounding, of either sign: they are left
+    out, or a function that is defined on the spectrum would fail on them.
+    """
     rest = dimension - len(exact)
-    nodes = [exact, *(bulk.values for bulk in bulks)]
-    weights = [np.ones(len(exact)), *(rest / len(bulks) * bulk.weights for bulk in bulks)]
+    others = bulks if rest else []
+    nodes = [exact, *(bulk.values for bulk in others)]
+    weights = [np.ones(len(exact)), *(rest / len(bulks) * bulk.weights for bulk in others)]
     starts = [np.full(len(part), index - 1) for index, part in enumerate(nodes)]
     return Rule(np.concatenate(nodes), np.concatenate(weights), np.concatenate(starts), len(bulks))
 

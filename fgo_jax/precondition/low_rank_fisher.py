@@ -98,7 +98,8 @@ def scale_by_low_rank_fisher(
       damping: rho relative to the smallest eigenvalue kept, > 0.
       b1: decay rate of the first moment, in [0, 1); None keeps no moment.
       unit_gain: whether the update uses rho P^-1, or P^-1 itself.
-      block_size: start vectors of the Lanczos process, at most ``num_steps``.
+      block_size: start vectors of the Lanczos process, at most ``num_steps``. One sees a multiple
+        eigenvalue once, b of them see b copies.
       axis_name: inside `jax.pmap` or `jax.shard_map`: the axis over which the batch is split and
         curvature is averaged. Gradients are expected to be averaged already.
       seed: of the key for start vectors and the operator's draws.

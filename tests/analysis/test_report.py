@@ -197,6 +197,13 @@ def test_the_starts_average_to_the_rule():
         np.testing.assert_allclose(part, [1.0, 1.0, 3.0])
 
 
+def test_a_rule_of_all_eigenvalues_has_no_other_nodes():
+    rounding = quadrature.Ritz(np.array([1e-14, -1e-16]), np.ones(2) / 2, np.zeros(2), np.eye(2))
+    rule = quadrature.combine(np.array([4.0, 1.0]), [rounding, rounding], 2)
+    np.testing.assert_array_equal(rule.nodes, [4.0, 1.0])
+    np.testing.assert_array_equal(rule.of_start(1)[1], [1.0, 1.0])
+
+
 def test_printed_it_is_a_table(reports):
     text = str(reports["ggn"])
     assert "operator              ggn of softmax_cross_entropy" in text
