@@ -22,6 +22,9 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 older = ""
 if int(importlib.metadata.version("jaxlib").split(".")[1]) < 11:  # a later one may not have it
     older = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+# Nor does anyone read where in the sources an operation comes from; without it programs are lowered
+# in less time.
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # Eight devices for the tests that need them; to all others one is as fast as before. A process
 # that is started from here has them too, unless a later flag says another number. They are CPUs:
 # with JAX_PLATFORMS=cuda the tests of many devices need as many accelerators.
@@ -53,5 +56,6 @@ settings.load_profile("checks")
 
 
 def pytest_collection_modifyitems(items):
-    """Whole runs, which lie at the top, begin first, so none is left to one worker at the end."""
-    items.sort(key=lambda item: len(item.path.parts))
+    """Long files begin first, so that no worker ends alone: slow ones, then those at the top."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path not in slow, len(item.path.parts)))
