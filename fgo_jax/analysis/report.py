@@ -138,7 +138,8 @@ class SpectrumReport:
         equals its size. None where no rows were given. Its error is infinite where the mean
         gradient is not distinguishable from zero.
       energy: the share that was asked for.
-      rule: ``nodes`` and ``weights`` of the quadrature, for any other sum over the spectrum.
+      rule: ``nodes`` and ``weights`` of the quadrature, for any other sum over the spectrum. A
+        node of a null space is zero up to rounding, of either sign.
       short_rule: the same from the first two thirds of the steps. A sum that differs much
         between the two rules is not resolved. None for runs too short to cut.
       layers: :class:`LayerReport` by the name of the group; empty without groups.
