@@ -22,7 +22,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 older = ""
 if int(importlib.metadata.version("jaxlib").split(".")[1]) < 11:  # a later one may not have it
     older = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-# Nor does anyone read where in the sources an operation comes from; without it programs are lowered
+# No test reads where in the sources an operation comes from. Programs that do not say it are made
 # in less time.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 # Eight devices for the tests that need them; to all others one is as fast as before. A process
