@@ -18,8 +18,12 @@ from fgo_jax.triggers.trigger import condition_names
 LARGEST = 1e36  # squared norm; below float32's 3.4e38, so that sums of a few such squares hold
 
 
-def check_state(design: Design, state: Any) -> None:
-    """Raises for a state that another optimizer made, or the same one with other options."""
+def check_state(design: Design, state: Any, params: Any) -> None:
+    """Raises for a state that another optimizer made, or the same one with other options.
+
+    Args:
+      params: the parameters, or what has their shapes.
+    """
     _checks.own_state("phased", state, FgoState)
     triggers = zip_longest(design.keys, design.triggers)
     kept = {
@@ -35,6 +39,7 @@ def check_state(design: Design, state: Any) -> None:
              for key, trigger in triggers},
         ),
         "number of transforms": (len(state.transforms), len(design.plan.transforms)),
+        "shapes in the probe's state": _differing(design, state.probe_state, params),
         **{name: (bool(jax.tree.leaves(part)), here) for name, (part, here) in kept.items()},
     }  # fmt: skip
     for name, (there, here) in pairs.items():
@@ -44,6 +49,14 @@ def check_state(design: Design, state: Any) -> None:
                 f"state, {here} in this optimizer. Resume with the options of the run before, or "
                 "begin with tx.init(params)."
             )
+
+
+def _differing(design: Design, state: Any, params: Any) -> tuple[Any, Any]:
+    """The shapes in a probe's state, and in a new one, where they are not the same."""
+    there = _shapes(state)
+    here = {} if design.probe is None else _shapes(jax.eval_shape(design.probe.init, params))
+    paths = [path for path in {**there, **here} if there.get(path) != here.get(path)]
+    return {path: there.get(path) for path in paths}, {path: here.get(path) for path in paths}
 
 
 def check_shapes(grads: Any, params: Any, state: FgoState) -> None:

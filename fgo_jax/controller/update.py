@@ -30,7 +30,7 @@ def update_step(
     design: Design, grads: Any, state: FgoState, params: Any, extras: dict[str, Any]
 ) -> tuple[Any, FgoState]:
     """Updates and new state; a step that is not finite changes `skipped_steps` alone."""
-    check_state(design, state)
+    check_state(design, state, grads if params is None else params)
     extras = checked_extras(design, extras, params)
     check_shapes(grads, params, state)
     finite = all_finite(grads, extras.get("value"), design.axis_name)

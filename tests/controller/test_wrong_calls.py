@@ -115,6 +115,13 @@ def test_a_loss_is_a_scalar(name, shape):
         call(alone(), **{name: jnp.ones(shape)})
 
 
+def test_a_state_made_with_another_probe_of_its_kind_is_refused():
+    wide, narrow = (alone(probe=fgo.probes.gradient_stream(width=w)) for w in (64, 32))
+    message = r"Shapes in the probe's state: .*pending.*64.* in the state, .*32.* in this optimizer"
+    with pytest.raises(ValueError, match=message):
+        narrow.update(PARAMS, wide.init(PARAMS), PARAMS)
+
+
 @pytest.mark.parametrize(
     "wrapped", [lambda tx: tx, fgo.keep_best, lambda tx: fgo.accumulate(tx, 2)]
 )
