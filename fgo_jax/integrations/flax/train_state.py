@@ -15,7 +15,7 @@ from fgo_jax import eval_params
 class TrainState(train_state.TrainState, kw_only=True):
     """`flax.training.train_state.TrainState` whose optimizer is given extra arguments.
 
-    Flax's own drops them: there ``value=`` would have to be a field of the state. Make it by
+    In Flax's own, ``value=`` would have to be a field of the state. Make it by
     ``create(apply_fn=, params=, tx=, batch_stats=)``, and add fields in a subclass, as in Flax.
 
     Attributes:
