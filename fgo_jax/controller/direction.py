@@ -33,7 +33,8 @@ def direction(
     """
     clock = state.clock
     since = (clock.total_step - clock.driver_since).astype(jnp.float32)
-    filled = (design.handover_steps - clock.handover_left).astype(jnp.float32)
+    # A run may be resumed with a shorter hand-over than the one that it is in.
+    filled = jnp.maximum(design.handover_steps - clock.handover_left, 0).astype(jnp.float32)
     driving, coming = design.plan.cast(clock.driver, clock.phase)
     towards, transforms, grafts = design.plan.direction(
         grads,

@@ -14,7 +14,7 @@ import optax
 
 from fgo_jax.controller.select import select
 from fgo_jax.controller.trial import keeps_scale
-from fgo_jax.linalg.trees import added_up, log_norm_ratio, real32, sum_squares
+from fgo_jax.linalg.trees import added_up, log_norm_ratio, real32, sum_squares, wide
 from fgo_jax.phases.phase import Phase
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 
@@ -124,8 +124,7 @@ class Plan:
         def advance(index: int, grads: Any, params: Any, state: Any) -> tuple[Any, Any]:
             if clip_norm is not None:
                 # Inside the branch, where it fuses with what reads the gradients.
-                clipping = optax.clip_by_global_norm(clip_norm)
-                grads = clipping.update(grads, optax.EmptyState())[0]
+                grads = _clipped(grads, clip_norm)
             direction, new = self.transforms[index].update(grads, state, params, **extras)
             # A branch's output must have the type of every other branch's.
             return optax.tree.cast_like(direction, grads), optax.tree.cast_like(new, state)
@@ -140,7 +139,7 @@ class Plan:
                         # A transform in charge without a hand-over before has its own size.
                         grafts = jax.tree.map(lambda g: jnp.where(jnp.isnan(g), 0.0, g), grafts)
                     direction = jax.tree.map(
-                        lambda d, g: d * jnp.exp(jnp.minimum(weight * g, LARGEST)).astype(d.dtype),
+                        lambda d, g: _lengthened(d, jnp.minimum(weight * g, LARGEST)),
                         direction,
                         grafts,
                     )
@@ -192,6 +191,21 @@ class Plan:
 def graft_init(params: Any) -> Any:
     """For each tensor the log of the norm that its update should have over its own norm."""
     return jax.tree.map(lambda p: jnp.zeros([], jnp.float32), params)
+
+
+def _clipped(grads: Any, norm: Any) -> Any:
+    """Gradients of at most this global norm, in float32: half precision cannot hold the squares."""
+    length = jnp.sqrt(sum_squares(grads))
+
+    def shortened(g: jax.Array) -> jax.Array:
+        return jnp.where(length < norm, g, (wide(g) / length * norm).astype(g.dtype))
+
+    return jax.tree.map(shortened, grads)
+
+
+def _lengthened(direction: jax.Array, graft: jax.Array) -> jax.Array:
+    """The direction times exp(graft), a factor that may be beyond half precision."""
+    return (wide(direction) * jnp.exp(graft)).astype(direction.dtype)
 
 
 def _mean(old: jax.Array, new: jax.Array, share: jax.Array) -> jax.Array:

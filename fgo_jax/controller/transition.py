@@ -94,7 +94,7 @@ def advance(
     target = jnp.clip(target, 0, count - 1)
     fills = design.plan.must_fill(clock.driver, target)
 
-    left = jnp.maximum(clock.handover_left - 1, 0)
+    left = jnp.clip(clock.handover_left - 1, 0, design.handover_steps)
     left = jnp.where(leaves, jnp.where(fills, design.handover_steps, 0), left)
     phase = jnp.where(leaves, target, clock.phase)
     driver = jnp.where(left == 0, phase, clock.driver)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import fgo_jax as fgo
@@ -89,3 +90,49 @@ def test_a_phase_forced_back_takes_over_at_once_and_fills_nothing():
     _, after = update(jnp.ones(3), back, jnp.ones(3))
     assert int(after.transforms[0].count) == int(back.transforms[0].count) + 1
     assert int(after.transforms[1].count) == int(back.transforms[1].count)
+
+
+@pytest.mark.parametrize(("dtype", "count", "entry"), [("bfloat16", 600, 1.0), ("float16", 2, 3e2)])
+def test_the_norm_that_clips_is_that_of_float32(dtype, count, entry):
+    grads = {str(i): jnp.full(1, entry, dtype) for i in range(count)}
+    tx = fgo.phased([fgo.acquisition(1.0, transform=optax.identity())], [], clip_norm=1.0)
+    updates, _ = jax.jit(tx.update)(grads, tx.init(grads), grads)
+    squares = [float(jnp.square(x.astype(jnp.float32)).sum()) for x in updates.values()]
+    assert sum(squares) ** 0.5 == pytest.approx(1.0, rel=5e-3)
+
+
+def test_a_graft_beyond_half_precision_gives_the_update_of_float32():
+    def last(dtype):
+        phases = [
+            fgo.acquisition(1e-3, transform=optax.scale_by_sign()),
+            fgo.reask(1e-3, cut=0.0, transform=optax.identity()),
+        ]
+        tx = fgo.phased(phases, [fgo.triggers.after(2)], handover_steps=HANDOVER)
+        grads = jnp.full(2, 1e-5, dtype)
+        state = tx.init(grads)
+        update = jax.jit(tx.update)
+        for _ in range(3 * HANDOVER):
+            updates, state = update(grads, state, grads)
+        return np.asarray(updates, np.float32)
+
+    np.testing.assert_allclose(last("float16"), last("float32"), rtol=0.02)
+
+
+def test_a_run_may_be_resumed_with_a_shorter_handover():
+    def made(handover_steps):
+        phases = [
+            fgo.acquisition(1e-2, transform=optax.scale_by_adam()),
+            fgo.reask(1e-2, transform=optax.scale_by_rms()),
+        ]
+        return fgo.phased(phases, [fgo.triggers.after(3)], handover_steps=handover_steps)
+
+    params, long, short = jnp.ones(4), made(40), made(10)
+    state, taken = long.init(params), []
+    for tx, steps in ((long, 10), (short, 40)):
+        update = jax.jit(tx.update)
+        for number in range(steps):
+            updates, state = update(params, state, params)
+            taken.append(int(state.clock.handover_left))
+            assert np.isfinite(updates).all(), number
+    assert max(taken[10:]) <= 10
+    assert taken[-1] == 0
