@@ -124,10 +124,13 @@ def _check_phases(phases: tuple[Any, ...], total_steps: Any) -> None:
             "dataclasses.replace(phase, name='polish')."
         )
     first = phases[0].decay
-    if first is not None and first.relative and total_steps is None:
+    if first is None or not first.relative:
+        return
+    if total_steps is None or not first.to_the_end:
+        way = ", or total_steps=" if first.to_the_end else ""
         raise ValueError(
             f"phase {phases[0].name!r} comes first, so no steps before it give its decay a length: "
-            "pass one, as in fgo.decays.cosine(1000), or total_steps=."
+            f"pass one, as in fgo.decays.cosine(1000){way}."
         )
 
 
@@ -171,7 +174,7 @@ def _check_triggers(triggers: tuple[Any, ...], phases: int, probe: Probe | None)
     for trigger in triggers:
         if not isinstance(trigger, Trigger):
             raise ValueError(f"triggers must come from fgo.triggers, got {type(trigger).__name__}.")
-        unknown = trigger.signals - provided
+        unknown = trigger.signals - trigger.optional - provided
         if unknown:
             raise ValueError(
                 f"a trigger reads {sorted(unknown)}, which nothing measures: choose from "

@@ -59,7 +59,8 @@ def progress_of(design: Design, clock: Clock, index: int) -> rates.Progress:
         clock.started[index],
         design.total_steps,
         clock.decay_exponent,
-        design.average_weights is not None,
+        # A window of zero is a copy of the last parameters, with all of their noise.
+        design.average_weights is not None and jnp.asarray(design.average_weights) > 0,
         _earliest(design, index),
     )
 
@@ -67,11 +68,14 @@ def progress_of(design: Design, clock: Clock, index: int) -> rates.Progress:
 def _earliest(design: Design, index: int) -> jax.Array:
     """[], float32: the fewest updates before a phase that the length of its decay may count.
 
-    Without a horizon that is the phase's earliest start by triggers, so only a phase forced by
-    hand comes sooner; and never less than a hand-over.
+    That is the phase's earliest start by triggers or a deadline, so only a phase forced by hand
+    comes sooner; and never less than a hand-over.
     """
-    before = design.min_steps[:index] if design.total_steps is None else ()
+    before = design.min_steps[:index]
     earliest = sum((jnp.asarray(steps, jnp.float32) for steps in before), jnp.float32(0.0))
+    if design.deadlines is not None and index > 0:
+        deadline = design.deadlines[index - 1] * jnp.asarray(design.total_steps, jnp.float32)
+        earliest = jnp.minimum(earliest, deadline)
     return jnp.maximum(earliest, jnp.asarray(design.handover_steps, jnp.float32))
 
 

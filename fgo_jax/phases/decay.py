@@ -25,6 +25,7 @@ class Decay:
         for a decay that needs no measurement.
       relative: whether its length is a ratio of the updates before the phase, so that it
         cannot be the first phase's.
+      to_the_end: whether a known horizon gives it its length instead: the steps that are left.
 
     Example:
       >>> import fgo_jax as fgo
@@ -37,6 +38,7 @@ class Decay:
     factor: Law
     exponent: Callable[[Progress, jax.Array], jax.Array] | None = None
     relative: bool = False
+    to_the_end: bool = False
 
 
 def make_decay(
@@ -54,6 +56,8 @@ def make_decay(
     _checks.positive("ratio", ratio)
     _checks.fraction("floor", floor)
 
+    to_the_end = ends and steps is None
+
     def law(progress: Progress) -> jax.Array:
         elapsed = progress.phase_step.astype(jnp.float32)
         if progress.total_steps is None:
@@ -61,13 +65,13 @@ def make_decay(
         else:
             horizon = jnp.asarray(progress.total_steps, jnp.float32)
             left = jnp.maximum(horizon - progress.phase_start.astype(jnp.float32), 1.0)
-            to_the_end = ends and steps is None
             length = left if to_the_end else length_of(progress, steps, ratio)
             line = jnp.maximum(1.0 - elapsed / left, 0.0)
-            value = jnp.minimum(factor(progress, elapsed / length), line)
+            value = factor(progress, elapsed / length)
+            value = value if to_the_end else jnp.minimum(value, line)
         return jnp.maximum(value, jnp.asarray(floor, jnp.float32))
 
-    return Decay(law, exponent, relative=steps is None)
+    return Decay(law, exponent, relative=steps is None, to_the_end=to_the_end)
 
 
 def length_of(progress: Progress, steps: Any, ratio: Any) -> jax.Array:

@@ -17,8 +17,8 @@ before (those of :func:`fgo_jax.target_acquisition` are its warm-up and a hand-o
 | :func:`exponential` | 100^(-s/L) | at L, at a hundredth |
 
 A decay that never ends still arrives when it began too early. With ``total_steps`` of
-:func:`fgo_jax.phased` every decay ends there: those that never end take the smaller of
-themselves and a line, and the others take the steps that are left as their length.
+:func:`fgo_jax.phased` every decay ends there. One that ends takes the steps that are left as its
+length, unless it has ``steps``. All others take the smaller of themselves and a line.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def adaptive(
         _checks.non_negative("onset", onset)
 
     def exponent(progress: Progress, energy_exponent: jax.Array) -> jax.Array:
-        start = (1.0 if progress.averaged else 0.0) if onset is None else onset
+        start = jnp.where(progress.averaged, 1.0, 0.0) if onset is None else onset
         length = length_of(progress, steps, ratio)
         elapsed = progress.phase_step.astype(jnp.float32)
         own = jnp.clip(energy_exponent - jnp.asarray(start, jnp.float32), 0.0, 1.0)

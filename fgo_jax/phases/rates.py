@@ -22,7 +22,7 @@ class Progress(NamedTuple):
       phase_start: [], int32; updates before the phase began.
       total_steps: int or [] int32: the horizon; None where it is unknown.
       decay_exponent: [], float32; mean exponent of an adaptive decay so far.
-      averaged: whether the weights are averaged.
+      averaged: bool or [] bool: whether the weights are averaged.
       earliest: [], float32; the fewest updates before the phase that a relative decay counts. A
         phase forced by hand can begin sooner.
 
@@ -39,7 +39,7 @@ class Progress(NamedTuple):
     phase_start: jax.Array
     total_steps: Any
     decay_exponent: jax.Array
-    averaged: bool
+    averaged: Any
     earliest: Any = 1.0
 
 

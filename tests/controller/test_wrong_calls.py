@@ -38,6 +38,14 @@ WRONG = {
         lambda: fgo.target_acquisition(1e-3, 100, total_steps=50),
         r"total_steps=50 is shorter than the warm-up of phase 'acquisition' \(100 steps\)",
     ),
+    "endless decay that comes first": (
+        lambda: fgo.phased([fgo.execution(1e-3)], [], total_steps=1000),
+        r"no steps before it give its decay a length: pass one, as in fgo.decays.cosine\(1000\)\.",
+    ),
+    "decay that comes first": (
+        lambda: fgo.phased([fgo.execution(1e-3, decay=fgo.decays.cosine())], []),
+        r"fgo.decays.cosine\(1000\), or total_steps=",
+    ),
     "horizon of phased": (
         lambda: fgo.phased([fgo.acquisition(1e-3, 100)], [], total_steps=99),
         "is shorter than the warm-up",

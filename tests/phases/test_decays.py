@@ -46,8 +46,10 @@ def test_with_a_horizon_every_decay_ends_there(name):
     steps = range(0, left + 1, 5)
     line = [1 - step / left for step in steps]
     # Those without an end keep their length; the others take the steps that are left.
-    length = START if name in ENDLESS else left
-    wanted = np.minimum([FORMULAS[name](step / length) for step in steps], line)
+    if name in ENDLESS:
+        wanted = np.minimum([FORMULAS[name](step / START) for step in steps], line)
+    else:
+        wanted = [FORMULAS[name](step / left) for step in steps]
     got = factors(getattr(fgo.decays, name)(), steps, total_steps=START + left)
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
 

@@ -67,3 +67,25 @@ def test_a_stack_of_runs_tells_a_number_for_each(state):
     for name, numbers in told.items():
         np.testing.assert_array_equal(numbers, jnp.stack([run[name] for run in alone]), name)
     assert not bool(jnp.any(fgo.should_stop(stack)))
+
+
+@pytest.mark.parametrize("total_steps", [None, 1_000_000])
+def test_a_phase_forced_soon_decays_as_slowly_with_a_horizon(total_steps):
+    phases = [
+        fgo.acquisition(1.0, transform=optax.identity()),
+        fgo.execution(1.0, cut=0.0, transform=optax.identity()),
+    ]
+    tx = fgo.phased(
+        phases, [fgo.triggers.never()], min_steps=1000, handover_steps=4, total_steps=total_steps
+    )
+    params = jnp.ones(2)
+
+    def step(state, _):
+        state = tx.update(params, state, params)[1]
+        return state, state.hyperparams["fgo_learning_rate"]
+
+    state, _ = step(tx.init(params), None)
+    forced = fgo.force_phase(state, "execution")
+    _, rates = jax.jit(lambda state: jax.lax.scan(step, state, length=102))(forced)
+    # The hundred steps are a tenth of the thousand that come before the phase by triggers.
+    assert float(rates[-1]) == pytest.approx(1 / 1.1, rel=0.01)

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import fgo_jax as fgo
@@ -148,3 +149,11 @@ def test_a_fixed_verdict_is_shown_as_the_conditions_own():
 def test_a_validation_that_is_no_number_is_no_report_without_improvement(bad):
     found, _ = followed(t.plateau("x", patience=2), [1.0, bad, bad, bad, 1.0, 1.0])
     np.testing.assert_array_equal(found[0], [-1, -1, -1, -1, 0, 1])
+
+
+def test_an_optional_signal_needs_no_probe_that_measures_it():
+    below = t.if_given(t.below("agreement", 0.75), "agreement", otherwise=1)
+    phases = [fgo.acquisition(1.0, transform=optax.identity()), fgo.execution(1.0)]
+    tx = fgo.phased(phases, [below])
+    state = tx.update(jnp.ones(2), tx.init(jnp.ones(2)), jnp.ones(2))[1]
+    assert int(state.clock.phase) == 1
