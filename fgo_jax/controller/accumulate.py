@@ -41,9 +41,9 @@ def accumulate(
       :math:`\langle g, g' \rangle` is the squared norm of the mean gradient on average. Signals
       keep their meaning, a pair costs one step instead of two, and the parameters do not move
       in between.
-    - ``value`` is averaged over the micro-batches. Of their ``validation_value`` the newest
-      counts; NaN is none. Of all other extra arguments, ``batch`` too, the last call's are
-      passed on.
+    - ``value`` is averaged over the micro-batches, so pass it at every call. Of their
+      ``validation_value`` the newest counts; NaN is none. Of all other extra arguments, ``batch``
+      too, the last call's are passed on.
     - The optimizer runs once in k calls, inside a `jax.lax.switch`.
 
     A micro-batch whose gradients or loss are not finite spoils the mean. :func:`phased` then

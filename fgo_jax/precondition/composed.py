@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import optax
 
+from fgo_jax.linalg.trees import real32
 from fgo_jax.precondition.shared import model as models
 from fgo_jax.precondition.shared.leaves import called
 from fgo_jax.precondition.shared.preconditioner import Preconditioner, inherited
@@ -92,6 +93,6 @@ def masked(inner: Preconditioner, mask: Any) -> Preconditioner:
 
         part = jax.tree.map(select, called(mask, grads), grads)
         rows = inner.metric(part, state.inner_state)
-        return models.merge(rows, optax.tree.cast(grads, "float32"))
+        return models.merge(rows, jax.tree.map(real32, grads))
 
     return Preconditioner(whole.init, whole.update, metric, *inherited(inner))

@@ -115,7 +115,8 @@ def graft(
     if metric is None:
         return optax.GradientTransformationExtraArgs(init, update)
     # The updates are as large as those of each member that has a part in their norm.
-    members = [magnitude] * (weight != 0.0) + [direction] * (weight != 1.0)
+    fixed = None if callable(weight) else _checks.number(weight)
+    members = [magnitude] * (fixed != 0.0) + [direction] * (fixed != 1.0)
     keeps = all(getattr(member, "keeps_scale", True) for member in members)
     return Preconditioner(
         init,

@@ -222,14 +222,16 @@ def layer_numbers(tree: Any) -> dict[str, jax.Array]:
     states = [node for node in nodes if isinstance(node, ScaleByLayerNoiseState)]
     numbers = {}
     for which, state in enumerate(states):
+        runs = state.layer_step.shape  # of an ensemble of models
         several = f"{which}/" if len(states) > 1 else ""
         for name, field in (("layer_noise", state.layer_noise), ("layer_rate", state.layer_rates)):
             for path, leaf in zip(leaf_names(field), jax.tree.leaves(field), strict=True):
                 key = f"{name}/{several}{path}"
-                if leaf.ndim < 3:  # no stack of matrices, also in an ensemble of models
+                if leaf.ndim - len(runs) < 3:  # no stack of matrices
                     numbers[key] = leaf
                 else:
-                    numbers |= {f"{key}/{i}": one for i, one in enumerate(leaf.reshape(-1))}
+                    members = jnp.moveaxis(leaf.reshape(*runs, -1), -1, 0)
+                    numbers |= {f"{key}/{i}": one for i, one in enumerate(members)}
     return numbers
 
 

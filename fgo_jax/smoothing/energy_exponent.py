@@ -45,7 +45,8 @@ def energy_fall_update(
       anew: [], bool; True at the first direction of another transform.
     """
     seen = slow.averaged_steps
-    due = seen % EVERY == 0
+    # A mean of no directions has nothing to measure. It only drops what an earlier one has left.
+    due = (seen % EVERY == 0) & ((seen > 0) | (state.counts[0] > 0))
 
     # Inside a branch, so that there is no pass over the mean between measurements.
     def look(mean: Any, state: EnergyFallState) -> EnergyFallState:

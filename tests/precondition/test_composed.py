@@ -3,6 +3,7 @@
 import copy
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -102,3 +103,11 @@ def test_wrong_members():
             fgo.precondition.chain(*members)
     with pytest.raises(ValueError, match=r"inner has none: use optax\.masked"):
         fgo.precondition.masked(optax.identity(), MASK)
+
+
+def test_a_complex_leaf_outside_of_the_mask_is_measured_with_both_of_its_parts():
+    inner = fgo.scale_by_kronecker_fisher()
+    params = {"w": jnp.ones((2, 2)), "c": jnp.full(1, 3 + 4j)}
+    ours = fgo.precondition.masked(inner, {"w": True, "c": False})
+    rows = ours.metric(params, ours.init(params))
+    assert sorted(np.ravel(rows["c"])) == [3.0, 4.0]

@@ -144,3 +144,12 @@ def test_of_a_preconditioner_it_is_one():
 def test_wrong_weights():
     with pytest.raises(ValueError, match=r"weight must lie in \[0, 1\]"):
         graft(optax.identity(), optax.identity(), 1.5)
+
+
+@pytest.mark.parametrize("weight", [np.float32(0.5), jnp.float32(1.0), 0.0])
+def test_a_weight_may_be_an_array_where_there_is_a_metric(weight):
+    shrinking = scale_by_kronecker_fisher(centred=True)  # with the gradients
+    transform = graft(shrinking, scale_by_kronecker_fisher(), weight)
+    assert transform.keeps_scale == (weight == 0.0)
+    injected = optax.inject_hyperparams(graft)
+    injected(optax.scale_by_adam(), scale_by_kronecker_fisher(), weight=0.5).init(jnp.ones((2, 2)))

@@ -162,6 +162,10 @@ def test_each_matrix_of_a_stack_is_a_layer_and_telemetry_tells():
     assert 0.05 < told["layer_rate/s/1"] < 0.2
     assert told["layer_noise/s/1"] > 50 * told["layer_noise/s/0"] > 0
     assert "layer_rate/s" not in told
+    ensemble = fgo.telemetry(jax.tree.map(lambda x: jnp.stack([x, x, x]), state))
+    assert {name: float(number[2]) for name, number in ensemble.items() if "layer" in name} == {
+        name: float(number) for name, number in told.items() if "layer" in name
+    }
 
 
 def test_a_gradient_that_is_not_finite_is_no_noise_and_a_still_layer_stops_no_other():

@@ -240,7 +240,12 @@ def test_without_a_slow_momentum_there_is_nothing_to_follow(share):
 @pytest.mark.parametrize("injected", [False, True])
 @pytest.mark.parametrize(
     ("arguments", "power"),
-    [({}, 1.0), ({"average_weights": 0.1}, 0.0), ({"decay": fgo.decays.adaptive(onset=1.0)}, 0.0)],
+    [
+        ({}, 1.0),
+        ({"average_weights": 0.1}, 0.0),
+        ({"average_weights": 0.0}, 1.0),
+        ({"decay": fgo.decays.adaptive(onset=1.0)}, 0.0),
+    ],
 )
 def test_noise_is_a_reason_to_fall_for_raw_weights_alone(arguments, power, injected):
     make = fgo.target_acquisition
@@ -253,3 +258,29 @@ def test_noise_is_a_reason_to_fall_for_raw_weights_alone(arguments, power, injec
     rate = told(tx, KINDS[1.0])[0]["learning_rate"]
     slope = np.log(rate[-1] / rate[500]) / np.log(COUNT / 500)
     assert slope == pytest.approx(-power, abs=0.12)
+
+
+def test_a_mean_of_no_directions_is_not_looked_at(monkeypatch):
+    looks = []
+    norm = optax.tree.norm
+
+    def counted(tree, **options):
+        jax.debug.callback(lambda: looks.append(1))
+        return norm(tree, **options)
+
+    monkeypatch.setattr(optax.tree, "norm", counted)
+    phases = [
+        fgo.acquisition(1e-2, transform=optax.identity()),
+        fgo.execution(1e-2, decay=fgo.decays.adaptive(), slow_share=0.5),
+    ]
+    tx = fgo.phased(phases, [fgo.triggers.after(25)])
+    state = tx.init(jnp.ones(2))
+    update = jax.jit(tx.update)
+    for _ in range(24):
+        state = update(jnp.ones(2), state, jnp.ones(2))[1]
+    jax.effects_barrier()
+    assert len(looks) <= 1  # at the very first step everything is new
+    for _ in range(41):
+        state = update(jnp.ones(2), state, jnp.ones(2))[1]
+    jax.effects_barrier()
+    assert 4 <= len(looks) <= 6
