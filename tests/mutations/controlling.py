@@ -63,6 +63,12 @@ CONTROLLER = [
         "controller/handover.py",
         "controller/test_grafts_and_clipping.py",
         ("weight = jnp.ones([], jnp.float32)", "pass", "a graft of another scale fades"),
+        ("jnp.sqrt(sum_squares(grads))", "optax.tree.norm(grads)", "half precision clips"),
+        (
+            "(wide(direction) * jnp.exp(graft))",
+            "(direction * jnp.exp(graft).astype(direction.dtype))",
+            "a graft overflows half precision",
+        ),
         (
             "if clip_norm is not None:",
             "if clip_norm is not None and index == 0:",
@@ -75,6 +81,15 @@ CONTROLLER = [
             "return self.transform_at(driver), jnp",
             "return self.transform_at(phase), jnp",
             "the new transform drives while it fills",
+        ),
+    ),
+    *mutations(
+        "controller/direction.py",
+        "controller/test_grafts_and_clipping.py",
+        (
+            "jnp.maximum(design.handover_steps - clock.handover_left, 0)",
+            "(design.handover_steps - clock.handover_left)",
+            "a shorter hand-over divides by zero",
         ),
     ),
     *mutations(

@@ -95,7 +95,7 @@ PHASES = [
         "phases/test_rates.py phases/test_decays.py",
         ("jnp.where(jnp.isnan(own), 0.0, own)", "own", "an unknown exponent is NaN"),
         ("jnp.float32), 0.0, 1.0)", "jnp.float32), 0.0, 9.0)", "a rate falls faster than 1/t"),
-        ("(1.0 if progress.averaged else 0.0)", "0.0", "averaged weights have no later onset"),
+        ("jnp.where(progress.averaged, 1.0, 0.0)", "0.0", "averaged weights have no later onset"),
         ("jnp.exp(-jnp.minimum(share, 1.0) * ", "jnp.exp(-share * ", "an exponential never ends"),
         ("jnp.float32(100.0)", "jnp.float32(10.0)", "an exponential ends at a tenth"),
         (
@@ -107,11 +107,8 @@ PHASES = [
     *mutations(
         "phases/decay.py",
         "phases/test_decays.py::test_with_a_horizon_every_decay_ends_there",
-        (
-            "jnp.minimum(factor(progress, elapsed / length), line)",
-            "factor(progress, elapsed / length)",
-            "a horizon is no bound",
-        ),
+        ("value if to_the_end else jnp.minimum(value, line)", "value", "a horizon is no bound"),
+        ("value if to_the_end else jnp", "jnp", "a cosine begins as a line"),
     ),
     *mutations(
         "phases/decay.py",

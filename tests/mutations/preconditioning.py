@@ -251,7 +251,7 @@ OTHERS = [
             "direction_state",
             "a bad step poisons the direction's state",
         ),
-        ("[magnitude] * (weight != 0.0)", "[]", "the magnitude's scale does not count"),
+        ("[magnitude] * (fixed != 0.0)", "[]", "the magnitude's scale does not count"),
     ),
     *mutations(
         "precondition/step_limits/along_update.py",
