@@ -49,6 +49,22 @@ def test_fields_of_a_subclass_are_replaced_as_in_flax():
     assert (type(moved), int(moved.key)) == (WithKey, 7)
 
 
+def test_every_field_of_the_state_may_be_replaced_and_the_step_is_of_the_old_one():
+    state, other = made(optax.sgd(0.5)), optax.sgd(0.1, momentum=0.9)
+    given = {
+        "step": 7,
+        "apply_fn": jnp.sum,
+        "tx": other,
+        "opt_state": other.init(PARAMS),
+        "batch_stats": {"mean": jnp.ones(2)},
+    }
+    moved = state.apply_gradients(grads=PARAMS, **given)
+    for name, value in given.items():
+        assert getattr(moved, name) is value, name
+    assert moved.params["w"].tolist() == [0.5] * 3
+    assert state.apply_gradients(grads=PARAMS, params={"w": 2.0}).params == {"w": 2.0}
+
+
 @pytest.mark.parametrize("make", [lambda: optax.sgd(0.5), lambda: optax.MultiSteps(_fgo(), 1)])
 def test_without_extras_it_is_flax_s_own(make):
     tx = make()

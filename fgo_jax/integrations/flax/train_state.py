@@ -66,7 +66,7 @@ class TrainState(train_state.TrainState, kw_only=True):
 
         Args:
           grads: gradients, shaped like ``params``.
-          **kwargs: those named like a field of the state replace it, as in Flax; all others,
+          **kwargs: those named like a field of the state replace it after the step; all others,
             such as ``value=``, ``batch=`` and ``validation_value=``, go to ``tx.update``. An
             optimizer without extra arguments does not see them.
 
@@ -96,5 +96,6 @@ class TrainState(train_state.TrainState, kw_only=True):
             return tx.update(updates, state, params, **kwargs)
 
         bound = self.replace(tx=optax.GradientTransformation(tx.init, update))
-        moved: Any = train_state.TrainState.apply_gradients(bound, grads=grads, **replaced)
-        return moved.replace(tx=self.tx)
+        moved: Any = train_state.TrainState.apply_gradients(bound, grads=grads)
+        # After the step, so that `tx=`, `step=`, `params=` and `opt_state=` win too.
+        return moved.replace(**{"tx": self.tx, **replaced})
