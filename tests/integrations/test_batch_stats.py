@@ -116,6 +116,50 @@ def test_an_nnx_model_gets_plain_means_too_and_nothing_else_changes():
             assert bool(jnp.all(leaf.get_value() == after[path].get_value())), path
 
 
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_nothing_stays_of_old_numbers_that_are_not_finite(bad):
+    data, truth = [jnp.array([[1.0], [3.0]]), jnp.array([[5.0], [5.0]])], {"mean": 3.5, "var": 0.5}
+    old = {"mean": jnp.array([bad]), "var": jnp.array([bad])}
+    layer = nn.BatchNorm(use_running_average=False, use_bias=False, use_scale=False)
+    found = recompute_batch_stats(
+        lambda variables, x: layer.apply(variables, x, mutable=["batch_stats"]),
+        {"batch_stats": old},
+        data,
+    )
+    assert {name: float(found[name][0]) for name in truth} == truth
+    model = nnx.BatchNorm(1, rngs=nnx.Rngs(0))
+    model.mean[...], model.var[...] = old["mean"], old["var"]
+    nnx_recompute_batch_stats(model, data)
+    assert {name: float(getattr(model, name)[0]) for name in truth} == truth
+
+
+class Chosen(nnx.Module):
+    """Its own argument goes before the module's flag; with `inner`, under a transform of nnx."""
+
+    def __init__(self, rngs, inner=lambda norm, x, frozen: norm(x, use_running_average=frozen)):
+        self.norm, self.frozen = nnx.BatchNorm(1, rngs=rngs), nnx.BatchNorm(1, rngs=rngs)
+        self.inner = inner
+
+    def __call__(self, x, train=False):
+        return self.inner(self.norm, self.frozen(x, use_running_average=True), not train)
+
+
+@nnx.jit(static_argnums=2)
+def jitted(norm, x, frozen):
+    return norm(x, use_running_average=frozen)
+
+
+@pytest.mark.parametrize("inner", [{}, {"inner": jitted}])
+def test_an_nnx_model_that_trains_by_an_argument_at_the_call(inner):
+    model, x = Chosen(nnx.Rngs(0), **inner), jnp.array([[1.0], [3.0]])
+    with pytest.raises(ValueError, match="call=lambda model, batch: model"):
+        nnx_recompute_batch_stats(model, [x])
+    for _ in range(2):  # the second time, the old numbers are those of the batch
+        nnx_recompute_batch_stats(model, [x], lambda model, batch: model(batch, train=True))
+        np.testing.assert_allclose(model.norm.mean[...], 2.0, rtol=1e-4)
+        assert (float(model.frozen.mean[0]), float(model.frozen.var[0])) == (0.0, 1.0)
+
+
 def test_mistakes_are_named(trained):
     variables = {"params": trained.params, "batch_stats": trained.batch_stats}
     data = unstacked(batches(4, 1))

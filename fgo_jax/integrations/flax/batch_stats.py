@@ -16,6 +16,34 @@ from fgo_jax import _checks
 _NO_BATCHES = "batches is empty: pass some batches of training data."
 
 
+class _ShareOfOld:
+    """The momentum that turns a running mean into the plain mean of `number` + 1 batches.
+
+    Both kinds of BatchNorm compute ``momentum * old + (1 - momentum) * new``, and read the momentum
+    only where they count a batch. So this also notes, as the model is traced, whether one was
+    counted. A flag of the module does not tell: an argument at the call overrides it. Values do not
+    either: two passes over one batch give equal ones.
+    """
+
+    def __init__(self, number: jax.Array):
+        self.number = number
+        self.counted = False
+
+    def _share(self) -> jax.Array:
+        return self.number.astype(jnp.float32) / (self.number + 1).astype(jnp.float32)
+
+    def __mul__(self, old: Any) -> jax.Array:
+        self.counted = True
+        kept = self._share() * jnp.asarray(old)
+        # At first exactly zero: 0 * NaN would keep the NaN of a bad batch for ever.
+        return jnp.where(self.number == 0, jnp.zeros_like(kept), kept)
+
+    __rmul__ = __mul__
+
+    def __rsub__(self, one: Any) -> jax.Array:
+        return one - self._share()
+
+
 def recompute_batch_stats(
     apply_fn: Callable[[Any, Any], tuple[Any, Any]], variables: Any, batches: Iterable[Any]
 ) -> Any:
@@ -31,7 +59,8 @@ def recompute_batch_stats(
     .. math:: s_k = s_{k-1} + (b_k - s_{k-1}) / k, \qquad k = 1, 2, \ldots
 
     where :math:`b_k` are the mean and the variance of batch k at each layer. A forward pass
-    for each batch; some dozens are enough.
+    for each batch; some dozens are enough. Of a layer that runs more than once in a pass, the later
+    calls count for more than their share.
 
     Args:
       apply_fn: ``(variables, batch) -> (outputs, updated)``, the model in training mode:
@@ -76,18 +105,15 @@ def recompute_batch_stats(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _linen_pass(apply_fn: Any, variables: Any, batch: Any, number: jax.Array) -> Any:
-    trained = []
+    share = _ShareOfOld(number)
 
     def intercept(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
         if not isinstance(module, nn.BatchNorm) or context.method_name != "__call__":
             return next_fun(*args, **kwargs)
-        given = args[1] if len(args) > 1 else kwargs.get("use_running_average")
-        given = module.use_running_average if given is None else given
-        trained.append(given is False)
         # Past the module's own check, which forbids changes outside `setup`.
         before = module.momentum
-        object.__setattr__(module, "momentum", _share_of_old(number))
+        object.__setattr__(module, "momentum", share)
         try:
             return next_fun(*args, **kwargs)
         finally:
@@ -101,7 +127,7 @@ def _linen_pass(apply_fn: Any, variables: Any, batch: Any, number: jax.Array) ->
             'model.apply(variables, x, ..., mutable=["batch_stats"]), and put the old ones into '
             "variables."
         )
-    if not any(trained):
+    if not share.counted:
         raise ValueError(
             "no flax.linen.BatchNorm ran in training mode, so nothing was measured: pass "
             "train=True, or whatever sets use_running_average=False in your model."
@@ -116,9 +142,9 @@ def nnx_recompute_batch_stats(
 ) -> None:
     r"""Batch statistics of an nnx model for its present weights, from a few batches.
 
-    As :func:`recompute_batch_stats`, which says why. The statistics of every
-    `flax.nnx.BatchNorm` in the model are replaced; nothing else in it changes, random number
-    counters neither. Layers of dropout run as the model is set.
+    As :func:`recompute_batch_stats`, which says why. Every `flax.nnx.BatchNorm` in the model is put
+    into training mode, unless the call itself says otherwise, and its statistics are replaced.
+    Nothing else changes, random number counters neither. Layers of dropout run as the model is set.
 
     Args:
       model: the model that is evaluated, with averaged weights. Not the one that trains, but a
@@ -130,7 +156,8 @@ def nnx_recompute_batch_stats(
       None; the model itself changes.
 
     Raises:
-      ValueError: for no batches, or a model without batch normalisation.
+      ValueError: for no batches, a model without batch normalisation, or a `call` in which none
+        runs in training mode.
 
     Example:
       >>> import jax.numpy as jnp
@@ -161,17 +188,18 @@ def nnx_recompute_batch_stats(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _nnx_pass(call: Any, graph: Any, state: Any, batch: Any, number: jax.Array) -> Any:
-    model = nnx.merge(graph, state)
+    model, share = nnx.merge(graph, state), _ShareOfOld(number)
     for _, module in nnx.iter_modules(model):
         if isinstance(module, nnx.BatchNorm):
             module.use_running_average = False
-            # An array, where nnx expects a static number.
-            object.__setattr__(module, "momentum", _share_of_old(number))
+            # Past nnx's own check: it expects a number.
+            object.__setattr__(module, "momentum", share)
     call(model, batch)
+    if not share.counted:
+        raise ValueError(
+            "no flax.nnx.BatchNorm ran in training mode, so nothing was measured: the model passes "
+            "use_running_average=True at the call, or does not run the layer. Pass a call= that "
+            "trains, such as call=lambda model, batch: model(batch, train=True)."
+        )
     measured = nnx.state(model, nnx.BatchStat)
     return nnx.merge_state(state, measured)
-
-
-def _share_of_old(number: jax.Array) -> jax.Array:
-    """The momentum that turns a running mean into the plain mean of `number` + 1 batches."""
-    return number.astype(jnp.float32) / (number + 1).astype(jnp.float32)
