@@ -1,8 +1,10 @@
 """Friction-Guided Optimization for optax.
 
 `target_acquisition` is the optimizer. `explain` and `telemetry` say what a run does, in words and
-in numbers. `python -m fgo_jax` lists all names. Seven terms that they use:
+in numbers. `python -m fgo_jax` lists all names. Eight terms that they use:
 
+- **Intrinsic dimension**, or dimension of the gradient noise: over how many directions the noise
+  spreads, (tr C)^2 / tr C^2 with its covariance C. Acquisition ends when it has stopped falling.
 - **Refinement**: the preconditioned optimizer inside FGO, without the phases. By default it is
   `kronecker_fisher`, a natural gradient much like SOAP, at a constant rate. Benchmarks call it the
   *base*: comparing FGO with it shows what the phases add.
