@@ -85,8 +85,8 @@ def scale_by_diagonal_fisher(
     An entry of h^ is at worst as noisy as the square of one Gaussian, and h averages 1 / (1 - b2)
     of them. Until then the clipping bounds the effect of a small draw. A leaf whose
     gradient is not finite, or has squares that overflow float32, gets a zero update and keeps its
-    M; a leaf with a non-finite estimate keeps its h. The bias corrections count such a step like any
-    other.
+    M; a leaf with a non-finite estimate keeps its h. The bias corrections count such a step like
+    any other.
 
     Everything is sharded like its leaf. Meshes need automatic axes.
 
