@@ -14,7 +14,7 @@ import optax
 
 from fgo_jax.controller.select import select
 from fgo_jax.controller.trial import keeps_scale
-from fgo_jax.linalg.trees import added_up, log_norm_ratio, real32, sum_squares, wide
+from fgo_jax.linalg.trees import added_up, log_norm_ratio, real32, sum_squares, times, wide
 from fgo_jax.phases.phase import Phase
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 
@@ -139,7 +139,7 @@ class Plan:
                         # A transform in charge without a hand-over before has its own size.
                         grafts = jax.tree.map(lambda g: jnp.where(jnp.isnan(g), 0.0, g), grafts)
                     direction = jax.tree.map(
-                        lambda d, g: _lengthened(d, jnp.minimum(weight * g, LARGEST)),
+                        lambda d, g: times(d, jnp.exp(jnp.minimum(weight * g, LARGEST))),
                         direction,
                         grafts,
                     )
@@ -201,11 +201,6 @@ def _clipped(grads: Any, norm: Any) -> Any:
         return jnp.where(length < norm, g, (wide(g) / length * norm).astype(g.dtype))
 
     return jax.tree.map(shortened, grads)
-
-
-def _lengthened(direction: jax.Array, graft: jax.Array) -> jax.Array:
-    """The direction times exp(graft), a factor that may be beyond half precision."""
-    return (wide(direction) * jnp.exp(graft)).astype(direction.dtype)
 
 
 def _mean(old: jax.Array, new: jax.Array, share: jax.Array) -> jax.Array:

@@ -42,6 +42,11 @@ def wide(leaf: jax.Array) -> jax.Array:
     return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
+def times(leaf: jax.Array, factor: jax.Array) -> jax.Array:
+    """leaf * factor in the leaf's dtype, which need not hold the factor."""
+    return (wide(leaf) * factor).astype(leaf.dtype)
+
+
 def real32(leaf: jax.Array) -> jax.Array:
     """The leaf in float32; the two parts of a complex one on one more axis, with the same norm.
 

@@ -65,10 +65,12 @@ def make_decay(
         else:
             horizon = jnp.asarray(progress.total_steps, jnp.float32)
             left = jnp.maximum(horizon - progress.phase_start.astype(jnp.float32), 1.0)
-            length = left if to_the_end else length_of(progress, steps, ratio)
-            line = jnp.maximum(1.0 - elapsed / left, 0.0)
-            value = factor(progress, elapsed / length)
-            value = value if to_the_end else jnp.minimum(value, line)
+            if to_the_end:
+                value = factor(progress, elapsed / left)
+            else:
+                share = elapsed / length_of(progress, steps, ratio)
+                line = jnp.maximum(1.0 - elapsed / left, 0.0)
+                value = jnp.minimum(factor(progress, share), line)
         return jnp.maximum(value, jnp.asarray(floor, jnp.float32))
 
     return Decay(law, exponent, relative=steps is None, to_the_end=to_the_end)

@@ -13,7 +13,7 @@ from fgo_jax import _checks
 from fgo_jax.linalg.compiled import compiled_once
 from fgo_jax.linalg.mesh import everywhere, on_mesh
 from fgo_jax.linalg.ordering import ordered_after
-from fgo_jax.linalg.trees import leaf_names
+from fgo_jax.linalg.trees import leaf_names, times
 from fgo_jax.precondition.shared.leaves import called, check_floating
 from fgo_jax.precondition.shared.matrix_view import DimensionNumbers, newton_schulz, views
 from fgo_jax.precondition.shared.modes import Modes
@@ -202,7 +202,7 @@ def scale_by_layer_noise(
             first_of_pair=first_of_pair,
             **dict(zip(names, fields, strict=True)),
         )
-        scaled = jax.tree.map(_times, towards, new.layer_rates)
+        scaled = jax.tree.map(times, towards, new.layer_rates)
         return scaled, optax.tree.cast_like(new, state)
 
     metric: Any = getattr(direction, "metric", None)
@@ -292,8 +292,3 @@ def _kinds(norms: Any, tree: Any, found: Sequence[Modes | None]) -> list[tuple[s
 
 def _squarable(g: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(jnp.sum(jnp.square(g))), g, jnp.nan)
-
-
-def _times(update: jax.Array, rate: jax.Array) -> jax.Array:
-    wide = jnp.promote_types(update.dtype, jnp.float32)
-    return (update.astype(wide) * rate).astype(update.dtype)

@@ -43,8 +43,22 @@ CONTROLLER = [
         ("stop_flag=~leaves & (", "stop_flag=(", "the stop flag outlives its phase"),
     ),
     *mutations(
+        "linalg/trees.py",
+        "controller/test_grafts_and_clipping.py",
+        (
+            "(wide(leaf) * factor)",
+            "(leaf * factor.astype(leaf.dtype))",
+            "a graft overflows half precision",
+        ),
+    ),
+    *mutations(
         "controller/direction.py",
         "controller/test_grafts_and_clipping.py",
+        (
+            "jnp.maximum(design.handover_steps - clock.handover_left, 0)",
+            "(design.handover_steps - clock.handover_left)",
+            "a shorter hand-over divides by zero",
+        ),
         ("2.0 / (filled + 2.0)", "1.0 / (filled + 1.0)", "a graft is a plain mean"),
         ("since / design.handover_steps, 0.0", "0.0 * since, 0.0", "a graft stays"),
         ("coming=jnp.where(ready, coming, -1)", "coming=coming", "a skipped step fills"),
@@ -65,11 +79,6 @@ CONTROLLER = [
         ("weight = jnp.ones([], jnp.float32)", "pass", "a graft of another scale fades"),
         ("jnp.sqrt(sum_squares(grads))", "optax.tree.norm(grads)", "half precision clips"),
         (
-            "(wide(direction) * jnp.exp(graft))",
-            "(direction * jnp.exp(graft).astype(direction.dtype))",
-            "a graft overflows half precision",
-        ),
-        (
             "if clip_norm is not None:",
             "if clip_norm is not None and index == 0:",
             "a filling transform is not clipped",
@@ -81,15 +90,6 @@ CONTROLLER = [
             "return self.transform_at(driver), jnp",
             "return self.transform_at(phase), jnp",
             "the new transform drives while it fills",
-        ),
-    ),
-    *mutations(
-        "controller/direction.py",
-        "controller/test_grafts_and_clipping.py",
-        (
-            "jnp.maximum(design.handover_steps - clock.handover_left, 0)",
-            "(design.handover_steps - clock.handover_left)",
-            "a shorter hand-over divides by zero",
         ),
     ),
     *mutations(

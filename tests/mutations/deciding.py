@@ -107,8 +107,16 @@ PHASES = [
     *mutations(
         "phases/decay.py",
         "phases/test_decays.py::test_with_a_horizon_every_decay_ends_there",
-        ("value if to_the_end else jnp.minimum(value, line)", "value", "a horizon is no bound"),
-        ("value if to_the_end else jnp", "jnp", "a cosine begins as a line"),
+        (
+            "jnp.minimum(factor(progress, share), line)",
+            "factor(progress, share)",
+            "a horizon is no bound",
+        ),
+        (
+            "value = factor(progress, elapsed / left)",
+            "value = jnp.minimum(factor(progress, elapsed / left), 1 - elapsed / left)",
+            "a cosine begins as a line",
+        ),
     ),
     *mutations(
         "phases/decay.py",
