@@ -60,9 +60,8 @@ def cell(comparison: claims.Comparison | None) -> str:
     """A ratio as Markdown."""
     if comparison is None:
         return "-"
-    text = spread(comparison.ratio, "{:.2f}", beyond="∞")
-    clear = comparison.ratio["high"] < 1
-    return (f"**{text}**" if clear else text) + EASY * comparison.easy
+    bold = "**" * (comparison.ratio["high"] < 1)
+    return bold + spread(comparison.ratio, "{:.2f}", beyond="∞") + bold + EASY * comparison.easy
 
 
 def step_rows(races: Mapping[str, Any]) -> list[tuple[str, ...]]:
