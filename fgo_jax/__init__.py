@@ -5,21 +5,20 @@ in numbers. `python -m fgo_jax` lists all names. Eight terms that they use:
 
 - **Intrinsic dimension**, or dimension of the gradient noise: over how many directions the noise
   spreads, (tr C)^2 / tr C^2 with its covariance C. Acquisition ends when it has stopped falling.
-- **Refinement**: the preconditioned optimizer inside FGO, without the phases. By default it is
-  `kronecker_fisher`, a natural gradient much like SOAP, at a constant rate. Benchmarks call it the
-  *base*: comparing FGO with it shows what the phases add.
-- **Agreement**: the share of the energy of successive gradients that they have in common. 1 means
-  no noise, 0 means only noise. Both transitions ask for less than 0.75, with confidence.
+- **Base**: FGO's preconditioner, `kronecker_fisher`, alone at a constant learning rate. It is much
+  like SOAP. Benchmarks compare FGO with it: the difference is what the phases add.
+- **Agreement**: the inner product of two successive gradients over their mean squared norm: 1
+  without noise, 0 for noise alone. Both transitions need it below 0.75 with 95 % confidence.
 - **Energy rank**: how many of the eight eigenvalues of a measurement hold 90 % of their sum.
 - **Energy exponent**: q, where the squared length of the slow momentum falls as 1/t^q. q = 0: past
   directions agree. q = 1: they are independent noise. q = 2: the weights have come to rest, as far
   as this learning rate lets them.
-- **Slow momentum**: a mean of past update directions over a share of all steps so far. From re-ask
-  (the phase named `reask`) on, half of each update comes from it.
-- **Hand-over**: the 40 steps after a transition in which the old optimizer still makes the updates
-  while the next one's statistics fill.
-- **Metric**: what lengths are measured with. The probe measures gradients after the rescaling that
-  the optimizer in use applies to them, so its numbers refer to the updates that are really made.
+- **Slow momentum**: a mean of the update directions of about the last quarter of the steps since
+  re-ask (`reask`) began. Its share in updates rises from 0 to 1/2.
+- **Hand-over**: 40 steps in which the old phase's transform still makes the updates. By default
+  all phases share one, so there is none.
+- **Metric**: if the optimizer multiplies a gradient by a matrix P^-1, the probe measures the
+  gradient times P^(-1/2). For a plain optax transform it measures the raw gradient.
 """
 
 from fgo_jax import analysis, curvature, linalg, precondition, probes, triggers

@@ -52,16 +52,16 @@ def target_acquisition(
     r"""Friction-Guided Optimization: three phases that end when the measured geometry says so.
 
     1. ``acquisition``: warm-up to ``learning_rate``. It ends when the intrinsic dimension of
-       the gradient noise has stopped falling, successive gradients agree in less than three
-       quarters of their energy, and the loss is not known to rise.
+       the gradient noise has stopped falling, the agreement of successive gradients is below
+       0.75 (``help(fgo_jax)``), and the loss is not known to rise.
     2. ``reask``: the peak rate stays. A share ``slow_share`` of each update comes from
        :func:`fgo_jax.slow_momentum`, a long-memory mean of past directions, so gradient noise
-       is reduced by about that share. It ends when gradients are mostly noise, and after
+       is reduced by about that share. It ends when the agreement is below 0.75, after
        ``handover_steps`` at the earliest. By default, where acquisition uses the same
        transform, it usually ends then.
-    3. ``execution``: the learning rate falls, never faster than 1/(1 + s/t) with s steps since
-       its start at step t. It falls more slowly, or not at all, while past directions still
-       agree. It never ends. :func:`fgo_jax.should_stop` says when ten reported
+    3. ``execution``: the rate falls at most as 1/(1 + s/t), s steps after its start at step t. It
+       stays while past directions agree, and with ``average_weights`` also while they are
+       noise. It never ends. :func:`fgo_jax.should_stop` says when ten reported
        ``validation_value`` in a row brought no improvement, or as many as
        ``triggers=fgo.triggers.defaults(patience=...)`` says; NaN is one that was not measured,
        and a value held over several steps is one report. :func:`fgo_jax.keep_best` keeps the
@@ -78,9 +78,9 @@ def target_acquisition(
     :func:`fgo_jax.execution` and :func:`fgo_jax.triggers.defaults`.
 
     Args:
-      learning_rate: the peak; a number or an optax schedule. Tune this one. Later phases damp
-        the noise in it, so it is best above the transform's best constant rate. To start from:
-        3 times Adam's best constant rate with ``average_weights``, 4 times without.
+      learning_rate: the peak; a number or an optax schedule. Tune this one. Start at 3 times
+        Adam's best constant rate with ``average_weights``, at 4 times without. The best peak is
+        above the transform's best constant rate, since later phases damp noise.
       warmup_steps: length of the linear warm-up, and the least length of acquisition.
       transform: gradients to a direction: a ``scale_by_*`` with no learning rate and no minus
         sign; an optimizer such as `optax.adam(1e-3)` is refused. None is
@@ -94,8 +94,8 @@ def target_acquisition(
         before this in a chain makes the probe measure clipped gradients.
       average_weights: window of :func:`fgo_jax.average_weights`, in [0, 1]; 0.1 is a good one,
         None keeps no average. Read it with :func:`fgo_jax.eval_params`.
-      slow_share: share of the slow momentum from re-ask on, in [0, 1). None keeps none; then
-        `decay` must not be adaptive.
+      slow_share: share of the slow momentum from re-ask on, in [0, 1). With None or 0
+        pass another `decay` too.
       decay: how the rate falls in execution, from :mod:`fgo_jax.decays`; None is
         `fgo.decays.adaptive()`.
       total_steps: the horizon, where it is known. Acquisition and re-ask then end by 35 % and
@@ -106,7 +106,8 @@ def target_acquisition(
       triggers: what ends a phase instead of :func:`fgo_jax.triggers.defaults`, by the phase's
         name: ``{"reask": fgo.triggers.after(1000)}``. That of ``execution`` raises the flag of
         :func:`fgo_jax.should_stop`.
-      handover_steps: length of a hand-over, in which the next transform's statistics fill.
+      handover_steps: length of a hand-over, and the least length of re-ask; the share of the slow
+        momentum is halfway after as many steps.
       axis_name: as in :func:`fgo_jax.phased`.
       seed: of the probe's key.
 
@@ -137,9 +138,8 @@ def target_acquisition(
     Under `optax.inject_hyperparams` pass ``static_args=fgo.STATIC_ARGS``. With bfloat16
     parameters also pass ``hyperparam_dtype=jnp.float32``, or the rate is stored in bfloat16.
 
-    Source: Friction-Guided Optimization (2026), section 4. The paper cuts the whole rate in
-    re-ask, and its acquisition uses plain gradients. Where that was measured, a hundred first
-    steps of Adam cost the natural gradient two hundred.
+    Source: Friction-Guided Optimization (2026), section 4. The paper cuts the learning rate in
+    re-ask, and takes a natural gradient only from then on.
     """
     _checks.integer("warmup_steps", warmup_steps, 0)
     one_for_all = isinstance(transform, optax.GradientTransformation)

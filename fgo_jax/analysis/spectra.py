@@ -57,9 +57,8 @@ def spectrum(
     The few outliers that dominate the variance of a random trace thus add nothing to it.
     Traces are unbiased, ratios to first order. The rank and the density are those of Ritz
     values, which resolve the bulk as far as the steps allow. The error of every figure that
-    the steps may not resolve includes how much the last third of the steps changed it. It is
-    infinite, and the table says "unresolved", where that is more than half of the figure: take
-    more steps.
+    depends on ``num_steps`` includes its change over the last third of the steps. If that is more
+    than half of the figure, the error is infinite and printed as "unresolved": take more steps.
 
     Let the model run in evaluation mode: :mod:`fgo_jax.curvature` says how.
 
@@ -69,9 +68,9 @@ def spectrum(
     in A, and its quadrature is slightly too low there.
 
     All of it describes the mean over the examples given. A few examples have few large
-    eigenvalues, and no error here includes the noise of their choice. A start vector sees
-    one copy of a multiple eigenvalue, so listing all copies takes a block as wide as the
-    multiplicity. Moments, rank and density count the copies in any case, as a random draw.
+    eigenvalues, and no error here includes the noise of their choice. A run lists one
+    copy of a multiple eigenvalue: to list k copies, take ``block_size=k``. Moments, rank and
+    density count all copies in any case.
 
     It takes ``(1 + num_starts) * num_steps + top + 2`` products with every batch, one at a
     time, and as many again for each group (less ``top + 2``). It takes

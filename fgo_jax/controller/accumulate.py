@@ -60,8 +60,8 @@ def accumulate(
     Returns:
       A gradient transformation. Updates have the parameters' dtypes. Its state takes 8 bytes per
       parameter and the optimizer's. It can be saved between two micro-batches, and go on with
-      another ``every``; what the probe reads of the step under way is then a little off.
-      :func:`fgo_jax.telemetry` and the others read it.
+      another ``every``; the probe's numbers of that one step are then slightly wrong.
+      :func:`fgo_jax.telemetry` takes this state too.
 
     Raises:
       ValueError: for `every` that is no integer >= 1; in ``update``, for a number that is no

@@ -89,12 +89,12 @@ def phased(
     - Over the next ``handover_steps`` the learning rate moves, evenly on a log scale, from
       where it was to the new phase's.
     - If the new phase has another gradient transformation, the old one makes the updates for
-      these steps while the statistics of the new one fill. When the new one takes over, each
-      tensor's update keeps the norm that the old one gave it. This graft fades over as many
-      steps again, if updates of the new transform and of the first phase's keep their size
-      while gradients shrink, as Adam's do. Otherwise, as with SGD or K-FAC, it stays: all rates
-      are in the unit of the first phase's transform. A transform without the attribute
-      ``keeps_scale`` of :class:`fgo_jax.precondition.Preconditioner` is tried on six numbers.
+      these steps while the statistics of the new one fill. Then the new one's updates are
+      scaled, tensor by tensor, to the norm that the old one's had. If neither its updates nor
+      those of the first phase's transform shrink with the gradients (Adam), this scaling fades
+      over as many steps again. Otherwise (SGD, K-FAC) it stays, so a learning rate means what it
+      means for the first phase's transform. ``keeps_scale`` of
+      :class:`fgo_jax.precondition.Preconditioner` says which; otherwise a small trial does.
 
     The update takes these optional extra arguments, and passes them and all others on to the
     phases' transforms:
@@ -141,8 +141,8 @@ def phased(
 
     Raises:
       ValueError: for no phases, a wrong number of triggers, a trigger on a signal that
-        nothing provides, a probe that is none or names a signal as telemetry names a number of
-        its own, a first phase whose decay has no length, numbers out of range, or two phases of
+        nothing provides, something else as ``probe``, a signal with a name that telemetry
+        uses, a first phase whose decay has no length, numbers out of range, or two phases of
         one name; in ``init``, for a transform that has a learning rate of its own (tried on six
         numbers); in ``update``, for gradients of the wrong shape, a ``value`` or a scheduled
         learning rate that is no scalar, and a state that was made with other options.

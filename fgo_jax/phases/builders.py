@@ -125,13 +125,8 @@ def execution(
 
     :func:`fgo_jax.target_acquisition` passes ``cut=0.0, slow_share=0.5`` and an adaptive decay.
 
-    The share of a slow momentum limits how much its lag can make the parameters swing. Take a
-    direction of curvature h and a rate that falls as A/(h t), t counted from the momentum's
-    start. The parameter and a mean of its directions over w t steps form a linear oscillator
-    in log t. At the share :math:`\sigma` its damping ratio is
-    :math:`((1 - \sigma) A + 1/w) / (2 \sqrt{A/w}) \ge \sqrt{1 - \sigma}`, for every A and w.
-    At a half it is well damped, however stiff the direction: each swing is about a twentieth
-    of the one before. Near one it rings.
+    The slow momentum lags, so parameters can overshoot and oscillate. At a share of one half each
+    swing is about a twentieth of the one before; near one the oscillation lasts.
 
     Args:
       learning_rate: the peak :math:`\eta`; a number or an optax schedule.

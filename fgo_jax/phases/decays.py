@@ -1,10 +1,9 @@
 r"""How the learning rate falls in execution.
 
-A decay is a factor that begins at one. With s updates into the phase and the length
-L = ``steps``, or L = ``ratio`` times the updates before the phase. A phase forced by hand may
-come soon after the start: then L counts as many updates as the ``min_steps`` of the phases
-before (those of :func:`fgo_jax.target_acquisition` are its warm-up and a hand-over), and
-``handover_steps`` at least.
+A decay is a factor on the learning rate that begins at one. s is the number of updates in the
+phase. L is ``steps``, or ``ratio`` times the number of updates before the phase. That number
+counts as at least the ``min_steps`` of the earlier phases, and at least ``handover_steps``. This
+matters only for a phase that is forced by hand soon after the start.
 
 | decay | factor | ends |
 |---|---|---|
@@ -16,9 +15,9 @@ before (those of :func:`fgo_jax.target_acquisition` are its warm-up and a hand-o
 | :func:`cosine` | (1 + cos(pi s/L)) / 2 | at L |
 | :func:`exponential` | 100^(-s/L) | at L, at a hundredth |
 
-A decay that never ends still arrives when it began too early. With ``total_steps`` of
-:func:`fgo_jax.phased` every decay ends there. One that ends takes the steps that are left as its
-length, unless it has ``steps``. All others take the smaller of themselves and a line.
+With ``total_steps`` of :func:`fgo_jax.phased` every decay ends at that step. For a decay that ends,
+L is then the number of steps left, unless ``steps`` is given. Any other decay is kept below a
+straight line from one, where the phase begins, to zero at ``total_steps``.
 """
 
 from __future__ import annotations
@@ -59,12 +58,12 @@ def adaptive(
 
     .. math:: -\frac{d \log f}{d \log (L + s)} = \min(1, \max(0, q - q_0)).
 
-    So f falls fastest as the hyperbolic decay does, and the rate stays while the loss is
-    still going down along some direction.
+    So f falls at most as fast as the hyperbolic decay, and stays while q is at most
+    :math:`q_0`.
 
-    With the onset :math:`q_0 = 0` noise is a reason to fall. That is right for raw weights,
-    which hold the last step's noise. With :math:`q_0 = 1` only rest is a reason. That is
-    right for averaged weights, since the average damps noise at any rate. Under a rate that
+    With the onset :math:`q_0 = 0` the rate falls as soon as directions are partly noise. Use it
+    for the last weights, which hold that noise. With :math:`q_0 = 1` it falls only when q is
+    above 1. Use it for averaged weights: the average damps noise at any rate. Under a rate that
     falls as :math:`t^{-p}` resting parameters have q = 2 - p. Once they rest, the
     rate therefore falls as 1/t with the onset 0, and as 1/sqrt(t) with the onset 1.
 

@@ -43,7 +43,7 @@ def kronecker_fisher(
         p <- p - learning_rate (U + weight_decay p),
 
     where U is the direction of :func:`fgo_jax.scale_by_kronecker_fisher`. Its entries
-    have the size of Adam's unless `centred`, so tune the learning rate as for `optax.adamw`.
+    have the size of Adam's unless `centred`. Start at 2 times the learning rate of `optax.adamw`.
 
     Args:
       learning_rate: a number, or a schedule of the steps.
@@ -118,8 +118,8 @@ def kfac(
 
         p <- p - learning_rate (U + weight_decay p),
 
-    where U is the direction of :func:`fgo_jax.scale_by_kfac`, a natural gradient. A learning
-    rate of 1 makes Newton's steps; rates of 0.03 to 0.3 withstand the noise of a batch of hundreds.
+    where U is the direction of :func:`fgo_jax.scale_by_kfac`, a natural gradient. Start at
+    0.1. A rate of 1 is a Gauss-Newton step; batches of some hundred rows need 0.03 to 0.3.
 
     Args:
       learning_rate: a number, or a schedule of the steps.

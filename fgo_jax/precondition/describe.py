@@ -15,8 +15,8 @@ from fgo_jax.precondition.shared.notes import Note, listening
 def describe(optimizer: optax.GradientTransformation, params: Any) -> str:
     """A table of the leaves: which have factors, of what size, which have none, and why.
 
-    It makes the state in the abstract, so no memory is needed, and finds the natural gradients of
-    this library inside `optax.chain`, `optax.masked`, :func:`fgo_jax.phased` and other wrappers.
+    It only traces `init`, so it allocates nothing. It finds K-FAC, FISMO, Mousse and the Kronecker
+    Fisher inside `optax.chain`, `optax.masked`, :func:`fgo_jax.phased` and other wrappers.
 
     Args:
       optimizer: any gradient transformation.

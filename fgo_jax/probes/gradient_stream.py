@@ -73,16 +73,15 @@ def gradient_stream(
 
     The rows are taken in the metric of the running phase (``rows`` of
     :class:`fgo_jax.probes.ProbeInputs`). The parameters move between the two gradients, so a
-    row also holds :math:`H\,\Delta\theta / \sqrt 2`. At high learning rates this shows. On a
-    small vision transformer under Adam at rates from 1e-3 to 1e-2, the dimension was 13 to
-    46 % above that of rows at fixed parameters at step 200. From step 1000 on the two agreed
-    within 13 %, at most two standard errors (``benchmarks/results/stream.json``). Under
+    row also holds :math:`H\,\Delta\theta / \sqrt 2`. At high learning rates the dimension is
+    then too large early on: by 13 to 46 % at step 200 of a small vision transformer, and by less
+    than two standard errors from step 1000 on (``benchmarks/results/stream.json``). Under
     :func:`fgo_jax.accumulate` the pair comes from the micro-batches of one step, at equal
     parameters.
 
     Args:
       pairs: rows of a window, at least 4.
-      width: entries of each of the two sketches. Memory is ``8 * width * (pairs + 1)`` bytes
+      width: entries of each of the two sketches. Memory is ``8 * width * (pairs + 2)`` bytes
         for any number of parameters, and as much again for each group.
       every: steps from one pair to the next, at least 2. None takes
         ``max(2, growth * step)``: the geometry changes on the scale of the steps taken, so

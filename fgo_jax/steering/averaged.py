@@ -27,7 +27,7 @@ def eval_params(opt_state: Any, params: Any) -> Any:
         :func:`scale_by_primal_averaging`, or of :func:`fgo_jax.target_acquisition` with
         ``average_weights=``. Under `optax.masked` and `optax.partition` each average is of its
         own part of the parameters. Parameters without an average are returned as they are.
-        A primal averaging outside of phases is taken to stand behind the learning rate.
+        Outside of phases primal averaging must come after the learning rate.
       params: the parameters after the last update.
 
     Returns:

@@ -39,8 +39,8 @@ def keep_best(
     parameters at its first call. Of an accuracy pass the negative. All of it may run in a
     `jax.lax.scan`. A copy is made only where a report is the best one.
 
-    `optax.tree.get(opt_state, "best_value")` and ``"best_step"``, the number of calls before the
-    report, read the rest. :func:`fgo_jax.should_stop` says when to stop.
+    `optax.tree.get(opt_state, "best_value")` reads the best value, ``"best_step"`` the number of
+    calls before it. :func:`fgo_jax.should_stop` says when to stop.
 
     Args:
       optimizer: any optimizer. `optax.MultiSteps` and :func:`fgo_jax.accumulate` may be inside or

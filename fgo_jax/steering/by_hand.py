@@ -19,9 +19,9 @@ def should_stop(opt_state: Any) -> jax.Array:
 
     By default it says so in execution, after ten reports of ``validation_value`` without an
     improvement; ``triggers=fgo.triggers.defaults(patience=5)`` of
-    :func:`fgo_jax.target_acquisition` makes that five. NaN means not measured at this step, and a
-    value held over several steps is one report.
-    :func:`fgo_jax.phased` has the details. :func:`fgo_jax.keep_best` keeps the best weights.
+    :func:`fgo_jax.target_acquisition` makes that five. It stays True until another phase begins or
+    :func:`restart`. :func:`fgo_jax.phased` says what a report is, and :func:`fgo_jax.keep_best`
+    keeps the best weights.
 
     With several states in the tree: whether all of them say so.
 
@@ -48,8 +48,8 @@ def should_stop(opt_state: Any) -> jax.Array:
 def force_phase(opt_state: Any, phase: str | int) -> Any:
     """Enters a phase by hand, as if its predecessor's trigger had fired.
 
-    The next update still belongs to the running phase. The one after it is the new phase's
-    first, with the usual hand-over. Its trigger starts anew, and so does the flag of
+    The next update still belongs to the running phase. A later phase with a transform of its own
+    begins with a hand-over. Its trigger starts anew, and so does the flag of
     :func:`should_stop`.
 
     Args:
@@ -93,10 +93,10 @@ def force_phase(opt_state: Any, phase: str | int) -> Any:
 
 
 def restart(opt_state: Any) -> Any:
-    """Begins again with the first phase and its warm-up, and keeps every learned statistic.
+    """Begins again with the first phase and its warm-up, and keeps the transforms' moments.
 
-    For fine-tuning or a changed data set. Step counts and triggers start over. The transforms'
-    moments, the probe's last numbers and the average of the weights stay.
+    For fine-tuning or a changed data set. Steps, triggers and slow momentum start over. The
+    probe's last numbers and the average of the weights, old steps included, stay.
 
     Args:
       opt_state: as in :func:`telemetry`.

@@ -15,9 +15,9 @@ def state_shardings(
 ) -> Any:
     """The shardings of an optimizer's state, from those of the parameters.
 
-    It allocates nothing: `init` is only traced. Averages and Adam's moments lie like their
-    parameters. What belongs to blocks lies with them (see :func:`scale_by_kronecker_fisher`).
-    Counters and sketches lie on every device. Use it
+    It allocates nothing: `init` is only traced. Averages and Adam's moments are sharded like their
+    parameters, factors like their blocks (see :func:`scale_by_kronecker_fisher`). Counters and
+    sketches are replicated. Use it
 
     - to make the state of a large model in place: `jax.jit(tx.init, out_shardings=...)`. A plain
       `jax.jit(tx.init)` puts all of it on every device, unless the mesh has explicit axes;
@@ -27,8 +27,8 @@ def state_shardings(
     `tx.init(params)`, not compiled, puts the state into the same places, but for a few counters of
     optax's own, which it leaves on one device.
 
-    Where every device has all parameters, ``shardings`` that split them split the state alone
-    (ZeRO, stage 1). Each device then updates its part, and collects the updates of the others.
+    If the parameters are replicated, ``shardings`` that split them split only the state (ZeRO,
+    stage 1). Each device then updates its part, and the updates are gathered.
 
     Args:
       optimizer: any optax gradient transformation.

@@ -17,7 +17,7 @@ from fgo_jax.steering.find import states_in
 def telemetry(opt_state: Any) -> dict[str, jax.Array]:
     """What a run says about itself, as scalars.
 
-    - ``phase``, ``phase_step``, ``total_step``, ``handover_left``, ``learning_rate``;
+    - ``phase`` (index), ``phase_step``, ``total_step``, ``handover_left``, ``learning_rate``;
     - ``started/PHASE`` and ``cause/PHASE``: the step at which the phase of that name began
       (-1: not yet) and why (0 not yet, 1 the trigger before it, 2 a deadline, 3 by hand, 4 the
       start of the run);
@@ -41,10 +41,9 @@ def telemetry(opt_state: Any) -> dict[str, jax.Array]:
     ``help(fgo_jax)`` explains agreement, energy rank, energy exponent, slow momentum, hand-over and
     metric. :func:`fgo_jax.explain` says the same as the numbers in words.
 
-    There is no function for a whole history, because a `jax.lax.scan` whose step returns the
-    telemetry stacks each number to [steps], as in the example. A list of dicts from a Python loop
-    becomes the same by ``jax.tree.map(lambda *numbers: np.stack(numbers), *records)``.
-    `fgo_jax.plotting.run` draws it. The keys are legal tags of TensorBoard and other log writers.
+    For a history, return the telemetry from the step of a `jax.lax.scan`, as in the example, or
+    collect the dicts in a list. `fgo_jax.plotting.run` draws both. The keys are legal tags of
+    TensorBoard and other log writers.
 
     Args:
       opt_state: any optax state that holds one :class:`FgoState` or more (through

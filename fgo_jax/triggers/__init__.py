@@ -17,14 +17,14 @@ The phase ends on 1.
 | `if_given(trigger, signal, otherwise)` | the trigger, or a fixed verdict without the signal |
 | `condition(name, init_memory, judge)` | your own function says so |
 
-Its name is the signal's and the condition's, such as ``agreement_below``; a negated one is
-called ``not_loss_increasing``.
+A condition on a signal is named after both, such as ``loss_increasing``. Its negation is
+``not_loss_increasing``.
 
 ``a & b`` has the smaller of the two verdicts, ``a | b`` the larger one and ``~a`` the
 negative: ``~a`` holds only if it is known that ``a`` does not.
 
-Slopes are tested with their confidence intervals. A measurement with an infinite standard
-error is not trusted: it makes every condition on its signal unknown until the next one.
+Conditions use confidence bounds, and most need two measurements in a row. An infinite standard
+error makes every condition on its signal unknown until the next measurement.
 """
 
 from fgo_jax.triggers.defaults import defaults

@@ -44,7 +44,7 @@ def defaults(signals: Collection[str] | None = None, *, patience: int = 10) -> d
       >>> tx = fgo.target_acquisition(3e-3, triggers=fgo.triggers.defaults(patience=5))
 
     Source: Friction-Guided Optimization (2026), section 4. The paper also asks that the loss
-    still fall. Here only a rise keeps acquisition going: a loss at rest is a reason to go on.
+    still fall. Here acquisition can also end while the loss is constant.
     """
     ends, rests = stopped_falling("intrinsic_dimension"), stall("intrinsic_dimension")
     if signals is None or "agreement" in signals:

@@ -126,8 +126,8 @@ def stopped_falling(
     .. math:: \text{holds: } s - m > -\tau, \qquad \text{does not hold: } s + m < -\tau,
               \qquad s = \frac{d \log x}{d \log t}
 
-    It is the lower half of :func:`stall`, with the same regression. It marks the end of a
-    collapse, whatever follows.
+    It is the lower half of :func:`stall`, with the same regression. It also holds while
+    the signal rises.
 
     Args:
       signal: the name of a positive signal; other values are not evaluated.

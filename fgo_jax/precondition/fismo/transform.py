@@ -47,9 +47,9 @@ def scale_by_fismo(
     `refresh_every` steps. At a refresh R already uses the new P^-1. polar(.) is approximate: Newton
     and Schulz's iteration, an odd polynomial of the singular values.
 
-    Size of the gradients: the published equations do not divide X and Y. Their damping is absolute,
-    since tr(P) = m, and so is the weight of a gradient. The division bounds that weight where G is
-    above 1, as that of a summed loss: it would leave the damping and all earlier gradients behind.
+    Size of the gradients: the published equations do not divide X and Y. A gradient with entries
+    far above 1, as of a summed loss, then outweighs the damping and all earlier gradients. The
+    division prevents that.
     If the entries of G are far below 1, as those of most networks are, P and Q stay near I and the
     update is near Muon's (in a run on digits their eigenvalues stayed within 0.99 and 1.05).
     `unit_gradients` puts G / rms(G) into L and R. The factors then follow gradients of any
@@ -79,10 +79,6 @@ def scale_by_fismo(
 
     A matrix, or another leaf, whose gradient is not finite, or has squares that overflow float32,
     keeps its statistics and gets a zero update.
-
-    The roots come from eigendecompositions. A coupled Newton iteration would need only products,
-    but its rounding error in float32 grows with the condition number, and at damping = 0 nothing
-    bounds that.
 
     Updates and moments are sharded like their leaf, factors like the blocks of their side. Layers
     whose number is a multiple of every mesh axis are dealt out: each device orthogonalises whole

@@ -78,8 +78,7 @@ def scale_by_kfac(
     from the model, one per row, as in :func:`fgo_jax.curvature.sampled_fisher`; the labels of the
     batch are not read. All updates U together are shortened until U^T F U = <U, grad> is at most
     norm_constraint. With b1 they are then averaged (and bias-corrected). They shrink with the
-    gradient: a learning rate of 1 makes Newton's steps; rates of 0.03 to 0.3 withstand the noise
-    of a batch of hundreds.
+    gradient. For the learning rate see :func:`fgo_jax.kfac`.
 
     Each estimate runs the model once through `flax.linen.intercept_methods`: a forward pass, a
     backward pass without weight gradients, and the products that make the factors. The model may

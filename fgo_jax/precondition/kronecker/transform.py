@@ -61,8 +61,8 @@ def scale_by_kronecker_fisher(
         P = sqrt(A) + eps                                         at power = 1/2 (Adam, SOAP),
         P = A^power * sqrt(mean(A^(1 - 2 power))), A += eps^2,    at other powers.
 
-    The second form continues the first one. If gradients are noise of variance A, its update has
-    the root mean square of Adam's at every power, so a learning rate keeps its meaning. At
+    At power 1/2 both forms are equal, up to eps. If gradients are only noise, updates have the root
+    mean square of Adam's at every power, so one learning rate fits all. At
     power = 1 the direction is the natural gradient of the diagonal A in the eigenbasis. A constant
     factor of all gradients cancels (down to eps).
 
@@ -110,14 +110,14 @@ def scale_by_kronecker_fisher(
     float32, keeps its statistics and gets a zero update. The bias corrections count that step like
     any other. With `centred`, two equal gradients in a row hold no noise: A and L_i stay.
 
-    Devices: updates are sharded like their leaf; moments, factors and bases like its blocks. Where
-    every shard of a leaf is whole blocks, nothing but scalars travels between devices, in a refresh
-    either. (On automatic axes the number of blocks along a side must also be a multiple of every
-    mesh axis.) Where shards are parts of blocks, a stack deals out its leaves: each device of a
-    mesh axis gets whole ones, if that axis divides their number. Then gradients and updates travel,
+    Devices: updates are sharded like their leaf; moments, factors and bases like its blocks. If
+    every shard of a leaf consists of whole blocks, devices exchange only scalars, also at a
+    refresh. (On automatic axes the number of blocks along a side must also be a multiple of every
+    mesh axis.) If shards are parts of blocks, each device of a mesh axis computes whole leaves of a
+    stack, provided that the axis divides their number. Devices then exchange gradients and updates,
     and nothing else. (On automatic axes every mesh axis must divide the number of leaves, and none
-    the number of blocks along a side.) Other sides are gathered at every step, and their moments
-    are on all devices. The block size decides what is computed; the mesh does not. A leaf that is
+    the number of blocks along a side.) Other sides are gathered at every step, and every device
+    keeps their moments. The block size decides what is computed; the mesh does not. A leaf that is
     not sharded is refreshed by all devices together, each its share;
     :func:`fgo_jax.state_shardings` can split the state and the rest of its work too. Ensembles
     under `jax.vmap` need automatic axes.
@@ -138,8 +138,8 @@ def scale_by_kronecker_fisher(
       centred: whether the statistics are those of the gradients' noise, scaled to unit size.
       damping: added to the second moment, relative to its mean. None is 1e-3; at power 1/2 it is
         1e-6 for leaves with a factor, which hides the rounding errors of the rotation, and 0 for
-        the others. At power 1/2 a leaf with a factor takes at least 1 at the first step; at other
-        powers, and without `corrected`, every leaf takes at least 1/t.
+        the others. Leaves with a factor have at least 1 at step 1. At other powers all leaves, and
+        without `corrected` those with a factor, have at least 1/t.
       momentum_dtype: of the stored first moment, float32 if None; and, if given, of the slow
         momentum and the average of :func:`fgo_jax.phased`. Updates have the dtypes of the
         gradients; all else, and all arithmetic, is float32.

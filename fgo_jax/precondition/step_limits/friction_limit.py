@@ -30,30 +30,23 @@ def scale_by_friction_limit(
     r"""Shortens an update to the minimum of the local quadratic model along it.
 
     It is no direction. It goes last in a chain, behind the learning rate and the minus sign: the
-    proposed update p is what is added to the parameters. Before them, where updates still point
-    uphill, it would stop every step.
+    proposed update p is what is added to the parameters. In front of the minus sign it would
+    make every update zero.
 
     For p, the gradient g and the Gauss-Newton matrix (or Fisher) F = J^T H J,
 
-        loss(s p) - loss(0)  ~  s g^T p + s^2 (phi(p) + damping ||p||^2) / 2,   phi(p) = p^T F p,
-        update = s p,   s = min(1, -g^T p / (phi(p) + damping ||p||^2)), and 0 where g^T p > 0.
+        loss(params + s p) - loss(params)  ~  s g^T p + s^2 (phi(p) + damping ||p||^2) / 2,
+        phi(p) = p^T F p,   update = s p,
+        s = min(1, -g^T p / (phi(p) + damping ||p||^2)), and 0 where g^T p > 0.
 
     A step is shortened if the quadratic model says that it overshoots. It is never lengthened. It
     is not taken at all if it leads uphill, as a step of momentum sometimes does. The raw gradient
     comes as `grad=`, as for `optax.scale_by_backtracking_linesearch`.
 
-    The curvature along p, phi(p) / ||p||^2, is measured at the first step and then every `every`
-    steps, by one jvp of the model on the first examples of the batch, inside one conditional.
-    Between measurements the last value is combined with the g^T p and ||p|| of the step. So a step
-    that is suddenly too long is shortened at once; the curvature of a new *direction* is seen at
-    most `every` steps late. A measurement that is not finite, or of a zero update, does not count.
-    Until one succeeds nothing is shortened.
-
-    With `radius`, the same jvp also serves :func:`fgo_jax.clip_by_softmax_radius`, and the shorter
-    step is taken.
-
-    A leaf of the update with a non-finite entry, or whose squares overflow float32, gets a zero
-    update and does not count; nor does such a leaf of g.
+    The curvature along p, phi(p) / ||p||^2, is measured when and as
+    :func:`fgo_jax.clip_by_softmax_radius` measures Delta, and combined with the g^T p and ||p|| of
+    each step. Until a measurement succeeds nothing is shortened. With `radius`, the same jvp serves
+    both limits, and the shorter step is taken. A leaf of g or p that is not finite does not count.
 
     Args:
       predict_fn: ``(params, batch) -> outputs``; it picks its inputs from the batch.

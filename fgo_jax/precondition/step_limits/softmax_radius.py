@@ -49,7 +49,7 @@ def clip_by_softmax_radius(
 
     Args:
       predict_fn: ``(params, batch) -> logits`` [..., C]; it picks its inputs from the batch.
-      radius: share of the radius of convergence; 1 is the bound itself, 0.5 is cautious.
+      radius: logits may move apart by at most radius * pi, to first order: 0.5 is 1.57.
       every: steps from one measurement to the next.
       examples: how many leading examples of the batch are measured; None for an eighth of it.
 
