@@ -1,9 +1,28 @@
 """Fixtures of several tests of the benchmarks."""
 
+import importlib
+
+import flax.linen as nn
 import optax
 import pytest
 
 from benchmarks.methods import three_phases
+
+
+class Small(nn.Module):
+    """An autoencoder of two layers: most of a run's time is its compilation."""
+
+    @nn.compact
+    def __call__(self, pixels):
+        return nn.Dense(pixels.shape[-1])(nn.sigmoid(nn.Dense(8, use_bias=False)(pixels)))
+
+
+@pytest.fixture
+def small_autoencoder(monkeypatch):
+    """The task with a small network in the deep one's place."""
+    module = importlib.import_module("benchmarks.tasks.digits_autoencoder")
+    monkeypatch.setattr(module, "MODEL", Small())
+    return module.digits_autoencoder()
 
 
 @pytest.fixture

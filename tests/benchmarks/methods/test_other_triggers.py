@@ -1,8 +1,5 @@
 """The phases with the triggers of others: nothing else differs."""
 
-import importlib
-
-import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -72,21 +69,11 @@ def test_rivals_decay_as_ours_do(cheap_refinement):
     assert late_rate("fgo_by_plateau_averaged") == averaged
 
 
-class Small(nn.Module):
-    """An autoencoder of two layers: most of a run's time is its compilation."""
-
-    @nn.compact
-    def __call__(self, pixels):
-        return nn.Dense(pixels.shape[-1])(nn.sigmoid(nn.Dense(8)(pixels)))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RIVALS)
-def test_a_short_run_of_a_network_with_each_rival(name, cheap_refinement, monkeypatch):
-    module = importlib.import_module("benchmarks.tasks.digits_autoencoder")
-    monkeypatch.setattr(module, "MODEL", Small())
+def test_a_short_run_of_a_network_with_each_rival(name, cheap_refinement, small_autoencoder):
     # A horizon that the optimizer knows must hold the warm-up, here of a hundred steps.
-    task = module.digits_autoencoder().shortened(120 if name.endswith("deadlines") else 60)
+    task = small_autoencoder.shortened(120 if name.endswith("deadlines") else 60)
     curves = train(task, METHODS[name], {"learning_rate": 1e-3}, seed=100)
     assert np.isfinite(curves.raw).all()
     assert curves.raw[-1] < curves.raw[0]
