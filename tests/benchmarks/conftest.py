@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks.methods import three_phases
 
+CHEAP_PROGRAMS: dict = {}  # of runs with the cheap refinement, for all tests that have it
+
 
 class Small(nn.Module):
     """An autoencoder of two layers: most of a run's time is its compilation."""
@@ -29,4 +31,4 @@ def small_autoencoder(monkeypatch):
 def cheap_refinement(monkeypatch):
     """Adam in the refinement's place: what is tested with it does not depend on it."""
     monkeypatch.setattr(three_phases, "kronecker_fisher", lambda task: optax.scale_by_adam())
-    monkeypatch.setattr("benchmarks.runs.training._programs", {})
+    monkeypatch.setattr("benchmarks.runs.training._programs", CHEAP_PROGRAMS)

@@ -134,7 +134,9 @@ def test_a_task_without_a_rate_for_fgo_says_what_to_do(monkeypatch):
 @pytest.mark.parametrize("name", ["triggers", "ablation"])
 def test_the_commands_write_a_look_beside_the_runs(name, tmp_path, monkeypatch, cheap_refinement):
     module = {"triggers": which_trigger, "ablation": parts}[name]
-    every = module.variants(get_task("quadratic_bowl").shortened(150))
+    task = dataclasses.replace(get_task("quadratic_bowl"), eval_every=25)
+    monkeypatch.setattr(commands, "get_task", lambda name: task)
+    every = module.variants(task.shortened(150))
     wanted = ("fgo", "fgo_by_angle", "default")
     chosen = [v for v in every if v.name in wanted or v.part == "fixed"][:4]
     monkeypatch.setattr(module, "variants", lambda task: chosen)
