@@ -16,7 +16,7 @@ class Small(nn.Module):
 
     @nn.compact
     def __call__(self, pixels):
-        return nn.Dense(pixels.shape[-1])(nn.sigmoid(nn.Dense(8, use_bias=False)(pixels)))
+        return nn.Dense(pixels.shape[-1])(nn.sigmoid(nn.Dense(64, use_bias=False)(pixels)))
 
 
 @pytest.fixture
