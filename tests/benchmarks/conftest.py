@@ -21,9 +21,10 @@ class Small(nn.Module):
 
 @pytest.fixture
 def small_autoencoder(monkeypatch):
-    """The task with a small network in the deep one's place."""
+    """The task with a small network in the deep one's place, and small batches."""
     module = importlib.import_module("benchmarks.tasks.digits_autoencoder")
     monkeypatch.setattr(module, "MODEL", Small())
+    monkeypatch.setattr(module, "BATCH_SIZE", 16)
     return module.digits_autoencoder()
 
 

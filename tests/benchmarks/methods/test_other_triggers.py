@@ -55,13 +55,19 @@ def test_rivals_decay_as_ours_do(cheap_refinement):
 
     def late_rate(name):
         tx = METHODS[name].build(task, hp)
-        state = tx.init(params)
-        clock = state.clock._replace(total_step=jax.numpy.int32(500))
-        forced = fgo.force_phase(state._replace(clock=clock), "execution")
-        update = jax.jit(lambda state, step: tx.update(noise(step), state, params, value=1.0)[1])
-        for step in range(100):
-            forced = update(forced, step)
-        return float(fgo.telemetry(forced)["learning_rate"])
+
+        @jax.jit
+        def late():
+            state = tx.init(params)
+            clock = state.clock._replace(total_step=jax.numpy.int32(500))
+            forced = fgo.force_phase(state._replace(clock=clock), "execution")
+
+            def step(number, state):
+                return tx.update(noise(number), state, params, value=1.0)[1]
+
+            return fgo.telemetry(jax.lax.fori_loop(0, 100, step, forced))["learning_rate"]
+
+        return float(late())
 
     raw, averaged = late_rate("fgo"), late_rate("fgo_averaged")
     assert raw < averaged < 0.1
