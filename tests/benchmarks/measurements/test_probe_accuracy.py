@@ -16,14 +16,15 @@ pytest.importorskip("matfree")
 pytest.importorskip("traceax")
 
 TINY = (3, 4, 3)
+FLAT = (8, 3)  # the command's; as many parameters as there are steps of Lanczos
 
 
 @pytest.fixture
 def tiny(monkeypatch):
     monkeypatch.setattr(
-        probe_accuracy, "MODELS", {"mlp": lambda: probe_speed.mlp(TINY, examples=8)}
+        probe_accuracy, "MODELS", {"mlp": lambda: probe_speed.mlp(FLAT, examples=8)}
     )
-    monkeypatch.setattr(probe_accuracy, "LAYERS", {"tiny": TINY})
+    monkeypatch.setattr(probe_accuracy, "LAYERS", {"tiny": FLAT})
     monkeypatch.setattr(probe_accuracy, "SETTINGS", probe_accuracy.SETTINGS[:1])
 
 
@@ -31,6 +32,7 @@ def test_truth_is_the_hessian_of_the_loss_of_the_linearised_model():
     model = probe_speed.mlp(TINY, examples=6)
     flat, unravel = jax.flatten_util.ravel_pytree(model.params)
 
+    @jax.jit
     def fisher(batch):
         def loss(delta):
             outputs, tangent = jax.jvp(
@@ -40,10 +42,10 @@ def test_truth_is_the_hessian_of_the_loss_of_the_linearised_model():
             # The labels enter the GGN nowhere; zeros will do.
             return -jnp.mean(jax.nn.log_softmax(z)[:, 0])
 
-        return np.asarray(jax.hessian(loss)(jnp.zeros_like(flat)), np.float64)
+        return jax.hessian(loss)(jnp.zeros_like(flat))
 
-    whole = fisher(model.batch)
-    first, second = (fisher({"x": x}) for x in jnp.split(model.batch["x"], 2))
+    parts = model.batch, *({"x": x} for x in np.split(np.asarray(model.batch["x"]), 2))
+    whole, first, second = (np.asarray(fisher(part), np.float64) for part in parts)
     found = probe_accuracy.truth(model)
     wanted = np.linalg.eigvalsh(whole)[::-1][: len(found.eigenvalues)]
     # The dense Hessian is float32.
