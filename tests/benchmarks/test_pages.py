@@ -1,6 +1,8 @@
 """The two READMEs: their programs run, figures are the committed ones, links lead somewhere."""
 
+import contextlib
 import importlib.util
+import io
 import json
 import re
 import tomllib
@@ -40,18 +42,31 @@ RATES = {
 }
 
 
+def _run(page, names):
+    """What the page's programs print; a reader runs one after the other."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    assert blocks
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        for block in blocks:
+            exec(compile(block, str(page), "exec"), names)
+    plt.close("all")
+    return said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def front():
+    """All names of the front page's programs, and what they print."""
+    names = {}
+    return names, _run(FRONT, names)
+
+
 @pytest.mark.parametrize(
     "path", [FRONT, pytest.param(BACK, marks=pytest.mark.slow)], ids=["front", "back"]
 )
-def test_every_program_of_a_page_runs(path, capsys):
-    names = {}
-    for page in dict.fromkeys([FRONT, path]):  # the back page goes on where the front ends
-        blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
-        assert blocks
-        for block in blocks:
-            exec(compile(block, str(page), "exec"), names)  # a reader runs one after the other
-    plt.close("all")
-    said = capsys.readouterr().out
+def test_every_program_of_a_page_runs(path, front):
+    names, said = front
+    if path is BACK:
+        _run(BACK, names)  # it goes on where the front ends
     assert "In execution since step" in said
     assert float(re.findall(r"accuracy ([0-9.]+)", said)[0]) > 0.9
 
