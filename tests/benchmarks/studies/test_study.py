@@ -40,9 +40,9 @@ def test_every_variant_of_the_ablation_is_built(name, small_autoencoder):
         extras = {"batch": batch} if variant.method.needs_batch else {}
 
         def first(params, tx=tx, **extras):
-            return tx.update(params, tx.init(params), params, value=np.float32(1.0), **extras)
+            return tx.update(params, tx.init(params), params, **extras)
 
-        jax.eval_shape(first, params, **extras)
+        jax.eval_shape(first, params, value=jax.ShapeDtypeStruct((), np.float32), **extras)
 
 
 def test_each_reading_has_runs_at_the_rate_tuned_for_it(tmp_path, monkeypatch):
