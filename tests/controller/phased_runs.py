@@ -209,27 +209,46 @@ def as_tree(flat, dtype):
     return {name: part.reshape(shape).astype(dtype) for (name, shape), part in named}
 
 
+def flat(tree):
+    """The numbers of a tree in a vector of each dtype: an operation on it is one for all leaves."""
+    leaves = jax.tree.leaves(tree)
+    kinds = dict.fromkeys(x.dtype for x in leaves)
+    return [jnp.concatenate([x.ravel() for x in leaves if x.dtype == kind]) for kind in kinds]
+
+
 def unlike(new, old):
     """[], int32: how many numbers of two trees differ."""
-    pairs = zip(jax.tree.leaves(new), jax.tree.leaves(old), strict=True)
+    pairs = zip(flat(new), flat(old), strict=True)
     return sum(jnp.sum((a != b) & ~((a != a) & (b != b))) for a, b in pairs)
 
 
 def infinite(tree):
     """[], int32: how many numbers of a tree are not finite."""
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    floats = [x for x in flat(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     return sum((jnp.sum(~jnp.isfinite(x)) for x in floats), jnp.int32(0))
+
+
+def at(inputs, number):
+    """What the program reads at that step."""
+    return jax.tree.map(lambda x: x[number], inputs)
 
 
 @functools.cache
 def program(name):
-    """(start, walk, step) of a structure, compiled; all are given its numbers first."""
+    """(start, walk, step, read) of a structure, compiled; all are given its numbers first.
+
+    A run is its carry and the record of all its steps, which a walk fills in. The record is in few
+    arrays, because each of a dozen small ones would take as long as the rest of the step.
+    """
     structure = STRUCTURES[name]
 
-    def start(n):
+    def start(n, inputs):
         params = as_tree(jnp.ones(SIZE), structure.dtype)
-        return params, structure.build(n).init(params)
+        carry = params, structure.build(n).init(params)
+        row = jax.eval_shape(lambda: flat(one(n, carry, at(inputs, 0))[1]))
+        return carry, [jnp.zeros((STEPS, *x.shape), x.dtype) for x in row]
 
+    @jax.jit  # so that it is traced once for all
     def one(n, carry, now):
         params, state = carry
         forced = [
@@ -257,17 +276,31 @@ def program(name):
         }
         return (optax.apply_updates(params, updates), new), record
 
-    def walk(n, carry, inputs, first, last):
+    def walk(n, run, inputs, first, last):
         """The steps from `first` to `last` alone, so that a part of a run is the same program."""
-        blank = jax.eval_shape(
-            lambda now: one(n, carry, now)[1], jax.tree.map(lambda x: x[0], inputs)
-        )
-        empty = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), blank)
 
-        def step(carry, now):
-            due = (first <= now["step"]) & (now["step"] < last)
-            return jax.lax.cond(due, lambda c: one(n, c, now), lambda c: (c, empty), carry)
+        def step(number, run):
+            carry, record = run
+            carry, row = one(n, carry, at(inputs, number))
+            pairs = zip(record, flat(row), strict=True)
+            return carry, [rows.at[number].set(x) for rows, x in pairs]
 
-        return jax.lax.scan(step, carry, inputs)
+        return jax.lax.fori_loop(first, last, step, run)
 
-    return jax.jit(start), jax.jit(walk), jax.jit(one)
+    def step(n, carry, now):
+        """What decides in one step, and the rate."""
+        carry, row = one(n, carry, now)
+        return carry, row["clock"], row["told"]["learning_rate"]
+
+    def read(n, run, inputs):
+        """The record of a run as a tree, [STEPS, ...] each."""
+        row = jax.eval_shape(one, n, run[0], at(inputs, 0))[1]
+        leaves, structure = jax.tree.flatten(row)
+        rows = {block.dtype: np.asarray(block) for block in run[1]}
+        parts = {
+            kind: iter(np.split(block, np.cumsum([x.size for x in leaves if x.dtype == kind]), 1))
+            for kind, block in rows.items()
+        }
+        return structure.unflatten(next(parts[x.dtype]).reshape(STEPS, *x.shape) for x in leaves)
+
+    return jax.jit(start), jax.jit(walk), jax.jit(step), read

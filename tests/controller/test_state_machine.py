@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.controller.clock_model import NOTHING, Model, limits
-from tests.controller.phased_runs import STRUCTURES, Example, examples, program
+from tests.controller.phased_runs import STRUCTURES, Example, at, examples, program
 from tests.streams import STEPS
 
 FAST = ("own transforms and a horizon", "one transform")
@@ -32,18 +32,18 @@ class Run(NamedTuple):
 
     example: Example
     inputs: dict[str, np.ndarray]
-    carry: Any
-    end: Any
+    begun: Any
+    ended: Any
     record: dict[str, Any]
 
 
 def drawn(name, data):
     example = data.draw(examples(len(STRUCTURES[name].verdicts)))
-    start, walk, _ = program(name)
-    carry = start(example.numbers)
-    inputs = example.inputs()
-    end, record = walk(example.numbers, carry, inputs, 0, STEPS)
-    return Run(example, inputs, carry, end, jax.device_get(record))
+    start, walk, _, read = program(name)
+    n, inputs = example.numbers, example.inputs()
+    begun = start(n, inputs)
+    ended = walk(n, begun, inputs, 0, STEPS)
+    return Run(example, inputs, begun, ended, read(n, ended, inputs))
 
 
 def taken_steps(name, inputs):
@@ -150,28 +150,24 @@ def what_holds_at_every_step(name, run):
 
 def a_run_is_a_function_of_its_state(name, run, stop):
     """Again is the same bit for bit, and so is a run that was saved, loaded and continued."""
-    example, inputs, carry, end, record = run
-    _, walk, _ = program(name)
-    half, first = walk(example.numbers, carry, inputs, 0, stop)
+    example, inputs, begun, ended, _ = run
+    _, walk, *_ = program(name)
+    half, record = walk(example.numbers, begun, inputs, 0, stop)
     saved = flax.serialization.to_bytes(half)
-    blank = jax.tree.map(np.zeros_like, jax.device_get(half))
-    loaded = flax.serialization.from_bytes(blank, saved)
-    again, second = walk(example.numbers, loaded, inputs, stop, STEPS)
-    assert same_bits(again, end)
-    first, second = jax.device_get((first, second))
-    parts = jax.tree.map(lambda a, b: np.concatenate([a[:stop], b[stop:]]), first, second)
-    assert same_bits(parts, record)
+    loaded = flax.serialization.from_bytes(begun[0], saved)
+    again = walk(example.numbers, (loaded, record), inputs, stop, STEPS)
+    assert same_bits(again, ended)
 
 
 def step_by_step_is_the_scan(name, run):
     """Another program, so rounding may differ; the first decisions do not."""
-    _, _, step = program(name)
-    carry = run.carry
+    _, _, step, _ = program(name)
+    carry, alone = run.begun[0], []
     for number in range(8):
-        now = jax.tree.map(lambda x: x[number], run.inputs)  # noqa: B023
-        carry, alone = step(run.example.numbers, carry, now)
-        for field in ("phase", "phase_step", "driver", "handover_left", "started", "causes"):
-            scanned = getattr(run.record["clock"], field)[number]
-            assert np.array_equal(getattr(alone["clock"], field), scanned), (number, field)
-        rate, scanned = alone["told"]["learning_rate"], run.record["told"]["learning_rate"][number]
-        np.testing.assert_allclose(rate, scanned, rtol=1e-5)
+        carry, *told = step(run.example.numbers, carry, at(run.inputs, number))
+        alone.append(told)
+    clocks, rates = jax.tree.map(lambda *rows: np.stack(rows), *jax.device_get(alone))
+    for field in ("phase", "phase_step", "driver", "handover_left", "started", "causes"):
+        scanned = getattr(run.record["clock"], field)[:8]
+        np.testing.assert_array_equal(getattr(clocks, field), scanned, err_msg=field)
+    np.testing.assert_allclose(rates, run.record["told"]["learning_rate"][:8], rtol=1e-5)
