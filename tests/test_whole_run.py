@@ -72,15 +72,15 @@ def train_in_one_scan(tx, params, data, batch_of, loss, steps):
     with jax.transfer_guard("disallow"):
         params, state, phases = compiled(params, data)
     assert len(traces) == 1
-    assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(params))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     return state, np.asarray(phases)
 
 
 def problem(task, tx):
     """The arguments of `train_in_one_scan` for a task of the benchmarks."""
     init_key, key = jax.random.split(jax.random.key(0))
-    data = (task.data(0), key)
-    return tx, task.init(init_key), data, lambda d, number: task.batch(*d, number), task.loss
+    params, data = jax.jit(task.init)(init_key), (task.data(0), key)
+    return tx, params, data, lambda d, number: task.batch(*d, number), task.loss
 
 
 def assert_both_transitions_fired(state, phases):
@@ -91,8 +91,9 @@ def assert_both_transitions_fired(state, phases):
 
 
 @pytest.mark.slow
+# Both transitions are over at step 170; the rest is execution.
 @pytest.mark.parametrize(
-    ("name", "learning_rate", "steps"), [("quadratic_bowl", 0.5, 2000), ("digits_vit", 1.2e-2, 900)]
+    ("name", "learning_rate", "steps"), [("quadratic_bowl", 0.5, 600), ("digits_vit", 1.2e-2, 300)]
 )
 def test_default_protocol(name, learning_rate, steps):
     task = get_task(name)

@@ -84,4 +84,4 @@ def trainer(make):
 def finite(tree):
     """Whether every number is finite; NaN that stands for not measured is one that is not."""
     floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return all(bool(jnp.isfinite(x.astype(jnp.float32)).all()) for x in floats)
+    return all(np.isfinite(np.asarray(x, np.float32)).all() for x in floats)
