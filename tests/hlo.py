@@ -33,7 +33,8 @@ def copied_always(tx, loss_of, params, batch):
         updates, state = tx.update(grads, state, params, value=value)
         return optax.apply_updates(params, updates), state
 
-    compiled = jax.jit(step, donate_argnums=0).lower((params, tx.init(params)), batch).compile()
+    carry = params, jax.eval_shape(tx.init, params)
+    compiled = jax.jit(step, donate_argnums=0).lower(carry, batch).compile()
     bodies, entry = computations(compiled.as_text())
     copies = [
         shape

@@ -46,12 +46,15 @@ def truths(eigenvalues):
 @pytest.mark.parametrize(("steps", "starts"), [(12, 6), (24, 3), (48, 6)])
 def test_errors_cover_the_truth_at_any_number_of_steps(steps, starts):
     """90 % of the figures lie within two standard errors; few are marked as unresolved."""
+    # The figures are the same for any top up to half of the steps, and each costs a product.
+    top = 1 if steps > 20 else 10
     hits, resolved = dict.fromkeys(FIGURES, 0), dict.fromkeys(FIGURES, 0)
     for seed in range(MODELS):
         params, batch, dense = model(seed, (0, 20, 100, 400)[seed % 4])
         report = fgo.spectrum(
-            HESSIAN, params, batch, key=jax.random.key(seed), num_steps=steps, num_starts=starts
-        )
+            HESSIAN, params, batch, key=jax.random.key(seed), num_steps=steps, num_starts=starts,
+            top=top,
+        )  # fmt: skip
         eigenvalues = np.linalg.eigvalsh(np.asarray(dense, np.float64))
         for name, truth in zip(FIGURES, truths(eigenvalues), strict=True):
             value, error = map(float, getattr(report, name))

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -61,7 +60,7 @@ numbers = st.fixed_dictionaries(
 )
 def test_a_decay_falls_from_one_to_its_floor(name, n, own_length, horizon, at):
     at = np.sort([0, *at]).astype(np.int32)
-    factors = np.asarray(program(name, own_length, horizon)(n, jnp.asarray(at)))
+    factors = np.asarray(program(name, own_length, horizon)(n, at))
     floor = np.float32(n["floor"])
     assert factors[0] == 1
     assert ((factors >= floor) & (factors <= 1)).all()
