@@ -57,13 +57,10 @@ def mlp_step(tx, extras=lambda value, batch, step: {"value": value}):
     return step
 
 
-def train(tx, steps, compiler_options=None, width=16, **kwargs):
+def train(tx, steps, **kwargs):
     """Parameters, state and losses after one scan."""
-    params = mlp_params(width=width)
-    run = jax.jit(
-        lambda carry: jax.lax.scan(mlp_step(tx, **kwargs), carry, jnp.arange(steps)),
-        compiler_options=compiler_options,
-    )
+    params = mlp_params()
+    run = jax.jit(lambda carry: jax.lax.scan(mlp_step(tx, **kwargs), carry, jnp.arange(steps)))
     (params, state), losses = run((params, tx.init(params)))
     return params, state, losses
 

@@ -116,7 +116,7 @@ def gram(
       >>> inputs = fgo.probes.ProbeInputs(
       ...     None, None, params, batch, jax.random.key(1), jnp.int32(200)
       ... )
-      >>> read = probe.read(probe.measure(inputs, probe.init(params)))
+      >>> read = probe.read(jax.jit(probe.measure)(inputs, probe.init(params)))
       >>> bool(abs(read["intrinsic_dimension"].value - 10) < 1)
       True
 

@@ -11,12 +11,17 @@ from tests.problems import train
 t = fgo.triggers
 
 
+def protocol(**options):
+    """Of a transform that is quick to compile: no line is about it."""
+    return fgo.target_acquisition(1e-2, 10, transform=optax.scale_by_adam(), **options)
+
+
 def lines(tx, steps, **options):
     return fgo.explain(train(tx, steps, **options)[1]).splitlines()
 
 
 def test_a_running_phase_says_what_it_waits_for_with_numbers():
-    tx = fgo.target_acquisition(1e-2, 10, triggers={"acquisition": t.below("agreement", -9.0)})
+    tx = protocol(triggers={"acquisition": t.below("agreement", -9.0)})
     said = lines(tx, 60)
     assert said[0] == "In acquisition since step 0; now at step 60, learning rate 0.01."
     assert said[1].startswith("Waits for: agreement below -9 (now ")
@@ -25,7 +30,7 @@ def test_a_running_phase_says_what_it_waits_for_with_numbers():
 
 
 def test_what_was_never_measured_is_said():
-    said = lines(fgo.target_acquisition(1e-2, 10), 3, extras=lambda *args: {})
+    said = lines(protocol(), 3, extras=lambda *args: {})
     assert said[1] == (
         "Not known yet: agreement below 0.75 (not measured yet); intrinsic dimension stopped "
         "falling (not measured yet)."
@@ -35,9 +40,7 @@ def test_what_was_never_measured_is_said():
 
 def test_a_finished_run_says_when_and_why_each_phase_began():
     first, second = t.after(19), t.after(49)
-    tx = fgo.target_acquisition(
-        1e-2, 10, triggers={"acquisition": first, "reask": second, "execution": t.after(0)}
-    )
+    tx = protocol(triggers={"acquisition": first, "reask": second, "execution": t.after(0)})
     said = lines(tx, 90)
     assert said[0].startswith("In execution since step 70; now at step 90, learning rate 0.0")
     assert said[1:] == [

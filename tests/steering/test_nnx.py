@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -16,7 +17,8 @@ def loss(model):
 @pytest.fixture
 def trained():
     model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
-    tx = fgo.target_acquisition(1e-2, 5, average_weights=0.5)
+    adam = optax.scale_by_adam()  # quick to compile: nothing here is about the transform
+    tx = fgo.target_acquisition(1e-2, 5, transform=adam, average_weights=0.5)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     for _ in range(2):
         optimizer.update(model, nnx.grad(loss)(model))

@@ -28,10 +28,19 @@ def predict(params, batch):
     return Net().apply({"params": params}, batch)
 
 
+init = functools.cache(lambda: jax.jit(Net().init)(jax.random.key(1), jnp.zeros((1, 5)))["params"])
+
+
 @functools.cache
 def problem(seed=0, examples=12):
     x = jax.random.normal(jax.random.key(seed), (examples, 5)) * jnp.arange(1.0, 6.0)
-    return jax.jit(Net().init)(jax.random.key(1), x)["params"], x
+    return init(), x
+
+
+@jax.jit
+def drawn_labels(params, x, key):
+    count = lambda n: jnp.arange(n, dtype=jnp.int32)  # noqa: E731
+    return losses.draw_labels("softmax_cross_entropy", predict(params, x), key, count)
 
 
 def dense_statistics(params, x, labels):
@@ -74,12 +83,7 @@ def reference(params, batches, grads, damping, constraint):
     key = jax.random.key(0, impl="threefry2x32")
     for step, (x, g) in enumerate(zip(batches, grads, strict=True)):
         if step < BURN_IN or step % FACTORS_EVERY == 0:
-            labels = losses.draw_labels(
-                "softmax_cross_entropy",
-                predict(params, x),
-                jax.random.fold_in(key, step),
-                lambda n: jnp.arange(n, dtype=jnp.int32),
-            )
+            labels = drawn_labels(params, x, jax.random.fold_in(key, step))
             new = dense_statistics(params, x, labels)
             estimates += 1
             share = (1 - DECAY) / (1 - DECAY**estimates)

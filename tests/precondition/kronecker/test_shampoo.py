@@ -49,7 +49,7 @@ def trained(name, power=None):
         transform = scale_by_kronecker_fisher(power=power, corrected=False)
     x, y = load_digits(return_X_y=True)
     x, y = jnp.asarray(x / 16, jnp.float32), jnp.asarray(y)
-    params = network.init(jax.random.key(0), x[:1])
+    params = jax.jit(network.init)(jax.random.key(0), x[:1])
     tx = optax.chain(transform, optax.scale_by_learning_rate(RATE))
 
     def loss(params, rows):
@@ -63,7 +63,7 @@ def trained(name, power=None):
         return (optax.apply_updates(params, updates), state), value
 
     rows = jax.random.randint(jax.random.key(1), (STEPS, 64), 0, len(y))
-    _, losses = jax.jit(lambda c: jax.lax.scan(step, c, rows))((params, tx.init(params)))
+    _, losses = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), rows))(params)
     assert losses[0] < 2.6
     return float(jnp.mean(losses[-20:]))
 
