@@ -5,6 +5,7 @@ More seeds, by hand, with XLA_FLAGS=--xla_force_host_platform_device_count=8:
     python -m tests.many_devices_program 10
 """
 
+import functools
 import sys
 
 import jax
@@ -16,12 +17,12 @@ from jax.sharding import PartitionSpec as P
 
 import fgo_jax as fgo
 
-STEPS, BATCH, CLASSES = 200, 64, 8
+STEPS, BATCH, WIDTH, CLASSES = 130, 64, 32, 8
+# Two alike, which are one stack, and one bias for all: each leaf is a tenth more to compile.
 SHAPES = {
-    "layer_0": {"kernel": (16, 32), "bias": (32,)},
-    "layer_1": {"kernel": (32, 32), "bias": (32,)},
-    "layer_2": {"kernel": (32, 32), "bias": (32,)},
-    "out": {"kernel": (32, CLASSES), "bias": (CLASSES,)},
+    "layer_0": {"kernel": (WIDTH, WIDTH), "bias": (WIDTH,)},
+    "layer_1": {"kernel": (WIDTH, WIDTH)},
+    "out": {"kernel": (WIDTH, CLASSES)},
 }
 # Mesh, spec of a batch, spec of a kernel, spec of a bias. Kernels are cut into blocks of eight.
 LAYOUTS = {
@@ -35,35 +36,36 @@ KINDS = [(name, AxisType.Auto) for name in LAYOUTS] + [("data parallel", AxisTyp
 
 
 def loss_of(params, batch):
-    x = batch["x"]
-    for name in ("layer_0", "layer_1", "layer_2"):
-        x = jnp.tanh(x @ params[name]["kernel"] + params[name]["bias"])
-    logits = x @ params["out"]["kernel"] + params["out"]["bias"]
+    x = jnp.tanh(batch["x"] @ params["layer_0"]["kernel"] + params["layer_0"]["bias"])
+    logits = jnp.tanh(x @ params["layer_1"]["kernel"]) @ params["out"]["kernel"]
     return optax.softmax_cross_entropy_with_integer_labels(logits, batch["y"]).mean()
 
 
+@functools.cache
 def optimizer():
     direction = fgo.scale_by_kronecker_fisher(block_size=8)
+    probe = fgo.probes.gradient_stream(pairs=4)  # half of the default: phases end earlier
     return fgo.target_acquisition(
-        1e-2, 5, transform=direction, handover_steps=10, average_weights=0.1
+        1e-2, 5, transform=direction, probe=probe, handover_steps=10, average_weights=0.1
     )
 
 
+@jax.jit
 def start(seed):
     keys = jax.random.split(jax.random.key(seed), len(SHAPES))
-    return {
-        name: {
-            "kernel": jax.random.normal(key, parts["kernel"]) / parts["kernel"][0] ** 0.5,
-            "bias": jnp.zeros(parts["bias"]),
-        }
+    params = {
+        name: {"kernel": jax.random.normal(key, parts["kernel"]) / parts["kernel"][0] ** 0.5}
         for key, (name, parts) in zip(keys, SHAPES.items(), strict=True)
     }
+    params["layer_0"]["bias"] = jnp.zeros(SHAPES["layer_0"]["bias"])
+    return params
 
 
+@jax.jit
 def batches(seed):
     key = jax.random.key(1000 + seed)
-    x = jax.random.normal(key, (STEPS, BATCH, 16))
-    teacher = jax.random.normal(jax.random.fold_in(key, 1), (16, CLASSES))
+    x = jax.random.normal(key, (STEPS, BATCH, WIDTH))
+    teacher = jax.random.normal(jax.random.fold_in(key, 1), (WIDTH, CLASSES))
     noise = jax.random.gumbel(jax.random.fold_in(key, 2), (STEPS, BATCH, CLASSES))
     return {"x": x, "y": jnp.argmax(x @ teacher + 2 * noise, axis=-1)}
 
@@ -125,13 +127,13 @@ def check_one_step(number, carry, data, layout):
     put, put_data, homes = layout
     params, state = carry
     (expected, _), told = run(carry, data, number, number + 1)
-    begin = put(params), jax.device_put(state, homes)
+    begin = put(params), jax.device_put(jax.device_get(state), homes)
     (found, _), heard = run(begin, put_data(data), number, number + 1)
     assert apart(expected, found) < 1e-5, (number, apart(expected, found))
     for leaf, old in zip(jax.tree.leaves(found), jax.tree.leaves(begin[0]), strict=True):
         assert is_at(leaf, old.sharding)
     for key, value in told.items():
-        now, then = heard[key][number], value[number]
+        now, then = np.asarray(heard[key])[number], np.asarray(value)[number]
         np.testing.assert_allclose(then, now, rtol=1e-3, atol=1e-5, err_msg=key)
 
 
@@ -144,14 +146,14 @@ def main(seeds):
         state = optimizer().init(params)
         assert jax.tree.all(jax.tree.map(is_at, state, homes)), (name, kind)
         layouts[name, kind] = put, put_data, homes
-    for seed in range(seeds):
+    for seed in seeds:
         params, data = start(seed), batches(seed)
         begin = params, optimizer().init(params)
         _, told = run(begin, data, 0, STEPS)
         phases = np.asarray(told["phase"])
         begins = np.flatnonzero(np.diff(phases)) + 1
         last = int(begins[-1]) + 10  # nothing is decided after that
-        numbers = (0, 1, 50) if seed == 0 else ()
+        numbers = (0, 1, 50) if seed == seeds[0] else ()
         carries = {number: run(begin, data, 0, number)[0] for number in numbers}
         print("seed", seed, "phases begin at", begins)
         for which, layout in layouts.items():
@@ -160,8 +162,9 @@ def main(seeds):
                 check_one_step(number, before, data, layout)
             carry = put(params), optimizer().init(put(params))
             _, heard = run(carry, put_data(data), 0, last)
-            np.testing.assert_array_equal(phases[:last], heard["phase"][:last], err_msg=str(which))
+            found = np.asarray(heard["phase"])[:last]
+            np.testing.assert_array_equal(phases[:last], found, err_msg=str(which))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(range(int(sys.argv[1])))

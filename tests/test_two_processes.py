@@ -43,15 +43,15 @@ def test_two_processes_decide_as_one_and_resume_after_a_death(tmp_path):
     assert "skipped 1 " in alone
     assert {"0", "1", "2"} <= set(alone.split()[1])
 
-    first, second = launch(tmp_path, 0, 120)
+    first, second = launch(tmp_path, 0, 60)
     second.communicate(timeout=200)
     assert second.returncode == 7
     first.kill()  # it waits for the other one
     first.communicate()
-    assert (tmp_path / "100.msgpack").exists()
-    again = [said(process) for process in launch(tmp_path, 100, 0)]
+    assert (tmp_path / "50.msgpack").exists()
+    again = [said(process) for process in launch(tmp_path, 50, 0)]
     assert again[0] == again[1]
     words, expected = again[0].split(), alone.split()
-    assert words[1] == expected[1][100:]
+    assert words[1] == expected[1][50:]
     assert words[3] == expected[3]
     assert float(words[5]) == pytest.approx(float(expected[5]), rel=1e-3)

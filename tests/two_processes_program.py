@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec as P
 from tests import quick
 from tests.many_devices_program import batches, optimizer, start, step
 
-STEPS = 160  # the last phase has begun by then
-PART, BAD = 20, 53  # steps from checkpoint to checkpoint; the step that holds a NaN
+SEED, STEPS = 3, 90  # the last phase has begun by then
+PART, BAD = 10, 27  # steps from checkpoint to checkpoint; the step that holds a NaN
 
 
 def spoilt(data):
@@ -32,9 +32,9 @@ def spoilt(data):
 def whole(first=0, carry=None, put=jnp.asarray, put_data=jnp.asarray, seen=lambda *_: None):
     """The carry and the telemetry of all steps, in parts that end with a checkpoint."""
     if carry is None:
-        params = jax.tree.map(put, start(1))
-        carry = params, optimizer().init(params)
-    data, part = spoilt(batches(1)), jax.jit(lambda carry, data: jax.lax.scan(step, carry, data))
+        params = jax.tree.map(put, start(SEED))
+        carry = params, jax.jit(optimizer().init)(params)
+    data, part = spoilt(batches(SEED)), jax.jit(lambda carry, data: jax.lax.scan(step, carry, data))
     rows = []
     for begin in range(first, STEPS, PART):
         carry, row = part(carry, jax.tree.map(lambda x, b=begin: put_data(x[b : b + PART]), data))
@@ -71,7 +71,8 @@ def main(port, number, folder, first, dies_at):
 
     carry = None
     if first:
-        template = start(1), optimizer().init(start(1))
+        params = jax.eval_shape(start, SEED)
+        template = params, jax.eval_shape(optimizer().init, params)
         stored = (Path(folder) / f"{first}.msgpack").read_bytes()
         carry = jax.tree.map(put, flax.serialization.from_bytes(template, stored))
     carry, telemetry = whole(first, carry, put, put_data, seen)
