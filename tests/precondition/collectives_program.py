@@ -44,6 +44,16 @@ def compiled(tx, specs, kind):
     return step.lower(params, state, params).compile().as_text()
 
 
+def drawing():
+    """The counter and the key of optax's noise. The noise itself would be most of a program."""
+
+    def update(grads, state, params=None):
+        key, _ = jax.random.split(state.rng_key)
+        return grads, state._replace(count=state.count + 1, rng_key=key)
+
+    return optax.GradientTransformation(optax.add_noise(0.1, 0.5, jax.random.key(0)).init, update)
+
+
 def step_in_place(direction, specs, shape, kind, cut):
     """Two leaves of a stack: where their state lies at first it stays; one compilation."""
     mesh = jax.make_mesh(shape, ("i", "j"), axis_types=(kind,) * 2)
@@ -51,7 +61,7 @@ def step_in_place(direction, specs, shape, kind, cut):
         name: jax.device_put(jnp.ones((16, 8)) + n, NamedSharding(mesh, spec))
         for n, (name, spec) in enumerate(specs.items())
     }
-    tx = fgo.precondition.chain(optax.add_noise(0.1, 0.5, jax.random.key(0)), direction)
+    tx = fgo.precondition.chain(drawing(), direction)
     step = jax.jit(tx.update)
     state = tx.init(params)
     updates, after = step(params, state, params)
