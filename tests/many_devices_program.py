@@ -152,7 +152,7 @@ def main(seeds):
         _, told = run(begin, data, 0, STEPS)
         phases = np.asarray(told["phase"])
         begins = np.flatnonzero(np.diff(phases)) + 1
-        last = int(begins[-1]) + 10  # nothing is decided after that
+        last = min(int(begins[-1]) + 10, STEPS)  # nothing is decided after that
         numbers = (0, 1, 50) if seed == seeds[0] else ()
         carries = {number: run(begin, data, 0, number)[0] for number in numbers}
         print("seed", seed, "phases begin at", begins)
