@@ -32,6 +32,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 devices = "--xla_force_host_platform_device_count=8"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {devices} {older}".strip()
 
+# A core for each worker of pytest-xdist. On two, the threads of XLA's pool would look for work at
+# each other all the time, since operations are tiny: a sixth of the CPU time.
+worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+if worker and hasattr(os, "sched_setaffinity"):  # not everywhere
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
 quick.build()
 
 # Tests run or import these, so there is nothing to collect.
