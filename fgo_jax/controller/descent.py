@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax.linalg.counters import later
-from fgo_jax.linalg.trees import added_up, real32
+from fgo_jax.linalg.trees import added_up, for_sums, real32
 
 GROWTH = 0.01  # steps from one measurement to the next, as a share of the steps taken
 SOONEST = 4  # and at least so many: a measurement is a pass over the gradients
@@ -48,7 +48,9 @@ def descent_update(
       taken: [], bool; a step that is not taken measures nothing.
     """
 
-    def measured(grads: Any, direction: Any, state: DescentState) -> DescentState:
+    def measured(
+        grads: list[jax.Array], direction: list[jax.Array], state: DescentState
+    ) -> DescentState:
         count, measured_at, _ = state.counts
         count = jnp.where((step == 0) | (driver_since > measured_at), 0, count)
         cosine = _cosine(grads, direction)
@@ -69,7 +71,7 @@ def descent_update(
         return state
 
     due = taken & ((step >= state.counts[2]) | (step == 0))
-    return jax.lax.cond(due, measured, wait, grads, direction, state)
+    return jax.lax.cond(due, measured, wait, for_sums(grads), for_sums(direction), state)
 
 
 def mean_cosine(state: DescentState) -> jax.Array:
@@ -89,13 +91,13 @@ def points_uphill(state: DescentState) -> jax.Array:
     return (measured >= LEAST) & (cosine + ERRORS * error < 0)
 
 
-def _cosine(grads: Any, direction: Any) -> jax.Array:
+def _cosine(grads: list[jax.Array], direction: list[jax.Array]) -> jax.Array:
     """[], float32; not finite where either is zero."""
 
     def products(g: jax.Array, d: jax.Array) -> jax.Array:
         g, d = real32(g), real32(d)
         return jnp.stack([jnp.sum(g * d), jnp.sum(g * g), jnp.sum(d * d)])
 
-    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True)
+    pairs = zip(grads, direction, strict=True)
     along, steepness, length = added_up([products(*pair) for pair in pairs], (3,))
     return along / jnp.sqrt(steepness) / jnp.sqrt(length)

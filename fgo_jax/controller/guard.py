@@ -12,7 +12,7 @@ import optax
 from fgo_jax import _checks
 from fgo_jax.controller.design import Design
 from fgo_jax.controller.state import FgoState
-from fgo_jax.linalg.trees import added_up, leaf_squares
+from fgo_jax.linalg.trees import for_sums, sum_squares
 from fgo_jax.triggers.trigger import condition_names
 
 LARGEST = 1e36  # squared norm; below float32's 3.4e38, so that sums of a few such squares hold
@@ -102,8 +102,7 @@ def all_finite(grads: Any, value: Any, axis_name: str | None) -> jax.Array:
     # A sum of squares is one pass that vector units are good at; a test of each entry and a
     # logical reduction are up to three. NaN is not below the limit.
     leaves = [jnp.asarray(x) for x in (*jax.tree.leaves(grads), *jax.tree.leaves(value))]
-    sums = [leaf_squares(x) for x in leaves if x.size]
-    finite = added_up(sums) < LARGEST
+    finite = sum_squares(for_sums(leaves)) < LARGEST
     if axis_name is not None:
         finite = jax.lax.pmin(finite.astype(jnp.int32), axis_name) == 1
     return finite

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 
@@ -9,7 +11,20 @@ import numpy as np
 _FEW = 8
 
 
-def members(stack: jax.Array, counter: jax.Array) -> list[jax.Array]:
+def numbers(count: int, counter: jax.Array) -> list[jax.Array]:
+    """0, 1, ... [], int32, as many as `count` and none for a few; XLA does not know them.
+
+    Args:
+      count: the members of the largest stack.
+      counter: [], int32, never negative, which XLA does not know.
+    """
+    if count <= _FEW:
+        return []
+    known = [np.int32(number) for number in range(count)]
+    return jax.lax.cond(counter < 0, lambda: [known[0]] * count, lambda: known)
+
+
+def members(stack: jax.Array, places: Sequence[jax.Array]) -> list[jax.Array]:
     """stack[0], stack[1], ... of a stack [n, ...].
 
     On a CPU, a slice at a fixed place is a kernel of its own, which takes 15 ms to compile: for 400
@@ -18,19 +33,18 @@ def members(stack: jax.Array, counter: jax.Array) -> list[jax.Array]:
 
     Args:
       stack: [n, ...].
-      counter: [], int32, never negative, which XLA does not know.
+      places: of :func:`numbers`, which all stacks of a step share.
     """
 
-    def at_fixed_places(stack: jax.Array, counter: jax.Array) -> list[jax.Array]:
-        del counter
+    def at_fixed_places(stack: jax.Array, places: list[jax.Array]) -> list[jax.Array]:
+        del places
         return list(stack)
 
-    def in_one_kernel(stack: jax.Array, counter: jax.Array) -> list[jax.Array]:
-        numbers = [np.int32(number) for number in range(len(stack))]
-        places = jax.lax.cond(counter < 0, lambda: [numbers[0]] * len(stack), lambda: numbers)
+    def in_one_kernel(stack: jax.Array, places: list[jax.Array]) -> list[jax.Array]:
         return [jax.lax.dynamic_index_in_dim(stack, place, keepdims=False) for place in places]
 
     # On a mesh the partitioner should know what a slice needs.
     if len(stack) <= _FEW or not jax.typeof(stack).sharding.mesh.empty:
-        return at_fixed_places(stack, counter)
-    return jax.lax.platform_dependent(stack, counter, cpu=in_one_kernel, default=at_fixed_places)
+        return list(stack)
+    own = list(places[: len(stack)])
+    return jax.lax.platform_dependent(stack, own, cpu=in_one_kernel, default=at_fixed_places)

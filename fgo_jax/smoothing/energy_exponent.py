@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fgo_jax.linalg.trees import wide
+from fgo_jax.linalg.trees import for_sums, sum_squares
 from fgo_jax.smoothing.slow_momentum import WINDOW, SlowMomentumState
 
 EVERY = 10  # steps between measurements
@@ -53,7 +53,7 @@ def energy_fall_update(
         old = optax.tree.where(anew | (due & (seen == 0)), energy_fall_init(), state)
         measurements, measured_at = old.counts
         last, mean_energy, mean_slope = old.means
-        energy = optax.tree.norm(jax.tree.map(wide, mean), squared=True).astype(jnp.float32)
+        energy = sum_squares(mean)
         # The memory of the mean is c n + 1 directions, so time is log(n + 1/c).
         passed = jnp.log1p(WINDOW * (seen - measured_at) / (WINDOW * measured_at + 1.0))
         pairs = (measurements - 1).astype(jnp.float32)
@@ -74,7 +74,8 @@ def energy_fall_update(
         known = jnp.all(jnp.isfinite(new.means))
         return optax.tree.where(due & (seen > 0) & known, new, old)
 
-    return jax.lax.cond(taken & (due | anew), look, lambda mean, state: state, slow.mean, state)
+    mean = for_sums(slow.mean)
+    return jax.lax.cond(taken & (due | anew), look, lambda mean, state: state, mean, state)
 
 
 def energy_exponent(state: EnergyFallState) -> jax.Array:

@@ -58,7 +58,7 @@ def test_a_side_is_cut_into_the_fewest_equal_blocks(lengths, stacked, dims):
     assert found.modes.dims == dims
     joined = found.join([leaf])
     assert joined.shape == stacked
-    ((place, back),) = found.split(joined, [leaf], jnp.int32(0))
+    ((place, back),) = found.split(joined, [leaf], [])
     assert place == 0
     np.testing.assert_array_equal(back, leaf)
 

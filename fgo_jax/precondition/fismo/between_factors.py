@@ -23,7 +23,7 @@ from fgo_jax.precondition.shared.leaves import (
 from fgo_jax.precondition.shared.matrix_view import DimensionNumbers, views
 from fgo_jax.precondition.shared.notes import note
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
-from fgo_jax.precondition.shared.stacks import check_factors
+from fgo_jax.precondition.shared.stacks import check_factors, numbers_for
 
 
 class ScaleByFismoState(NamedTuple):
@@ -145,6 +145,7 @@ def between_factors(rule: Rule) -> Preconditioner:
         )
 
         out = list(leaves)
+        numbers = numbers_for([k.stack for k in kinds if not isinstance(k, int)], step)
         for i, (kind, g, good) in enumerate(zip(kinds, rows, usable, strict=True)):
             if isinstance(kind, int):
                 m, v, u = directions.adam(g, first[kind], second[kind], step, adam_b1, adam_b2, eps)
@@ -158,11 +159,11 @@ def between_factors(rule: Rule) -> Preconditioner:
                 good = good & jnp.isfinite(kind.whole.reduce(jnp.sum, jnp.square(m)))
                 if rule.consistent_rms is not None:
                     u = u * (f32(rule.consistent_rms) * max(kind.whole.dims) ** 0.5)
-                for place, part in kind.stack.split(jnp.where(good, m, before[i]), first, step):
+                for place, part in kind.stack.split(jnp.where(good, m, before[i]), first, numbers):
                     # Good matrices are finite. This elementwise function is sharded like the leaf.
                     usual = mesh.placed_like(jnp.isfinite(leaves[place]), part)
                     first[place] = jnp.where(usual, part, first[place])
-                parts = kind.stack.split(jnp.where(good, u, 0.0), leaves, step)
+                parts = kind.stack.split(jnp.where(good, u, 0.0), leaves, numbers)
             for place, part in parts:
                 # Sharded like the leaf, for the same reason.
                 part = jnp.where(jnp.isfinite(leaves[place]), part, 0.0)
@@ -187,7 +188,10 @@ def between_factors(rule: Rule) -> Preconditioner:
         def divided(g: jax.Array, size: jax.Array) -> jax.Array:
             return g / jnp.where(state.fisher_step == 0, 1.0, jnp.sqrt(size))
 
-        for i, kind in enumerate(kinds_of(grads)):
+        kinds = kinds_of(grads)
+        stacked = [kind.stack for kind in kinds if not isinstance(kind, int)]
+        numbers = numbers_for(stacked, state.fisher_step)
+        for i, kind in enumerate(kinds):
             if isinstance(kind, int):
                 size = jnp.sqrt(state.second_moment[kind] / bias_correction(adam_b2, step)) + eps
                 rows[kind] = divided(rows[kind], size)
@@ -197,7 +201,7 @@ def between_factors(rule: Rule) -> Preconditioner:
             square = kind.whole.reduce(jnp.sum, jnp.square(m))
             size = jnp.sqrt(square / min(kind.whole.dims)) + eps
             g = kind.between(kind.stack.join(rows, m), state.roots[i])
-            for place, part in kind.stack.split(divided(g, size), leaves, state.fisher_step):
+            for place, part in kind.stack.split(divided(g, size), leaves, numbers):
                 rows[place] = part
         return treedef.unflatten(rows)
 

@@ -24,7 +24,7 @@ from fgo_jax.precondition.shared.matrix_view import DimensionNumbers
 from fgo_jax.precondition.shared.modes import Modes
 from fgo_jax.precondition.shared.notes import note
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
-from fgo_jax.precondition.shared.stacks import Stack, check_factors, stacks, treatments
+from fgo_jax.precondition.shared.stacks import Stack, check_factors, numbers_for, stacks, treatments
 
 _NAME = "scale_by_kronecker_fisher"
 
@@ -71,14 +71,12 @@ def scale_by_kronecker_fisher(
     same size at every step, so large early gradients weigh no more than later ones, and the mean
     gradient has no weight. Then A has mean 1, P = A^power, and the update is linear in the
     gradient: it shrinks with it, as a natural gradient does. A learning rate has the units of
-    SGD's. If the transform takes over from another one, :func:`fgo_jax.phased` gives its updates
-    the size of the other's.
+    SGD's.
 
     Bases: the first step computes an eigendecomposition. Every `refresh_every`-th step after it
     makes one step of orthogonal iteration. It also writes M in the new basis, and moves the entries
-    of V with their eigenvectors. Between refreshes Q_i stays. The first basis comes from the very
-    gradient that it rotates, so the first update is that gradient with its singular values
-    levelled. It is a short step: its root mean square is 1/sqrt(max(m, n)) for an m x n leaf.
+    of V with their eigenvectors. Between refreshes Q_i stays. The first update is the gradient with
+    its singular values levelled, of root mean square 1/sqrt(max(m, n)) for an m x n leaf.
 
     Shampoo: with `corrected=False`, V is not tracked. Every refresh computes it from the factors,
 
@@ -252,6 +250,7 @@ def scale_by_kronecker_fisher(
             how, factors, state.bases, rows, modes, moments, unbiased
         )
         new_first, new_second, out = [], [], list(leaves)
+        numbers = numbers_for(stacked, step)
         for i, (stack, m, x, ok) in enumerate(zip(stacked, modes, rows, counted, strict=True)):
             mean, v = f32(first[i]), second[i]
             x = eigenbasis.rotate(x, bases[i], m)
@@ -264,9 +263,8 @@ def scale_by_kronecker_fisher(
             mean = jnp.where(ok, (1 - b1) * x + b1 * mean, mean)
             new_first.append(mean)
             u = mean / bias_correction(b1, step) / denominator(v, values[i], factors[i], step, m)
-            for place, part in stack.split(eigenbasis.rotate_back(u, bases[i], m), leaves, step):
-                # An elementwise function of the leaf is sharded like it. Without it the
-                # partitioner picks a sharding that suits the contraction.
+            for place, part in stack.split(eigenbasis.rotate_back(u, bases[i], m), leaves, numbers):
+                # Elementwise in the leaf, so sharded like it and not as suits the contraction.
                 part = jnp.where(good[place] & jnp.isfinite(leaves[place]), part, 0.0)
                 out[place] = part.astype(jnp.result_type(leaves[place]))
         kept = [jnp.where(ok, g, p) for ok, g, p in zip(good, grads, previous, strict=True)]
@@ -287,13 +285,15 @@ def scale_by_kronecker_fisher(
         fresh = state.fisher_step == 0
         step = jnp.maximum(state.fisher_step, 1)
         rows = [jnp.asarray(x, jnp.float32) for x in leaves]
-        for i, stack in enumerate(stacks_of(grads)[1]):
+        stacked = stacks_of(grads)[1]
+        numbers = numbers_for(stacked, state.fisher_step)
+        for i, stack in enumerate(stacked):
             m = stack.modes
             x = eigenbasis.rotate(stack.join(rows, state.first_moment[i]), state.bases[i], m)
             values = () if corrected else state.eigenvalues[i]
             p = denominator(state.second_moment[i], values, state.factors[i], step, m)
             x = eigenbasis.rotate_back(x / jnp.where(fresh, 1.0, jnp.sqrt(p)), state.bases[i], m)
-            for place, part in stack.split(x, leaves, state.fisher_step):
+            for place, part in stack.split(x, leaves, numbers):
                 rows[place] = part
         return treedef.unflatten(rows)
 

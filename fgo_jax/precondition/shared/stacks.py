@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fgo_jax.linalg import mesh, whole_blocks
-from fgo_jax.linalg.members import members
+from fgo_jax.linalg.members import members, numbers
 from fgo_jax.precondition.shared.modes import Modes
 
 
@@ -96,11 +96,11 @@ class Stack(NamedTuple):
         return x if place is None else mesh.placed_like(x, place)
 
     def split(
-        self, x: jax.Array, leaves: Sequence[jax.Array], step: jax.Array
+        self, x: jax.Array, leaves: Sequence[jax.Array], numbers: Sequence[jax.Array]
     ) -> list[tuple[int, jax.Array]]:
         """The parts of a stack, each with its place and sharded like its leaf.
 
-        `step` is a count of updates, for :func:`fgo_jax.linalg.members.members`.
+        `numbers` are those of :func:`numbers_for` all stacks of the step.
         """
         if self.order:
             x = jnp.transpose(x, np.argsort(self.order).tolist())
@@ -110,7 +110,7 @@ class Stack(NamedTuple):
         parts = [self._dealt_out(x)]
         if self._several:
             x = whole_blocks.with_whole_axis(parts[0], first)
-            parts = members(x, step)
+            parts = members(x, numbers)
         parts = [mesh.placed_like(x, leaves[i]) for i, x in zip(self.places, parts, strict=True)]
         return list(zip(self.places, parts, strict=True))
 
@@ -197,6 +197,11 @@ class Stack(NamedTuple):
         for axis, cut in enumerate(self.cuts):
             axes += [axis] if cut == 1 else [axis, None]
         return [axes[a] for a in self.order] if self.order else axes
+
+
+def numbers_for(stacked: Sequence[Stack], step: jax.Array) -> list[jax.Array]:
+    """What :meth:`Stack.split` needs, once for all stacks; `step` is a count of updates."""
+    return numbers(max((len(stack.places) for stack in stacked), default=0), step)
 
 
 def stacks(tree: Any, modes: Sequence[Modes], block_size: int) -> list[Stack]:
