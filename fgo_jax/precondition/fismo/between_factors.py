@@ -189,8 +189,7 @@ def between_factors(rule: Rule) -> Preconditioner:
             return g / jnp.where(state.fisher_step == 0, 1.0, jnp.sqrt(size))
 
         kinds = kinds_of(grads)
-        stacked = [kind.stack for kind in kinds if not isinstance(kind, int)]
-        numbers = numbers_for(stacked, state.fisher_step)
+        numbers = numbers_for([k.stack for k in kinds if not isinstance(k, int)], step)
         for i, kind in enumerate(kinds):
             if isinstance(kind, int):
                 size = jnp.sqrt(state.second_moment[kind] / bias_correction(adam_b2, step)) + eps

@@ -27,8 +27,8 @@ def test_what_the_claim_compares_is_raced_on_all_seeds():
 
     references = {name for names in (ADAM, ALONE, SQRT) for name in names.values()}
     compared = {name for c in CLAIMS for name in (c.ours, c.rival)} - {None}
-    compared -= {"cosine"}  # it was compared later, on the seeds that there are
+    compared -= {"cosine"}  # it was compared later, on the few seeds that there are
     for name in {*references, *HORIZON, *compared}:
         assert seeds(name) == grids.RACE_SEEDS
-    for few in (seeds("muon"), seeds("fgo_by_sasa"), seeds("fgo", "char_gpt")):
+    for few in (*map(seeds, ("cosine", "muon", "fgo_by_sasa")), seeds("fgo", "char_gpt")):
         assert few == grids.FEW_RACE_SEEDS
