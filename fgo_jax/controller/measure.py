@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -81,15 +82,16 @@ def observed(
     probe_state: Any,
     estimates: dict[str, jax.Array],
     extras: dict[str, Any],
+    names: Iterable[str],
 ) -> dict[str, Signal]:
-    """Every signal of this step: the probe's estimates, and what came with the call."""
+    """Those of the named signals that this step has: of the probe, and of what came with the call."""
     signals, probe = {}, design.probe
-    if probe is not None:
-        for name, (value, error) in estimates.items():
-            fresh = probe.counter(probe_state, name) != probe.counter(state.probe_state, name)
-            signals[name] = Signal(value, error, fresh)
-    for signal, name in EXTRA_SIGNALS.items():
-        if name in extras:
+    for signal in names:
+        name = EXTRA_SIGNALS.get(signal)
+        if probe is not None and signal in estimates:
+            fresh = probe.counter(probe_state, signal) != probe.counter(state.probe_state, signal)
+            signals[signal] = Signal(*estimates[signal], fresh)
+        elif name in extras:
             number = jnp.asarray(extras[name], jnp.float32)
             unknown = jnp.full([], jnp.nan, jnp.float32)
             fresh = ~jnp.isnan(number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -18,7 +18,10 @@ from fgo_jax.triggers import Observation, Signal, Trigger
 
 
 def judge(
-    design: Design, state: FgoState, observe: Callable[[], dict[str, Signal]], finite: jax.Array
+    design: Design,
+    state: FgoState,
+    observe: Callable[[Iterable[str]], dict[str, Signal]],
+    finite: jax.Array,
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Whether the running phase's trigger ends it, and all triggers' states.
 
@@ -42,14 +45,14 @@ def judge(
 
 def _look(
     trigger: Trigger,
-    observe: Callable[[], dict[str, Signal]],
+    observe: Callable[[Iterable[str]], dict[str, Signal]],
     clock: Clock,
     state: Any,
     begins: jax.Array,
     active: jax.Array,
 ) -> tuple[jax.Array, Any]:
     # Each part of a signal that is made outside the branch would be a kernel of its own.
-    observation = Observation(observe(), clock.phase_step, clock.total_step)
+    observation = Observation(observe(trigger.signals), clock.phase_step, clock.total_step)
     old = optax.tree.where(begins, trigger.init(), state)
     verdict, new = trigger.update(observation, old)
     # A bound is what it is at every step. To choose it would be a kernel for each condition.

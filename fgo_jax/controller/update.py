@@ -8,7 +8,7 @@ from typing import Any
 
 import optax
 
-from fgo_jax.controller.design import Design, design
+from fgo_jax.controller.design import EXTRA_SIGNALS, Design, design
 from fgo_jax.controller.direction import direction
 from fgo_jax.controller.extras import checked_extras
 from fgo_jax.controller.guard import all_finite, check_shapes, check_state, skipped
@@ -38,6 +38,7 @@ def update_step(
     model = extras.get("probe_params", params)
     probe_state, estimates = measure(design, state, grads, model, extras, finite)
     observe = functools.partial(observed, design, state, probe_state, estimates, extras)
+    given = observe(EXTRA_SIGNALS)
     holds, trigger_states = judge(design, state, observe, finite)
 
     # The probe may read the transforms' states: it does so before they change.
@@ -48,13 +49,13 @@ def update_step(
     updates = scaled(towards, grads, params, rate, finite)
 
     exponent = decay_exponent(design, state.clock, energy)
-    clock = advance(design, state.clock, holds, rate, exponent, observe())
+    clock = advance(design, state.clock, holds, rate, exponent, given)
     hyperparams = {"fgo_learning_rate": rate}
     new = FgoState(
         clock=optax.tree.where(finite, clock, state.clock),
         skipped_steps=skipped(finite, state.skipped_steps),
         hyperparams=optax.tree.where(finite, hyperparams, state.hyperparams),
-        signals=latest(state, estimates, observe(), finite),
+        signals=latest(state, estimates, given, finite),
         probe_key=state.probe_key,
         probe_state=probe_state,
         trigger_states=trigger_states,

@@ -24,6 +24,18 @@ class RowSpectrum(NamedTuple):
     rank_influence: jax.Array  # [n], float32
 
 
+def unit_of(rows: jax.Array) -> jax.Array:
+    """A power of two, [], float32; in this unit the fourth powers of rows stay within float32.
+
+    No entry of the rows is twice as large, and a division by it changes no digit.
+    """
+    largest = jnp.max(jnp.abs(rows))
+    # The bits of the exponent, without sign and digits.
+    exponent = jax.lax.bitcast_convert_type(largest, jnp.uint32) & jnp.uint32(0x7F800000)
+    power = jax.lax.bitcast_convert_type(exponent, jnp.float32)
+    return jnp.clip(power, 2.0**-126, 2.0**126)  # its inverse is within float32 too
+
+
 def row_spectrum(gram: jax.Array, freedom: int, energy: Any) -> RowSpectrum:
     r"""Top eigenvalue and energy rank of :math:`G^T G / f` from the Gram matrix K of G.
 

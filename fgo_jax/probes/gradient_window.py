@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fgo_jax.linalg.rows import row_spectrum, trusted_error, white_noise_rank
+from fgo_jax.linalg.rows import row_spectrum, trusted_error, unit_of, white_noise_rank
 
 SIGNALS = (
     "intrinsic_dimension",
@@ -46,12 +46,8 @@ def window_estimates(
       groups: names.
     """
     pairs, _, _, width = differences.shape
-    # A power of two as unit changes no digit, and the fourth powers below stay within float32.
-    unit = jnp.frexp(jnp.max(jnp.abs(differences)))[1]
-    # In two factors, neither of which leaves the range of float32.
-    half = unit // 2
-    factors = jnp.ldexp(jnp.float32(1.0), jnp.stack([-half, half - unit, 2 * unit]))
-    differences, squared = differences * factors[0] * factors[1], factors[2]
+    unit = unit_of(differences)
+    differences, squared = differences / unit, unit * unit
     grams = jnp.einsum(
         "iask,jask->asij", differences, differences, precision=jax.lax.Precision.HIGHEST
     )

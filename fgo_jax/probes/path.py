@@ -12,6 +12,7 @@ import optax
 
 from fgo_jax.linalg import sums
 from fgo_jax.linalg.decompositions import eigh
+from fgo_jax.linalg.rows import unit_of
 from fgo_jax.linalg.sketch import sketch_parts
 from fgo_jax.probes.groups import Groups, slots
 
@@ -73,8 +74,7 @@ def add(path: Path, params: Any, step: jax.Array, key: jax.Array, groups: Groups
 def read(path: Path, energy: Any) -> Reading:
     """Dimensions of the whole path and of each group, and those of a random walk."""
     rows = path.snapshots - jnp.mean(path.snapshots, axis=0, keepdims=True)
-    # A power of two as unit changes no digit, and the fourth powers below stay within float32.
-    rows = jnp.ldexp(rows, -jnp.frexp(jnp.max(jnp.abs(rows)))[1])
+    rows = rows / unit_of(rows)
     grams = jnp.einsum("igsk,jgsk->gsij", rows, rows, precision=jax.lax.Precision.HIGHEST)
     walk = random_walk_gram(path.times)
     grams = jnp.concatenate([grams, jnp.stack([walk, walk])[None]])

@@ -40,7 +40,7 @@ def init() -> jax.Array:
     return jnp.zeros(len(Regression._fields), jnp.float32)
 
 
-def update(numbers: jax.Array, time: jax.Array, series: jax.Array, memory: float) -> jax.Array:
+def update(numbers: jax.Array, time: jax.Array, series: jax.Array, memory: float) -> Regression:
     """Adds a point; the weights of older ones fade as exp(-(elapsed time) / memory)."""
     state = Regression(*numbers)
     first = state.weight == 0.0
@@ -50,7 +50,7 @@ def update(numbers: jax.Array, time: jax.Array, series: jax.Array, memory: float
     time_gap = time - state.mean_time
     series_gap = series - state.mean_series
     share = fade * state.weight / weight  # of the old mean in the new one
-    new = Regression(
+    return Regression(
         weight=weight,
         weight_square=fade**2 * state.weight_square + 1.0,
         last_time=jnp.asarray(time, jnp.float32),
@@ -60,16 +60,14 @@ def update(numbers: jax.Array, time: jax.Array, series: jax.Array, memory: float
         time_series=fade * state.time_series + share * time_gap * series_gap,
         series_series=fade * state.series_series + share * series_gap**2,
     )
-    return jnp.stack(new)
 
 
-def slope(numbers: jax.Array) -> Slope:
+def slope(state: Regression) -> Slope:
     """The slope, with a standard error from the residuals.
 
     With weights w, n = (sum w)^2 / sum w^2 effective points and residual variance s^2, the
     variance of the slope is s^2 / ((n - 2) var_w(t)).
     """
-    state = Regression(*numbers)
     points = state.weight**2 / jnp.maximum(state.weight_square, 1e-30)
     spread = state.time_time / jnp.maximum(state.weight, 1e-30)
     enough = (points > 3.0) & (spread > 0.0)

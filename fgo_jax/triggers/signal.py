@@ -37,8 +37,9 @@ class Observation(NamedTuple):
     All of it is replicated scalars, so all devices reach the same decision.
 
     Attributes:
-      signals: by name: those of the probe, ``loss`` if ``value=`` is passed to the update,
-        and ``validation`` if ``validation_value=`` is (NaN: not measured at this step).
+      signals: by name, those that the trigger reads: of the probe, ``loss`` if ``value=`` is
+        passed to the update, and ``validation`` if ``validation_value=`` is (NaN: not measured
+        at this step).
       phase_step: [], int32, updates since the phase began.
       total_step: [], int32, updates since training began.
 

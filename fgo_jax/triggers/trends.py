@@ -41,11 +41,12 @@ def _trend(
         evaluated = fresh & usable
         safe = jnp.where(usable, value, 1.0)
         time = jnp.log(observation.total_step.astype(jnp.float32) + 1.0)
-        state = regression.update(state, time, jnp.log(safe) if logarithm else safe, memory)
-        slope = regression.slope(state)
+        series = jnp.log(safe) if logarithm else safe
+        numbers = regression.update(state, time, series, memory)
+        slope = regression.slope(numbers)
         known = slope.points >= min_points
         holds, fails = verdicts(slope.slope, regression.margin(slope, z))
-        return evaluated, holds & known, fails & known, state
+        return evaluated, holds & known, fails & known, jnp.stack(numbers)
 
     name = f"{signal}_{name}"
     return condition(name, regression.init, judge, signals=(signal,), patience=patience)

@@ -73,7 +73,7 @@ class Trigger:
       init: `() -> state`, a dict with one `ConditionState` for each named condition, so that
         telemetry can tell which condition is missing.
       update: `(observation, state) -> (verdict, state)`; the verdict is [], int32.
-      signals: the names of the signals it reads.
+      signals: the names of the signals it reads; it sees no others.
       optional: those of them that it can do without.
 
     Example:

@@ -119,7 +119,7 @@ CONTROLLER = [
             "_step_key(inputs.key, 0 * inputs.step)",
             "all steps have one key",
         ),
-        ("!= probe.counter(state.probe_state, name)", ">= 0", "a measurement is always fresh"),
+        ("!= probe.counter(state.probe_state, signal)", ">= 0", "a measurement is always fresh"),
         ("jnp.where(finite & fresh, value, old[0])", "value", "a NaN replaces a validation"),
         ("finite & probe.due(", "probe.due(", "a skipped step is measured"),
     ),

@@ -179,10 +179,10 @@ def share_covered(half_width, noise):
 
     def covered(noise):
         def add(state, point):
-            return regression.update(state, *point, 1e3), None
+            return jnp.stack(regression.update(state, *point, 1e3)), None
 
         state, _ = jax.lax.scan(add, regression.init(), (times, 2.0 * times + noise))
-        slope = regression.slope(state)
+        slope = regression.slope(regression.Regression(*state))
         return jnp.abs(slope.slope - 2.0) < half_width(slope)
 
     return float(jnp.mean(jax.vmap(covered)(jnp.asarray(noise, jnp.float32))))

@@ -182,17 +182,24 @@ def _quotients(factor: jax.Array, basis: jax.Array) -> jax.Array:
 
 
 def _refresh(
-    method: Callable[..., Any],
+    how: jax.Array,
     factors: Leaves,
     bases: Leaves,
     modes: Sequence[Modes],
     moments: Moments,
     unbiased: jax.Array,
 ) -> tuple[Leaves, Moments]:
-    """Applies `method` to every factor and carries the moments along."""
+    """Refines every basis, or makes a new one, and carries the moments along."""
     places = [(i, k) for i, leaf in enumerate(factors) for k in range(len(leaf))]
-    found = over_matrices(
-        lambda *pair: method(*map(f32, pair)),
+
+    def decomposed(method: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *pairs: over_matrices(lambda *pair: method(*map(f32, pair)), *pairs)
+
+    # Only the decompositions are there twice: all that follows is one program for both.
+    found = jax.lax.cond(
+        how == 2,
+        decomposed(_fresh),
+        decomposed(_warm),
         [factors[i][k] for i, k in places],
         [bases[i][k] for i, k in places],
     )
@@ -256,13 +263,11 @@ def refresh(
     bases, moments = _at_home(bases, moments, gradients, modes)
     if not any(factors):
         return bases, moments
-    bases, moments = jax.lax.switch(
+    bases, moments = jax.lax.cond(
+        how > 0,
+        lambda h, f, q, v, u: _refresh(h, f, q, modes, v, u),
+        lambda h, f, q, v, u: (q, v),
         how,
-        [
-            lambda f, q, v, u: (q, v),
-            lambda f, q, v, u: _refresh(_warm, f, q, modes, v, u),
-            lambda f, q, v, u: _refresh(_fresh, f, q, modes, v, u),
-        ],
         factors,
         bases,
         moments,
