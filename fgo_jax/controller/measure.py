@@ -84,7 +84,7 @@ def observed(
     extras: dict[str, Any],
     names: Iterable[str],
 ) -> dict[str, Signal]:
-    """Those of the named signals that this step has: of the probe, and of what came with the call."""
+    """The named signals that this step has: the probe's, and what came with the call."""
     signals, probe = {}, design.probe
     for signal in names:
         name = EXTRA_SIGNALS.get(signal)
