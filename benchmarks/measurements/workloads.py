@@ -77,7 +77,7 @@ def transforms(model: VisionTransformer = MODEL) -> Workload:
 def leaves(count: int) -> Workload:
     """So many leaves of eight shapes: what an optimizer takes where the model takes nothing."""
     shapes = ((8, 4), (4,), (4, 8), (8,), (4, 4), (8, 8), (6, 4), (6,))
-    params = [jnp.full(shapes[i % 8], 0.1) for i in range(count)]
+    params = [jnp.full(shapes[i % 8], 0.1, jnp.float32) for i in range(count)]
     given = (f"{count}_leaves", params, {"label": jnp.zeros(1)}, lambda *_: None,
              lambda params, batch: optax.tree.norm(params, squared=True))  # fmt: skip
     return Workload(*given, 10_000, 1, 40 if count < 1000 else 5, 2, 20, False, transforms=True)

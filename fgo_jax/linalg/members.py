@@ -12,7 +12,7 @@ _FEW = 8
 
 
 def numbers(count: int, counter: jax.Array) -> list[jax.Array]:
-    """0, 1, ... [], int32, as many as `count` and none for a few; XLA does not know them.
+    """0, 1, ... [], uint32, as many as `count` and none for a few; XLA does not know them.
 
     Args:
       count: the members of the largest stack.
@@ -20,8 +20,9 @@ def numbers(count: int, counter: jax.Array) -> list[jax.Array]:
     """
     if count <= _FEW:
         return []
-    known = [np.int32(number) for number in range(count)]
-    return jax.lax.cond(counter < 0, lambda: [known[0]] * count, lambda: known)
+    known = [np.uint32(number) for number in range(count)]
+    # No number is the same in both branches: XLA would know that one.
+    return jax.lax.cond(counter < 0, lambda: [*known[1:], known[0]], lambda: known)
 
 
 def members(stack: jax.Array, places: Sequence[jax.Array]) -> list[jax.Array]:

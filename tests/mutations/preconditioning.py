@@ -194,7 +194,7 @@ KRONECKER = [
         "precondition/shared/stacks.py",
         "precondition/test_stacks.py",
         ('re.sub(r"\\d+", "#", ', "str(", "every layer has a stack of its own"),
-        ("if m.groups else i", "if True else i", "vectors are stacked"),
+        ("kinds.setdefault((m, part)", "kinds.setdefault(part", "other shapes share a stack"),
         ("4 * block < block_size", "False", "a prime axis falls into its entries"),
         ("block <= 1 or", "False or", "factors of a single number"),
         ("needed = -(-needed // cut)", "pass", "every axis of a side is cut"),

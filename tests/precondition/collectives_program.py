@@ -174,7 +174,8 @@ def travel_little(name):
         for split, specs in SPLITS.items():
             always, sometimes = collectives(compiled(OPTIMIZERS[name], specs, kind))
             where = (kind, split, always, sometimes)
-            assert all(c == "all-reduce" and size == 1 for c, size in always), where
+            # A number for each leaf of a stack: whether it is finite.
+            assert all(c == "all-reduce" and size <= 2 for c, size in always), where
             if split == "data parallel":
                 assert all(c == "all-gather" for c, _ in sometimes), where
                 assert not always, where

@@ -29,7 +29,7 @@ def sequence(shapes, steps=7):
 def test_leaves_share_a_stack_if_only_a_number_tells_their_names_apart():
     kernel, other = jnp.ones((4, 3)), jnp.ones((3, 4))
     bias = jnp.ones(3)
-    assert len(stacks([bias, bias], [Modes((3,), ())] * 2, 8)) == 2  # nothing to gain
+    assert len(stacks([bias, bias], [Modes((3,), ())] * 2, 8)) == 1
     tree = {
         "layers_0": {"query": kernel, "out": kernel},
         "layers_1": {"query": kernel, "out": kernel},

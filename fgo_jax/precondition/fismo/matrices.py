@@ -93,7 +93,7 @@ def matrices(tree: Any, found: Sequence[Modes | None], block_size: int) -> list[
     kinds: list[Matrices | int] = []
     for stack in stacks(tree, views, block_size):
         view = found[stack.places[0]]
-        kinds.append(stack.places[0] if view is None else _matrices(stack, view))
+        kinds += stack.places if view is None else [_matrices(stack, view)]
     return kinds
 
 

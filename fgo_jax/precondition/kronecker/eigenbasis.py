@@ -130,6 +130,11 @@ def _unit_trace(factor: jax.Array) -> jax.Array:
     return factor / jnp.where(trace == 0, 1.0, trace)
 
 
+def _eigenvectors(factor: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A basis for the factor, and of which column of the one before each of its columns is."""
+    return jax.lax.cond(jnp.any(basis != 0), _warm, _fresh, f32(factor), f32(basis))
+
+
 def _fresh(factor: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Eigenvectors by falling eigenvalue. The first refresh uses this: no second moment yet.
 
@@ -191,17 +196,11 @@ def _refresh(
 ) -> tuple[Leaves, Moments]:
     """Refines every basis, or makes a new one, and carries the moments along."""
     places = [(i, k) for i, leaf in enumerate(factors) for k in range(len(leaf))]
-
-    def decomposed(method: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *pairs: over_matrices(lambda *pair: method(*map(f32, pair)), *pairs)
-
-    # Only the decompositions are there twice: all that follows is one program for both.
-    found = jax.lax.cond(
-        how == 2,
-        decomposed(_fresh),
-        decomposed(_warm),
+    # A basis of zeros is none. So both methods share their loops and all that follows.
+    found = over_matrices(
+        _eigenvectors,
         [factors[i][k] for i, k in places],
-        [bases[i][k] for i, k in places],
+        [jnp.where(how == 2, 0, bases[i][k]) for i, k in places],
     )
     new = dict(zip(places, found, strict=True))
     old = tuple(tuple(map(_inverse, leaf)) for leaf in bases)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fgo_jax import _checks
 from fgo_jax.precondition.kronecker.eigenbasis import Factors
 from fgo_jax.precondition.shared.leaves import bias_correction
 from fgo_jax.precondition.shared.modes import Modes
@@ -46,7 +47,8 @@ class Denominator(NamedTuple):
             # A single gradient is diagonal in its own eigenbasis. The other entries are rounding
             # errors, which a division by their own size would raise to one.
             relative = jnp.where(step == 1, jnp.maximum(relative, 1.0), relative)
-        v = v + relative * modes.reduce(jnp.mean, v)
+        if not _checks.is_zero(relative):
+            v = v + relative * modes.reduce(jnp.mean, v)
         if self.centred:
             return (v + self.eps**2) ** self.power
         if self.power == 0.5:

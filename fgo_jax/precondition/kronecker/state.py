@@ -19,7 +19,7 @@ class ScaleByKroneckerFisherState(NamedTuple):
     # Both moments: in coordinates of the eigenbasis, shape=(*blocks, *leaves, *one block).
     first_moment: Any  # float32 or momentum_dtype.
     second_moment: Any  # float32. Without `corrected`, a stack with factors has () here.
-    previous: Any  # like params, dtype=jnp.float32; the last gradient if `centred`, else ().
+    previous: Any  # like the moments, float32; the last gradient if `centred`, else ().
     factors: Any  # tuples, shape=(*batch, d, d), float32 or factor_dtype; changes at every step.
     bases: Any  # like factors, eigenvectors in columns; changes at a refresh.
     eigenvalues: Any  # shape=(*batch, d), dtype=jnp.float32; at a refresh. () if `corrected`.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.linalg import mesh
 from fgo_jax.precondition.kronecker import eigenbasis
 from fgo_jax.precondition.kronecker.second_moment import Denominator, scaled_noise
 from fgo_jax.precondition.kronecker.state import ScaleByKroneckerFisherState
@@ -191,9 +192,9 @@ def scale_by_kronecker_fisher(
         b2, factor_decay, eps, power, centred, f32(with_factors), f32(without)
     )
 
-    def stacks_of(tree: Any) -> tuple[list[Modes], list[Stack]]:
+    def stacks_of(tree: Any) -> list[Stack]:
         modes = eigenbasis.modes_of(tree, weight_dimension_numbers, vector_factors)
-        return modes, [stack.batch_first() for stack in stacks(tree, modes, block_size)]
+        return [stack.batch_first() for stack in stacks(tree, modes, block_size)]
 
     def tracked(modes: Modes) -> bool:
         """Whether a stack has a second moment of its own."""
@@ -202,18 +203,19 @@ def scale_by_kronecker_fisher(
     def init(params: Any) -> ScaleByKroneckerFisherState:
         leaves = jax.tree.leaves(params)
         check_floating(_NAME, leaves)
-        _, stacked = stacks_of(params)
+        stacked = stacks_of(params)
         note(_NAME, params, treatments(stacked, leaves))
         started = [eigenbasis.start(stack, leaves, factor_dtype) for stack in stacked]
         values: Any = ()
         if not corrected:
             values = tuple(tuple(f32(f[..., 0]) for f in fs) for fs, _ in started)
         first = tuple(s.zeros(leaves, momentum_dtype) for s in stacked)
+        previous = tuple(s.zeros(leaves) for s in stacked) if centred else ()
         second = tuple(s.zeros(leaves) if tracked(s.modes) else () for s in stacked)
         return ScaleByKroneckerFisherState(
             fisher_step=jnp.zeros((), jnp.int32),
             first_moment=first if leaves else empty_field(),
-            previous=optax.tree.zeros_like(params, dtype=jnp.float32) if centred else (),
+            previous=previous if leaves or not centred else empty_field(),
             second_moment=second if leaves else empty_field(),
             factors=tuple(f for f, _ in started) if leaves else empty_field(),
             bases=tuple(q for _, q in started) if leaves else empty_field(),
@@ -227,21 +229,18 @@ def scale_by_kronecker_fisher(
         if not leaves:
             return updates, state._replace(fisher_step=step)
         check_floating(_NAME, leaves)
-        modes, stacked = stacks_of(updates)
-        grads, good = usable_leaves(leaves, modes)
-        previous = treedef.flatten_up_to(state.previous) if centred else grads
-        observed, seen, stays = list(map(f32, leaves)), good, (1, 1)
+        stacked = stacks_of(updates)
+        modes = [stack.modes for stack in stacked]
+        check_factors(_NAME, tuple(m.factor_shapes for m in modes), state.factors)
+        homes, matrices = state.first_moment, [stack.matrices for stack in stacked]
+        joined = [f32(stack.join(leaves, x)) for stack, x in zip(stacked, homes, strict=True)]
+        grads, good = usable_leaves(joined, matrices)
+        rows, counted, stays = grads, good, (1, 1)
         if centred:
-            observed, seen = scaled_noise(grads, previous, modes, good)
+            rows, counted = scaled_noise(grads, state.previous, matrices, good)
             # A constant gradient shows no noise. Averages that fade would raise it by b2^-t.
             stays = held(factor_decay, step), held(b2, step)
 
-        modes = [stack.modes for stack in stacked]
-        check_factors(_NAME, tuple(m.factor_shapes for m in modes), state.factors)
-        homes = state.first_moment
-        rows = [stack.join(observed, x) for stack, x in zip(stacked, homes, strict=True)]
-        counted = [stack.join(seen, x) for stack, x in zip(stacked, homes, strict=True)]
-        rows = [jnp.where(ok, x, 0.0) for ok, x in zip(counted, rows, strict=True)]
         factors = eigenbasis.averaged(state.factors, rows, modes, counted, factor_decay, stays[0])
         how = eigenbasis.refresh_kind(state.fisher_step, refresh_every, factors, state.eigenvalues)
         unbiased = jnp.asarray(bias_correction(factor_decay, step))
@@ -258,20 +257,21 @@ def scale_by_kronecker_fisher(
                 v = jnp.where(ok, (1 - b2) * x**2 + b2 * v, stays[1] * v)
             new_second.append(v)
             if centred:
-                x, ok = stack.join(grads, homes[i]), stack.join(good, homes[i])
-                x = eigenbasis.rotate(x, bases[i], m)
+                x, ok = eigenbasis.rotate(grads[i], bases[i], m), good[i]
             mean = jnp.where(ok, (1 - b1) * x + b1 * mean, mean)
             new_first.append(mean)
             u = mean / bias_correction(b1, step) / denominator(v, values[i], factors[i], step, m)
-            for place, part in stack.split(eigenbasis.rotate_back(u, bases[i], m), leaves, numbers):
-                # Elementwise in the leaf, so sharded like it and not as suits the contraction.
-                part = jnp.where(good[place] & jnp.isfinite(leaves[place]), part, 0.0)
+            u = jnp.where(good[i], eigenbasis.rotate_back(u, bases[i], m), 0.0)
+            for place, part in stack.split(u, leaves, numbers):
+                if mesh.number_of_devices(leaves[place]) > 1:
+                    # Elementwise in the leaf: sharded like it and not as suits the contraction.
+                    part = jnp.where(jnp.isfinite(leaves[place]), part, 0.0)
                 out[place] = part.astype(jnp.result_type(leaves[place]))
-        kept = [jnp.where(ok, g, p) for ok, g, p in zip(good, grads, previous, strict=True)]
+        last = zip(good, grads, state.previous, strict=True) if centred else ()
         new = ScaleByKroneckerFisherState(
             fisher_step=step,
             first_moment=tuple(new_first),
-            previous=treedef.unflatten(kept) if centred else (),
+            previous=tuple(jnp.where(ok, g, old) for ok, g, old in last),
             second_moment=tuple(new_second),
             factors=factors,
             bases=bases,
@@ -285,7 +285,7 @@ def scale_by_kronecker_fisher(
         fresh = state.fisher_step == 0
         step = jnp.maximum(state.fisher_step, 1)
         rows = [jnp.asarray(x, jnp.float32) for x in leaves]
-        stacked = stacks_of(grads)[1]
+        stacked = stacks_of(grads)
         numbers = numbers_for(stacked, state.fisher_step)
         for i, stack in enumerate(stacked):
             m = stack.modes

@@ -51,6 +51,13 @@ class Stack(NamedTuple):
         return self._replace(axes=tuple(place[a] for a in self.axes), modes=modes, order=order)
 
     @property
+    def matrices(self) -> Modes:
+        """Of the stack, without its blocks: what is reduced over is a whole matrix of a leaf."""
+        leaves = self.modes.batch[-1:] if self._several else ()
+        batch = tuple(a for a in self.modes.batch if a in self.axes or a in leaves)
+        return Modes(self.modes.shape, (), batch)
+
+    @property
     def _several(self) -> bool:
         return len(self.places) > 1
 
@@ -68,6 +75,8 @@ class Stack(NamedTuple):
     @property
     def _pieces(self) -> tuple[int, ...]:
         """Into how many pieces each axis of a leaf may be split."""
+        if not self.modes.groups:
+            return tuple(self.modes.shape[axis] for axis in self.axes)
         return self._numbers((1,) * len(self.cuts) if self.undivided else self.cuts)
 
     @property
@@ -209,13 +218,13 @@ def stacks(tree: Any, modes: Sequence[Modes], block_size: int) -> list[Stack]:
 
     Leaves share a stack if their shapes and modes agree, and their names but for the numbers in
     them, such as those of layers. So they have the same part in the model, and as a rule the same
-    sharding. A leaf without a mode has a stack of its own: elementwise operations gain nothing.
+    sharding.
     """
     kinds: dict[Any, list[int]] = {}
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     for i, ((path, _), m) in enumerate(zip(leaves, modes, strict=True)):
         part = re.sub(r"\d+", "#", jax.tree_util.keystr(path))
-        kinds.setdefault((m, part) if m.groups else i, []).append(i)
+        kinds.setdefault((m, part), []).append(i)
     return [_stack(tuple(places), modes[places[0]], block_size) for places in kinds.values()]
 
 

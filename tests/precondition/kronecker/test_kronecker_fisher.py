@@ -170,7 +170,7 @@ def test_one_conditional_and_no_callback():
     assert "callback" not in str(jaxpr)
 
 
-def test_map_params_sees_the_last_gradient_and_nothing_else():
+def test_map_params_takes_no_field_for_one_that_is_shaped_like_the_parameters():
     params = {"w": jnp.ones((3, 4)), "b": jnp.ones(4)}
     one = scale_by_kronecker_fisher(centred=True)
     for tx in (one, optax.chain(optax.masked(one, lambda p: {"w": True, "b": True}))):
@@ -181,7 +181,7 @@ def test_map_params_sees_the_last_gradient_and_nothing_else():
         specs = optax.tree.map_params(
             tx, lambda _, name: name, state, {"w": "w", "b": "b"}, transform_non_params=lambda _: 0
         )
-        assert sorted(map(str, jax.tree.leaves(specs))) == ["0", "0", "0", "0", "0", "b", "w"]
+        assert set(jax.tree.leaves(specs)) == {0}
 
 
 def test_injected_hyperparameters():
