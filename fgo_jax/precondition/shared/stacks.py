@@ -52,7 +52,7 @@ class Stack(NamedTuple):
 
     @property
     def matrices(self) -> Modes:
-        """Of the stack, without its blocks: what is reduced over is a whole matrix of a leaf."""
+        """The leaves or their matrices, each whole: a reduction is over all of its blocks."""
         leaves = self.modes.batch[-1:] if self._several else ()
         batch = tuple(a for a in self.modes.batch if a in self.axes or a in leaves)
         return Modes(self.modes.shape, (), batch)
