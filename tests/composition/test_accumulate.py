@@ -1,5 +1,7 @@
 """Micro-batches make one step, and the probe measures the step's noise on them."""
 
+import functools
+
 import flax.serialization
 import jax
 import jax.numpy as jnp
@@ -20,17 +22,21 @@ def small(probe=None, **options):
     return fgo.phased([phase], [], probe, **options)
 
 
-def run(tx, grads, params=PARAMS, state=None, **extras):
-    """Parameters, state and the updates of each call; everything stacked over the calls."""
-
+@functools.partial(jax.jit, static_argnums=0)
+def scanned(tx, start, given):
     def call(carry, now):
         params, state = carry
         grads, extras = now
         updates, state = tx.update(grads, state, params, **extras)
         return (optax.apply_updates(params, updates), state), updates
 
+    return jax.lax.scan(call, start, given)
+
+
+def run(tx, grads, params=PARAMS, state=None, **extras):
+    """Parameters, state and the updates of each call; everything stacked over the calls."""
     start = params, tx.init(params) if state is None else state
-    (params, state), updates = jax.jit(lambda c: jax.lax.scan(call, c, (grads, extras)))(start)
+    (params, state), updates = scanned(tx, start, (grads, extras))
     return params, state, updates
 
 

@@ -1,5 +1,7 @@
 """What scale_by_low_rank_fisher keeps true for every leaf, dtype, tree and operator."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 
 import fgo_jax as fgo
 from fgo_jax.precondition.low_rank_fisher import scale_by_low_rank_fisher
+from tests import draws
 from tests.precondition.test_low_rank_reference import PARAMS, dense, reference, symmetric, tree
 
 ODD = {
@@ -55,14 +58,18 @@ def test_odd_leaves_and_types(dtype):
 def test_every_refresh_draws_anew_and_the_same_seed_the_same():
     fisher = fgo.curvature.sampled_fisher(lambda p, batch: batch @ p)
     # At zero parameters the operator's eigenvalues are double, and a start vector sees one copy.
-    params = jax.random.normal(jax.random.key(1), (5, 3))
-    batch = jax.random.normal(jax.random.key(0), (16, 5))
+    params, batch = draws.normal(5, 3, seed=1), draws.normal(16, 5)
+
+    @functools.cache
+    def update(operator):
+        return jax.jit(scale_by_low_rank_fisher(operator, 4, 15, every=1).update)
 
     def eigenvalues(operator, seed):
-        tx = scale_by_low_rank_fisher(operator, 4, 15, every=1, seed=seed)
-        update, state, found = jax.jit(tx.update), tx.init(params), []
+        # The seed is in the state alone.
+        state = scale_by_low_rank_fisher(operator, 4, 15, every=1, seed=seed).init(params)
+        found = []
         for _ in range(2):
-            _, state = update(params, state, params, batch=batch)
+            _, state = update(operator)(params, state, params, batch=batch)
             found.append(np.asarray(state.eigenvalues))
         return found
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import fgo_jax as fgo
-from tests.precondition.natural_gradients import BATCH, MAKERS, PARAMS, random_gradients
+from tests.precondition.natural_gradients import BATCH, MAKERS, PARAMS
 from tests.problems import trees_equal
 
 
@@ -39,8 +39,10 @@ def test_python_numbers_are_parameters_as_for_adam(name):
     tx = FLOATS[name]()
     params = {"scale": 1.0, "w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3)}
     grads, state = {"scale": 0.5, "w": params["w"]}, tx.init(params)
+    # Numbers of the program, not its arguments, which would be arrays inside.
+    update = jax.jit(lambda state: tx.update(grads, state, params, batch=BATCH, grad=grads))
     for _ in range(2):
-        updates, state = tx.update(grads, state, params, batch=BATCH, grad=grads)
+        updates, state = update(state)
     assert jnp.shape(updates["scale"]) == ()
     assert all(bool(jnp.all(jnp.isfinite(u))) for u in jax.tree.leaves(updates))
     if hasattr(tx, "metric"):
@@ -48,15 +50,17 @@ def test_python_numbers_are_parameters_as_for_adam(name):
 
 
 def test_kfac_takes_frozen_dictionaries():
-    grads = random_gradients(1)[0]
-    found = []
-    for frozen in (False, True):
+    programs, states = [], []
+    for params in (PARAMS, flax.core.freeze(PARAMS)):
         tx = MAKERS["kfac"]()
-        params, g = map(flax.core.freeze, (PARAMS, grads)) if frozen else (PARAMS, grads)
-        updates, _ = tx.update(g, tx.init(params), params, batch=BATCH)
-        assert isinstance(updates, type(params))
-        found.append(jax.tree.leaves(updates))
-    assert trees_equal(*found)
+        step = jax.jit(lambda g, s, p, tx=tx: tx.update(g, s, p, batch=BATCH))
+        states.append(tx.init(params))
+        traced = step.trace(params, states[-1], params)
+        assert isinstance(traced.out_info[0], type(params))
+        programs.append(str(traced.jaxpr))
+    # One program on equal numbers gives equal numbers.
+    assert programs[0] == programs[1]
+    assert trees_equal(*map(jax.tree.leaves, states))
 
 
 class Wrapped(nn.Module):

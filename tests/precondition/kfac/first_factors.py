@@ -10,6 +10,7 @@ import fgo_jax as fgo
 from fgo_jax.curvature import losses
 from fgo_jax.precondition.kfac.estimate import estimator
 from fgo_jax.precondition.kfac.layers import layout
+from tests import draws
 
 ROWS = functools.partial(jnp.arange, dtype=jnp.int32)
 
@@ -20,7 +21,7 @@ def first_factors(model, batch, loss="squared_error", approximation="expand"):
     The factors approximate the sum of c_i c_j over rows i, j. The transformation's state holds the
     first estimate after its first step.
     """
-    params = jax.jit(model.init)(jax.random.key(1), batch)["params"]
+    params = draws.params(model, batch)
 
     def fn(p, x):
         return model.apply({"params": p}, x)

@@ -12,6 +12,7 @@ import fgo_jax as fgo
 from fgo_jax.precondition import kfac_layers
 from fgo_jax.precondition.kfac import roots
 from fgo_jax.precondition.kfac.layers import Layer
+from tests import draws
 
 
 class Net(nn.Module):
@@ -33,8 +34,8 @@ DAMPING = 0.03
 
 @functools.cache
 def problem():
-    x = jax.random.normal(jax.random.key(0), (8, 5, 2))
-    params = jax.jit(Net().init)(jax.random.key(1), x)["params"]
+    x = draws.normal(8, 5, 2)
+    params = draws.params(Net(), x)
     return params, x, kfac_layers(predict, params, x)
 
 

@@ -11,11 +11,12 @@ from fgo_jax.curvature import losses
 from fgo_jax.precondition.kfac import taps
 from fgo_jax.precondition.kfac.estimate import estimator
 from fgo_jax.precondition.kfac.layers import layout
+from tests import draws
 from tests.precondition.kfac.first_factors import ROWS, close, first_factors, moment
 
 
 def test_dense_with_a_time_axis_expands_and_reduces():
-    x = jax.random.normal(jax.random.key(0), (3, 5, 4))
+    x = draws.normal(3, 5, 4)
     _, factors, drawn = first_factors(nn.Dense(2), x)
     ((a, g),) = factors[""]
     close(a, moment(x, constant=True) / 15)
@@ -30,7 +31,7 @@ def test_dense_with_a_time_axis_expands_and_reduces():
     ("axis", "features"), [(-1, (2, 3)), ((-2, -1), 3), ((1, -1), (3,)), (1, 2)]
 )
 def test_dense_general_with_any_axes(axis, features):
-    x = jax.random.normal(jax.random.key(0), (3, 4, 2, 5))
+    x = draws.normal(3, 4, 2, 5)
     model = nn.DenseGeneral(features, axis=axis, use_bias=axis != 1)
     _, factors, drawn = first_factors(model, x)
     ((a, g),) = factors[""]
@@ -60,7 +61,7 @@ def attention(p, x, push):
 
 
 def test_attention_projections():
-    x = jax.random.normal(jax.random.key(0), (3, 5, 4))
+    x = draws.normal(3, 5, 4)
     params, factors, drawn = first_factors(Attention(), x)
     p = params["MultiHeadDotProductAttention_0"]
     push = {n: jnp.zeros((5, 2, 2)) for n in ("query", "key", "value")} | {"out": jnp.zeros((5, 4))}
@@ -98,22 +99,23 @@ def test_attention_projections():
 def test_patches_times_the_kernel_are_the_convolution(options):
     options = {"kernel_size": (3, 2)} | options
     model = nn.Conv(3, **options)
-    x = jax.random.normal(jax.random.key(0), (2, *(6,) * len(options["kernel_size"]), 2))
+    x = draws.normal(2, *(6,) * len(options["kernel_size"]), 2)
+
+    params = draws.params(model, x)
+    layer = layout(params, None, lambda path: False).layers[0]
 
     @jax.jit
-    def both(x):
-        params = model.init(jax.random.key(1), x)["params"]
-        layer = layout(params, None, lambda path: False).layers[0]
+    def both(params, x):
         patches = taps._patches(layer, model, x)
         out = jnp.tensordot(patches, params["kernel"], len(layer.inputs)) + params["bias"]
         return out, model.apply({"params": params}, x)
 
-    np.testing.assert_allclose(*both(x), atol=1e-5)
+    np.testing.assert_allclose(*both(params, x), atol=1e-5)
 
 
 @pytest.mark.parametrize("approximation", ["expand", "reduce"])
 def test_convolution(approximation):
-    x = jax.random.normal(jax.random.key(0), (3, 5, 4, 2))
+    x = draws.normal(3, 5, 4, 2)
     model = nn.Conv(3, (2, 3), padding="VALID")
     _, factors, drawn = first_factors(model, x, approximation=approximation)
     ((a, g),) = factors[""]
@@ -157,10 +159,10 @@ NORMS = {
 @pytest.mark.parametrize("name", NORMS)
 def test_normalisations_have_the_squared_gradients_of_each_example(name):
     norm = NORMS[name]
-    x = 2.0 * jax.random.normal(jax.random.key(0), (3, 5, 4)) + 1.0
-    variables = jax.jit(norm.init)(jax.random.key(1), x)
-    params, rest = variables["params"], {k: v for k, v in variables.items() if k != "params"}
-    params = jax.tree.map(lambda p: p + np.arange(4, dtype=np.float32), params)
+    x = 2.0 * draws.normal(3, 5, 4) + 1.0
+    shapes = jax.eval_shape(norm.init, jax.random.key(1), x)
+    rest = jax.tree.map(jnp.zeros_like, {k: v for k, v in shapes.items() if k != "params"})
+    params = jax.tree.map(lambda p: jnp.arange(1.0, 5.0), shapes["params"])
 
     def fn(p, x):
         return norm.apply({"params": p, **rest}, x, mutable=list(rest))[0]
@@ -182,7 +184,7 @@ def test_normalisations_have_the_squared_gradients_of_each_example(name):
 
 def test_parameters_asked_to_be_diagonal_are_unbiased():
     """The square of the sum over examples, which has the mean of the sum of squares."""
-    x = jax.random.normal(jax.random.key(0), (8, 3))
+    x = draws.normal(8, 3)
     w = jnp.asarray([0.5, -1.0, 2.0])
 
     def fn(p, x):

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import fgo_jax as fgo
+from tests import draws
 from tests.precondition.kfac.first_factors import close, first_factors, moment
 
 
@@ -18,7 +19,7 @@ class Shared(nn.Module):
 
 def test_a_module_that_is_called_twice():
     """The activations' moment is a mean over both uses, the gradients' a sum."""
-    x = jax.random.normal(jax.random.key(0), (6, 4))
+    x = draws.normal(6, 4)
     params, factors, drawn = first_factors(Shared(), x)
     ((a, g),) = factors["Dense_0"]
     p = params["Dense_0"]
@@ -49,8 +50,8 @@ class Stack(nn.Module):
 
 
 def test_scanned_and_rematerialised_layers_are_the_layers_one_by_one():
-    x = jax.random.normal(jax.random.key(0), (6, 5, 4))
-    params = Stack(True).init(jax.random.key(1), x)["params"]
+    x = draws.normal(6, 5, 4)
+    params = draws.params(Stack(True), x)
     loose = {
         f"block{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["block"]) for i in range(3)
     }
@@ -81,15 +82,15 @@ class Recurrent(nn.Module):
 
 
 def test_layers_inside_a_recurrence_sum_over_time():
-    x = jax.random.normal(jax.random.key(0), (3, 5, 2))
+    x = draws.normal(3, 5, 2)
     _, factors, _ = first_factors(Recurrent(), x)
     close(factors["SimpleCell_0/i"][0][0], moment(x, constant=True) / 15)
 
 
 def test_a_model_that_is_vmapped_over_examples_and_jitted():
-    x = jax.random.normal(jax.random.key(0), (6, 4))
+    x = draws.normal(6, 4)
     model = Shared()
-    params = model.init(jax.random.key(1), x)["params"]
+    params = draws.params(model, x)
     whole = jax.jit(lambda p, x: model.apply({"params": p}, x))
     rows = jax.jit(lambda p, x: jax.vmap(lambda row: model.apply({"params": p}, row))(x))
     for jitted in (whole, rows):

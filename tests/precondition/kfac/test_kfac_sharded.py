@@ -10,6 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import fgo_jax as fgo
+from tests import draws
 
 
 class Net(nn.Module):
@@ -21,8 +22,8 @@ class Net(nn.Module):
 
 def test_sharded_batches_and_kernels_give_the_result_of_one_device():
     """Sums of 16 rows in another order, through damped inverses of condition 1e3 or less."""
-    x = jax.random.normal(jax.random.key(0), (4, 16, 6))
-    params = Net().init(jax.random.key(1), x[0])["params"]
+    x = draws.normal(4, 16, 6)
+    params = draws.params(Net(), x[0])
 
     def fn(p, b):
         return Net().apply({"params": p}, b)
