@@ -228,6 +228,12 @@ def infinite(tree):
     return sum((jnp.sum(~jnp.isfinite(x)) for x in floats), jnp.int32(0))
 
 
+def decisions(row):
+    """What of a step's record says which phase comes when, and the rate."""
+    fields = ("phase", "phase_step", "driver", "handover_left", "started", "causes")
+    return [getattr(row["clock"], field) for field in fields], row["told"]["learning_rate"]
+
+
 def at(inputs, number):
     """What the program reads at that step."""
     return jax.tree.map(lambda x: x[number], inputs)
@@ -290,16 +296,19 @@ def program(name):
     def step(n, carry, now):
         """What decides in one step, and the rate."""
         carry, row = one(n, carry, now)
-        return carry, row["clock"], row["told"]["learning_rate"]
+        return carry, flat(decisions(row))
+
+    rows = []  # the shapes of a step's record, which are the same in all runs
 
     def read(n, run, inputs):
         """The record of a run as a tree, [STEPS, ...] each."""
-        row = jax.eval_shape(one, n, run[0], at(inputs, 0))[1]
-        leaves, structure = jax.tree.flatten(row)
-        rows = {block.dtype: np.asarray(block) for block in run[1]}
+        if not rows:
+            rows.append(jax.eval_shape(one, n, run[0], at(inputs, 0))[1])
+        leaves, structure = jax.tree.flatten(rows[0])
+        blocks = {block.dtype: np.asarray(block) for block in run[1]}
         parts = {
             kind: iter(np.split(block, np.cumsum([x.size for x in leaves if x.dtype == kind]), 1))
-            for kind, block in rows.items()
+            for kind, block in blocks.items()
         }
         return structure.unflatten(next(parts[x.dtype]).reshape(STEPS, *x.shape) for x in leaves)
 
