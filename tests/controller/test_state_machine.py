@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.controller.clock_model import NOTHING, Model, limits
-from tests.controller.phased_runs import STRUCTURES, Example, at, decisions, examples, program
+from tests.controller.phased_examples import Example, examples
+from tests.controller.phased_runs import STRUCTURES, at, decisions, program
 from tests.streams import STEPS
 
 FAST = ("own transforms and a horizon", "one transform")
