@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -67,4 +68,4 @@ def train(tx, steps, **kwargs):
 
 def trees_equal(left, right) -> bool:
     pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
-    return all(bool(jnp.array_equal(a, b, equal_nan=True)) for a, b in pairs)
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in pairs)

@@ -48,7 +48,7 @@ def test_two_processes_decide_as_one_and_resume_after_a_death(tmp_path):
     assert second.returncode == 7
     first.kill()  # it waits for the other one
     first.communicate()
-    assert (tmp_path / "50.msgpack").exists()
+    assert (tmp_path / "50.pickle").exists()
     again = [said(process) for process in launch(tmp_path, 50, 0)]
     assert again[0] == again[1]
     words, expected = again[0].split(), alone.split()

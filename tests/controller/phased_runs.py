@@ -12,10 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from hypothesis import strategies as st
 
 import fgo_jax as fgo
-from tests import streams
 from tests.streams import STEPS
 
 t = fgo.triggers
@@ -141,68 +139,6 @@ STRUCTURES = {
 }
 
 
-def numbers():
-    """A strategy for the numbers of an optimizer; every one is traced."""
-    steps = functools.partial(st.integers, 0)
-    return st.fixed_dictionaries(
-        {
-            "rate": st.sampled_from((0.0, 1e-3, 0.1, 1.0)),
-            "warmup": steps(30),
-            "handover": st.integers(1, 12),
-            "minima": st.tuples(*[steps(12)] * 4),
-            "after": steps(25),
-            "total": st.integers(30, 120),
-            "decay": st.sampled_from((0.0, 0.1)),
-            "clip": st.sampled_from((1e-6, 1.0, 1e30)),
-            "window": st.sampled_from((0.0, 0.1, 1.0)),
-            "share": st.sampled_from((0.1, 0.5, 0.9)),
-            "cut": st.sampled_from((0.0, 0.5, 0.9)),
-        }
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """The numbers of an optimizer, the streams that it meets, and what is done to it by hand."""
-
-    numbers: dict[str, Any]
-    gradients: list[streams.Segment]
-    losses: list[streams.Segment]
-    validations: list[streams.Segment]
-    every: int  # steps from one validation to the next
-    acts: dict[int, int]  # step -> -2: restart, 0 and more: force that phase
-
-    def inputs(self):
-        """What the program reads at each step: [STEPS, ...] each."""
-        step = np.arange(STEPS)
-        validations = streams.series(self.validations)
-        acts = [self.acts.get(number, -1) for number in step]
-        return {
-            "step": step.astype(np.int32),
-            "grads": streams.rows(self.gradients, SIZE),
-            "value": streams.series(self.losses),
-            "validation": np.where(step % self.every == 0, validations, np.float32(np.nan)),
-            "act": np.asarray(acts, np.int32),
-        }
-
-
-@functools.cache  # hypothesis checks a strategy once, and a new one again
-def examples(phases):
-    """A strategy for examples of an optimizer with so many phases."""
-    acts = st.dictionaries(
-        st.integers(0, STEPS - 1), st.sampled_from((-2, *range(phases))), max_size=4
-    )
-    return st.builds(
-        Example,
-        numbers(),
-        streams.any_segments(),
-        streams.any_segments(),
-        streams.any_segments(),
-        st.integers(1, 4),
-        acts,
-    )
-
-
 def as_tree(flat, dtype):
     parts = jnp.split(flat, np.cumsum([int(np.prod(s)) for s in SHAPES.values()])[:-1])
     named = zip(SHAPES.items(), parts, strict=True)
@@ -226,6 +162,12 @@ def infinite(tree):
     """[], int32: how many numbers of a tree are not finite."""
     floats = [x for x in flat(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
     return sum((jnp.sum(~jnp.isfinite(x)) for x in floats), jnp.int32(0))
+
+
+def decisions(row):
+    """What of a step's record says which phase comes when, and the rate."""
+    fields = ("phase", "phase_step", "driver", "handover_left", "started", "causes")
+    return [getattr(row["clock"], field) for field in fields], row["told"]["learning_rate"]
 
 
 def at(inputs, number):
@@ -290,16 +232,19 @@ def program(name):
     def step(n, carry, now):
         """What decides in one step, and the rate."""
         carry, row = one(n, carry, now)
-        return carry, row["clock"], row["told"]["learning_rate"]
+        return carry, flat(decisions(row))
+
+    rows = []  # the shapes of a step's record, which are the same in all runs
 
     def read(n, run, inputs):
         """The record of a run as a tree, [STEPS, ...] each."""
-        row = jax.eval_shape(one, n, run[0], at(inputs, 0))[1]
-        leaves, structure = jax.tree.flatten(row)
-        rows = {block.dtype: np.asarray(block) for block in run[1]}
+        if not rows:
+            rows.append(jax.eval_shape(one, n, run[0], at(inputs, 0))[1])
+        leaves, structure = jax.tree.flatten(rows[0])
+        blocks = {block.dtype: np.asarray(block) for block in run[1]}
         parts = {
             kind: iter(np.split(block, np.cumsum([x.size for x in leaves if x.dtype == kind]), 1))
-            for kind, block in rows.items()
+            for kind, block in blocks.items()
         }
         return structure.unflatten(next(parts[x.dtype]).reshape(STEPS, *x.shape) for x in leaves)
 

@@ -54,7 +54,7 @@ def draw_many(eigenvalues, n, draws=DRAWS):
 @pytest.mark.parametrize("n", [16, 32, 64])
 @pytest.mark.parametrize("truth", [25, 125])
 def test_dimension_against_the_truth_and_the_naive_ratio(truth, n):
-    eigenvalues = geometric(truth, 3 * truth)
+    eigenvalues = geometric(truth, 375)  # both in one program
     sums, read, naive = draw_many(eigenvalues, n)
     truth = float(fgo.linalg.participation_ratio(eigenvalues))
     numerator, denominator = sums.mean(0)

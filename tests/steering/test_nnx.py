@@ -9,6 +9,9 @@ from flax import nnx
 
 import fgo_jax as fgo
 
+# Quick to compile, and once for all tests: nothing here is about the transform.
+TX = fgo.target_acquisition(1e-2, 5, transform=optax.scale_by_adam(), average_weights=0.5)
+
 
 def loss(model):
     return jnp.square(model(jnp.ones((2, 3)))).sum()
@@ -17,9 +20,7 @@ def loss(model):
 @pytest.fixture
 def trained():
     model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
-    adam = optax.scale_by_adam()  # quick to compile: nothing here is about the transform
-    tx = fgo.target_acquisition(1e-2, 5, transform=adam, average_weights=0.5)
-    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    optimizer = nnx.Optimizer(model, TX, wrt=nnx.Param)
     for _ in range(2):
         optimizer.update(model, nnx.grad(loss)(model))
     return model, optimizer
