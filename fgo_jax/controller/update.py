@@ -50,11 +50,10 @@ def update_step(
 
     exponent = decay_exponent(design, state.clock, energy)
     clock = advance(design, state.clock, holds, rate, exponent, given)
-    hyperparams = {"fgo_learning_rate": rate}
     new = FgoState(
         clock=optax.tree.where(finite, clock, state.clock),
         skipped_steps=skipped(finite, state.skipped_steps),
-        hyperparams=optax.tree.where(finite, hyperparams, state.hyperparams),
+        hyperparams=optax.tree.where(finite, {"fgo_learning_rate": rate}, state.hyperparams),
         signals=latest(state, estimates, given, finite),
         probe_key=state.probe_key,
         probe_state=probe_state,

@@ -40,18 +40,36 @@ def laid_end_to_end(leaves: Sequence[jax.Array], most: int) -> list[jax.Array]:
 # Leaves of up to so many entries are summed as one vector.
 _SMALL = 256
 
+# The time in which XLA compiles a concatenation grows faster than the number of its parts.
+_PARTS = 32
+
 
 def for_sums(tree: Any) -> list[jax.Array]:
     """The leaves of a tree; on one device the small ones laid end to end, in float32.
 
-    For sums over all leaves. Each leaf costs a sum of its own, and more if it goes into a
-    conditional: with 400 leaves they were a tenth of a step's compilation.
+    For sums over all leaves, whose order is another one. Each leaf costs a sum of its own, and more
+    if it goes into a conditional: with 400 leaves they were a tenth of a step's compilation.
     """
     leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
     if any(mesh.number_of_devices(leaf) > 1 for leaf in leaves):
         return leaves
-    leaves = [real32(leaf) if leaf.size <= _SMALL else leaf for leaf in leaves]
-    return laid_end_to_end(leaves, _SMALL)
+    large = [leaf for leaf in leaves if leaf.size > _SMALL]
+    small = [real32(leaf).reshape(-1) for leaf in leaves if leaf.size <= _SMALL]
+    if len(small) > _PARTS:
+        small = _in_rows(small)
+    return [*large, jnp.concatenate(small)] if small else large
+
+
+def _in_rows(vectors: Sequence[jax.Array]) -> list[jax.Array]:
+    """Vectors of one length as one, up to `_PARTS` of them."""
+    by_length: dict[int, list[jax.Array]] = {}
+    for vector in vectors:
+        by_length.setdefault(vector.size, []).append(vector)
+    return [
+        jnp.stack(same[start : start + _PARTS]).reshape(-1)
+        for same in by_length.values()
+        for start in range(0, len(same), _PARTS)
+    ]
 
 
 def wide(leaf: jax.Array) -> jax.Array:
