@@ -110,8 +110,8 @@ def scale_by_kronecker_fisher(
     any other. With `centred`, two equal gradients in a row hold no noise: A and L_i stay.
 
     Devices: updates are sharded like their leaf; moments, factors and bases like its blocks. If
-    every shard of a leaf consists of whole blocks, devices exchange only scalars, also at a
-    refresh. (On automatic axes the number of blocks along a side must also be a multiple of every
+    every shard of a leaf consists of whole blocks, devices exchange one number for each leaf: is it
+    finite? A refresh exchanges nothing else. (On automatic axes the number of blocks along a side must also be a multiple of every
     mesh axis.) If shards are parts of blocks, each device of a mesh axis computes whole leaves of a
     stack, provided that the axis divides their number. Devices then exchange gradients and updates,
     and nothing else. (On automatic axes every mesh axis must divide the number of leaves, and none
