@@ -90,7 +90,8 @@ def observed(
         name = EXTRA_SIGNALS.get(signal)
         if probe is not None and signal in estimates:
             fresh = probe.counter(probe_state, signal) != probe.counter(state.probe_state, signal)
-            signals[signal] = Signal(*estimates[signal], fresh)
+            value, error = estimates[signal]
+            signals[signal] = Signal(value, error, fresh)
         elif name in extras:
             number = jnp.asarray(extras[name], jnp.float32)
             unknown = jnp.full([], jnp.nan, jnp.float32)

@@ -111,15 +111,15 @@ def scale_by_kronecker_fisher(
 
     Devices: updates are sharded like their leaf; moments, factors and bases like its blocks. If
     every shard of a leaf consists of whole blocks, devices exchange one number for each leaf: is it
-    finite? A refresh exchanges nothing else. (On automatic axes the number of blocks along a side must also be a multiple of every
-    mesh axis.) If shards are parts of blocks, each device of a mesh axis computes whole leaves of a
-    stack, provided that the axis divides their number. Devices then exchange gradients and updates,
-    and nothing else. (On automatic axes every mesh axis must divide the number of leaves, and none
-    the number of blocks along a side.) Other sides are gathered at every step, and every device
-    keeps their moments. The block size decides what is computed; the mesh does not. A leaf that is
-    not sharded is refreshed by all devices together, each its share;
-    :func:`fgo_jax.state_shardings` can split the state and the rest of its work too. Ensembles
-    under `jax.vmap` need automatic axes.
+    finite? A refresh exchanges nothing else. (On automatic axes the number of blocks along a side
+    must also be a multiple of every mesh axis.) If shards are parts of blocks, each device of a
+    mesh axis computes whole leaves of a stack, provided that the axis divides their number. Devices
+    then exchange gradients and updates, and nothing else. (On automatic axes every mesh axis must
+    divide the number of leaves, and none the number of blocks along a side.) Other sides are
+    gathered at every step, and every device keeps their moments. The block size decides what is
+    computed; the mesh does not. A leaf that is not sharded is refreshed by all devices together,
+    each its share; :func:`fgo_jax.state_shardings` can split the state and the rest of its work
+    too. Ensembles under `jax.vmap` need automatic axes.
 
     On a busy CPU set OPENBLAS_NUM_THREADS=1, or the threads of LAPACK wait for each other.
 
