@@ -27,7 +27,7 @@ class RowSpectrum(NamedTuple):
 def unit_of(rows: jax.Array) -> jax.Array:
     """A power of two, [], float32; in this unit the fourth powers of rows stay within float32.
 
-    No entry of the rows is twice as large, and a division by it changes no digit.
+    No entry of the rows is more than four times as large, and a division by it changes no digit.
     """
     largest = jnp.max(jnp.abs(rows))
     # The bits of the exponent, without sign and digits.

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import fgo_jax as fgo
@@ -145,3 +146,26 @@ def test_the_rate_that_a_phase_glides_from_stays_that_of_its_beginning(runs):
     begins = ENDS[0] - 1
     np.testing.assert_array_equal(clock.entry_rate[begins : begins + HANDOVER], rates[begins])
     assert rates[begins + 1] < rates[begins]
+
+
+def test_a_trigger_sees_the_signals_that_it_reads_and_no_others():
+    seen = {}
+
+    def watch(name, *signals):
+        def judge(observation, memory):
+            seen[name] = set(observation.signals)
+            return jnp.asarray(True), jnp.asarray(False), jnp.asarray(True), memory
+
+        return fgo.triggers.condition(name, tuple, judge, signals=signals)
+
+    adam = optax.scale_by_adam()
+    phases = [make(1e-3, transform=adam) for make in (fgo.acquisition, fgo.execution)]
+    params = jnp.ones(3)
+    both = watch("loss", "loss") & watch("noise", "trace")
+    probe = fgo.probes.gradient_stream(pairs=4, width=8)
+    for trigger, names in ((watch("alone", "loss"), {"loss"}), (both, {"loss", "trace"})):
+        tx = fgo.phased(phases, [trigger], probe)
+        state = tx.init(params)
+        jax.eval_shape(tx.update, params, state, params, value=jnp.ones([]))
+        assert all(found == names for found in seen.values())
+        seen.clear()

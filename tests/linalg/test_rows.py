@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fgo_jax as fgo
-from fgo_jax.linalg.rows import row_spectrum, trusted_error, white_noise_rank
+from fgo_jax.linalg.rows import row_spectrum, trusted_error, unit_of, white_noise_rank
 from fgo_jax.probes.groups import slots
 from fgo_jax.triggers import Observation, Signal
 
@@ -197,3 +197,12 @@ def test_the_gradient_stream_of_a_group_is_that_of_its_gradients_alone():
         np.testing.assert_allclose(read[f"{name}/hidden"], alone[name], rtol=1e-4)
     parts = float(read["trace/hidden"].value + read["trace/out"].value)
     assert parts == pytest.approx(float(read["trace"].value), rel=1e-4)
+
+
+@pytest.mark.parametrize("largest", [0.0, 1e-37, 0.3, 1.0, 1.9, 7e20, 3e38])
+def test_a_unit_is_a_power_of_two_that_changes_no_digit(largest):
+    rows = np.float32(largest) * np.linspace(-1, 0.5, 7, dtype=np.float32)
+    unit = float(unit_of(jnp.asarray(rows)))
+    assert np.frexp(unit)[0] == 0.5
+    assert np.abs(rows / np.float32(unit)).max() < 4
+    np.testing.assert_array_equal(jnp.asarray(rows) / unit * unit, rows)

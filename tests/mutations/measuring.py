@@ -177,6 +177,20 @@ LINALG = [
     ),
     *mutations(
         "linalg/trees.py",
+        "linalg/test_trees.py",
+        (
+            "same[start : start + _PARTS]",
+            "same[start : start + 9]",
+            "a row loses leaves",
+        ),
+    ),
+    *mutations(
+        "linalg/rows.py",
+        "linalg/test_rows.py",
+        ("jnp.clip(power, 2.0**-126, 2.0**126)", "power", "a unit of zero"),
+    ),
+    *mutations(
+        "linalg/trees.py",
         "controller/test_grafts_and_clipping.py",
         ("0.5 * (above - below)", "(above - below)", "a graft is of squared norms"),
     ),
