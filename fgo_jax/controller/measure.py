@@ -88,11 +88,7 @@ def observed(
     signals, probe = {}, design.probe
     for signal in names:
         name = EXTRA_SIGNALS.get(signal)
-        if probe is not None and signal in estimates:
-            fresh = probe.counter(probe_state, signal) != probe.counter(state.probe_state, signal)
-            value, error = estimates[signal]
-            signals[signal] = Signal(value, error, fresh)
-        elif name in extras:
+        if name in extras:
             number = jnp.asarray(extras[name], jnp.float32)
             unknown = jnp.full([], jnp.nan, jnp.float32)
             fresh = ~jnp.isnan(number)
@@ -100,6 +96,10 @@ def observed(
                 # A loop may hold the last value between validations: that is no new report.
                 fresh &= number != state.clock.reported
             signals[signal] = Signal(number, unknown, fresh)
+        elif probe is not None and signal in estimates:
+            fresh = probe.counter(probe_state, signal) != probe.counter(state.probe_state, signal)
+            value, error = estimates[signal]
+            signals[signal] = Signal(value, error, fresh)
     return signals
 
 

@@ -98,8 +98,7 @@ def matrices(tree: Any, found: Sequence[Modes | None], block_size: int) -> list[
 
 
 def _matrices(stack: Stack, view: Modes) -> Matrices:
-    cut = set(stack.blocks(range(len(view.shape))))
-    batch = tuple(axis for axis in stack.modes.batch if axis not in cut)
+    batch = stack.matrices.batch
 
     def whole(axes: Sequence[int]) -> tuple[int, ...]:
         pairs = [(*stack.blocks([a]), stack.axes[a]) for a in axes]
