@@ -61,16 +61,9 @@ def analyse(run: Setting, key: jax.Array, acting: set[int], advance: Advance) ->
     keys = jax.random.split(key, 1 + run.num_starts)
 
     def krylov(start_key: jax.Array, off: Any) -> Krylov:
+        block = start(start_key, run.params, run.block_size)
         return _space(
-            run.operator,
-            run.num_steps,
-            run.block_size,
-            run.params,
-            run.data,
-            run.key,
-            within,
-            off,
-            start_key,
+            run.operator, run.num_steps, run.params, run.data, run.key, within, off, block
         )
 
     nothing = jax.tree.map(lambda p: jnp.zeros((keep, *p.shape), jnp.float32), run.params)
@@ -81,10 +74,9 @@ def analyse(run: Setting, key: jax.Array, acting: set[int], advance: Advance) ->
     converged[keep:] = False
     rows = np.zeros([keep, run.num_steps])
     rows[: len(main.values)] = main.coefficients[:keep]
-    vectors = combination(jnp.asarray(rows, jnp.float32), space.basis)
+    rows_off = np.append(converged, np.zeros(keep))[:keep]
+    vectors, off = _ritz_vectors(space.basis, np.float32(rows), np.float32(rows_off))
     del space  # frees its basis: the next run needs the room for its own
-    rows_off = jnp.asarray(np.append(converged, np.zeros(keep))[:keep], jnp.float32)
-    off = jax.tree.map(lambda leaf: jnp.einsum("k,k...->k...", rows_off, leaf), vectors)
     bulks, shorter = [], []
     for start_key in keys[1:]:
         part = krylov(start_key, off)
@@ -101,17 +93,20 @@ def analyse(run: Setting, key: jax.Array, acting: set[int], advance: Advance) ->
     return Analysis(dimension, main, vectors, bulks, rule, short, estimates)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+# One program draws all starts. Each leaf's random numbers take long to compile.
+start = jax.jit(random_block, static_argnums=2)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=7)
 def _space(
     operator: Operator,
     num_steps: int,
-    block_size: int,
     params: Any,
     data: Data,
     draws: jax.Array,
     within: Any,
     off: Any,
-    key: jax.Array,
+    block: Any,
 ) -> Krylov:
     """A Krylov space of P A P, where P keeps the leaves `within` and removes the vectors `off`."""
     act = mean_product(operator, params, data, draws)
@@ -124,15 +119,36 @@ def _space(
     def matvec(vector: Any) -> Any:
         return project(act(project(vector)))
 
-    block = jax.lax.map(project, random_block(key, params, block_size))
-    return krylov_space(matvec, block, num_steps)
+    return krylov_space(matvec, jax.lax.map(project, block), num_steps)
 
 
-def product(run: Setting, vector: Any) -> Any:
-    """The product of the mean operator with one vector, in float32."""
-    return _product(run.operator, run.params, run.data, run.key, vector)
+@jax.jit
+def _ritz_vectors(basis: Any, rows: jax.Array, converged: jax.Array) -> tuple[Any, Any]:
+    """The vectors of these coefficients, and the same with zeros for those not converged."""
+    vectors = combination(rows, basis)
+    return vectors, jax.tree.map(lambda leaf: jnp.einsum("k,k...->k...", converged, leaf), vectors)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _product(operator: Operator, params: Any, data: Data, draws: jax.Array, vector: Any) -> Any:
-    return mean_product(operator, params, data, draws)(vector)
+def product_sizes(
+    operator: Operator, params: Any, data: Data, draws: jax.Array, block: Any
+) -> jax.Array:
+    """[leaves], float32: the largest entry of A v in each leaf, for the first vector of a block."""
+    vector = jax.tree.map(lambda leaf: leaf[0], block)
+    image = mean_product(operator, params, data, draws)(vector)
+    return jnp.stack([jnp.max(jnp.abs(x), initial=0.0) for x in jax.tree.leaves(image)])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def residuals(
+    operator: Operator, params: Any, data: Data, draws: jax.Array, values: jax.Array, vectors: Any
+) -> jax.Array:
+    """[k], float32: |A v - value v| of k pairs."""
+    act = mean_product(operator, params, data, draws)
+
+    def length(pair: tuple[jax.Array, Any]) -> jax.Array:
+        value, vector = pair
+        rest = jax.tree.map(lambda a, b: a - value * b, act(vector), vector)
+        return jnp.sqrt(vdot(rest, rest))
+
+    return jax.lax.map(length, (values, vectors))

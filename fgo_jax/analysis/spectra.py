@@ -15,10 +15,16 @@ from fgo_jax.analysis import quadrature
 from fgo_jax.analysis.batches import Data, gradient_noise, refuse_batches, stack_batches
 from fgo_jax.analysis.progress import shown
 from fgo_jax.analysis.report import LayerReport, Setup, SpectrumReport
-from fgo_jax.analysis.runs import CONVERGED, Analysis, Setting, analyse, product
-from fgo_jax.linalg.krylov import random_block
+from fgo_jax.analysis.runs import (
+    CONVERGED,
+    Analysis,
+    Setting,
+    analyse,
+    product_sizes,
+    residuals,
+    start,
+)
 from fgo_jax.linalg.operator import Operator, check_operator, name_of
-from fgo_jax.linalg.trees import vdot
 from fgo_jax.probes.gram import RowsFn
 from fgo_jax.probes.groups import Groups, check_groups, slots
 from fgo_jax.probes.probe import Estimate
@@ -148,16 +154,22 @@ def spectrum(
     key = jax.random.key(0) if key is None else key
     keys = jax.random.split(key, 2 + len(names))
 
-    probe = jax.tree.map(lambda leaf: leaf[0], random_block(keys[0], params, 1))
     run = Setting(operator, params, data, key, num_steps, num_starts, block_size, top, energy)
+    given = operator, params, data, key
+    block = start(keys[0], params, block_size)
     try:
-        drawn = product(run, probe)
+        sizes = np.asarray(product_sizes(*given, block))
     except Exception as error:
         error.add_note("fgo.spectrum takes (operator, params, batch), in this order.")
         raise
-    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(drawn)):
-        refuse_batches(operator, params, data, key)
-    acting = _acting_leaves(drawn)
+    if not np.all(np.isfinite(sizes)):
+        refuse_batches(*given)
+    if not np.any(sizes):
+        raise ValueError(
+            "the operator's product with a random vector is zero, so it has no spectrum: check "
+            "that the loss depends on the parameters, and the operator's mask=."
+        )
+    acting = set(np.flatnonzero(sizes).tolist())
     for name, those in zip(names, members[1:], strict=True):
         if not acting & set(those):
             raise ValueError(
@@ -165,8 +177,9 @@ def spectrum(
                 "or let the operator's mask= choose it."
             )
     begin = time.perf_counter()
-    jax.block_until_ready(product(run, probe))  # it is compiled by now
+    jax.block_until_ready(product_sizes(*given, block))  # it is compiled by now
     seconds = time.perf_counter() - begin
+    del block  # the runs need its room
     products = (1 + len(names)) * (1 + num_starts) * num_steps
     with shown(products, seconds, progress) as advance:
         whole = analyse(run, keys[1], acting, advance)
@@ -180,7 +193,6 @@ def spectrum(
 
     listed = whole.main.values[:top]
     vectors = jax.tree.map(lambda leaf: leaf[: len(listed)], whole.vectors)
-    residuals = np.array([_residual(run, vectors, i, value) for i, value in enumerate(listed)])
     extremes = {
         "top_eigenvalue": int(np.argmax(whole.main.values)),
         "lowest_eigenvalue": int(np.argmin(whole.main.values)),
@@ -189,7 +201,7 @@ def spectrum(
     return SpectrumReport(
         setup=Setup(name_of(operator), *_examples(data), num_steps, num_starts, block_size),
         eigenvalues=listed,
-        residuals=residuals,
+        residuals=np.asarray(residuals(*given, np.float32(listed), vectors), np.float64),
         eigenvectors=vectors,
         complete=_complete(whole, len(listed)),
         dimension=whole.dimension,
@@ -219,23 +231,6 @@ def _examples(data: Data) -> tuple[int, int | None]:
     shapes = [leaf.shape for leaf in jax.tree.leaves(data)]
     sizes = {shape[1] for shape in shapes if len(shape) > 1}
     return shapes[0][0], sizes.pop() if len(sizes) == 1 else None
-
-
-def _acting_leaves(drawn: Any) -> set[int]:
-    """The leaves on which a product with a random vector is not exactly zero."""
-    sizes = [float(jnp.max(jnp.abs(leaf), initial=0.0)) for leaf in jax.tree.leaves(drawn)]
-    if not any(sizes):
-        raise ValueError(
-            "the operator's product with a random vector is zero, so it has no spectrum: check "
-            "that the loss depends on the parameters, and the operator's mask=."
-        )
-    return {index for index, size in enumerate(sizes) if size > 0.0}
-
-
-def _residual(run: Setting, vectors: Any, index: int, value: float) -> float:
-    vector = jax.tree.map(lambda leaf: leaf[index], vectors)
-    rest = jax.tree.map(lambda a, b: a - jnp.float32(value) * b, product(run, vector), vector)
-    return float(jnp.sqrt(vdot(rest, rest)))
 
 
 def _complete(whole: Analysis, listed: int) -> bool:
