@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fgo_jax import _checks
+from fgo_jax.linalg.draws import drawn_like
 from fgo_jax.linalg.trees import leaf_names, sum_squares, vdot
 
 # A symmetry holds where its number, about a standard normal one without it, is below this at each
@@ -171,6 +172,10 @@ def symmetries(
     )
 
 
+def _normal(key: jax.Array, leaf: jax.Array) -> jax.Array:
+    return jax.random.normal(key, leaf.shape, leaf.dtype)
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _measured(loss_fn: Any, params: Any, batch: Any, keys: jax.Array) -> tuple[jax.Array, ...]:
     """<theta, g>, |theta|^2, |g|^2 and |sum of g along its last axis|^2, each [points, leaves]."""
@@ -178,11 +183,11 @@ def _measured(loss_fn: Any, params: Any, batch: Any, keys: jax.Array) -> tuple[j
     def at(key: jax.Array) -> tuple[jax.Array, ...]:
         leaves, treedef = jax.tree.flatten(params)
         moved = []
-        for leaf, one in zip(leaves, jax.random.split(key, len(leaves)), strict=True):
+        for leaf, drawn in zip(leaves, drawn_like(_normal, key, leaves), strict=True):
             size = jnp.sqrt(jnp.mean(jnp.square(leaf)))
             # Vectors move by half as much as activations are large, so that a bias counts.
             size = jnp.maximum(size, 1.0) if leaf.ndim < 2 else jnp.where(size > 0, size, 0.1)
-            moved.append(leaf + _SPREAD * size * jax.random.normal(one, leaf.shape, leaf.dtype))
+            moved.append(leaf + _SPREAD * size * drawn)
         point = treedef.unflatten(moved)
         grads = jax.tree.leaves(jax.grad(lambda p: jnp.mean(loss_fn(p, batch)))(point))
         along = [jnp.sum(g, axis=-1) if g.ndim else g for g in grads]

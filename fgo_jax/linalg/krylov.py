@@ -11,6 +11,7 @@ import optax
 
 from fgo_jax.linalg import mesh
 from fgo_jax.linalg.decompositions import eigh
+from fgo_jax.linalg.draws import drawn_like
 from fgo_jax.linalg.trees import vdot
 
 # A residual below this share of the largest product is rounding.
@@ -238,9 +239,11 @@ def random_block(key: jax.Array, params: Any, size: int) -> Any:
 
     Source: the definition above.
     """
-    shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct((size, *p.shape), jnp.float32), params)
-    rows = optax.tree.random_like(key, shapes, jax.random.normal, jnp.float32)
-    return jax.tree.map(mesh.rows_like, rows, params)
+
+    def rows(key: jax.Array, leaf: Any) -> jax.Array:
+        return mesh.rows_like(jax.random.normal(key, (size, *leaf.shape), jnp.float32), leaf)
+
+    return drawn_like(rows, key, params)
 
 
 def coefficients(basis: Any, vector: Any, zeros: jax.Array) -> jax.Array:

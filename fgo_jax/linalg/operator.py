@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from fgo_jax import _checks
 from fgo_jax.linalg import devices, mesh
+from fgo_jax.linalg.draws import drawn_like
 
 # `(params, batch) -> matvec`, as fgo_jax.curvature makes them; some also require `key=`.
 Operator = Callable[..., Callable[[Any], Any]]
@@ -116,7 +117,6 @@ def random_signs(key: jax.Array, like: Any) -> Any:
     Words are unpacked along the last axis, so that no other axis, which may be sharded, is
     reshaped.
     """
-    leaves, treedef = jax.tree.flatten(like)
 
     def draw(key: jax.Array, leaf: Any) -> jax.Array:
         *outer, last = jnp.shape(leaf) or (1,)
@@ -128,7 +128,7 @@ def random_signs(key: jax.Array, like: Any) -> Any:
         signs = jnp.where(bits == 1, 1.0, -1.0).astype(jnp.float32).reshape(jnp.shape(leaf))
         return mesh.placed_like(signs, leaf)
 
-    return treedef.unflatten(map(draw, jax.random.split(key, len(leaves)), leaves))
+    return drawn_like(draw, key, like)
 
 
 def is_due(step: jax.Array, every: Any) -> jax.Array:

@@ -16,6 +16,7 @@ from fgo_jax.curvature.ggn import ggn
 from fgo_jax.curvature.weights import Select, check_select
 from fgo_jax.linalg import mesh
 from fgo_jax.linalg.devices import mean_over, on_each_device
+from fgo_jax.linalg.draws import drawn_like
 from fgo_jax.linalg.operator import Operator, bind_matvec
 from fgo_jax.precondition.shared import model as models
 from fgo_jax.precondition.shared.leaves import bias_correction, check_floating, usable_leaves
@@ -275,10 +276,13 @@ def _bartlett(predict_fn: Any, loss: Any, weights: Any, axis_name: str | None) -
 def _hutchinson(fisher: Operator, axis_name: str | None) -> Estimate:
     def estimate(model: Any, batch: Any, key: jax.Array, updates: Any) -> Any:
         inner = models.restrict(model, updates)
-        signs = optax.tree.random_like(key, inner, jax.random.rademacher, jnp.float32)
-        signs = jax.tree.map(mesh.placed_like, signs, inner)
+        signs = drawn_like(_signs, key, inner)
         matvec = bind_matvec(fisher, model, batch, key, axis_name=axis_name)
         product = models.restrict(matvec(models.lift(signs, model)), updates)
         return jax.tree.map(jnp.multiply, signs, optax.tree.cast(product, jnp.float32))
 
     return estimate
+
+
+def _signs(key: jax.Array, leaf: Any) -> jax.Array:
+    return mesh.placed_like(jax.random.rademacher(key, leaf.shape, jnp.float32), leaf)
