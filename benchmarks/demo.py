@@ -25,7 +25,7 @@ from benchmarks.tasks import Task, get_task
 from benchmarks.terminal import console, table
 
 LEVEL = "cosine"  # of the committed settings: the target for which both rates were tuned
-NAMES = {"cosine": "AdamW + cosine", "fgo_averaged": "FGO"}
+NAMES = {"cosine": "Adam + cosine", "fgo_averaged": "FGO"}
 READ = {"raw": "last", "averaged": "averaged"}  # the weights that a run is read at, in words
 INKS = {"cosine": "#c8550a", "fgo_averaged": "#0b62a8"}  # told apart by colour-blind eyes
 DASHED = (0, (5, 1.5))
@@ -38,7 +38,7 @@ Weight decay is 0 for both, as in the races. Peak rates are those that the same 
 each (benchmarks/results/tuned/digits_vit.json): {rates}. The cosine is told how long the run is, \
 FGO is not. One seed is a look and no evidence; benchmarks/README.md has that."""
 CAPTION = """\
-Target: validation loss {target:.3f} nats, what AdamW + cosine ends with in this run. Seconds \
+Target: validation loss {target:.3f} nats, what Adam + cosine ends with in this run. Seconds \
 include evaluations, not compiling. Averaged: a running mean over about the last tenth of all \
 steps."""
 
@@ -58,7 +58,7 @@ class Done(NamedTuple):
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--steps", type=click.IntRange(10 * EVERY), help="Another horizon T: only a try.")
 def demo(output: Path, seed: int, steps: int | None) -> None:
-    """AdamW with a cosine, then FGO, on real digits: live, a table, a picture. About a minute."""
+    """Adam with a cosine, then FGO, on real digits: live, a table, a picture. About a minute."""
     output.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be is found now
     task = dataclasses.replace(get_task("digits_vit"), eval_every=EVERY, smoothing=4)
     task = task.shortened(steps) if steps else task
@@ -155,7 +155,7 @@ def draw(runs: Mapping[str, Done], target: float, path: Path) -> None:
                                     layout="constrained")  # fmt: skip
         loss, rate, dimension = axes
         for label, name, weights, line in (
-            ("AdamW + cosine", "cosine", "raw", {"lw": 1.6, "ls": DASHED}),
+            ("Adam + cosine", "cosine", "raw", {"lw": 1.6, "ls": DASHED}),
             ("FGO, last weights", "fgo_averaged", "raw", {"lw": 0.9}),
             ("FGO, averaged weights", "fgo_averaged", "averaged", {"lw": 2.4}),
         ):
@@ -163,7 +163,7 @@ def draw(runs: Mapping[str, Done], target: float, path: Path) -> None:
             loss.plot(steps, values, color=INKS[name], label=label, **line)
             loss.plot(hit(target), target, "o", color=INKS[name], ms=7, mec="white", zorder=6)
         loss.axhline(target, color=picture.QUIET, lw=1.0, ls=":")
-        loss.annotate(" AdamW's end; dots: reached", (steps[0], target), va="bottom", fontsize=10)
+        loss.annotate(" Adam's end; dots: reached", (steps[0], target), va="bottom", fontsize=10)
         loss.set(yscale="log", ylabel="validation loss [nats]", yticks=(0.1, 0.2, 0.5, 1, 2))
         loss.legend(loc="upper right", fontsize=10)
         for name, rates, line in (

@@ -4,7 +4,8 @@
 in numbers. `python -m fgo_jax` lists all names. Eight terms that they use:
 
 - **Intrinsic dimension**, or dimension of the gradient noise: over how many directions the noise
-  spreads, (tr C)^2 / tr C^2 with its covariance C. Acquisition ends when it has stopped falling.
+  spreads, (tr C)^2 / tr C^2 with its covariance C. Acquisition ends when it falls more slowly than
+  1/step.
 - **Base**: FGO's preconditioner, `kronecker_fisher`, alone at a constant learning rate. It is much
   like SOAP. Benchmarks compare FGO with it: the difference is what the phases add.
 - **Agreement**: the inner product of two successive gradients over their mean squared norm: 1

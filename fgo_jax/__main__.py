@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import re
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -40,7 +41,8 @@ def main() -> None:
     for name, item in everything("fgo"):
         own = inspect.ismodule(item) or inspect.isclass(item) or inspect.isfunction(item)
         text = inspect.getdoc(item) if own else CONSTANTS[name.rpartition(".")[2]]
-        line = (text or "").partition("\n")[0]
+        line = (text or "").partition("\n")[0].replace("``", "`")
+        line = re.sub(r":\w+:`(?:fgo_jax\.)?([^`]*)`", r"\1", line)  # roles of Sphinx
         print(f"{name}  {line}".rstrip())
 
 

@@ -52,8 +52,8 @@ def target_acquisition(
     r"""Friction-Guided Optimization: three phases that end when the measured geometry says so.
 
     1. ``acquisition``: warm-up to ``learning_rate``. It ends when the intrinsic dimension of
-       the gradient noise has stopped falling, the agreement of successive gradients is below
-       0.75 (``help(fgo_jax)``), and the loss is not known to rise.
+       the gradient noise falls more slowly than 1/step, the agreement of successive gradients is
+       below 0.75 (``help(fgo_jax)``), and no rise of the loss is proven.
     2. ``reask``: the peak rate stays. A share ``slow_share`` of each update comes from
        :func:`fgo_jax.slow_momentum`, a long-memory mean of past directions, so gradient noise
        is reduced by about that share. It ends when the agreement is below 0.75, after
@@ -62,10 +62,9 @@ def target_acquisition(
     3. ``execution``: the rate falls at most as 1/(1 + s/t), s steps after its start at step t. It
        stays while past directions agree, and with ``average_weights`` also while they are
        noise. It never ends. :func:`fgo_jax.should_stop` says when ten reported
-       ``validation_value`` in a row brought no improvement, or as many as
-       ``triggers=fgo.triggers.defaults(patience=...)`` says; NaN is one that was not measured,
-       and a value held over several steps is one report. :func:`fgo_jax.keep_best` keeps the
-       best weights.
+       ``validation_value`` (see :func:`fgo_jax.phased`) in a row brought no improvement, or as
+       many as ``triggers=fgo.triggers.defaults(patience=...)`` says. :func:`fgo_jax.keep_best`
+       keeps the best weights.
 
     All of it is decided inside the compiled step, from a sketch of the gradients that training
     computes anyway, in the metric of the transform that makes the updates. No horizon is

@@ -13,7 +13,7 @@ from benchmarks.runs import transitions
 EASY = "°"
 STEPS = (
     "Median steps to the claim's level: the task's fixed target, otherwise the loss that the base "
-    "(the natural gradient, at its best constant rate) ends with by its last weights. Methods are "
+    "(`kronecker_fisher` at its best constant rate) ends with by its last weights. Methods are "
     "judged by averaged weights where their name says so; -: not run at this level."
 )
 SHOWN = {
@@ -128,4 +128,4 @@ def _sentence(verdict: claims.Verdict) -> str:
         parts.append(f"worse than {claim.worst:g} on {worse or 'none'}")
     if len(verdict.found) < total:
         parts.append(f"{total - len(verdict.found)} not raced")
-    return f"{claim.key}, {claim.words}: **{verdict.word}** ({'; '.join(parts)})."
+    return f"{claim.key} ({claim.words}): **{verdict.word}**; {'; '.join(parts)}."

@@ -1,4 +1,4 @@
-"""A trained model or a compiled step, measured once and outside of training.
+"""Measures a trained model or a compiled step, outside of training.
 
 A model's curvature (:func:`spectrum`), the symmetries of its loss (:func:`symmetries`), and how far
 its representations moved between two states of a run (:func:`representation_drift`). What the

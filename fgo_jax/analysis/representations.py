@@ -60,7 +60,7 @@ def representation_drift(before: Any, after: Any) -> float:
 def feature_split(
     representation: Any, splits: int | Sequence[tuple[Any, Any]] = 30, *, seed: int = 0
 ) -> float:
-    r"""How well two halves of the features agree on the order of the distances. Mind the basis.
+    r"""Rank correlation of the distances in two halves of the features; depends on the basis.
 
     .. math:: \mathrm{mean}\; \mathrm{Spearman}\bigl( \lbrace \|x_i^A - x_j^A\| \rbrace,
               \lbrace \|x_i^B - x_j^B\| \rbrace

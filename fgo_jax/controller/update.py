@@ -90,10 +90,10 @@ def phased(
       where it was to the new phase's.
     - If the new phase has another gradient transformation, the old one makes the updates for
       these steps while the statistics of the new one fill. Then the new one's updates are
-      scaled, tensor by tensor, to the norm that the old one's had. If neither its updates nor
-      those of the first phase's transform shrink with the gradients (Adam), this scaling fades
-      over as many steps again. Otherwise (SGD, K-FAC) it stays, so a learning rate means what it
-      means for the first phase's transform. ``keeps_scale`` of
+      scaled, tensor by tensor, to the norm that the old one's had. If the updates of both the new
+      and the first phase's transform have a size of their own (Adam), the scaling fades over as
+      many steps again. If either's shrink with the gradients (SGD, K-FAC), it stays, so a
+      learning rate means what it means for the first phase's transform. ``keeps_scale`` of
       :class:`fgo_jax.precondition.Preconditioner` says which; otherwise a small trial does.
 
     The update takes these optional extra arguments, and passes them and all others on to the
@@ -143,8 +143,8 @@ def phased(
       ValueError: for no phases, a wrong number of triggers, a trigger on a signal that
         nothing provides, something else as ``probe``, a signal with a name that telemetry
         uses, a first phase whose decay has no length, numbers out of range, or two phases of
-        one name; in ``init``, for a transform that has a learning rate of its own (tried on six
-        numbers); in ``update``, for gradients of the wrong shape, a ``value`` or a scheduled
+        one name; in ``init``, for a transform that has a learning rate of its own; in
+        ``update``, for gradients of the wrong shape, a ``value`` or a scheduled
         learning rate that is no scalar, and a state that was made with other options.
       TypeError: in ``update``, for a missing extra argument that a probe or trigger needs,
         and for a misspelt one.

@@ -15,11 +15,11 @@ _ROUNDING = 1e-6
 
 
 def participation_ratio(eigenvalues: jax.Array) -> jax.Array:
-    r"""The effective number of eigenvalues, :math:`(\sum \lambda)^2 / \sum \lambda^2`.
+    r"""The effective number of eigenvalues: their squared sum over the sum of their squares.
 
-    It is between 1 (one eigenvalue holds everything) and n (all are equal). For the
-    eigenvalues of a *sample* covariance it is strongly biased towards the number of samples:
-    there, take the ratio of :func:`uncentred_sums` or :func:`centred_sums`.
+    :math:`(\sum \lambda)^2 / \sum \lambda^2` is between 1 (one eigenvalue holds everything) and n
+    (all are equal). For the eigenvalues of a *sample* covariance it is strongly biased towards the
+    number of samples: there, take the ratio of :func:`uncentred_sums` or :func:`centred_sums`.
 
     Args:
       eigenvalues: [..., n], real, in any order and unit.
@@ -109,10 +109,11 @@ def entropy_rank(eigenvalues: jax.Array) -> jax.Array:
 
 
 def uncentred_sums(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
-    r"""Unbiased :math:`(\mathrm{tr}\,F)^2` and :math:`\mathrm{tr}\,F^2`, where F = E gg^T.
+    r"""Unbiased squared trace and trace of the square of a second moment, from a Gram matrix.
 
-    With :math:`K_{ij} = \langle g_i, g_j \rangle` of n independent rows and
-    :math:`D = \mathrm{diag}\,K`,
+    They estimate :math:`(\mathrm{tr}\,F)^2` and :math:`\mathrm{tr}\,F^2`, where F = E gg^T. With
+    :math:`K_{ij} = \langle g_i, g_j \rangle` of n independent rows and :math:`D =
+    \mathrm{diag}\,K`,
 
     .. math:: \frac{(\sum_i D_i)^2 - \sum_i D_i^2}{n (n - 1)},
               \qquad \frac{\sum_{ij} K_{ij}^2 - \sum_i D_i^2}{n (n - 1)}.
@@ -150,12 +151,13 @@ def uncentred_sums(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def centred_sums(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
-    r"""Unbiased :math:`(\mathrm{tr}\,C)^2` and :math:`\mathrm{tr}\,C^2`, where C = Cov g.
+    r"""Unbiased squared trace and trace of the square of a covariance, from a Gram matrix.
 
-    They are the U-statistics of order four of n rows with any mean. Both depend on
-    differences of rows only, so the Gram matrix may be centred exactly,
-    :math:`\bar K = H K H, H = I - 11^T/n`. Of their nine sums that leaves
-    :math:`t_1 = \sum \bar K_{ij}^2, t_2 = \sum \bar K_{ii}^2, t_6 = (\sum \bar K_{ii})^2`:
+    They estimate :math:`(\mathrm{tr}\,C)^2` and :math:`\mathrm{tr}\,C^2`, where C = Cov g, and are
+    the U-statistics of order four of n rows with any mean. Both depend on differences of rows only,
+    so the Gram matrix may be centred exactly, :math:`\bar K = H K H, H = I - 11^T/n`. Of their nine
+    sums that leaves :math:`t_1 = \sum \bar K_{ij}^2, t_2 = \sum \bar K_{ii}^2, t_6 = (\sum \bar
+    K_{ii})^2`:
 
     .. math:: A = \frac{1}{n (n-3)} \Bigl[t_6 - \frac{n t_2}{n-2}
                   + \frac{2 t_1 - t_6}{(n-1)(n-2)}\Bigr],

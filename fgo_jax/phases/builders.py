@@ -24,7 +24,7 @@ def acquisition(
     weight_decay: float = 0.0,
     mask: Any = None,
 ) -> Phase:
-    r"""Phase 1: linear warm-up to a high learning rate, then constant.
+    r"""Phase 1: warm-up to a high learning rate, then constant.
 
     Update t (from 0) uses the rate :math:`\eta(t) \min(1, (t+1)/W)`.
 
@@ -33,8 +33,7 @@ def acquisition(
       warmup_steps: W, in updates.
       transform: gradients to a direction, with no learning rate and no minus sign. None is
         `optax.scale_by_adam()`, as in the paper. (:func:`fgo_jax.target_acquisition` passes
-        the transform of its later phases.) For gradient noise:
-        `optax.chain(optax.add_noise(...), optax.scale_by_adam())`.
+        the transform of its later phases.)
       weight_decay: decoupled, scaled by the effective rate, as in `optax.adamw`.
       mask: which leaves decay, as in `optax.adamw`.
 
@@ -70,12 +69,12 @@ def reask(
     mask: Any = None,
     slow_share: float | None = None,
 ) -> Phase:
-    r"""Phase 2: a natural gradient at the constant rate :math:`(1 - c)\,\eta(t)`.
+    r"""Phase 2: the peak rate, or a part of it, with less noise in each update.
 
-    There are two ways to damp the noise of single gradients. The paper cuts the rate by c. To take
-    a share of each update from :func:`fgo_jax.slow_momentum` damps the noise as much, and the
-    mean gradient keeps its full rate. The defaults are the paper's;
-    :func:`fgo_jax.target_acquisition` passes ``cut=0.0, slow_share=0.5``.
+    Its rate is :math:`(1 - c)\,\eta(t)`. The paper cuts the rate by c and takes a natural
+    gradient; these are the defaults. :func:`fgo_jax.target_acquisition` takes half of each update
+    from :func:`fgo_jax.slow_momentum` instead (``cut=0.0, slow_share=0.5``). This damps the noise
+    as much, and the mean gradient keeps its full rate.
 
     Args:
       learning_rate: the peak :math:`\eta` of acquisition; a number or an optax schedule.
@@ -121,9 +120,10 @@ def execution(
     mask: Any = None,
     slow_share: float | None = None,
 ) -> Phase:
-    r"""Phase 3: the rate :math:`(1 - c)\,\eta` falls to its floor.
+    r"""Phase 3: the learning rate falls.
 
-    :func:`fgo_jax.target_acquisition` passes ``cut=0.0, slow_share=0.5`` and an adaptive decay.
+    It begins at :math:`(1 - c)\,\eta`. :func:`fgo_jax.target_acquisition` passes ``cut=0.0,
+    slow_share=0.5`` and an adaptive decay.
 
     The slow momentum lags, so parameters can overshoot and oscillate. At a share of one half each
     swing is about a twentieth of the one before; near one the oscillation lasts.

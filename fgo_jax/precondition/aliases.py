@@ -43,7 +43,8 @@ def kronecker_fisher(
         p <- p - learning_rate (U + weight_decay p),
 
     where U is the direction of :func:`fgo_jax.scale_by_kronecker_fisher`. Its entries
-    have the size of Adam's unless `centred`. Start at 2 times the learning rate of `optax.adamw`.
+    have the size of Adam's unless `centred`. Start at 2 times Adam's best constant rate, or at the
+    peak of your cosine schedule.
 
     Args:
       learning_rate: a number, or a schedule of the steps.
@@ -119,7 +120,7 @@ def kfac(
         p <- p - learning_rate (U + weight_decay p),
 
     where U is the direction of :func:`fgo_jax.scale_by_kfac`, a natural gradient. Start at
-    0.1. A rate of 1 is a Gauss-Newton step; batches of some hundred rows need 0.03 to 0.3.
+    0.1. A rate of 1 is a Gauss-Newton step; tuning chose 0.04 and 0.32 on two tasks.
 
     Args:
       learning_rate: a number, or a schedule of the steps.

@@ -84,9 +84,8 @@ def gradient_stream(
       width: entries of each of the two sketches. Memory is ``8 * width * (pairs + 2)`` bytes
         for any number of parameters, and as much again for each group.
       every: steps from one pair to the next, at least 2. None takes
-        ``max(2, growth * step)``: the geometry changes on the scale of the steps taken, so
-        it is measured equally often per factor of time, and the probe's share of the
-        training time falls to zero.
+        ``max(2, growth * step)``: gaps grow with the step, so each doubling of the steps holds
+        as many measurements, and the probe's share of the training time falls to zero.
       growth: see ``every``.
       energy: share of the trace that the energy rank holds, in [0, 1).
       groups: parts of the tree to measure separately, from

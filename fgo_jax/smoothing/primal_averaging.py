@@ -140,8 +140,9 @@ def primal_point(state: PrimalAveragingState, unit: Any = 1.0) -> Callable[[Any,
 def triple_momentum(
     smoothness: float, strong_convexity: float
 ) -> optax.GradientTransformationExtraArgs:
-    r"""The fastest known first-order method for smooth and strongly convex functions.
+    r"""Gradient descent with momentum tuned to a known largest and smallest curvature.
 
+    It is a reference for smooth and strongly convex functions, not an optimizer for networks.
     With curvature between m and L, :math:`\kappa = L/m` and :math:`\rho = 1 - 1/\sqrt\kappa`,
     it is gradient descent at the rate :math:`(1+\rho)/(L (1-\mu_x))` under
     :func:`scale_by_primal_averaging` with

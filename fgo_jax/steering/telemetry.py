@@ -22,7 +22,8 @@ def telemetry(opt_state: Any) -> dict[str, jax.Array]:
       (-1: not yet) and why (0 not yet, 1 the trigger before it, 2 a deadline, 3 by hand, 4 the
       start of the run);
     - each signal by its name: ``loss``, ``intrinsic_dimension``, ...; NaN until measured, and
-      where the newest measurement has no answer, as for gradients that are all zero;
+      where the newest measurement has no answer, as for gradients that are all zero (the
+      intrinsic dimension then keeps its last value);
     - ``condition/PHASE/NAME``: verdict of each condition that ends the phase: 1 holds, -1 does
       not, 0 unknown. In a run that stays in a phase these say what is missing;
     - ``bound/PHASE/NAME``: the number that the condition compares with, NaN where it has none;

@@ -21,7 +21,8 @@ A condition on a signal is named after both, such as ``loss_increasing``. Its ne
 ``not_loss_increasing``.
 
 ``a & b`` has the smaller of the two verdicts, ``a | b`` the larger one and ``~a`` the
-negative: ``~a`` holds only if it is known that ``a`` does not.
+negative: ``~a`` holds only if it is known that ``a`` does not. ``decreasing`` and ``increasing``
+do not hold whenever the slope is not proven, so their negations hold then.
 
 Conditions use confidence bounds, and most need two measurements in a row. An infinite standard
 error makes every condition on its signal unknown until the next measurement.

@@ -12,16 +12,15 @@ from fgo_jax.triggers.trigger import Trigger, if_given
 def defaults(signals: Collection[str] | None = None, *, patience: int = 10) -> dict[str, Trigger]:
     """The triggers of :func:`fgo_jax.target_acquisition`, by the phase that each ends.
 
-    - ``acquisition``: the dimension of the gradient noise has stopped falling, successive
-      gradients agree in less than three quarters of their energy, and the loss does not rise
-      (where a loss is given).
-    - ``reask``: successive gradients agree in less than three quarters of their energy.
-      Only :func:`fgo_jax.probes.gradient_stream` measures that agreement. With another probe
-      acquisition ends without it, and re-ask when the dimension is at rest.
+    - ``acquisition``: the dimension of the gradient noise falls more slowly than 1/step, the
+      agreement of successive gradients is below 0.75, and no rise of the loss is proven (where a
+      loss is given).
+    - ``reask``: the agreement of successive gradients is below 0.75. Only
+      :func:`fgo_jax.probes.gradient_stream` measures that agreement. With another probe acquisition
+      ends without it, and re-ask when the dimension is at rest.
     - ``execution``: ``patience`` reported validations in a row brought no improvement of a
       thousandth, as :func:`fgo_jax.triggers.plateau` measures it. This raises the flag of
-      :func:`fgo_jax.should_stop`. Without a ``validation_value`` it never holds; NaN is one that
-      was not measured, and a value held over several steps is one report.
+      :func:`fgo_jax.should_stop`. Without a ``validation_value`` it never holds.
 
     Args:
       signals: the names that the probe measures; None for those of the default probe.

@@ -62,10 +62,9 @@ def scale_by_kronecker_fisher(
         P = sqrt(A) + eps                                         at power = 1/2 (Adam, SOAP),
         P = A^power * sqrt(mean(A^(1 - 2 power))), A += eps^2,    at other powers.
 
-    At power 1/2 both forms are equal, up to eps. If gradients are only noise, updates have the root
-    mean square of Adam's at every power, so one learning rate fits all. At
-    power = 1 the direction is the natural gradient of the diagonal A in the eigenbasis. A constant
-    factor of all gradients cancels (down to eps).
+    At power 1/2 both are equal, up to eps. If gradients are only noise, updates have the root mean
+    square of Adam's at every power, so one learning rate fits all. At power = 1 the direction is
+    the natural gradient of the diagonal A. A common factor of all gradients cancels.
 
     Noise alone: with `centred`, D / rms(D) takes the place of G in L_i and V, where D is G minus
     the previous gradient. D is noise of twice the covariance of G. The division brings it to the
@@ -92,34 +91,35 @@ def scale_by_kronecker_fisher(
     Factors: a leaf of any rank has one for each axis longer than one; attention and convolution
     kernels have three or four. An axis longer than `block_size` is cut into the fewest equal blocks
     of at most that length, and each block of the leaf has factors of its own, as in distributed
-    Shampoo. An axis that falls into blocks of less than a quarter of `block_size`, such as one of
-    prime length, gets no factor and is not rotated: pad it. A leaf with a single axis longer than
-    one is a vector, without a factor by default. A leaf without a factor is not rotated at all: at
-    the defaults it follows `optax.scale_by_adam`. :func:`fgo_jax.describe` shows who has what.
+    Shampoo. A longer axis that has no divisor between a quarter of `block_size` and `block_size`,
+    such as one of prime length, gets no factor and is not rotated: pad it. A leaf with a single
+    axis longer than one is a vector, without a factor by default. By default a leaf without any
+    follows `optax.scale_by_adam(b1, b2)`. :func:`fgo_jax.describe` lists the factors of each leaf.
 
     `weight_dimension_numbers` makes matrices of leaves instead. It names the axes of the rows and
-    those of the columns; each side has one factor, or one per block. The axes that it does not name
-    are a batch of matrices with factors of their own (stacked, scanned layers). A leaf for which
-    it gives None has no factor.
+    those of the columns; each side has one factor, or one per block. Axes that it does not name are
+    a batch of matrices with factors of their own (scanned layers). None gives a leaf no factor.
 
-    Stacks: leaves of equal shape whose names differ in numbers alone, such as a model's layers, are
-    computed as one array. So a compiled step grows with the kinds of leaves, not their number.
+    Stacks: leaves of equal shape whose names differ in numbers alone (layers) are computed as one.
 
     A leaf (or a matrix of a batch) whose gradient is not finite, or has squares that overflow
-    float32, keeps its statistics and gets a zero update. The bias corrections count that step like
-    any other. With `centred`, two equal gradients in a row hold no noise: A and L_i stay.
+    float32, keeps its statistics and gets a zero update; bias corrections count that step. With
+    `centred`, two equal gradients in a row hold no noise: A and L_i stay.
 
-    Devices: updates are sharded like their leaf; moments, factors and bases like its blocks. If
-    every shard of a leaf consists of whole blocks, devices exchange one number for each leaf: is it
-    finite? A refresh exchanges nothing else. (On automatic axes the number of blocks along a side
-    must also be a multiple of every mesh axis.) If shards are parts of blocks, each device of a
-    mesh axis computes whole leaves of a stack, provided that the axis divides their number. Devices
-    then exchange gradients and updates, and nothing else. (On automatic axes every mesh axis must
-    divide the number of leaves, and none the number of blocks along a side.) Other sides are
-    gathered at every step, and every device keeps their moments. The block size decides what is
-    computed; the mesh does not. A leaf that is not sharded is refreshed by all devices together,
-    each its share; :func:`fgo_jax.state_shardings` can split the state and the rest of its work
-    too. Ensembles under `jax.vmap` need automatic axes.
+    Devices: updates are sharded like their leaf; moments, factors and bases like its blocks.
+
+    | a shard is | devices exchange at every step |
+    |---|---|
+    | whole blocks | one number for each leaf: is it finite? |
+    | part of a block, in a stack that can be dealt out | gradients and updates |
+    | any other | gradients; every device keeps all moments |
+
+    A stack can be dealt out if the mesh axis divides its number of leaves: then each device
+    computes whole leaves. On automatic axes every mesh axis must divide the number of blocks along
+    a side in the first row; in the second, the number of leaves, and none the number of blocks.
+    Refreshes exchange nothing in both. A leaf that is not sharded is refreshed by all devices
+    together; :func:`fgo_jax.state_shardings` can split its state and its other work too. The mesh
+    does not change what is computed. Ensembles under `jax.vmap` need automatic axes.
 
     On a busy CPU set OPENBLAS_NUM_THREADS=1, or the threads of LAPACK wait for each other.
 
@@ -137,8 +137,8 @@ def scale_by_kronecker_fisher(
       centred: whether the statistics are those of the gradients' noise, scaled to unit size.
       damping: added to the second moment, relative to its mean. None is 1e-3; at power 1/2 it is
         1e-6 for leaves with a factor, which hides the rounding errors of the rotation, and 0 for
-        the others. Leaves with a factor have at least 1 at step 1. At other powers all leaves, and
-        without `corrected` those with a factor, have at least 1/t.
+        the others. Its least value is 1 at step 1 for leaves with a factor; and 1/t at step t for
+        all leaves at other powers, and for those with a factor without `corrected`.
       momentum_dtype: of the stored first moment, float32 if None; and, if given, of the slow
         momentum and the average of :func:`fgo_jax.phased`. Updates have the dtypes of the
         gradients; all else, and all arithmetic, is float32.
