@@ -163,8 +163,8 @@ def plateau(signal: str, *, patience: int = 10, rtol: float = 1e-3) -> Trigger:
     .. math:: \text{improvement: } x < b - \epsilon\,|b|
 
     with the best value b so far and the relative tolerance :math:`\epsilon`. The tolerance is
-    relative to the size of b, so signals below zero work too. A ``validation_value`` of NaN
-    is no measurement, and one held over several steps is a single one.
+    relative to the size of b, so signals below zero work too. :func:`fgo_jax.phased` says which
+    ``validation_value`` counts as a measurement.
 
     Args:
       signal: the name of a signal of the probe, or ``loss`` or ``validation``.
