@@ -28,6 +28,14 @@ def is_zero(value: Any) -> bool:
     return number(value) == 0
 
 
+def is_off(option: Any) -> bool:
+    """Whether an option is None or a Python zero, which no later step can change.
+
+    An array is not: `optax.inject_hyperparams` passes arrays, whose values may change.
+    """
+    return option is None or (isinstance(option, (int, float)) and option == 0)
+
+
 def finite(name: str, value: Any) -> None:
     """Raises for what is not a finite number."""
     known = number(value)

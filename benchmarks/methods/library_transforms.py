@@ -17,9 +17,9 @@ def _kfac(task):
     return fgo.scale_by_kfac(task.predict, task.loss_name, diagonal=diagonal)
 
 
-def _in_blocks(text):
+def _in_blocks(text, **options):
     sizes = {"char_gpt": text, "digits_autoencoder": 32}
-    return alone(lambda task: fgo.scale_by_kronecker_fisher(block_size=sizes[task.name]))
+    return alone(lambda task: fgo.scale_by_kronecker_fisher(block_size=sizes[task.name], **options))
 
 
 def _orthogonalised(task):
@@ -55,8 +55,8 @@ METHODS = (
               "scale_by_kronecker_fisher(power=0.25, corrected=False)"),
     _compared("natural_gradient_blocks", _in_blocks(16),
               "scale_by_kronecker_fisher(block_size=width / 4)"),
-    _compared("natural_gradient_wide_blocks", _in_blocks(64),
-              "scale_by_kronecker_fisher(block_size=longest side / 4)"),
+    _compared("natural_gradient_wide_blocks", _in_blocks(64, refresh_every=2),
+              "scale_by_kronecker_fisher(block_size=longest side / 4, refresh_every=2)", cadence=2),
     _compared("kfac", alone(_kfac), cadence=5, **_NEWTON),
     _compared("diagonal_fisher",
               alone(lambda task: fgo.scale_by_diagonal_fisher(task.predict, task.loss_name)),

@@ -21,6 +21,7 @@ class AccumulateState(NamedTuple):
     micro_step: jax.Array  # [], int32; how many they are
     first_sum: Any  # float32 (or wider), shaped like the parameters; of the first half of them
     second_sum: Any  # the same, of the second half
+    losses: jax.Array  # [], int32; how many had a value
     loss_sum: jax.Array  # [], float32
     reported: jax.Array  # [], float32; their newest validation_value, NaN where there is none
     inner_opt_state: Any
@@ -41,9 +42,10 @@ def accumulate(
       :math:`\langle g, g' \rangle` is the squared norm of the mean gradient on average. Signals
       keep their meaning, a pair costs one step instead of two, and the parameters do not move
       in between.
-    - ``value`` is averaged over the micro-batches, so pass it at every call. Of their
-      ``validation_value`` the newest counts; NaN is none. Of all other extra arguments, ``batch``
-      too, the last call's are passed on.
+    - ``value`` is averaged over the micro-batches that have one. Of their ``validation_value`` the
+      newest counts; NaN is none. The optimizer gets both only if the last call has them, so pass
+      them at every call. Of all other extra arguments, ``batch`` too, the last call's are passed
+      on.
     - The optimizer runs once in k calls, inside a `jax.lax.switch`.
 
     A micro-batch whose gradients or loss are not finite spoils the mean. :func:`phased` then
@@ -94,6 +96,7 @@ def accumulate(
             micro_step=jnp.zeros([], jnp.int32),
             first_sum=growing_mean.zeros(params),
             second_sum=growing_mean.zeros(params),
+            losses=jnp.zeros([], jnp.int32),
             loss_sum=jnp.zeros([], jnp.float32),
             reported=jnp.full([], jnp.nan, jnp.float32),
             inner_opt_state=inner.init(params),
@@ -117,7 +120,7 @@ def accumulate(
         def last(state: AccumulateState) -> tuple[Any, AccumulateState]:
             _, state = second(state)
             count = state.micro_step  # `every`, or more where that was larger before a resumption
-            means = {"value": state.loss_sum / count, "validation_value": state.reported}
+            means = {"value": state.loss_sum / state.losses, "validation_value": state.reported}
             passed = given | {name: mean for name, mean in means.items() if name in given}
             passed["micro_grads"] = MicroGradients(
                 optax.tree.scale(1 / half, state.first_sum),
@@ -152,7 +155,8 @@ def _with_numbers(
 
     state = state._replace(micro_step=state.micro_step + 1)
     if "value" in given:
-        state = state._replace(loss_sum=state.loss_sum + read("value"))
+        total = state.loss_sum + read("value")
+        state = state._replace(losses=state.losses + 1, loss_sum=total)
     if "validation_value" in given:
         newest = read("validation_value")
         state = state._replace(reported=jnp.where(jnp.isnan(newest), state.reported, newest))
@@ -168,6 +172,7 @@ def _emptied(state: AccumulateState) -> AccumulateState:
         micro_step=jnp.zeros_like(state.micro_step),
         first_sum=optax.tree.zeros_like(state.first_sum),
         second_sum=optax.tree.zeros_like(state.second_sum),
+        losses=jnp.zeros_like(state.losses),
         loss_sum=jnp.zeros_like(state.loss_sum),
         reported=jnp.full_like(state.reported, jnp.nan),
     )

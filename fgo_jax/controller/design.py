@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from fgo_jax import _checks
 from fgo_jax.controller.handover import Plan
 from fgo_jax.phases.phase import Phase
@@ -42,13 +44,17 @@ class Design:
 
     @property
     def has_slow_momentum(self) -> bool:
-        return any(phase.slow_share is not None for phase in self.phases)
+        return not all(_checks.is_off(phase.slow_share) for phase in self.phases)
 
     @property
     def smoothing_dtype(self) -> Any:
-        """Of slow momentum and average: that of a transform's momentum; None is float32."""
+        """Of slow momentum and average: bfloat16 if a transform's momentum is; None is float32.
+
+        Only bfloat16 is rounded at random. In float16 small steps would be lost.
+        """
         dtypes = [getattr(transform, "momentum_dtype", None) for transform in self.plan.transforms]
-        return next((dtype for dtype in dtypes if dtype is not None), None)
+        given = [jnp.dtype(dtype) for dtype in dtypes if dtype is not None]
+        return next((dtype for dtype in given if dtype != jnp.float16), None)
 
     @property
     def has_adaptive_decay(self) -> bool:

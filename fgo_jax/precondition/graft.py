@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.linalg.compiled import compiled_once
+from fgo_jax.linalg.mesh import on_mesh
 from fgo_jax.linalg.trees import log_norm_ratio, sum_squares, wide
+from fgo_jax.precondition.layer_noise import ScaleByLayerNoiseState
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
 
 
@@ -113,7 +116,7 @@ def graft(
 
     metric = getattr(direction, "metric", None)
     if metric is None:
-        return optax.GradientTransformationExtraArgs(init, update)
+        return optax.GradientTransformationExtraArgs(on_mesh(init), compiled_once(update))
     # The updates are as large as those of each member that has a part in their norm.
     fixed = None if callable(weight) else _checks.number(weight)
     members = [magnitude] * (fixed != 0.0) + [direction] * (fixed != 1.0)
@@ -154,12 +157,18 @@ def _finite_or_old(new: Any, old: Any) -> Any:
     It is elementwise, so it is no further pass over the moments.
     """
 
+    def marks(node: Any) -> bool:
+        return isinstance(node, ScaleByLayerNoiseState)
+
     def keep(new: Any, old: Any) -> Any:
+        if marks(new):  # it marks by NaN what it cannot measure
+            inner = _finite_or_old(new.direction_state, old.direction_state)
+            return optax.tree.cast_like(new, old)._replace(direction_state=inner)
         if not jnp.issubdtype(jnp.result_type(new), jnp.inexact):
             return new
         return jnp.where(jnp.isfinite(new), new, old)
 
-    return jax.tree.map(keep, optax.tree.cast_like(new, old), old)
+    return jax.tree.map(keep, optax.tree.cast_like(new, old), old, is_leaf=marks)
 
 
 def _scaled(scale: jax.Array, direction: jax.Array, like: jax.Array) -> jax.Array:

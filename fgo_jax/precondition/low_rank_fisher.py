@@ -143,6 +143,7 @@ def scale_by_low_rank_fisher(
     _checks.positive("damping", damping)
     if b1 is not None:
         _checks.fraction("b1", b1)
+    b1 = None if _checks.is_off(b1) else b1
     for name, value in (("unit_gain", unit_gain), ("seed", seed)):
         _checks.static(name, value)
 

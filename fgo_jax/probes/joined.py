@@ -67,12 +67,17 @@ def joined(*probes: Probe) -> Probe:
         return functools.reduce(jnp.logical_or, [probe.due(own, step) for probe, own in each])
 
     def measure(inputs: ProbeInputs, state: JoinedState) -> JoinedState:
-        members = tuple(
-            jax.lax.cond(
-                probe.due(own, inputs.step), probe.measure, lambda _, own: own, inputs, own
-            )
-            for probe, own in zip(probes, state.members, strict=True)
-        )
+        # The name of an axis is no array, so it does not go through the conditional.
+        arrays, axis_name = inputs._replace(axis_name=None), inputs.axis_name
+
+        def member(probe: Probe, own: Any) -> Any:
+            def run(arrays: ProbeInputs, own: Any) -> Any:
+                return probe.measure(arrays._replace(axis_name=axis_name), own)
+
+            due = probe.due(own, inputs.step)
+            return jax.lax.cond(due, run, lambda _, own: own, arrays, own)
+
+        members = tuple(map(member, probes, state.members))
         return JoinedState(total(members), members)
 
     def read(state: JoinedState) -> dict[str, Estimate]:

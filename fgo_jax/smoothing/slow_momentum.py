@@ -70,7 +70,7 @@ def momentum_update(
 
 def slow_momentum(
     share: float = 0.5, *, window: float = WINDOW, ramp_steps: int = RAMP_STEPS
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Blends each direction with a long-memory mean of the directions before it.
 
     .. math:: m \leftarrow m + (u - m)/(c\,t + 1),
@@ -119,8 +119,10 @@ def slow_momentum(
     _checks.unit("window", window)
     _checks.positive("ramp_steps", ramp_steps)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, SlowMomentumState]:
-        del params
+    def update(
+        updates: Any, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[Any, SlowMomentumState]:
+        del params, extra_args
         return momentum_update(
             state,
             updates,
@@ -129,4 +131,4 @@ def slow_momentum(
             ramp_steps=ramp_steps,
         )
 
-    return optax.GradientTransformation(momentum_init, update)
+    return optax.GradientTransformationExtraArgs(momentum_init, update)

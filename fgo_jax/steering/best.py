@@ -11,7 +11,7 @@ import optax
 
 from fgo_jax import _checks
 from fgo_jax.linalg.compiled import compiled_once
-from fgo_jax.linalg.mesh import on_mesh
+from fgo_jax.linalg.mesh import filled_like, on_mesh
 from fgo_jax.linalg.wrapped import unwrapped, wrapped_like
 from fgo_jax.steering.averaged import averaged_or_last, check_one_run, own_part
 
@@ -149,8 +149,8 @@ def best_params(opt_state: Any, params: Any) -> Any:
 
     Source: as :func:`fgo_jax.keep_best`.
     """
-    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, KeepBestState))
-    found = [node for node in nodes if isinstance(node, KeepBestState)]
+    nodes = jax.tree.leaves(opt_state, is_leaf=_is_search)
+    found = list(filter(_is_search, nodes))
     if len(found) != 1:
         raise ValueError(
             f"the state holds {len(found)} of fgo.keep_best, not one: wrap the whole optimizer, "
@@ -164,3 +164,21 @@ def best_params(opt_state: Any, params: Any) -> Any:
         unwrapped(params),
     )
     return wrapped_like(best, params)
+
+
+def searched_anew(opt_state: Any) -> Any:
+    """The tree with each search for the best weights at its start."""
+
+    def begin(node: Any) -> Any:
+        if not _is_search(node):
+            return node
+        old = unwrapped(node)
+        none = {"calls": 0, "best_value": jnp.inf, "best_step": -1}
+        new = {name: filled_like(getattr(old, name), jnp.asarray(x)) for name, x in none.items()}
+        return wrapped_like(old._replace(**new), node)
+
+    return jax.tree.map(begin, opt_state, is_leaf=_is_search)
+
+
+def _is_search(node: Any) -> bool:
+    return isinstance(node, KeepBestState)

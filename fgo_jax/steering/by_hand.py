@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from fgo_jax import _checks
 from fgo_jax.controller.state import FgoState, clock_init, phase_names
 from fgo_jax.linalg.mesh import filled_like
+from fgo_jax.smoothing.slow_momentum import SlowMomentumState
+from fgo_jax.steering.best import searched_anew
 from fgo_jax.steering.find import mapped, states_in
 from fgo_jax.triggers import ConditionState
 
@@ -77,6 +79,7 @@ def force_phase(opt_state: Any, phase: str | int) -> Any:
         if isinstance(index, str):
             _checks.choice("phase", index, tuple(names))
             index = names.index(index)
+        _checks.static("phase", index)
         _checks.integer("the index of a phase", index, 0)
         if not 0 <= index < len(names):
             raise ValueError(
@@ -95,8 +98,9 @@ def force_phase(opt_state: Any, phase: str | int) -> Any:
 def restart(opt_state: Any) -> Any:
     """Begins again with the first phase and its warm-up, and keeps the transforms' moments.
 
-    For fine-tuning or a changed data set. Steps, triggers and slow momentum start over. The
-    probe's last numbers and the average of the weights, old steps included, stay.
+    For fine-tuning or a changed data set. Steps, triggers and slow momentum start over, and so
+    does the search of :func:`fgo_jax.keep_best`: values on other data do not compare. The probe's
+    last numbers and the average of the weights, old steps included, stay.
 
     Args:
       opt_state: as in :func:`telemetry`.
@@ -121,9 +125,13 @@ def restart(opt_state: Any) -> Any:
         fresh = clock_init(state.clock.started.shape[-1])
         # As the old one in shape and sharding: the state may be stacked, or lie on a mesh.
         clock = jax.tree.map(filled_like, state.clock, fresh)
-        return state._replace(clock=clock, trigger_states=_unjudged(state.trigger_states))
+        slow = state.slow
+        if isinstance(slow, SlowMomentumState):
+            slow = slow._replace(averaged_steps=jnp.zeros_like(slow.averaged_steps))
+        judged = _unjudged(state.trigger_states)
+        return state._replace(clock=clock, slow=slow, trigger_states=judged)
 
-    return mapped(begin, opt_state)
+    return searched_anew(mapped(begin, opt_state))
 
 
 def _unjudged(trigger_states: Any) -> Any:

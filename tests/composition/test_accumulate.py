@@ -242,3 +242,11 @@ def test_a_resumed_run_may_have_fewer_micro_batches_in_a_step():
 def test_a_wrong_number_of_micro_batches(every):
     with pytest.raises(ValueError, match="every must be an integer >= 1"):
         fgo.accumulate(optax.sgd(0.1), every)
+
+
+def test_losses_are_averaged_over_the_micro_batches_that_have_one():
+    tx = fgo.accumulate(small(), 2)
+    state = tx.init(PARAMS)
+    _, state = tx.update(PARAMS, state, PARAMS)
+    _, state = tx.update(PARAMS, state, PARAMS, value=8.0)
+    assert float(fgo.telemetry(state)["loss"]) == 8.0

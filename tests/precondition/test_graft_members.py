@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from fgo_jax.precondition import graft
+from fgo_jax.precondition import graft, scale_by_layer_noise
 from tests.directions import Doubling
 
 
@@ -42,3 +42,20 @@ def test_a_step_that_is_not_finite_stays_out_of_both_states():
         np.testing.assert_array_equal(one.trace["b"], [2.0, 2.0])
     updates, _ = update({"a": jnp.ones(2), "b": jnp.ones(2)}, after)
     assert np.isfinite(updates["a"]).all()
+
+
+def test_a_members_own_marks_of_what_it_cannot_measure_stay():
+    noise = scale_by_layer_noise(optax.scale_by_sign(), every=3)
+    grafted, alone = graft(optax.identity(), noise), noise
+    state, own = grafted.init(jnp.ones(3)), alone.init(jnp.ones(3))
+    for size in (1.0, 1.0, 5.0, jnp.nan, 9.0):  # a pair is the first and second of three
+        gradient = jnp.full(3, size)
+        _, state = grafted.update(gradient, state)
+        _, own = alone.update(gradient, own)
+    np.testing.assert_array_equal(state.direction_state.layer_noise, own.layer_noise)
+
+
+def test_a_member_may_hold_a_key_outside_of_jit():
+    tx = graft(optax.add_noise(0.1, 0.55, jax.random.key(0)), optax.scale_by_sign())
+    updates, _ = tx.update(jnp.ones(3), tx.init(jnp.ones(3)))
+    assert np.isfinite(updates).all()

@@ -198,3 +198,8 @@ def test_wrong_leaves():
         tx.init(jnp.ones(2, jnp.complex64))
     with pytest.raises(ValueError, match=r"exclude the others with optax\.masked"):
         tx.init(jnp.ones(2, jnp.int32))
+
+
+def test_a_moving_average_that_is_off_costs_nothing():
+    for b1 in (None, 0.0):
+        assert scale_by_low_rank_fisher(dense, b1=b1).init(jnp.ones(3)).first_moment == ()

@@ -93,3 +93,23 @@ def test_it_asks_for_what_its_members_ask_for_and_renews_them():
 def test_what_is_no_probe_is_refused(wrong):
     with pytest.raises(ValueError, match="one or more probes"):
         fgo.probes.joined(*wrong)
+
+
+def test_it_measures_over_an_axis_of_devices():
+    probe = fgo.probes.joined(fgo.probes.gradient_stream(pairs=4), PROBES["path"])
+    tx = fgo.phased(
+        [fgo.acquisition(0.1, transform=optax.identity())], [], probe, axis_name="devices"
+    )
+    alone = fgo.phased([fgo.acquisition(0.1, transform=optax.identity())], [], probe)
+    params = jnp.ones(3)
+
+    def signals(tx):
+        state = tx.init(params)
+        for number in range(12):
+            grads = jnp.cos(jnp.arange(3.0) + number)
+            _, state = tx.update(grads, state, params)
+        return state.signals
+
+    spread = jax.vmap(lambda _: signals(tx), axis_name="devices")(jnp.arange(2))
+    for name, found in jax.jit(lambda: signals(alone))().items():
+        np.testing.assert_allclose(spread[name], [found, found], rtol=1e-6)

@@ -62,3 +62,14 @@ def test_the_average_is_over_the_parameters_of_taken_steps(run):
     assert np.isfinite(np.asarray(state.slow.mean, np.float32)).all()
     assert state.slow.mean.dtype == state.average.average.dtype
     assert fgo.eval_params(state, jnp.ones(3)).dtype == jnp.float32
+
+
+def test_half_precision_that_loses_small_steps_is_not_taken_over():
+    kronecker = fgo.scale_by_kronecker_fisher(momentum_dtype=jnp.float16)
+    tx = fgo.phased(
+        [fgo.Phase("constant", lambda progress: 1.0, kronecker, slow_share=0.5)],
+        [],
+        average_weights=0.1,
+    )
+    state = tx.init(jnp.ones(3))
+    assert state.average.average.dtype == state.slow.mean.dtype == jnp.float32

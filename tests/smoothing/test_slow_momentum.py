@@ -187,3 +187,23 @@ def test_bfloat16_directions_have_a_float32_mean():
     updates, state = tx.update(params, tx.init(params), params)
     assert updates["w"].dtype == jnp.bfloat16
     assert state.mean["w"].dtype == jnp.float32
+
+
+def test_it_takes_the_arguments_of_other_transformations():
+    tx = fgo.slow_momentum(0.5)
+    updates, _ = tx.update(jnp.ones(2), tx.init(jnp.ones(2)), value=1.0)
+    np.testing.assert_array_equal(updates, jnp.ones(2))
+
+
+@pytest.mark.parametrize("share", [None, 0.0])
+def test_a_share_that_is_off_costs_nothing(share):
+    tx = fgo.target_acquisition(0.1, slow_share=share, decay=fgo.decays.hyperbolic())
+    assert tx.init(jnp.ones(2)).slow == ()
+
+
+def test_an_injected_share_may_become_another():
+    optimizer = optax.inject_hyperparams(fgo.target_acquisition, static_args=fgo.STATIC_ARGS)
+    tx = optimizer(0.1, slow_share=0.0, decay=fgo.decays.hyperbolic())
+    params = jnp.ones(2)
+    _, state = jax.jit(tx.update)(params, tx.init(params), params)
+    assert state.inner_state.slow.mean.shape == (2,)

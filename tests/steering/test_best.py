@@ -168,3 +168,15 @@ def test_patience_is_that_of_the_flag():
         assert held.index(True) == patience  # the first report is an improvement
     with pytest.raises(ValueError, match="patience must be an integer >= 1"):
         fgo.triggers.defaults(patience=0)
+
+
+def test_after_a_restart_old_values_do_not_compete():
+    tx = fgo.keep_best(fgo.target_acquisition(0.1, transform=optax.identity()))
+    params = jnp.float32(1.0)
+    _, state = tx.update(params, tx.init(params), params, validation_value=0.1)
+    state, params = fgo.restart(state), jnp.float32(5.0)
+    assert float(fgo.best_params(state, params)) == 5.0  # nothing is reported yet
+    _, state = tx.update(params, state, params, validation_value=0.9)
+    assert float(fgo.best_params(state, jnp.float32(6.0))) == 5.0
+    assert float(optax.tree.get(state, "best_value")) == pytest.approx(0.9)
+    assert int(optax.tree.get(state, "best_step")) == 0

@@ -89,3 +89,21 @@ def test_a_phase_forced_soon_decays_as_slowly_with_a_horizon(total_steps):
     _, rates = jax.jit(lambda state: jax.lax.scan(step, state, length=102))(forced)
     # The hundred steps are a tenth of the thousand that come before the phase by triggers.
     assert float(rates[-1]) == pytest.approx(1 / 1.1, rel=0.01)
+
+
+def test_after_a_restart_the_slow_momentum_begins_anew():
+    phase = fgo.Phase("constant", lambda progress: 1.0, optax.identity(), slow_share=0.5)
+    tx = fgo.phased([phase], [])
+    params = jnp.ones(3)
+    state = jax.lax.scan(
+        lambda state, _: (tx.update(params, state, params)[1], None), tx.init(params), length=30
+    )[0]
+    assert float(state.slow.share) > 0
+    updates, state = tx.update(-params, fgo.restart(state), params)
+    np.testing.assert_array_equal(updates, params)  # nothing of the old directions
+    assert int(state.slow.averaged_steps) == 1
+
+
+def test_a_phase_is_named_outside_of_jit(state):
+    with pytest.raises(ValueError, match="phase"):
+        jax.jit(fgo.force_phase)(state, 1)

@@ -151,7 +151,8 @@ def _identify(nn: Any, module: Any, method: str, held: Mapping[str, Any]) -> See
             return Seen(name, None, "a grouped convolution is no single matrix")
         if module.mask is not None:
             return Seen(name, None, "a masked convolution is no matrix of free entries")
-        return seen("linear", jnp.ndim(held["kernel"]) - 1)
+        (kernel,) = jax.tree.leaves(held["kernel"])  # out of a box such as `nn.Partitioned`
+        return seen("linear", jnp.ndim(kernel) - 1)
     return Seen(name, None, f"{name} is not a layer that it captures")
 
 
@@ -245,7 +246,8 @@ def _standardised(module: Any, args: Any, kwargs: Any) -> jax.Array:
 
 
 def _check_axes(layer: Layer, seen: Seen, module: Any) -> None:
-    kernel = module.variables["params"]["embedding" if layer.kind == "embed" else "kernel"]
+    held = module.variables["params"]["embedding" if layer.kind == "embed" else "kernel"]
+    (kernel,) = jax.tree.leaves(held)  # out of a box such as `nn.Partitioned`
     if (
         seen.axes is None
         or seen.axes.kind != layer.kind

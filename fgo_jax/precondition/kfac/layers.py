@@ -120,6 +120,11 @@ def layout(
             diagonals += [Diagonal(paths[n], n, module) for n in leaves.values()]
         else:
             strangers += [paths[n] for n in leaves.values()]
+    if strangers and all(path.rpartition("/")[2] == "bias" for path in strangers):
+        raise ValueError(
+            f"scale_by_kfac needs the layer's kernel beside its bias {strangers}: keep both in "
+            "the same part of optax.partition or optax.masked."
+        )
     if strangers:
         raise ValueError(
             f"scale_by_kfac knows no layer with the parameters {strangers}: it captures nn.Dense, "

@@ -238,7 +238,7 @@ def _inputs(layer: Layer, module: Any, x: jax.Array) -> jax.Array:
         return _patches(layer, module, x)
     axis = getattr(module, "axis", -1)
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
-    axes = tuple(a % x.ndim for a in axes)
+    axes = tuple(sorted(a % x.ndim for a in axes))  # as Flax does for the kernel
     lead = tuple(a for a in range(x.ndim) if a not in axes)
     return jnp.transpose(x, lead + axes)
 

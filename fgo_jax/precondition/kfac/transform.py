@@ -94,9 +94,10 @@ def scale_by_kfac(
     - parameters named by ``diagonal``, and empty leaves: squared gradients of the whole batch at
       the drawn labels (Gauss-Newton-Bartlett), an unbiased diagonal with more noise.
 
-    A parameter of any other layer raises an error that names it. Two things go unnoticed. One is a
-    parameter that is read past its module (such as ``embed.embedding.T``): use .attend, or
-    ``diagonal``. The other is a mask: padded positions count in A.
+    A parameter of any other layer raises an error that names it. Three things go unnoticed:
+    parameters read past their module (``embed.embedding.T``: use .attend, or ``diagonal``); a mask,
+    since padded positions count in A; and a tree cast to half precision, in which a recurrence then
+    sums its statistics (cast by the layers' ``dtype`` instead).
 
     A layer may be used several times for one example: along a time axis, for a convolution's
     patches, when a module is called twice, in a recurrence. "expand" takes the uses as independent:
@@ -107,10 +108,9 @@ def scale_by_kfac(
 
     Sums go over the whole batch under `jax.jit`, sharded or not. Kernels and their updates keep
     their sharding; factors are small, and replicated unless the partitioner splits them. If a
-    layer's statistics of a batch are not finite, they stay as they were. If a layer's gradient
-    (kernel or bias) is not finite, or has squares that overflow float32, the layer gets a zero
-    update and keeps its average. A layer that has never been seen does not move. On a busy CPU set
-    OPENBLAS_NUM_THREADS=1.
+    layer's statistics of a batch are not finite, they stay. If its gradient is not finite, or has
+    squares that overflow float32, it gets a zero update and keeps its average. A layer that has
+    never been seen does not move. On a busy CPU set OPENBLAS_NUM_THREADS=1.
 
     Args:
       predict_fn: ``(params, batch) -> outputs`` [..., C]. It calls Flax linen modules on the very
@@ -188,6 +188,7 @@ def scale_by_kfac(
     if weights is not None:
         check_select("weights", weights)
     is_diagonal = check_diagonal(diagonal)
+    b1 = None if _checks.is_off(b1) else b1
     factor_decay, b1, norm_constraint = map(f32, (factor_decay, b1, norm_constraint))
     cadence = Cadence(factors_every, refresh_every, burn_in)
     estimate = estimator(

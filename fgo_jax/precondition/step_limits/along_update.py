@@ -12,7 +12,7 @@ import optax
 from fgo_jax import _checks
 from fgo_jax.linalg import mesh
 from fgo_jax.linalg.compiled import compiled_once
-from fgo_jax.linalg.devices import as_varying, varying_axes
+from fgo_jax.linalg.devices import AxisName, as_varying, on_each_device, varying_axes
 from fgo_jax.linalg.operator import check_examples, example_count
 from fgo_jax.linalg.trees import laid_end_to_end, real32, sum_squares, vdot, wide
 
@@ -42,10 +42,12 @@ class Limit(NamedTuple):
       measure: (outputs, their tangent along the unit vector, batch) -> float32 [].
       scale: (that number, `Step`) -> the factor that the limit allows, float32 []. Above 1 the
         limit does not bind.
+      over: (the number, axis name) -> that of all devices, each of which has part of the batch.
     """
 
     measure: Callable[[Any, Any, Any], jax.Array]
     scale: Callable[[jax.Array, Step], jax.Array]
+    over: Callable[[jax.Array, AxisName], jax.Array]
 
 
 def limit_updates(
@@ -56,6 +58,7 @@ def limit_updates(
     every: Any,
     examples: int | None,
     needs_gradient: bool,
+    axis_name: str | None,
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies an update by the least factor that the limits allow, between 0 and 1."""
     _checks.integer("every", every)
@@ -75,11 +78,15 @@ def limit_updates(
         unit = [jnp.where(g, p / norm, 0.0) for g, p in zip(good, leaves, strict=True)]
         count = example_count(batch, examples=examples, batch_size=None, minimum=1)
         part = mesh.examples(batch, 0, count)
+        params = on_each_device(params, part, axis_name)
         unit = optax.tree.cast_like(treedef.unflatten(unit), params)
         outputs, tangent = jax.jvp(lambda p: predict_fn(p, part), (params,), (unit,))
         outputs = optax.tree.cast(outputs, jnp.float32)
         tangent = optax.tree.cast(tangent, jnp.float32)
-        return jnp.stack([limit.measure(outputs, tangent, part) for limit in limits])
+        found = [limit.measure(outputs, tangent, part) for limit in limits]
+        if axis_name is not None:
+            found = [limit.over(x, axis_name) for limit, x in zip(limits, found, strict=True)]
+        return jnp.stack(found)
 
     def update(updates, state, params=None, **extra_args):
         _check_call(name, params, extra_args, needs_gradient)

@@ -26,6 +26,7 @@ def scale_by_friction_limit(
     weights: Select | None = None,
     every: jax.typing.ArrayLike = 10,
     examples: int | None = None,
+    axis_name: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shortens an update to the minimum of the local quadratic model along it.
 
@@ -58,6 +59,9 @@ def scale_by_friction_limit(
       weights: as in :func:`fgo_jax.curvature.ggn`.
       every: steps from one measurement to the next.
       examples: how many leading examples of the batch are measured; None for an eighth of it.
+      axis_name: inside `jax.pmap` or `jax.shard_map`, the axis over whose devices
+        the curvature is averaged. All of them then take the same step. Without it each measures its
+        own part of the batch.
 
     Returns:
       A gradient transformation whose `update` needs `params` and the extra arguments `batch`
@@ -98,6 +102,7 @@ def scale_by_friction_limit(
         every=every,
         examples=examples,
         needs_gradient=True,
+        axis_name=axis_name,
     )
 
 
@@ -111,4 +116,4 @@ def _friction(loss: losses.Loss, damping: Any, weights: Select | None) -> Limit:
         ratio = -step.slope / jnp.where(resistance > 0, resistance, 1.0)
         return jnp.where(resistance > 0, ratio, free)
 
-    return Limit(curvature, scale)
+    return Limit(curvature, scale, jax.lax.pmean)

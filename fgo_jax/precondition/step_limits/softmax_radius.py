@@ -20,6 +20,7 @@ def clip_by_softmax_radius(
     *,
     every: jax.typing.ArrayLike = 10,
     examples: int | None = None,
+    axis_name: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shortens an update that would move the logits of some example too far apart.
 
@@ -52,6 +53,9 @@ def clip_by_softmax_radius(
       radius: logits may move apart by at most radius * pi, to first order: 0.5 is 1.57.
       every: steps from one measurement to the next.
       examples: how many leading examples of the batch are measured; None for an eighth of it.
+      axis_name: inside `jax.pmap` or `jax.shard_map`, the axis over whose devices
+        the largest Delta counts. All of them then take the same step. Without it each measures its
+        own part of the batch.
 
     Returns:
       A gradient transformation whose `update` needs `params` and the extra argument `batch`
@@ -83,6 +87,7 @@ def clip_by_softmax_radius(
         every=every,
         examples=examples,
         needs_gradient=False,
+        axis_name=axis_name,
     )
 
 
@@ -103,4 +108,4 @@ def softmax_radius(radius: Any) -> Limit:
         moved = spread * step.norm
         return jnp.where(moved > 0, math.pi * radius / jnp.where(moved > 0, moved, 1.0), jnp.inf)
 
-    return Limit(spread, scale)
+    return Limit(spread, scale, jax.lax.pmax)

@@ -282,3 +282,9 @@ def test_the_mean_over_weights_is_the_mean_over_what_they_keep():
     for a, b in zip(masked.factors[:2], short.factors[:2], strict=True):
         np.testing.assert_allclose(a[0][1], b[0][1], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(masked.factors[2], short.factors[2], rtol=1e-5, atol=1e-6)
+
+
+def test_a_moving_average_that_is_off_costs_nothing():
+    params, _ = problem()
+    for b1 in (None, 0.0):
+        assert fgo.scale_by_kfac(predict, b1=b1).init(params).direction == ()

@@ -42,6 +42,13 @@ def test_dense_general_with_any_axes(axis, features):
     close(g, moment(drawn, 1 if isinstance(features, int) else len(features)))
 
 
+def test_the_order_of_the_axes_means_nothing_as_in_flax():
+    x = draws.normal(3, 4, 2, 5)
+    _, factors, _ = first_factors(nn.DenseGeneral(3, axis=(-2, -1)), x)
+    _, turned, _ = first_factors(nn.DenseGeneral(3, axis=(-1, -2)), x)
+    jax.tree.map(np.testing.assert_array_equal, turned, factors)
+
+
 class Attention(nn.Module):
     @nn.compact
     def __call__(self, x):
@@ -195,3 +202,28 @@ def test_parameters_asked_to_be_diagonal_are_unbiased():
     state = jax.jit(lambda s: jax.lax.scan(step, s, length=2000)[0])(tx.init({"w": w}))
     # chi-squared of one degree of freedom, 2000 draws: five standard deviations are 16 %.
     np.testing.assert_allclose(state.factors[0], (x**2).mean(0), rtol=0.16)
+
+
+def test_boxed_parameters_are_captured_like_bare_ones():
+    def made(boxed):
+        def start(*names):
+            normal = nn.initializers.normal()
+            return nn.with_partitioning(normal, names) if boxed else normal
+
+        embed = nn.Embed(5, 4, embedding_init=start("a", "b"))
+        conv = nn.Conv(3, (2,), kernel_init=start(None, "a", "b"))
+        return nn.Sequential([embed, conv, nn.Dense(2, kernel_init=start("a", "b"))])
+
+    x = jnp.arange(12).reshape(3, 4) % 5
+    steps = []
+    for model in map(made, (False, True)):
+        params = model.init(jax.random.key(0), x)["params"]
+
+        def predict(p, x, model=model):
+            return model.apply({"params": p}, x)
+
+        table = fgo.precondition.kfac_layers(predict, params, x)
+        tx = fgo.scale_by_kfac(predict, "squared_error", layers=table)
+        updates, _ = jax.jit(tx.update)(params, tx.init(params), params, batch=x)
+        steps.append(jax.tree.leaves(updates))
+    jax.tree.map(np.testing.assert_array_equal, *steps)

@@ -199,6 +199,11 @@ def test_wrong_arguments(arguments, match):
         fgo.scale_by_kfac(predict, **arguments)
 
 
+def test_a_bias_without_its_kernel_is_sent_back_to_it():
+    with pytest.raises(ValueError, match=r"kernel beside its bias .*Dense_0/bias.*same part"):
+        fgo.scale_by_kfac(predict).init({"Dense_0": {"bias": jnp.zeros(3)}})
+
+
 def test_fgo_jax_imports_without_flax():
     code = "import sys; sys.modules['flax'] = None; import fgo_jax; fgo_jax.scale_by_kfac(print)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
