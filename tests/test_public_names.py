@@ -69,4 +69,5 @@ def test_the_command_lists_every_public_name(capsys):
     main()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == [name for name, _ in everything("fgo")]
-    assert "fgo.triggers.after  Holds from the `steps`-th update of the phase on." in lines
+    line = "fgo.triggers.after  Holds once the phase has made `steps` updates, so it makes one more"
+    assert f"{line}." in lines

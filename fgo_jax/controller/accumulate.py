@@ -134,7 +134,7 @@ def accumulate(
                 updates,
             )
             updates_, inner_state = inner.update(mean, state.inner_opt_state, params, **passed)
-            new = _emptied(state)._replace(inner_opt_state=inner_state)
+            new = emptied(state)._replace(inner_opt_state=inner_state)
             return optax.tree.cast_like(updates_, like), optax.tree.cast_like(new, state)
 
         branch = (number >= half).astype(jnp.int32) + (number >= every - 1).astype(jnp.int32)
@@ -167,7 +167,8 @@ def _added(total: Any, updates: Any) -> Any:
     return jax.tree.map(lambda s, g: s + g.astype(s.dtype), total, updates)
 
 
-def _emptied(state: AccumulateState) -> AccumulateState:
+def emptied(state: AccumulateState) -> AccumulateState:
+    """Without what the micro-batches of the running step have brought."""
     return state._replace(
         micro_step=jnp.zeros_like(state.micro_step),
         first_sum=optax.tree.zeros_like(state.first_sum),

@@ -84,11 +84,12 @@ def decayed(phases: Sequence[Phase], running: Any, direction: Any, params: Any) 
 
     def strengths(weight: Any, mask: Any) -> Any:
         chosen = mask(params) if callable(mask) else mask
+        strength = jnp.asarray(weight, jnp.float32)
         if chosen is None:
-            return jax.tree.map(lambda p: jnp.asarray(weight, jnp.float32), params)
+            return jax.tree.map(lambda p: strength, params)
         # A mask may be a prefix of the parameters, as in optax: one answer for a whole branch.
         return jax.tree.map(
-            lambda on, branch: jax.tree.map(lambda p: jnp.where(on, weight, 0.0), branch),
+            lambda on, branch: jax.tree.map(lambda p: jnp.where(on, strength, 0.0), branch),
             chosen,
             params,
         )

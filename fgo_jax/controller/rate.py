@@ -24,7 +24,7 @@ def effective_rate(design: Design, clock: Clock) -> jax.Array:
         rate = phase.rate(progress)
         rate = rate if phase.decay is None else rate * phase.decay.factor(progress)
         _checks.scheduled(f"the learning rate of phase {phase.name!r}", rate)
-        return rate
+        return jnp.asarray(rate, jnp.float32)
 
     wanted = select(clock.phase, [of_phase(index) for index in range(len(design.phases))])
     share = (clock.phase_step.astype(jnp.float32) + 1.0) / design.handover_steps

@@ -90,6 +90,8 @@ def advance(
         ends = [jnp.asarray(design.total_steps, jnp.float32) * d for d in design.deadlines]
         limit = select(clock.phase, [*ends, jnp.asarray(jnp.inf, jnp.float32)])
         late = (clock.handover_left == 0) & (total.astype(jnp.float32) >= limit)
+        # Whoever enters a phase by hand after its deadline wants to be in it.
+        late &= select(clock.phase, list(clock.causes)) != BY_HAND
     last = clock.phase == count - 1
     forced = clock.requested_phase >= 0
     leaves = forced | ((holds | late) & ~last)

@@ -121,10 +121,11 @@ def phased(
         the flag that :func:`fgo_jax.should_stop` reads.
       probe: measures the signals that the triggers read.
       handover_steps: length of a hand-over, in steps.
-      min_steps: least number of updates in a phase; one number, or one for each phase.
+      min_steps: least number of updates in a phase before its trigger may end it; one number, or
+        one for each phase. A deadline does not wait for them.
       total_steps: the horizon, in steps; None where it is unknown.
       deadlines: with ``total_steps``, the share of it by which each phase but the last ends.
-        By default they are evenly spaced up to 0.7.
+        By default they are evenly spaced up to 0.7. They end no phase that was entered by hand.
       clip_norm: global norm to clip to. The probe still sees the raw gradients.
       average_weights: window c of :func:`fgo_jax.average_weights`, in [0, 1]; None keeps no
         average. Where a phase's transform has a ``momentum_dtype``, such as bfloat16, average and

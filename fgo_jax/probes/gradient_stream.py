@@ -15,7 +15,7 @@ from fgo_jax.linalg.counters import later
 from fgo_jax.linalg.sketch import sketch_parts
 from fgo_jax.linalg.trees import real32
 from fgo_jax.probes.gradient_window import signal_names, window_estimates
-from fgo_jax.probes.groups import Groups, check_groups, slots
+from fgo_jax.probes.groups import Groups, check_groups, slot_of, slots
 from fgo_jax.probes.probe import Estimate, MicroGradients, Probe, ProbeInputs
 
 
@@ -32,10 +32,11 @@ class GradientStreamState(NamedTuple):
     products: jax.Array  # [pairs], float32; <g, g'>
     norms: jax.Array  # [pairs], float32; (|g|^2 + |g'|^2) / 2
     held: jax.Array  # [], int32; windows whose denominator was not positive
+    dimensions: jax.Array  # [1 + groups], int32; windows that gave a new dimension
     estimates: jax.Array  # [signals, 2], float32; value and standard error
 
 
-_CHANGED_BY_CLOSING = ("evaluations", "filled", "held", "estimates")
+_CHANGED_BY_CLOSING = ("evaluations", "filled", "held", "dimensions", "estimates")
 
 
 def gradient_stream(
@@ -129,6 +130,11 @@ def gradient_stream(
         renew=lambda state: state._replace(
             half=jnp.zeros_like(state.half), filled=jnp.zeros_like(state.filled)
         ),
+        counter=lambda state, name: (
+            state.dimensions[slot_of(name, names)]
+            if name.startswith("intrinsic_dimension")
+            else state.evaluations
+        ),
     )
 
 
@@ -148,6 +154,7 @@ def _init(
         products=jnp.zeros([pairs], jnp.float32),
         norms=jnp.zeros([pairs], jnp.float32),
         held=jnp.zeros([], jnp.int32),
+        dimensions=jnp.zeros([1 + len(names)], jnp.int32),
         estimates=jnp.full([len(signals), 2], jnp.nan, jnp.float32),
     )
 
@@ -257,14 +264,17 @@ def _close(
     estimates = window_estimates(
         state.differences, state.products, state.norms, energy=energy, size=size, groups=names
     )
-    held = jnp.isnan(estimates["intrinsic_dimension"][0])
-    for name, last in zip(estimates, state.estimates, strict=True):
-        if name.startswith("intrinsic_dimension"):
-            estimates[name] = jnp.where(jnp.isnan(estimates[name][0]), last, estimates[name])
+    last = dict(zip(estimates, state.estimates, strict=True))
+    dimensions = [name for name in estimates if name.startswith("intrinsic_dimension")]
+    unknown = jnp.stack([jnp.isnan(estimates[name][0]) for name in dimensions])
+    for name, old in zip(dimensions, unknown, strict=True):
+        estimates[name] = jnp.where(old, last[name], estimates[name])
+    held = unknown[dimensions.index("intrinsic_dimension")]
     return {
         "evaluations": jnp.asarray(optax.safe_increment(state.evaluations)),
         "filled": jnp.zeros_like(state.filled),
         "held": jnp.where(held, optax.safe_increment(state.held), state.held),
+        "dimensions": state.dimensions + (~unknown).astype(jnp.int32),
         "estimates": jnp.stack(list(estimates.values())),
     }
 

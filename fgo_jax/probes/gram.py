@@ -158,6 +158,7 @@ def gram(
         ),
         read=functools.partial(averages.read, names=names, row_size=row_size, centred=centred),
         requires=("params", "batch"),
+        counter=functools.partial(averages.counter, names=names),
         check=check,
     )
 

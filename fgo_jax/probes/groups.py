@@ -75,6 +75,12 @@ def check_groups(groups: Groups | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(groups.values()))
 
 
+def slot_of(signal: str, names: tuple[str, ...]) -> int:
+    """The place of a signal's group among `slots`; that of the whole tree is 0."""
+    group = signal.partition("/")[2]
+    return 1 + names.index(group) if group else 0
+
+
 def slots(groups: Groups | None, tree: Any) -> list[tuple[int, ...]]:
     """The indices of the leaves of the whole tree, then of each group."""
     paths = leaf_names(tree)

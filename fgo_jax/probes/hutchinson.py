@@ -161,6 +161,7 @@ def hutchinson(
         ),
         read=functools.partial(averages.read, names=names),
         requires=("params", "batch"),
+        counter=functools.partial(averages.counter, names=names),
         check=check,
     )
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fgo_jax.probes.groups import slot_of
 from fgo_jax.probes.probe import Estimate
 
 
@@ -23,6 +24,7 @@ class HutchinsonState(NamedTuple):
     covariance: jax.Array  # [1 + groups, 3, 3], float32; of these sums, over probe vectors
     weight: jax.Array  # [], float32; sum of the weights
     dimension: jax.Array  # [1 + groups, 2], float32; last good ratio and its standard error
+    dimensions: jax.Array  # [1 + groups], int32; measurements that gave a new one
 
 
 def init(slot_count: int) -> HutchinsonState:
@@ -34,6 +36,7 @@ def init(slot_count: int) -> HutchinsonState:
         covariance=jnp.zeros([slot_count, 3, 3], jnp.float32),
         weight=jnp.zeros([], jnp.float32),
         dimension=jnp.full([slot_count, 2], jnp.nan, jnp.float32),
+        dimensions=jnp.zeros([slot_count], jnp.int32),
     )
 
 
@@ -52,8 +55,12 @@ def accumulate(
         weight=keep * state.weight + add,
     )
     dimension = jax.vmap(_dimension)(new.moments / new.weight, new.covariance / new.weight**2)
-    good = ~jnp.isnan(dimension[0, 0])
-    new = new._replace(dimension=jnp.where(jnp.isnan(dimension), state.dimension, dimension))
+    known = ~jnp.isnan(dimension[:, 0])
+    good = known[0]
+    new = new._replace(
+        dimension=jnp.where(known[:, None], dimension, state.dimension),
+        dimensions=state.dimensions + known.astype(jnp.int32),
+    )
     new = optax.tree.where(finite, new, state)
     return new._replace(held=jnp.where(finite & good, state.held, optax.safe_increment(state.held)))
 
@@ -78,6 +85,13 @@ def _skewed(mean: jax.Array, error: jax.Array) -> jax.Array:
     """
     relative = jnp.minimum(1.96 * error / jnp.maximum(jnp.abs(mean), 1e-30), 20.0)
     return error * jnp.where(relative > 1e-3, jnp.expm1(relative) / relative, 1.0)
+
+
+def counter(state: HutchinsonState, signal: str, *, names: tuple[str, ...]) -> jax.Array:
+    """[], int32; it grows where this signal is measured anew. A held dimension is not."""
+    if not signal.startswith("intrinsic_dimension"):
+        return state.evaluations
+    return state.dimensions[slot_of(signal, names)]
 
 
 def read(state: HutchinsonState, *, names: tuple[str, ...]) -> dict[str, Estimate]:

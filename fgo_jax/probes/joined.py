@@ -101,5 +101,5 @@ def joined(*probes: Probe) -> Probe:
         requires=tuple(dict.fromkeys(name for probe in probes for name in probe.requires)),
         renew=renew,
         check=check,
-        counter=lambda state, name: state.members[owner[name]].evaluations,
+        counter=lambda state, name: probes[owner[name]].counter(state.members[owner[name]], name),
     )

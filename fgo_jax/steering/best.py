@@ -149,8 +149,8 @@ def best_params(opt_state: Any, params: Any) -> Any:
 
     Source: as :func:`fgo_jax.keep_best`.
     """
-    nodes = jax.tree.leaves(opt_state, is_leaf=_is_search)
-    found = list(filter(_is_search, nodes))
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, KeepBestState))
+    found = [node for node in nodes if isinstance(node, KeepBestState)]
     if len(found) != 1:
         raise ValueError(
             f"the state holds {len(found)} of fgo.keep_best, not one: wrap the whole optimizer, "
@@ -166,19 +166,8 @@ def best_params(opt_state: Any, params: Any) -> Any:
     return wrapped_like(best, params)
 
 
-def searched_anew(opt_state: Any) -> Any:
-    """The tree with each search for the best weights at its start."""
-
-    def begin(node: Any) -> Any:
-        if not _is_search(node):
-            return node
-        old = unwrapped(node)
-        none = {"calls": 0, "best_value": jnp.inf, "best_step": -1}
-        new = {name: filled_like(getattr(old, name), jnp.asarray(x)) for name, x in none.items()}
-        return wrapped_like(old._replace(**new), node)
-
-    return jax.tree.map(begin, opt_state, is_leaf=_is_search)
-
-
-def _is_search(node: Any) -> bool:
-    return isinstance(node, KeepBestState)
+def searched_anew(state: KeepBestState) -> KeepBestState:
+    """The search for the best weights at its start."""
+    none = {"calls": 0, "best_value": jnp.inf, "best_step": -1}
+    new = {name: filled_like(getattr(state, name), jnp.asarray(x)) for name, x in none.items()}
+    return state._replace(**new)

@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from fgo_jax import _checks
+from fgo_jax.controller.accumulate import AccumulateState, emptied
 from fgo_jax.controller.state import FgoState, clock_init, phase_names
 from fgo_jax.linalg.mesh import filled_like
 from fgo_jax.smoothing.slow_momentum import SlowMomentumState
-from fgo_jax.steering.best import searched_anew
-from fgo_jax.steering.find import mapped, states_in
+from fgo_jax.steering.best import KeepBestState, searched_anew
+from fgo_jax.steering.find import mapped, mapped_nodes, states_in
 from fgo_jax.triggers import ConditionState
 
 
@@ -99,8 +100,9 @@ def restart(opt_state: Any) -> Any:
     """Begins again with the first phase and its warm-up, and keeps the transforms' moments.
 
     For fine-tuning or a changed data set. Steps, triggers and slow momentum start over, and so
-    does the search of :func:`fgo_jax.keep_best`: values on other data do not compare. The probe's
-    last numbers and the average of the weights, old steps included, stay.
+    does the search of :func:`fgo_jax.keep_best`: values on other data do not compare. Gradients
+    that :func:`fgo_jax.accumulate` has gathered for a step are dropped. The probe's last numbers
+    and the average of the weights, old steps included, stay.
 
     Args:
       opt_state: as in :func:`telemetry`.
@@ -131,7 +133,9 @@ def restart(opt_state: Any) -> Any:
         judged = _unjudged(state.trigger_states)
         return state._replace(clock=clock, slow=slow, trigger_states=judged)
 
-    return searched_anew(mapped(begin, opt_state))
+    opt_state = mapped(begin, opt_state)
+    opt_state = mapped_nodes(KeepBestState, searched_anew, opt_state)
+    return mapped_nodes(AccumulateState, emptied, opt_state)
 
 
 def _unjudged(trigger_states: Any) -> Any:

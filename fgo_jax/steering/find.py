@@ -33,10 +33,15 @@ def states_in(opt_state: Any) -> dict[str, FgoState]:
 def mapped(function: Callable[[FgoState], FgoState], opt_state: Any) -> Any:
     """The tree with each FgoState mapped; variables of `flax.nnx` stay variables."""
     states_in(opt_state)
+    return mapped_nodes(FgoState, function, opt_state)
+
+
+def mapped_nodes(kind: type, function: Callable[[Any], Any], opt_state: Any) -> Any:
+    """The tree with each node of a kind mapped, if there is any."""
     return jax.tree.map(
         lambda node: (
-            wrapped_like(function(unwrapped(node)), node) if isinstance(node, FgoState) else node
+            wrapped_like(function(unwrapped(node)), node) if isinstance(node, kind) else node
         ),
         opt_state,
-        is_leaf=lambda node: isinstance(node, FgoState),
+        is_leaf=lambda node: isinstance(node, kind),
     )

@@ -5,7 +5,7 @@ The phase ends on 1.
 
 | condition | holds when |
 |---|---|
-| `after(steps)` | the phase has run for that many steps |
+| `after(steps)` | the phase has made that many updates before this one |
 | `never()` | never: only a deadline or `fgo_jax.force_phase` ends the phase |
 | `above(signal, threshold)` | the lower confidence bound of the signal is above the threshold |
 | `below(signal, threshold)` | the upper confidence bound of the signal is below the threshold |

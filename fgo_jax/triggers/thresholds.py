@@ -18,7 +18,7 @@ def _nothing() -> tuple[()]:
 
 
 def after(steps: int) -> Trigger:
-    """Holds from the ``steps``-th update of the phase on.
+    """Holds once the phase has made ``steps`` updates, so it makes one more.
 
     Args:
       steps: updates since the phase began.

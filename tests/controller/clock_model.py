@@ -42,6 +42,7 @@ class Model:
         last = self.phase == len(self.minima) - 1
         looks = self.handover_left == 0
         held = looks and verdict == 1 and self.phase_step + 1 >= self.minima[self.phase]
+        by_hand = self.causes[self.phase] == BY_HAND
         self.total_step += 1
         self.phase_step += 1
         self.handover_left = max(self.handover_left - 1, 0)
@@ -51,7 +52,7 @@ class Model:
             entered = self.enter(self.requested_phase, BY_HAND)
         elif held and not last:
             entered = self.enter(self.phase + 1, BY_TRIGGER)
-        elif looks and not last and self.total_step >= self.limits[self.phase]:
+        elif looks and not (last or by_hand) and self.total_step >= self.limits[self.phase]:
             entered = self.enter(self.phase + 1, BY_DEADLINE)
         elif held:
             self.stop_flag = True

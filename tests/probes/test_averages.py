@@ -71,6 +71,11 @@ def test_hutchinson_keeps_its_last_dimension_where_a_draw_gives_none(hutchinson)
     np.testing.assert_array_equal(bad.dimension, state.dimension)
     assert int(bad.held) == 1
     assert int(bad.evaluations) == 2
+    counted = [
+        hutchinson_averages.counter(bad, name, names=())
+        for name in ("trace", "intrinsic_dimension")
+    ]
+    assert list(map(int, counted)) == [2, 1]
     lost = hutchinson(state, jnp.full((1, 3), jnp.nan), zeros, KEEP)
     np.testing.assert_array_equal(lost.moments, state.moments)
     assert int(lost.evaluations) == 1

@@ -211,3 +211,21 @@ def test_one_and_eight_devices_decide_alike():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), many, one)
     np.testing.assert_allclose(state.signals["trace"], alone.signals["trace"], rtol=1e-3)
     np.testing.assert_array_equal(state.clock.started, alone.clock.started)
+
+
+def test_a_dimension_that_is_held_is_no_new_measurement():
+    probe = fgo.probes.gradient_stream(width=256, every=2)
+    plain = optax.identity()
+    phases = [fgo.acquisition(1e-9, transform=plain), fgo.execution(1e-9, transform=plain)]
+    tx = fgo.phased(phases, [fgo.triggers.stall("intrinsic_dimension")], probe)
+    params = jnp.zeros(500)
+
+    def step(state, number):
+        noise = jax.random.normal(jax.random.key(number), (500,))
+        grads = jnp.where(number < 16, noise, jnp.ones(500))  # then without any noise
+        return tx.update(grads, state, params)[1], None
+
+    state = jax.lax.scan(step, tx.init(params), jnp.arange(120))[0]
+    assert int(state.probe_state.evaluations) > 5
+    assert int(state.probe_state.held) > 4
+    assert int(state.clock.phase) == 0  # one number does not show that anything is at rest

@@ -113,3 +113,16 @@ def test_it_measures_over_an_axis_of_devices():
     spread = jax.vmap(lambda _: signals(tx), axis_name="devices")(jnp.arange(2))
     for name, found in jax.jit(lambda: signals(alone))().items():
         np.testing.assert_allclose(spread[name], [found, found], rtol=1e-6)
+
+
+def test_a_joined_probe_inside_another_counts_by_its_members():
+    inner = fgo.probes.joined(PROBES["stream"], PROBES["path"])
+    outer = fgo.probes.joined(inner)
+    state = outer.init(mlp_params())
+    members = state.members[0].members
+    counts = [
+        member._replace(evaluations=jnp.int32(n)) for n, member in zip((3, 5), members, strict=True)
+    ]
+    state = state._replace(members=(state.members[0]._replace(members=tuple(counts)),))
+    assert int(outer.counter(state, "path_dimension")) == 5
+    assert int(outer.counter(state, "agreement")) == 3

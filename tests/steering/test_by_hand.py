@@ -107,3 +107,33 @@ def test_after_a_restart_the_slow_momentum_begins_anew():
 def test_a_phase_is_named_outside_of_jit(state):
     with pytest.raises(ValueError, match="phase"):
         jax.jit(fgo.force_phase)(state, 1)
+
+
+def horizon():
+    plain = optax.identity()
+    phases = [fgo.acquisition(0.1, transform=plain), fgo.execution(0.1, transform=plain)]
+    return fgo.phased(phases, [fgo.triggers.never()], total_steps=100)
+
+
+def after(tx, state, steps):
+    params = jnp.ones(2)
+    step = lambda state, _: (tx.update(params, state, params)[1], None)  # noqa: E731
+    return jax.lax.scan(step, state, length=steps)[0]
+
+
+def test_a_deadline_that_has_passed_does_not_end_a_phase_entered_by_hand():
+    tx = horizon()
+    state = after(tx, tx.init(jnp.ones(2)), 80)
+    assert int(state.clock.phase) == 1
+    state = after(tx, fgo.force_phase(state, "acquisition"), 10)
+    assert int(state.clock.phase) == 0
+
+
+def test_a_restart_drops_what_micro_batches_have_brought():
+    tx = fgo.accumulate(horizon(), 4)
+    params = jnp.ones(2)
+    _, state = tx.update(params, tx.init(params), params, value=3.0, validation_value=1.0)
+    again = fgo.restart(state)
+    assert int(again.micro_step) == 0
+    np.testing.assert_array_equal(again.first_sum, jnp.zeros(2))
+    assert np.isnan(again.reported)
