@@ -24,6 +24,9 @@ NORMS = ("nuclear", "l1", "l2")
 # Muon's steps bring all but tiny singular values near 1. Two steps of the quintic iteration that
 # converges to the polar factor then take the rest of the way, which Muon itself can do without.
 _POLAR = [[3.4445, -4.7750, 2.0315]] * 5 + [[1.875, -1.25, 0.375]] * 2
+# Squared noise below this share of the largest is a rounding error: of a layer that gets no
+# gradient, or whose true gradient is zero.
+_ROUNDING = 1e-10
 
 
 class ScaleByLayerNoiseState(NamedTuple):
@@ -58,8 +61,9 @@ def scale_by_layer_noise(
               \qquad a_l = \frac{\alpha}{\sqrt{\alpha^2 + H_l / \bar H}},
               \qquad H_l = E\,\|N_l\|_*^2.
 
-    The maximum and the mean :math:`\bar H` are over the layers that share a norm. The least
-    noisy layer keeps its update. As :math:`\alpha \to 0` the others' fall as the root of their
+    The maximum and the mean :math:`\bar H` are over the layers that share a norm. A layer whose H
+    is below 1e-10 of the largest, a rounding error, is in neither and keeps its update. So does
+    the least noisy of the others. As :math:`\alpha \to 0` the rest fall as the root of their
     noise; as :math:`\alpha \to \infty` nothing changes. No factor is below
     :math:`(\alpha^2 / (\alpha^2 + H_l/\bar H))^{1/4}`, a third for a layer of mean noise at the
     default. The noise is measured in the dual of the norm in which the update has a fixed size:
@@ -251,12 +255,14 @@ def dual_norm(x: jax.Array, name: str, view: Modes | None) -> jax.Array:
 def _rates(
     means: Sequence[jax.Array], weights: Sequence[jax.Array], names: Sequence[str], alpha: Any
 ) -> list[jax.Array]:
-    """(a_l / max a)^(1/2) of each layer, 1 where nothing is measured."""
+    """(a_l / max a)^(1/2) of each layer, 1 where nothing but rounding errors is measured."""
     rates, alpha = list(means), jnp.asarray(alpha, jnp.float32)
     for name in dict.fromkeys(names):
         same = [i for i, other in enumerate(names) if other == name]
         h = jnp.concatenate([means[i].reshape(-1) for i in same])
         seen = jnp.concatenate([weights[i].reshape(-1) for i in same]) > 0
+        floor = _ROUNDING * jnp.max(jnp.where(seen, h, 0.0))
+        seen = seen & (h > floor)
         unit = jnp.sum(jnp.where(seen, h, 0.0)) / jnp.maximum(jnp.sum(seen), 1)
         least = jnp.min(jnp.where(seen, h, jnp.inf))
         known = (unit > 0) & jnp.isfinite(least)
@@ -267,7 +273,7 @@ def _rates(
 
         for i in same:
             rate = jnp.sqrt(jnp.sqrt(spread(least) / spread(means[i])))
-            rates[i] = jnp.where(known & (weights[i] > 0), rate, 1.0)
+            rates[i] = jnp.where(known & (weights[i] > 0) & (means[i] > floor), rate, 1.0)
     return rates
 
 
