@@ -24,8 +24,7 @@ NORMS = ("nuclear", "l1", "l2")
 # Muon's steps bring all but tiny singular values near 1. Two steps of the quintic iteration that
 # converges to the polar factor then take the rest of the way, which Muon itself can do without.
 _POLAR = [[3.4445, -4.7750, 2.0315]] * 5 + [[1.875, -1.25, 0.375]] * 2
-# Squared noise below this share of the largest is a rounding error: of a layer that gets no
-# gradient, or whose true gradient is zero.
+# Squared noise below this share of the largest is that of a layer whose true gradient is zero.
 _ROUNDING = 1e-10
 
 
@@ -98,8 +97,7 @@ def scale_by_layer_noise(
     Returns:
       A gradient transformation. :func:`fgo_jax.telemetry` shows ``layer_noise/PATH`` and
       ``layer_rate/PATH``; elsewhere ``optax.tree.get(state, "layer_rates")`` does. If
-      `direction` has a metric, so has the result. State: four bytes per parameter beside that
-      of `direction`.
+      `direction` has a metric, so has the result. Its state has four more bytes per parameter.
 
     Raises:
       ValueError: for an argument out of its range, an unknown norm, the nuclear norm of a leaf
@@ -128,8 +126,7 @@ def scale_by_layer_noise(
 
     def kinds(tree: Any) -> list[tuple[str, Modes | None]]:
         """The norm of each leaf, and its view where that is the nuclear one."""
-        found = views(weight_dimension_numbers, tree)
-        return _kinds(norms, tree, found)
+        return _kinds(norms, tree, views(weight_dimension_numbers, tree))
 
     def init(params: Any) -> ScaleByLayerNoiseState:
         leaves, treedef = jax.tree.flatten(params)
@@ -180,14 +177,14 @@ def scale_by_layer_noise(
                 total / jnp.where(weight > 0, weight, 1.0)
                 for total, weight in zip(sums, weights, strict=True)
             ]
-            noise = [jnp.sqrt(mean) for mean in means]
             rates = _rates(means, weights, [name for name, _ in of_leaf], alpha)
-            new = (sums, weights, noise, rates)
+            new = (sums, weights, [jnp.sqrt(mean) for mean in means], rates)
             return optax.safe_increment(step), tuple(treedef.unflatten(field) for field in new)
 
         def hold(grads: Any, first: Any) -> Any:
             del first
-            return jax.tree.map(lambda g: _squarable(g.astype(jnp.float32)), grads)
+            pairs = zip(jax.tree.leaves(grads), of_leaf, strict=True)
+            return treedef.unflatten([_squarable(g, view) for g, (_, view) in pairs])
 
         fields, read = tuple(getattr(state, name) for name in names), step
         if leaves:
@@ -296,5 +293,8 @@ def _kinds(norms: Any, tree: Any, found: Sequence[Modes | None]) -> list[tuple[s
     return [(n, view if n == "nuclear" else None) for n, view in zip(names, found, strict=True)]
 
 
-def _squarable(g: jax.Array) -> jax.Array:
-    return jnp.where(jnp.isfinite(jnp.sum(jnp.square(g))), g, jnp.nan)
+def _squarable(g: jax.Array, view: Modes | None) -> jax.Array:
+    """In float32, NaN where it cannot be squared: the leaf, or one matrix of a stack."""
+    g = g.astype(jnp.float32)
+    total = jnp.sum(g * g) if view is None else view.reduce(jnp.sum, g * g)
+    return jnp.where(jnp.isfinite(total), g, jnp.nan)

@@ -200,6 +200,20 @@ def test_a_layer_without_noise_sets_no_rate_of_others():
     assert max(float(rate) for rate in jax.tree.leaves(alone.layer_rates)) == 1.0
 
 
+def test_a_bad_matrix_of_a_stack_stops_no_other():
+    stack = {"s": jnp.zeros((3, 4, 5))}
+    numbers = optax.contrib.MuonDimensionNumbers(1, 2)
+    tx = fgo.scale_by_layer_noise(SIGN, every=2, weight_dimension_numbers=numbers)
+    rows = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype("f4")
+    _, good = run(tx, {"s": rows}, stack)
+    rows[0, 0, 0, 0], rows[0, 1, 2, 3] = np.nan, 1e30
+    _, state = run(tx, {"s": rows}, stack)
+    weights = np.asarray(state.noise_weight["s"]).reshape(-1)
+    np.testing.assert_allclose(weights, [0.0, 0.0, 0.1], rtol=1e-5)
+    noise, alone = (np.asarray(s.layer_noise["s"]).reshape(-1) for s in (state, good))
+    np.testing.assert_allclose(noise, [0.0, 0.0, alone[2]], rtol=1e-5)
+
+
 def test_norms_by_name_tree_and_function():
     for norms in ("l2", {"a": "l2", "b": "l2", "v": "l2", "w": "l2"}, lambda params: "l2"):
         tx = fgo.scale_by_layer_noise(SIGN, every=1, norms=norms)
