@@ -160,7 +160,8 @@ def draw_labels(loss: str, outputs: Any, key: jax.Array, rows: Callable[[int], A
     """Draws one label per row of the outputs; `rows(n)` gives the numbers of the n rows.
 
     The label of a row depends only on the key and the row's number, so it is the same in any
-    chunk and on any device.
+    chunk and on any device, for threefry keys, which are JAX's default. Keys of the kind "rbg" draw
+    other numbers under `jax.vmap`.
     """
     outputs = named_outputs(loss, outputs)
     leading = outputs.shape[:-1]

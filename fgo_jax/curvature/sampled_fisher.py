@@ -38,7 +38,8 @@ def sampled_fisher(
     caller decides when to draw anew. All products of one matvec share the labels, as a Krylov
     process needs. For a fixed draw use ``functools.partial(operator, key=key)``, an
     ``(params, batch) -> matvec`` like any other. The random number of a row depends on the
-    key and on its place in the batch, not on chunks or devices.
+    key and on its place in the batch, not on chunks or devices, for threefry keys, which are
+    JAX's default.
 
     Args:
       predict_fn: ``(params, batch) -> outputs`` [..., C], rows in the order of the examples, from

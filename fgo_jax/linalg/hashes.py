@@ -40,7 +40,9 @@ def rounded_at_random(x: jax.Array, dtype: jnp.dtype, seed: jax.Array, first: in
     """
     if dtype != jnp.bfloat16:
         return x.astype(dtype)
-    # The lower 16 bits are what is lost. A carry out of them is the way up; infinity has none.
+    # The lower 16 bits are what is lost. A carry out of them is the way up. What is not finite is
+    # cast as usual: the carry would make -0 of a NaN whose bits are all ones.
     noise = mixed(positions(x.shape, first) + mixed(seed)) >> 16
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + noise
-    return jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), dtype)
+    rounded = jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), dtype)
+    return jnp.where(jnp.isfinite(x), rounded, x.astype(dtype))

@@ -24,6 +24,8 @@ NORMS = ("nuclear", "l1", "l2")
 # Muon's steps bring all but tiny singular values near 1. Two steps of the quintic iteration that
 # converges to the polar factor then take the rest of the way, which Muon itself can do without.
 _POLAR = [[3.4445, -4.7750, 2.0315]] * 5 + [[1.875, -1.25, 0.375]] * 2
+# Squared noise below this share of the largest is that of a layer whose true gradient is zero.
+_ROUNDING = 1e-10
 
 
 class ScaleByLayerNoiseState(NamedTuple):
@@ -58,8 +60,9 @@ def scale_by_layer_noise(
               \qquad a_l = \frac{\alpha}{\sqrt{\alpha^2 + H_l / \bar H}},
               \qquad H_l = E\,\|N_l\|_*^2.
 
-    The maximum and the mean :math:`\bar H` are over the layers that share a norm. The least
-    noisy layer keeps its update. As :math:`\alpha \to 0` the others' fall as the root of their
+    The maximum and the mean :math:`\bar H` are over the layers that share a norm. A layer whose H
+    is below 1e-10 of the largest, a rounding error, is in neither and keeps its update. So does
+    the least noisy of the others. As :math:`\alpha \to 0` the rest fall as the root of their
     noise; as :math:`\alpha \to \infty` nothing changes. No factor is below
     :math:`(\alpha^2 / (\alpha^2 + H_l/\bar H))^{1/4}`, a third for a layer of mean noise at the
     default. The noise is measured in the dual of the norm in which the update has a fixed size:
@@ -94,8 +97,7 @@ def scale_by_layer_noise(
     Returns:
       A gradient transformation. :func:`fgo_jax.telemetry` shows ``layer_noise/PATH`` and
       ``layer_rate/PATH``; elsewhere ``optax.tree.get(state, "layer_rates")`` does. If
-      `direction` has a metric, so has the result. State: four bytes per parameter beside that
-      of `direction`.
+      `direction` has a metric, so has the result. Its state has four more bytes per parameter.
 
     Raises:
       ValueError: for an argument out of its range, an unknown norm, the nuclear norm of a leaf
@@ -124,8 +126,7 @@ def scale_by_layer_noise(
 
     def kinds(tree: Any) -> list[tuple[str, Modes | None]]:
         """The norm of each leaf, and its view where that is the nuclear one."""
-        found = views(weight_dimension_numbers, tree)
-        return _kinds(norms, tree, found)
+        return _kinds(norms, tree, views(weight_dimension_numbers, tree))
 
     def init(params: Any) -> ScaleByLayerNoiseState:
         leaves, treedef = jax.tree.flatten(params)
@@ -176,14 +177,14 @@ def scale_by_layer_noise(
                 total / jnp.where(weight > 0, weight, 1.0)
                 for total, weight in zip(sums, weights, strict=True)
             ]
-            noise = [jnp.sqrt(mean) for mean in means]
             rates = _rates(means, weights, [name for name, _ in of_leaf], alpha)
-            new = (sums, weights, noise, rates)
+            new = (sums, weights, [jnp.sqrt(mean) for mean in means], rates)
             return optax.safe_increment(step), tuple(treedef.unflatten(field) for field in new)
 
         def hold(grads: Any, first: Any) -> Any:
             del first
-            return jax.tree.map(lambda g: _squarable(g.astype(jnp.float32)), grads)
+            pairs = zip(jax.tree.leaves(grads), of_leaf, strict=True)
+            return treedef.unflatten([_squarable(g, view) for g, (_, view) in pairs])
 
         fields, read = tuple(getattr(state, name) for name in names), step
         if leaves:
@@ -251,12 +252,14 @@ def dual_norm(x: jax.Array, name: str, view: Modes | None) -> jax.Array:
 def _rates(
     means: Sequence[jax.Array], weights: Sequence[jax.Array], names: Sequence[str], alpha: Any
 ) -> list[jax.Array]:
-    """(a_l / max a)^(1/2) of each layer, 1 where nothing is measured."""
+    """(a_l / max a)^(1/2) of each layer, 1 where nothing but rounding errors is measured."""
     rates, alpha = list(means), jnp.asarray(alpha, jnp.float32)
     for name in dict.fromkeys(names):
         same = [i for i, other in enumerate(names) if other == name]
         h = jnp.concatenate([means[i].reshape(-1) for i in same])
         seen = jnp.concatenate([weights[i].reshape(-1) for i in same]) > 0
+        floor = _ROUNDING * jnp.max(jnp.where(seen, h, 0.0))
+        seen = seen & (h > floor)
         unit = jnp.sum(jnp.where(seen, h, 0.0)) / jnp.maximum(jnp.sum(seen), 1)
         least = jnp.min(jnp.where(seen, h, jnp.inf))
         known = (unit > 0) & jnp.isfinite(least)
@@ -267,7 +270,7 @@ def _rates(
 
         for i in same:
             rate = jnp.sqrt(jnp.sqrt(spread(least) / spread(means[i])))
-            rates[i] = jnp.where(known & (weights[i] > 0), rate, 1.0)
+            rates[i] = jnp.where(known & (weights[i] > 0) & (means[i] > floor), rate, 1.0)
     return rates
 
 
@@ -290,5 +293,8 @@ def _kinds(norms: Any, tree: Any, found: Sequence[Modes | None]) -> list[tuple[s
     return [(n, view if n == "nuclear" else None) for n, view in zip(names, found, strict=True)]
 
 
-def _squarable(g: jax.Array) -> jax.Array:
-    return jnp.where(jnp.isfinite(jnp.sum(jnp.square(g))), g, jnp.nan)
+def _squarable(g: jax.Array, view: Modes | None) -> jax.Array:
+    """In float32, NaN where it cannot be squared: the leaf, or one matrix of a stack."""
+    g = g.astype(jnp.float32)
+    total = jnp.sum(g * g) if view is None else view.reduce(jnp.sum, g * g)
+    return jnp.where(jnp.isfinite(total), g, jnp.nan)

@@ -24,8 +24,6 @@ from fgo_jax.precondition.shared.leaves import (
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
 
 _NAME = "scale_by_low_rank_fisher"
-# Ritz values below this share of the largest one are rounding errors of float32 products.
-_ROUNDING = 32 * float(jnp.finfo(jnp.float32).eps)
 
 
 class ScaleByLowRankFisherState(NamedTuple):
@@ -160,7 +158,7 @@ def scale_by_low_rank_fisher(
         # converged there, which would damp directions without curvature.
         block = jax.lax.map(product, random_block(key, inner, block_size))
         space = krylov_space(product, block, num_steps)
-        top, kept, rows = top_ritz_pairs(space.matrix, rank)
+        top, kept, rows = top_ritz_pairs(space.matrix, rank, rounding_error(inner))
         smallest = jnp.min(jnp.where(kept, top, jnp.inf))
         new = old._replace(
             refreshes=old.refreshes + 1,
@@ -266,12 +264,22 @@ def reduced(
     return [x - y for x, y in zip(leaves, taken, strict=True)]
 
 
-def top_ritz_pairs(matrix: jax.Array, rank: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+def rounding_error(params: Any) -> float:
+    """Ritz values below this share of the largest one are rounding errors of products."""
+    # The operator rounds its products to the parameters' precision. In bfloat16 that left values
+    # of up to a sixth of eps; a multiple of eps, 2^-7, would take curvature for rounding.
+    own = max(float(jnp.finfo(jnp.result_type(p)).eps) for p in jax.tree.leaves(params))
+    return max(own, 32 * float(jnp.finfo(jnp.float32).eps))
+
+
+def top_ritz_pairs(
+    matrix: jax.Array, rank: int, rounding: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """(largest eigenvalues, whether each is kept, eigenvectors as rows) of a projected operator."""
     # An ensemble under `jax.vmap` decomposes one by one: see `over_matrices`.
     values, vectors = eigh(matrix)
     top = jnp.flip(values)[:rank]
-    kept = top > _ROUNDING * jnp.max(top)
+    kept = top > rounding * jnp.max(top)
     return top, kept, jnp.where(kept[:, None], jnp.flip(vectors, 1)[:, :rank].T, 0.0)
 
 

@@ -7,6 +7,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from fgo_jax.curvature.friction import friction
 from fgo_jax.curvature.ggn import ggn
 
 
@@ -136,6 +137,25 @@ def test_bfloat16_parameters_give_float32_products(params):
     # The model's own arithmetic has 8 bits; errors of some ten roundings may add up.
     error = optax.tree.norm(optax.tree.sub(product, exact)) / optax.tree.norm(exact)
     assert 0.0 < float(error) < 10 * 2.0**-8
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(1024, 4096), (100_000, 2)])
+def test_cotangents_in_float16_neither_vanish_nor_overflow(rows, classes):
+    # Shares of 1/n and probabilities of 1/C: below 2^-24 when the vector has unit length. Where
+    # all inputs are one, a product is the sum of all rows, which float16 holds up to 65,504.
+    loss = "softmax_cross_entropy" if classes > 2 else "squared_error"
+    x = jax.random.normal(jax.random.key(0), (rows, 4)) if classes > 2 else jnp.ones((rows, 4))
+    w, v = (jax.random.normal(jax.random.key(i), (4, classes)) for i in (1, 2))
+    v = v / jnp.linalg.norm(v)
+    operator = ggn(lambda p, b: b.astype(p.dtype) @ p, loss)
+
+    @jax.jit
+    def along(w, x):
+        with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+            return friction(operator(w, x), v)
+
+    np.testing.assert_allclose(along(w.astype(jnp.float16), x), along(w, x), rtol=0.01)
+    assert not np.any(operator(w.astype(jnp.float16), x)(jnp.zeros_like(v)))
 
 
 def test_works_inside_jit_and_scan(params):

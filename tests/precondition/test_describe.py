@@ -29,6 +29,14 @@ def test_the_kronecker_fisher_tells_blocks_and_what_has_no_factor_and_why():
     assert f"state: {total / 1e6:.3g} MB" in fgo.describe(fgo.scale_by_kronecker_fisher(), PARAMS)
 
 
+def test_factors_in_half_precision_take_half_the_bytes():
+    params = {"kernel": jax.ShapeDtypeStruct((64, 64), jnp.float32)}
+    for dtype, each in ((None, 4), (jnp.float32, 4), (jnp.bfloat16, 2)):
+        found = rows(fgo.describe(fgo.scale_by_kronecker_fisher(factor_dtype=dtype), params))
+        # Two factors and two bases, each as large as the kernel.
+        assert found["kernel"].endswith(f" {4 * each:.1f}")
+
+
 @pytest.mark.parametrize(
     "wrap",
     [

@@ -55,6 +55,24 @@ def test_odd_leaves_and_types(dtype):
     assert all(jax.tree.leaves(same))
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_rounding_errors_of_half_precision_are_no_eigenvalues(dtype):
+    # Four examples of one output: the operator has four eigenvalues, the process room for twelve.
+    operator = fgo.curvature.ggn(lambda p, b: jnp.tanh(b.astype(p.dtype) @ p), "squared_error")
+    tx = scale_by_low_rank_fisher(operator, rank=8, num_steps=12)
+    batch, params = draws.normal(4, 64), 0.1 * draws.normal(64, 1, seed=1)
+
+    @jax.jit
+    def measured(params):
+        return tx.update(params, tx.init(params), params, batch=batch)[1]
+
+    exact, half = measured(params), measured(params.astype(dtype))
+    assert np.count_nonzero(exact.eigenvalues) == np.count_nonzero(half.eigenvalues) == 4
+    # The tangents of four outputs, each rounded; squared.
+    np.testing.assert_allclose(half.eigenvalues, exact.eigenvalues, rtol=8 * jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(half.rho, exact.rho, rtol=8 * jnp.finfo(dtype).eps)
+
+
 def test_every_refresh_draws_anew_and_the_same_seed_the_same():
     fisher = fgo.curvature.sampled_fisher(lambda p, batch: batch @ p)
     # At zero parameters the operator's eigenvalues are double, and a start vector sees one copy.

@@ -204,7 +204,7 @@ def scale_by_kronecker_fisher(
         leaves = jax.tree.leaves(params)
         check_floating(_NAME, leaves)
         stacked = stacks_of(params)
-        note(_NAME, params, treatments(stacked, leaves))
+        note(_NAME, params, treatments(stacked, leaves, factor_dtype or jnp.float32))
         started = [eigenbasis.start(stack, leaves, factor_dtype) for stack in stacked]
         values: Any = ()
         if not corrected:

@@ -151,7 +151,7 @@ class Stack(NamedTuple):
         """The place of arrays [*batch, d, d] for modes: split like the blocks, and no further."""
         return self._home(leaves, modes.batch)
 
-    def treatment(self, shape: tuple[int, ...]) -> tuple[str, int]:
+    def treatment(self, shape: tuple[int, ...], itemsize: int) -> tuple[str, int]:
         """In words for the user, and the bytes of a leaf's factors and bases."""
         long = sum(length > 1 for length in shape)
         if not self.modes.groups:
@@ -175,7 +175,7 @@ class Stack(NamedTuple):
             words += f"; none for the axis of {left_out}: no divisor near the block size, pad it"
         matrices = math.prod(self.modes.shape[axis] for axis in self.modes.batch)
         each = matrices // len(self.places)
-        return words, 8 * each * sum(d * d for d in self.modes.dims)
+        return words, 2 * itemsize * each * sum(d * d for d in self.modes.dims)
 
     def _with_blocks(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """A leaf's shape with its axes of blocks; an axis of length one has one block."""
@@ -228,10 +228,13 @@ def stacks(tree: Any, modes: Sequence[Modes], block_size: int) -> list[Stack]:
     return [_stack(tuple(places), modes[places[0]], block_size) for places in kinds.values()]
 
 
-def treatments(stacked: Sequence[Stack], leaves: Sequence[Any]) -> list[tuple[str, int]]:
-    """`Stack.treatment` of every leaf, in the order of the tree."""
+def treatments(
+    stacked: Sequence[Stack], leaves: Sequence[Any], dtype: Any
+) -> list[tuple[str, int]]:
+    """`Stack.treatment` of every leaf, in the order of the tree; `dtype` is that of factors."""
+    itemsize = jnp.dtype(dtype).itemsize
     found = {
-        place: stack.treatment(jnp.shape(leaves[place]))
+        place: stack.treatment(jnp.shape(leaves[place]), itemsize)
         for stack in stacked
         for place in stack.places
     }
