@@ -135,7 +135,7 @@ SMOOTHING = [
             "directions count that are not in use",
         ),
         ("taken, share, state.share", "True, share, state.share", "a skipped step has a share"),
-        ("share * count / (count + ramp_steps)", "share", "a share starts large"),
+        ("share * count / jnp.maximum(count + ramp_steps, 1.0)", "share", "a share starts large"),
     ),
     *mutations(
         "smoothing/growing_mean.py",
@@ -202,7 +202,17 @@ STEERING = [
             "stop_flag=clock.stop_flag",
             "a forced phase is stopped already",
         ),
-        ("trigger_states=_unjudged(state.trigger_states)", "", "a restart keeps old verdicts"),
+        (
+            "judged = _unjudged(state.trigger_states)",
+            "judged = state.trigger_states",
+            "a restart keeps old verdicts",
+        ),
+        ("clock=clock, slow=slow,", "clock=clock,", "a restart keeps the slow momentum"),
+        (
+            "mapped_nodes(AccumulateState, emptied, opt_state)",
+            "opt_state",
+            "a restart keeps micro-batches",
+        ),
         (
             "jnp.full_like(clock.requested_phase, index)",
             "jnp.full_like(clock.requested_phase, 0)",

@@ -17,7 +17,7 @@ PROBES = [
         ("jax.random.bits(key, dtype=jnp.uint32)", "old", "all windows share their signs"),
         ("(slot == 0) & (half == 0)", "half == 0", "rows of a window have different signs"),
         (
-            "jnp.where(jnp.isnan(estimates[name][0]), last, estimates[name])",
+            "jnp.where(old, last[name], estimates[name])",
             "estimates[name]",
             "a dimension is lost for a window",
         ),
@@ -95,8 +95,8 @@ PROBES = [
             "old errors are too large",
         ),
         (
-            "jnp.isnan(dimension), state.dimension, dimension",
-            "False, state.dimension, dimension",
+            "jnp.where(known[:, None], dimension, state.dimension)",
+            "dimension",
             "a bad draw loses the dimension",
         ),
     ),
