@@ -82,6 +82,7 @@ def analyse(run: Setting, key: jax.Array, acting: set[int], advance: Advance) ->
         part = krylov(start_key, off)
         bulks.append(quadrature.ritz_values(part.matrix, part.coupling, part.valid))
         matrix, valid = np.asarray(part.matrix), np.asarray(part.valid)
+        del part  # frees its basis before the next run
         advance(run.num_steps)
         shorter.append(quadrature.fewer_steps(bulks[-1], matrix, valid, run.block_size))
     exact = main.values[converged]

@@ -80,7 +80,7 @@ def spectrum(
 
     It takes ``(1 + num_starts) * num_steps + top + 2`` products with every batch, one at a
     time, and as many again for each group (less ``top + 2``). It takes
-    ``4 * (num_steps + block_size + 2 * max(top, num_steps // 2))`` bytes per parameter. No
+    ``8 * (num_steps + block_size + max(top, num_steps // 2) + 2)`` bytes per parameter. No
     leaf is flattened, so sharded parameters stay as they are. Compiled functions are cached
     by the operator: make it once and pass the same one for every checkpoint.
 
@@ -193,6 +193,10 @@ def spectrum(
 
     listed = whole.main.values[:top]
     vectors = jax.tree.map(lambda leaf: leaf[: len(listed)], whole.vectors)
+    measured = np.asarray(residuals(*given, np.float32(listed), vectors), np.float64)
+    # What the band matrix does not see is the rounding of the products, in the model's precision.
+    excess = np.max(measured - whole.main.residuals[: len(listed)], initial=0.0)
+    rounding = max(8 * float(jnp.finfo(jnp.float32).eps), excess / abs(listed[0]))
     extremes = {
         "top_eigenvalue": int(np.argmax(whole.main.values)),
         "lowest_eigenvalue": int(np.argmin(whole.main.values)),
@@ -201,11 +205,11 @@ def spectrum(
     return SpectrumReport(
         setup=Setup(name_of(operator), *_examples(data), num_steps, num_starts, block_size),
         eigenvalues=listed,
-        residuals=np.asarray(residuals(*given, np.float32(listed), vectors), np.float64),
+        residuals=measured,
         eigenvectors=vectors,
         complete=_complete(whole, len(listed)),
         dimension=whole.dimension,
-        **{name: _bounded(whole.main, index) for name, index in extremes.items()},
+        **{name: _bounded(whole.main, index, rounding) for name, index in extremes.items()},
         **whole.estimates,
         energy_rank=rank,
         energy_fraction=Estimate(rank.value / whole.dimension, rank.error / whole.dimension),
@@ -216,7 +220,7 @@ def spectrum(
         layers={
             name: LayerReport(
                 dimension=part.dimension,
-                top_eigenvalue=_bounded(part.main, 0),
+                top_eigenvalue=_bounded(part.main, 0, rounding),
                 trace=part.estimates["trace"],
                 participation_ratio=part.estimates["participation_ratio"],
                 noise_scale=noise.get(f"noise_scale/{name}"),
@@ -243,7 +247,7 @@ def _complete(whole: Analysis, listed: int) -> bool:
     return bool(everything or left <= max((1.0 + CONVERGED) * smallest, _ROUNDING * sizes[0]))
 
 
-def _bounded(ritz: quadrature.Ritz, index: int) -> Estimate:
+def _bounded(ritz: quadrature.Ritz, index: int, rounding: float) -> Estimate:
     # The residual from the band matrix can fall below the rounding of the products.
-    error = max(ritz.residuals[index], 8 * jnp.finfo(jnp.float32).eps * abs(ritz.values[0]))
+    error = max(ritz.residuals[index], rounding * abs(ritz.values[0]))
     return Estimate(jnp.float32(ritz.values[index]), jnp.float32(error))

@@ -279,3 +279,19 @@ def test_bfloat16_parameters_give_float32_statistics():
         rounded, exact = (getattr(report, name).value for report in reports)
         assert jnp.asarray(rounded).dtype == jnp.float32
         np.testing.assert_allclose(rounded, exact, rtol=0.02)
+
+
+def test_errors_in_half_precision_hold_its_rounding():
+    x = jax.random.normal(jax.random.key(0), (64, 12))
+    operator = fgo.curvature.ggn(lambda p, b: b.astype(p.dtype) @ p, "softmax_cross_entropy")
+    params = 0.1 * jax.random.normal(jax.random.key(1), (12, 5))
+    exact, rounded = (
+        fgo.spectrum(operator, params.astype(dtype), batch=x, num_steps=24)
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    same = params.astype(jnp.bfloat16).astype(jnp.float32)  # the same model, in float32
+    truth = fgo.spectrum(operator, same, batch=x, num_steps=24)
+    off = abs(float(rounded.top_eigenvalue.value) - float(truth.top_eigenvalue.value))
+    assert off > 10 * float(exact.top_eigenvalue.error)
+    assert off <= float(rounded.top_eigenvalue.error)
+    assert float(rounded.top_eigenvalue.error) < 0.02 * float(truth.top_eigenvalue.value)
