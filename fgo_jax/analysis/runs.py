@@ -61,13 +61,12 @@ def analyse(run: Setting, key: jax.Array, acting: set[int], advance: Advance) ->
     keys = jax.random.split(key, 1 + run.num_starts)
 
     def krylov(start_key: jax.Array, off: Any) -> Krylov:
-        block = start(start_key, run.params, run.block_size)
+        block = start_block(start_key, run.params, run.block_size)
         return _space(
             run.operator, run.num_steps, run.params, run.data, run.key, within, off, block
         )
 
-    nothing = jax.tree.map(lambda p: jnp.zeros((keep, *p.shape), jnp.float32), run.params)
-    space = krylov(keys[0], nothing)
+    space = krylov(keys[0], _no_vectors(run.params, keep))
     main = quadrature.ritz_values(space.matrix, space.coupling, space.valid)
     advance(run.num_steps)
     converged = main.residuals <= CONVERGED * np.abs(main.values)
@@ -94,8 +93,21 @@ def analyse(run: Setting, key: jax.Array, acting: set[int], advance: Advance) ->
     return Analysis(dimension, main, vectors, bulks, rule, short, estimates)
 
 
-# One program draws all starts. Each leaf's random numbers take long to compile.
-start = jax.jit(random_block, static_argnums=2)
+@functools.partial(jax.jit, static_argnums=2)
+def start_block(key: jax.Array, params: Any, size: int) -> Any:
+    """Random vectors, [size, *leaf.shape]; one program draws those of all runs."""
+    # Always true. An elementwise function of the parameters lies on a mesh like them.
+    return jax.tree.map(
+        lambda p, x: jnp.where((p == p)[None], x, 0.0), params, random_block(key, params, size)
+    )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _no_vectors(params: Any, count: int) -> Any:
+    """Zeros [count, *leaf.shape], on a mesh like the parameters."""
+    return jax.tree.map(
+        lambda p: jnp.where((p != p)[None], 1.0, jnp.zeros((count, *p.shape), jnp.float32)), params
+    )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=7)

@@ -22,7 +22,7 @@ from fgo_jax.analysis.runs import (
     analyse,
     product_sizes,
     residuals,
-    start,
+    start_block,
 )
 from fgo_jax.linalg.operator import Operator, check_operator, name_of
 from fgo_jax.probes.gram import RowsFn
@@ -65,6 +65,7 @@ def spectrum(
     values, which resolve the bulk as far as the steps allow. The error of every figure that
     depends on ``num_steps`` includes its change over the last third of the steps. If that is more
     than half of the figure, the error is infinite and printed as "unresolved": take more steps.
+    Errors of single eigenvalues hold the rounding of products in the model's precision.
 
     Let the model run in evaluation mode: :mod:`fgo_jax.curvature` says how.
 
@@ -156,7 +157,7 @@ def spectrum(
 
     run = Setting(operator, params, data, key, num_steps, num_starts, block_size, top, energy)
     given = operator, params, data, key
-    block = start(keys[0], params, block_size)
+    block = start_block(keys[0], params, block_size)
     try:
         sizes = np.asarray(product_sizes(*given, block))
     except Exception as error:
@@ -184,7 +185,8 @@ def spectrum(
     with shown(products, seconds, progress) as advance:
         whole = analyse(run, keys[1], acting, advance)
         layers = {
-            name: analyse(run, group_key, acting & set(those), advance)
+            # The vectors of a group are not listed, and would stay until the end.
+            name: analyse(run, group_key, acting & set(those), advance)._replace(vectors=None)
             for name, those, group_key in zip(names, members[1:], keys[2:], strict=True)
         }
     noise: dict[str, Estimate] = {}

@@ -21,7 +21,7 @@ class AccumulateState(NamedTuple):
     micro_step: jax.Array  # [], int32; how many they are
     first_sum: Any  # float32 (or wider), shaped like the parameters; of the first half of them
     second_sum: Any  # the same, of the second half
-    losses: jax.Array  # [], int32; how many had a value
+    loss_count: jax.Array  # [], int32; how many had a value
     loss_sum: jax.Array  # [], float32
     reported: jax.Array  # [], float32; their newest validation_value, NaN where there is none
     inner_opt_state: Any
@@ -96,7 +96,7 @@ def accumulate(
             micro_step=jnp.zeros([], jnp.int32),
             first_sum=growing_mean.zeros(params),
             second_sum=growing_mean.zeros(params),
-            losses=jnp.zeros([], jnp.int32),
+            loss_count=jnp.zeros([], jnp.int32),
             loss_sum=jnp.zeros([], jnp.float32),
             reported=jnp.full([], jnp.nan, jnp.float32),
             inner_opt_state=inner.init(params),
@@ -120,7 +120,7 @@ def accumulate(
         def last(state: AccumulateState) -> tuple[Any, AccumulateState]:
             _, state = second(state)
             count = state.micro_step  # `every`, or more where that was larger before a resumption
-            means = {"value": state.loss_sum / state.losses, "validation_value": state.reported}
+            means = {"value": state.loss_sum / state.loss_count, "validation_value": state.reported}
             passed = given | {name: mean for name, mean in means.items() if name in given}
             passed["micro_grads"] = MicroGradients(
                 optax.tree.scale(1 / half, state.first_sum),
@@ -156,7 +156,7 @@ def _with_numbers(
     state = state._replace(micro_step=state.micro_step + 1)
     if "value" in given:
         total = state.loss_sum + read("value")
-        state = state._replace(losses=state.losses + 1, loss_sum=total)
+        state = state._replace(loss_count=state.loss_count + 1, loss_sum=total)
     if "validation_value" in given:
         newest = read("validation_value")
         state = state._replace(reported=jnp.where(jnp.isnan(newest), state.reported, newest))
@@ -173,7 +173,7 @@ def emptied(state: AccumulateState) -> AccumulateState:
         micro_step=jnp.zeros_like(state.micro_step),
         first_sum=optax.tree.zeros_like(state.first_sum),
         second_sum=optax.tree.zeros_like(state.second_sum),
-        losses=jnp.zeros_like(state.losses),
+        loss_count=jnp.zeros_like(state.loss_count),
         loss_sum=jnp.zeros_like(state.loss_sum),
         reported=jnp.full_like(state.reported, jnp.nan),
     )

@@ -54,7 +54,7 @@ class Design:
         """
         dtypes = [getattr(transform, "momentum_dtype", None) for transform in self.plan.transforms]
         given = [jnp.dtype(dtype) for dtype in dtypes if dtype is not None]
-        return next((dtype for dtype in given if dtype != jnp.float16), None)
+        return jnp.dtype(jnp.bfloat16) if jnp.bfloat16 in given else None
 
     @property
     def has_adaptive_decay(self) -> bool:

@@ -91,7 +91,8 @@ def advance(
         limit = select(clock.phase, [*ends, jnp.asarray(jnp.inf, jnp.float32)])
         late = (clock.handover_left == 0) & (total.astype(jnp.float32) >= limit)
         # Whoever enters a phase by hand after its deadline wants to be in it.
-        late &= select(clock.phase, list(clock.causes)) != BY_HAND
+        entered = clock.started[clock.phase].astype(jnp.float32)
+        late &= (clock.causes[clock.phase] != BY_HAND) | (entered < limit)
     last = clock.phase == count - 1
     forced = clock.requested_phase >= 0
     leaves = forced | ((holds | late) & ~last)

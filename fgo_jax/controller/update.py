@@ -125,11 +125,12 @@ def phased(
         one for each phase. A deadline does not wait for them.
       total_steps: the horizon, in steps; None where it is unknown.
       deadlines: with ``total_steps``, the share of it by which each phase but the last ends.
-        By default they are evenly spaced up to 0.7. They end no phase that was entered by hand.
+        By default they are evenly spaced up to 0.7. They end no phase that was entered by hand
+        after its deadline.
       clip_norm: global norm to clip to. The probe still sees the raw gradients.
       average_weights: window c of :func:`fgo_jax.average_weights`, in [0, 1]; None keeps no
-        average. Where a phase's transform has a ``momentum_dtype``, such as bfloat16, average and
-        slow momentum have it too. They are rounded at random, so that small steps are not lost.
+        average. Where a phase's transform has a ``momentum_dtype`` of bfloat16, average and slow
+        momentum have it too. They are rounded at random, so that small steps are not lost.
       axis_name: inside `jax.pmap` or `jax.shard_map`, the axis over which ``value``,
         ``validation_value`` and what a probe measures on ``batch`` (each device's part) are
         averaged, so that all devices decide alike. The probe gets it from here. Gradients must

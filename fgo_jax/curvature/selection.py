@@ -130,7 +130,7 @@ def linearise(function: Callable[[Any], Any], params: Any, mask: Mask | None) ->
         product = pull(jax.tree.map(lambda c: c.astype(jnp.float32) * scale, cotangent))
         return jax.tree.map(lambda p: p / scale, product)
 
-    is_half = any(x.dtype == jnp.float16 for x in jax.tree.leaves(outputs))
+    is_half = any(x.dtype == jnp.float16 for x in jax.tree.leaves((outputs, selection.leaves)))
     return Linearised(outputs, push, scaled_pull if is_half else pull)
 
 

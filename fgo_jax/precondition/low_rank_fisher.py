@@ -266,8 +266,8 @@ def reduced(
 
 def rounding_error(params: Any) -> float:
     """Ritz values below this share of the largest one are rounding errors of products."""
-    # The operator rounds its products to the parameters' precision. In bfloat16 that left values
-    # of up to a sixth of eps; a multiple of eps, 2^-7, would take curvature for rounding.
+    # The operator rounds its products to the parameters' precision. bfloat16's eps is 2^-7, and
+    # rounding left values of up to a sixth of it. A larger cut would drop curvature.
     own = max(float(jnp.finfo(jnp.result_type(p)).eps) for p in jax.tree.leaves(params))
     return max(own, 32 * float(jnp.finfo(jnp.float32).eps))
 

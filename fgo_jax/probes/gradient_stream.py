@@ -32,11 +32,11 @@ class GradientStreamState(NamedTuple):
     products: jax.Array  # [pairs], float32; <g, g'>
     norms: jax.Array  # [pairs], float32; (|g|^2 + |g'|^2) / 2
     held: jax.Array  # [], int32; windows whose denominator was not positive
-    dimensions: jax.Array  # [1 + groups], int32; windows that gave a new dimension
+    new_dimensions: jax.Array  # [1 + groups], int32; windows that gave a new dimension
     estimates: jax.Array  # [signals, 2], float32; value and standard error
 
 
-_CHANGED_BY_CLOSING = ("evaluations", "filled", "held", "dimensions", "estimates")
+_CHANGED_BY_CLOSING = ("evaluations", "filled", "held", "new_dimensions", "estimates")
 
 
 def gradient_stream(
@@ -131,7 +131,7 @@ def gradient_stream(
             half=jnp.zeros_like(state.half), filled=jnp.zeros_like(state.filled)
         ),
         counter=lambda state, name: (
-            state.dimensions[slot_of(name, names)]
+            state.new_dimensions[slot_of(name, names)]
             if name.startswith("intrinsic_dimension")
             else state.evaluations
         ),
@@ -154,7 +154,7 @@ def _init(
         products=jnp.zeros([pairs], jnp.float32),
         norms=jnp.zeros([pairs], jnp.float32),
         held=jnp.zeros([], jnp.int32),
-        dimensions=jnp.zeros([1 + len(names)], jnp.int32),
+        new_dimensions=jnp.zeros([1 + len(names)], jnp.int32),
         estimates=jnp.full([len(signals), 2], jnp.nan, jnp.float32),
     )
 
@@ -265,16 +265,16 @@ def _close(
         state.differences, state.products, state.norms, energy=energy, size=size, groups=names
     )
     last = dict(zip(estimates, state.estimates, strict=True))
-    dimensions = [name for name in estimates if name.startswith("intrinsic_dimension")]
-    unknown = jnp.stack([jnp.isnan(estimates[name][0]) for name in dimensions])
-    for name, old in zip(dimensions, unknown, strict=True):
+    names_of_dimensions = [name for name in estimates if name.startswith("intrinsic_dimension")]
+    unknown = jnp.stack([jnp.isnan(estimates[name][0]) for name in names_of_dimensions])
+    for name, old in zip(names_of_dimensions, unknown, strict=True):
         estimates[name] = jnp.where(old, last[name], estimates[name])
-    held = unknown[dimensions.index("intrinsic_dimension")]
+    held = unknown[names_of_dimensions.index("intrinsic_dimension")]
     return {
         "evaluations": jnp.asarray(optax.safe_increment(state.evaluations)),
         "filled": jnp.zeros_like(state.filled),
         "held": jnp.where(held, optax.safe_increment(state.held), state.held),
-        "dimensions": state.dimensions + (~unknown).astype(jnp.int32),
+        "new_dimensions": state.new_dimensions + (~unknown).astype(jnp.int32),
         "estimates": jnp.stack(list(estimates.values())),
     }
 

@@ -28,7 +28,7 @@ class GramState(NamedTuple):
     eigen_variance: jax.Array  # [3], float32
     weight: jax.Array  # [], float32; sum of the weights
     ratios: jax.Array  # [1 + groups, 2, 2], float32; dimension and noise scale, with errors
-    new_ratios: jax.Array  # [1 + groups, 2], int32; measurements that gave new ones
+    new_dimensions: jax.Array  # [1 + groups], int32; measurements that gave a new one
     rank_ceiling: jax.Array  # [], float32; the rank of white noise; inf for no ceiling
 
 
@@ -44,7 +44,7 @@ def init(slot_count: int) -> GramState:
         eigen_variance=jnp.zeros([3], jnp.float32),
         weight=jnp.zeros([], jnp.float32),
         ratios=jnp.full([slot_count, 2, 2], jnp.nan, jnp.float32),
-        new_ratios=jnp.zeros([slot_count, 2], jnp.int32),
+        new_dimensions=jnp.zeros([slot_count], jnp.int32),
         rank_ceiling=jnp.full([], jnp.inf, jnp.float32),
     )
 
@@ -69,15 +69,15 @@ def accumulate(
     )
     dimension = _ratio(new.moments, new.covariance, 0, 1)
     noise = _ratio(new.moments, new.covariance, 2, 3)
-    known = ~jnp.isnan(jnp.stack([dimension[:, 0], noise[:, 0]], axis=1))
-    good = known[0, 0]
+    known = ~jnp.isnan(dimension[:, 0])
+    good = known[0]
     last, last_noise = state.ratios[:, 0], state.ratios[:, 1].at[:, 1].set(jnp.inf)
     dimension = jnp.where(jnp.isnan(dimension), last, dimension)
     # The mean gradient is not distinguishable from zero, so the noise scale has no bound.
     noise = jnp.where(jnp.isnan(noise), last_noise, noise)
     new = new._replace(
         ratios=jnp.stack([dimension, noise], axis=1),
-        new_ratios=state.new_ratios + known.astype(jnp.int32),
+        new_dimensions=state.new_dimensions + known.astype(jnp.int32),
     )
     new = optax.tree.where(finite, new, state)
     return new._replace(held=jnp.where(finite & good, state.held, optax.safe_increment(state.held)))
@@ -99,11 +99,13 @@ def _ratio(moments: jax.Array, covariance: jax.Array, top: int, bottom: int) -> 
 
 
 def counter(state: GramState, signal: str, *, names: tuple[str, ...]) -> jax.Array:
-    """[], int32; it grows where this signal is measured anew. A ratio that is held is not."""
-    for place, ratio in enumerate(("intrinsic_dimension", "noise_scale")):
-        if signal.startswith(ratio):
-            return state.new_ratios[slot_of(signal, names), place]
-    return state.evaluations
+    """[], int32; it grows where this signal is measured anew. A held dimension is not.
+
+    A held noise scale is: its error, which is infinite then, is new.
+    """
+    if not signal.startswith("intrinsic_dimension"):
+        return state.evaluations
+    return state.new_dimensions[slot_of(signal, names)]
 
 
 def read(

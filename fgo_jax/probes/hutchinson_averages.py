@@ -24,7 +24,7 @@ class HutchinsonState(NamedTuple):
     covariance: jax.Array  # [1 + groups, 3, 3], float32; of these sums, over probe vectors
     weight: jax.Array  # [], float32; sum of the weights
     dimension: jax.Array  # [1 + groups, 2], float32; last good ratio and its standard error
-    dimensions: jax.Array  # [1 + groups], int32; measurements that gave a new one
+    new_dimensions: jax.Array  # [1 + groups], int32; measurements that gave a new one
 
 
 def init(slot_count: int) -> HutchinsonState:
@@ -36,7 +36,7 @@ def init(slot_count: int) -> HutchinsonState:
         covariance=jnp.zeros([slot_count, 3, 3], jnp.float32),
         weight=jnp.zeros([], jnp.float32),
         dimension=jnp.full([slot_count, 2], jnp.nan, jnp.float32),
-        dimensions=jnp.zeros([slot_count], jnp.int32),
+        new_dimensions=jnp.zeros([slot_count], jnp.int32),
     )
 
 
@@ -59,7 +59,7 @@ def accumulate(
     good = known[0]
     new = new._replace(
         dimension=jnp.where(known[:, None], dimension, state.dimension),
-        dimensions=state.dimensions + known.astype(jnp.int32),
+        new_dimensions=state.new_dimensions + known.astype(jnp.int32),
     )
     new = optax.tree.where(finite, new, state)
     return new._replace(held=jnp.where(finite & good, state.held, optax.safe_increment(state.held)))
@@ -91,7 +91,7 @@ def counter(state: HutchinsonState, signal: str, *, names: tuple[str, ...]) -> j
     """[], int32; it grows where this signal is measured anew. A held dimension is not."""
     if not signal.startswith("intrinsic_dimension"):
         return state.evaluations
-    return state.dimensions[slot_of(signal, names)]
+    return state.new_dimensions[slot_of(signal, names)]
 
 
 def read(state: HutchinsonState, *, names: tuple[str, ...]) -> dict[str, Estimate]:

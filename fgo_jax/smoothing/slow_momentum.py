@@ -52,7 +52,7 @@ def momentum_update(
     steps = jnp.where(in_use, state.averaged_steps, 0)
     count = steps.astype(jnp.float32)
     # A mean of few directions is as noisy as they are, so its share starts small.
-    share = share * count / jnp.maximum(count + ramp_steps, 1.0)
+    share = share * count / (count + ramp_steps)
 
     def blended(leaf: jax.Array, mean: jax.Array) -> jax.Array:
         return (leaf + share * (mean - leaf)).astype(leaf.dtype)

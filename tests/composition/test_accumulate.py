@@ -250,3 +250,6 @@ def test_losses_are_averaged_over_the_micro_batches_that_have_one():
     _, state = tx.update(PARAMS, state, PARAMS)
     _, state = tx.update(PARAMS, state, PARAMS, value=8.0)
     assert float(fgo.telemetry(state)["loss"]) == 8.0
+    _, state = tx.update(PARAMS, state, PARAMS, value=3.0)
+    _, state = tx.update(PARAMS, state, PARAMS)  # the last call decides what is passed on
+    assert float(fgo.telemetry(state)["loss"]) == 8.0

@@ -43,6 +43,7 @@ class Model:
         looks = self.handover_left == 0
         held = looks and verdict == 1 and self.phase_step + 1 >= self.minima[self.phase]
         by_hand = self.causes[self.phase] == BY_HAND
+        wanted = by_hand and self.started[self.phase] >= self.limits[self.phase]
         self.total_step += 1
         self.phase_step += 1
         self.handover_left = max(self.handover_left - 1, 0)
@@ -52,7 +53,7 @@ class Model:
             entered = self.enter(self.requested_phase, BY_HAND)
         elif held and not last:
             entered = self.enter(self.phase + 1, BY_TRIGGER)
-        elif looks and not (last or by_hand) and self.total_step >= self.limits[self.phase]:
+        elif looks and not (last or wanted) and self.total_step >= self.limits[self.phase]:
             entered = self.enter(self.phase + 1, BY_DEADLINE)
         elif held:
             self.stop_flag = True

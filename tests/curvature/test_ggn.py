@@ -140,14 +140,16 @@ def test_bfloat16_parameters_give_float32_products(params):
 
 
 @pytest.mark.parametrize(("rows", "classes"), [(1024, 4096), (100_000, 2)])
-def test_cotangents_in_float16_neither_vanish_nor_overflow(rows, classes):
+@pytest.mark.parametrize("out", [jnp.float16, jnp.float32])
+def test_cotangents_in_float16_neither_vanish_nor_overflow(rows, classes, out):
     # Shares of 1/n and probabilities of 1/C: below 2^-24 when the vector has unit length. Where
     # all inputs are one, a product is the sum of all rows, which float16 holds up to 65,504.
     loss = "softmax_cross_entropy" if classes > 2 else "squared_error"
     x = jax.random.normal(jax.random.key(0), (rows, 4)) if classes > 2 else jnp.ones((rows, 4))
     w, v = (jax.random.normal(jax.random.key(i), (4, classes)) for i in (1, 2))
     v = v / jnp.linalg.norm(v)
-    operator = ggn(lambda p, b: b.astype(p.dtype) @ p, loss)
+    # The logits of many models are cast to float32 at the end.
+    operator = ggn(lambda p, b: (b.astype(p.dtype) @ p).astype(out), loss)
 
     @jax.jit
     def along(w, x):

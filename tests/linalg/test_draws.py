@@ -33,4 +33,4 @@ def test_equal_leaves_share_their_draws():
         drawn = jax.jit(lambda key: random_signs(key, _leaves(count)))
         return drawn.lower(jax.random.key(0)).compile().as_text().count(" while(")
 
-    assert loops(30) == loops(3)
+    assert loops(30) == loops(3) > 0

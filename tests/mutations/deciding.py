@@ -135,7 +135,7 @@ SMOOTHING = [
             "directions count that are not in use",
         ),
         ("taken, share, state.share", "True, share, state.share", "a skipped step has a share"),
-        ("share * count / jnp.maximum(count + ramp_steps, 1.0)", "share", "a share starts large"),
+        ("share * count / (count + ramp_steps)", "share", "a share starts large"),
     ),
     *mutations(
         "smoothing/growing_mean.py",

@@ -81,6 +81,23 @@ def test_hutchinson_keeps_its_last_dimension_where_a_draw_gives_none(hutchinson)
     assert int(lost.evaluations) == 1
 
 
+def test_grams_held_noise_scale_is_told_and_its_held_dimension_is_not(gram):
+    def counts(state):
+        names = ("intrinsic_dimension", "noise_scale", "intrinsic_dimension/g")
+        return [int(gram_averages.counter(state, name, names=("g",))) for name in names]
+
+    def with_moments(state, moments):
+        drawn = (jnp.float32(moments), jnp.zeros((2, 4, 4)), jnp.ones(3), jnp.zeros(3))
+        return gram(state, jnp.float32(1.0), drawn, KEEP)
+
+    good = with_moments(gram_averages.init(2), [[2.0, 1.0, 3.0, 1.0]] * 2)
+    assert counts(good) == [1, 1, 1]
+    held = with_moments(good, [[2.0, -9.0, 3.0, -9.0], [2.0, 1.0, 3.0, 1.0]])
+    assert counts(held) == [1, 2, 2]
+    error = gram_averages.read(held, names=("g",), row_size=1, centred=True)["noise_scale"].error
+    assert np.isinf(error)  # triggers must see that it is unknown now
+
+
 def test_grams_ratios_have_the_errors_of_correlated_averages(gram):
     rng = np.random.default_rng(1)
     moments = np.float32(rng.uniform(2, 3, (DRAWS, 2, 4)))

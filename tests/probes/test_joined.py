@@ -113,6 +113,7 @@ def test_it_measures_over_an_axis_of_devices():
     spread = jax.vmap(lambda _: signals(tx), axis_name="devices")(jnp.arange(2))
     for name, found in jax.jit(lambda: signals(alone))().items():
         np.testing.assert_allclose(spread[name], [found, found], rtol=1e-6)
+    assert np.isfinite(spread["agreement"]).all()
 
 
 def test_a_joined_probe_inside_another_counts_by_its_members():

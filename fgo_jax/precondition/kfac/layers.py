@@ -123,7 +123,8 @@ def layout(
     if strangers and all(path.rpartition("/")[2] == "bias" for path in strangers):
         raise ValueError(
             f"scale_by_kfac needs the layer's kernel beside its bias {strangers}: keep both in "
-            "the same part of optax.partition or optax.masked."
+            "the same part of optax.partition or optax.masked. If there is none, "
+            + advice(WAY_OUT, strangers)
         )
     if strangers:
         raise ValueError(

@@ -108,9 +108,9 @@ def scale_by_kfac(
 
     Sums go over the whole batch under `jax.jit`, sharded or not. Kernels and their updates keep
     their sharding; factors are small, and replicated unless the partitioner splits them. If a
-    layer's statistics of a batch are not finite, they stay. If its gradient is not finite, or has
-    squares that overflow float32, it gets a zero update and keeps its average. A layer that has
-    never been seen does not move. On a busy CPU set OPENBLAS_NUM_THREADS=1.
+    layer's statistics of a batch are not finite, its factors stay. If its gradient is not finite,
+    or has squares that overflow float32, it gets a zero update and keeps its average. A layer that
+    has never been seen does not move. On a busy CPU set OPENBLAS_NUM_THREADS=1.
 
     Args:
       predict_fn: ``(params, batch) -> outputs`` [..., C]. It calls Flax linen modules on the very

@@ -139,8 +139,8 @@ def scale_by_kronecker_fisher(
         1e-6 for leaves with a factor, which hides the rounding errors of the rotation, and 0 for
         the others. Its least value is 1 at step 1 for leaves with a factor; and 1/t at step t for
         all leaves at other powers, and for those with a factor without `corrected`.
-      momentum_dtype: of the stored first moment, float32 if None; and, if given, of the slow
-        momentum and the average of :func:`fgo_jax.phased`. Updates have the dtypes of the
+      momentum_dtype: of the stored first moment, float32 if None; if it is bfloat16, also of the
+        slow momentum and the average of :func:`fgo_jax.phased`. Updates have the dtypes of the
         gradients; all else, and all arithmetic, is float32.
       factor_dtype: of the stored factors and bases, float32 if None.
       corrected: whether V is tracked in the eigenbasis, or computed from the factors' eigenvalues.

@@ -40,8 +40,8 @@ class Preconditioner(optax.GradientTransformationExtraArgs):
         with the size of the other's updates and keeps that size, and so does one that takes over
         from it, if it belongs to the first phase. Otherwise a transformation's own size returns as
         the graft of :func:`fgo_jax.phased` fades.
-      momentum_dtype: in which the state keeps a momentum, or None. :func:`fgo_jax.phased` keeps its
-        slow momentum and its average in it too.
+      momentum_dtype: in which the state keeps a momentum, or None. If it is bfloat16,
+        :func:`fgo_jax.phased` keeps its slow momentum and its average in it too.
 
     Returns:
       A `GradientTransformationExtraArgs` with these attributes. Its state

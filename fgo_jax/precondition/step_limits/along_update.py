@@ -12,7 +12,7 @@ import optax
 from fgo_jax import _checks
 from fgo_jax.linalg import mesh
 from fgo_jax.linalg.compiled import compiled_once
-from fgo_jax.linalg.devices import AxisName, as_varying, on_each_device, varying_axes
+from fgo_jax.linalg.devices import as_varying, on_each_device, varying_axes
 from fgo_jax.linalg.operator import check_examples, example_count
 from fgo_jax.linalg.trees import laid_end_to_end, real32, sum_squares, vdot, wide
 
@@ -47,7 +47,7 @@ class Limit(NamedTuple):
 
     measure: Callable[[Any, Any, Any], jax.Array]
     scale: Callable[[jax.Array, Step], jax.Array]
-    over: Callable[[jax.Array, AxisName], jax.Array]
+    over: Callable[[jax.Array, str], jax.Array]
 
 
 def limit_updates(

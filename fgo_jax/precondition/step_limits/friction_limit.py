@@ -60,8 +60,8 @@ def scale_by_friction_limit(
       every: steps from one measurement to the next.
       examples: how many leading examples of the batch are measured; None for an eighth of it.
       axis_name: inside `jax.pmap` or `jax.shard_map`, the axis over whose devices
-        the curvature is averaged. All of them then take the same step. Without it each measures its
-        own part of the batch.
+        the curvature is averaged. All of them then take the same step, if their updates are equal.
+        Without it `jax.shard_map` raises an error; under `jax.pmap` their steps differ.
 
     Returns:
       A gradient transformation whose `update` needs `params` and the extra arguments `batch`
@@ -70,7 +70,7 @@ def scale_by_friction_limit(
 
     Raises:
       ValueError: for an argument out of its range; at the call, for outputs that the loss cannot
-        take and for a batch that is too small.
+        take and for a batch that is too small, or differs between devices without `axis_name`.
       TypeError: at the call, without `batch=`, `grad=` or all of the parameters.
 
     >>> import jax.numpy as jnp, optax

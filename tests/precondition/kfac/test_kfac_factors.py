@@ -226,4 +226,5 @@ def test_boxed_parameters_are_captured_like_bare_ones():
         tx = fgo.scale_by_kfac(predict, "squared_error", layers=table)
         updates, _ = jax.jit(tx.update)(params, tx.init(params), params, batch=x)
         steps.append(jax.tree.leaves(updates))
+        assert all(np.any(update) for update in steps[-1])
     jax.tree.map(np.testing.assert_array_equal, *steps)

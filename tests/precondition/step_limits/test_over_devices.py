@@ -35,3 +35,15 @@ def test_devices_with_parts_of_a_batch_take_the_same_step(make, checks):
     whole = step(batch, make(linear, examples=2))[0]  # the mean and the largest of both
     np.testing.assert_allclose(spread[0], whole, rtol=1e-6)
     assert not np.array_equal(whole, -10 * grads)
+
+
+def test_shard_map_asks_for_the_axis():
+    tx = clip_by_softmax_radius(lambda params, batch: batch @ params, examples=1)
+    params, batch = jnp.zeros((2, 3)), jnp.eye(2)
+    mesh = jax.make_mesh((2,), ("d",), axis_types=(AxisType.Auto,))
+
+    def step(batch):
+        return tx.update(jnp.ones_like(params), tx.init(params), params, batch=batch)[0][None]
+
+    with pytest.raises(ValueError, match="pass axis_name='d'"):
+        jax.shard_map(step, mesh=mesh, in_specs=P("d"), out_specs=P("d"))(batch)
