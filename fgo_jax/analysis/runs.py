@@ -13,6 +13,7 @@ import optax
 from fgo_jax.analysis import quadrature
 from fgo_jax.analysis.batches import Data, mean_product
 from fgo_jax.analysis.progress import Advance
+from fgo_jax.linalg import mesh, whole_blocks
 from fgo_jax.linalg.krylov import Krylov, combination, krylov_space, random_block
 from fgo_jax.linalg.operator import Operator
 from fgo_jax.linalg.trees import vdot
@@ -66,7 +67,9 @@ def analyse(run: Setting, key: jax.Array, acting: set[int], advance: Advance) ->
             run.operator, run.num_steps, run.params, run.data, run.key, within, off, block
         )
 
-    space = krylov(keys[0], _no_vectors(run.params, keep))
+    nothing = jax.tree.map(lambda p: whole_blocks.rows_of_zeros(p, keep), run.params)
+    space = krylov(keys[0], nothing)
+    del nothing
     main = quadrature.ritz_values(space.matrix, space.coupling, space.valid)
     advance(run.num_steps)
     converged = main.residuals <= CONVERGED * np.abs(main.values)
@@ -96,18 +99,7 @@ def analyse(run: Setting, key: jax.Array, acting: set[int], advance: Advance) ->
 @functools.partial(jax.jit, static_argnums=2)
 def start_block(key: jax.Array, params: Any, size: int) -> Any:
     """Random vectors, [size, *leaf.shape]; one program draws those of all runs."""
-    # Always true. An elementwise function of the parameters lies on a mesh like them.
-    return jax.tree.map(
-        lambda p, x: jnp.where((p == p)[None], x, 0.0), params, random_block(key, params, size)
-    )
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _no_vectors(params: Any, count: int) -> Any:
-    """Zeros [count, *leaf.shape], on a mesh like the parameters."""
-    return jax.tree.map(
-        lambda p: jnp.where((p != p)[None], 1.0, jnp.zeros((count, *p.shape), jnp.float32)), params
-    )
+    return jax.tree.map(mesh.elementwise_rows, random_block(key, params, size), params)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=7)

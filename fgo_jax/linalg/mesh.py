@@ -52,6 +52,14 @@ def rows_like(x: jax.Array, leaf: jax.Array) -> jax.Array:
     return jax.sharding.reshard(x, named(sharding.mesh, (None, *sharding.spec)))
 
 
+def elementwise_rows(x: jax.Array, leaf: jax.Array) -> jax.Array:
+    """x, of rows of the leaf's shape, as an elementwise function of the leaf: sharded like it.
+
+    Inside `jax.jit` on automatic axes, where nothing else says where it should lie.
+    """
+    return jnp.where((leaf == leaf)[None], x, 0.0)  # always true
+
+
 def examples(batch: Any, start: Any, size: int) -> Any:
     """The examples from `start` on, along the first axis of every leaf of a batch.
 

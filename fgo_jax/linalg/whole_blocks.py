@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import core
 
 from fgo_jax.linalg.mesh import (
     each_name,
     like,
+    made,
     named,
     number_of_devices,
     number_of_parts,
@@ -163,3 +165,10 @@ def _moved(
 def _fits(mesh: Any, name: Any, length: int, blocks: int) -> bool:
     """Whether the parts of a sharded axis are whole blocks."""
     return length == 1 or blocks == 1 or blocks % number_of_parts(mesh, name) == 0
+
+
+def rows_of_zeros(leaf: Any, count: int) -> jax.Array:
+    """[count, *leaf.shape], zeros in float32, each row sharded as the leaf."""
+    shape = jnp.shape(leaf)
+    device = of_new(leaf, (1,) * len(shape), (None, *range(len(shape))))
+    return made(jnp.zeros, (count, *shape), jnp.float32, device)

@@ -165,12 +165,10 @@ def scale_by_low_rank_fisher(
             eigenvalues=jnp.where(kept, top, 0.0),
             rho=jnp.asarray(damping, jnp.float32) * smallest,
             eigenvectors=tuple(
-                # Always true. An elementwise function of the leaf is sharded like it.
-                jnp.where((p == p)[None], rows, 0.0)
-                for p, rows in zip(
-                    jax.tree.leaves(inner),
+                map(
+                    mesh.elementwise_rows,
                     jax.tree.leaves(combination(rows, space.basis)),
-                    strict=True,
+                    jax.tree.leaves(inner),
                 )
             ),
         )
@@ -187,7 +185,8 @@ def scale_by_low_rank_fisher(
             refreshes=jnp.zeros([], jnp.int32),
             eigenvalues=jnp.zeros([rank], jnp.float32),
             rho=jnp.ones([], jnp.float32),
-            eigenvectors=tuple(_rows_like(p, rank) for p in leaves) or empty_field(),
+            eigenvectors=tuple(whole_blocks.rows_of_zeros(p, rank) for p in leaves)
+            or empty_field(),
             fisher_key=models.key_data(seed),
         )
 
@@ -281,10 +280,3 @@ def top_ritz_pairs(
     top = jnp.flip(values)[:rank]
     kept = top > rounding * jnp.max(top)
     return top, kept, jnp.where(kept[:, None], jnp.flip(vectors, 1)[:, :rank].T, 0.0)
-
-
-def _rows_like(leaf: Any, count: int) -> jax.Array:
-    """[count, *leaf.shape], zeros in float32, each row sharded as the leaf."""
-    shape = jnp.shape(leaf)
-    device = whole_blocks.of_new(leaf, (1,) * len(shape), (None, *range(len(shape))))
-    return mesh.made(jnp.zeros, (count, *shape), jnp.float32, device)

@@ -15,7 +15,7 @@ from fgo_jax.linalg.counters import later
 from fgo_jax.linalg.sketch import sketch_parts
 from fgo_jax.linalg.trees import real32
 from fgo_jax.probes.gradient_window import signal_names, window_estimates
-from fgo_jax.probes.groups import Groups, check_groups, slot_of, slots
+from fgo_jax.probes.groups import Groups, check_groups, counter, slots
 from fgo_jax.probes.probe import Estimate, MicroGradients, Probe, ProbeInputs
 
 
@@ -130,11 +130,7 @@ def gradient_stream(
         renew=lambda state: state._replace(
             half=jnp.zeros_like(state.half), filled=jnp.zeros_like(state.filled)
         ),
-        counter=lambda state, name: (
-            state.new_dimensions[slot_of(name, names)]
-            if name.startswith("intrinsic_dimension")
-            else state.evaluations
-        ),
+        counter=functools.partial(counter, names=names),
     )
 
 

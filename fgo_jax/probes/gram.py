@@ -15,7 +15,7 @@ from fgo_jax.linalg.operator import bind, check_examples, example_count, is_due
 from fgo_jax.linalg.rows import row_spectrum, white_noise_rank
 from fgo_jax.probes import gram_averages as averages
 from fgo_jax.probes.example_rows import RowsFn, leaf_gram, row_count
-from fgo_jax.probes.groups import Groups, check_groups, slots
+from fgo_jax.probes.groups import Groups, check_groups, counter, slots
 from fgo_jax.probes.probe import Probe, ProbeInputs
 
 SIGNALS = (
@@ -158,7 +158,7 @@ def gram(
         ),
         read=functools.partial(averages.read, names=names, row_size=row_size, centred=centred),
         requires=("params", "batch"),
-        counter=functools.partial(averages.counter, names=names),
+        counter=functools.partial(counter, names=names),
         check=check,
     )
 

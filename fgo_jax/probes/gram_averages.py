@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax.linalg.rows import trusted_error
-from fgo_jax.probes.groups import slot_of
 from fgo_jax.probes.probe import Estimate
 
 
@@ -96,16 +95,6 @@ def _ratio(moments: jax.Array, covariance: jax.Array, top: int, bottom: int) -> 
     ratio = a / b
     error = ratio * jnp.sqrt(jnp.maximum(variance, 0.0))
     return jnp.where(good[:, None], jnp.stack([ratio, error], axis=1), jnp.nan)
-
-
-def counter(state: GramState, signal: str, *, names: tuple[str, ...]) -> jax.Array:
-    """[], int32; it grows where this signal is measured anew. A held dimension is not.
-
-    A held noise scale is: its error, which is infinite then, is new.
-    """
-    if not signal.startswith("intrinsic_dimension"):
-        return state.evaluations
-    return state.new_dimensions[slot_of(signal, names)]
 
 
 def read(

@@ -75,10 +75,20 @@ def check_groups(groups: Groups | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(groups.values()))
 
 
-def slot_of(signal: str, names: tuple[str, ...]) -> int:
-    """The place of a signal's group among `slots`; that of the whole tree is 0."""
-    group = signal.partition("/")[2]
-    return 1 + names.index(group) if group else 0
+def counter(state: Any, signal: str, *, names: tuple[str, ...]) -> jax.Array:
+    """[], int32; it grows where this signal is measured anew. A held dimension is not.
+
+    A held noise scale is: its error, which is infinite then, is new.
+
+    Args:
+      state: of a probe, with `evaluations` and, for each of `slots`, `new_dimensions`.
+      signal: of the probe; that of a group is called SIGNAL/GROUP.
+      names: of the groups.
+    """
+    kind, _, group = signal.partition("/")
+    if kind != "intrinsic_dimension":
+        return state.evaluations
+    return state.new_dimensions[1 + names.index(group) if group else 0]
 
 
 def slots(groups: Groups | None, tree: Any) -> list[tuple[int, ...]]:

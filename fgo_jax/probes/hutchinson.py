@@ -26,7 +26,7 @@ from fgo_jax.linalg.operator import (
 )
 from fgo_jax.linalg.trees import vdot
 from fgo_jax.probes import hutchinson_averages as averages
-from fgo_jax.probes.groups import Groups, check_groups, slots
+from fgo_jax.probes.groups import Groups, check_groups, counter, slots
 from fgo_jax.probes.probe import Probe, ProbeInputs
 
 SIGNALS = ("trace", "trace_square", "intrinsic_dimension")
@@ -161,7 +161,7 @@ def hutchinson(
         ),
         read=functools.partial(averages.read, names=names),
         requires=("params", "batch"),
-        counter=functools.partial(averages.counter, names=names),
+        counter=functools.partial(counter, names=names),
         check=check,
     )
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fgo_jax.probes.groups import slot_of
 from fgo_jax.probes.probe import Estimate
 
 
@@ -85,13 +84,6 @@ def _skewed(mean: jax.Array, error: jax.Array) -> jax.Array:
     """
     relative = jnp.minimum(1.96 * error / jnp.maximum(jnp.abs(mean), 1e-30), 20.0)
     return error * jnp.where(relative > 1e-3, jnp.expm1(relative) / relative, 1.0)
-
-
-def counter(state: HutchinsonState, signal: str, *, names: tuple[str, ...]) -> jax.Array:
-    """[], int32; it grows where this signal is measured anew. A held dimension is not."""
-    if not signal.startswith("intrinsic_dimension"):
-        return state.evaluations
-    return state.new_dimensions[slot_of(signal, names)]
 
 
 def read(state: HutchinsonState, *, names: tuple[str, ...]) -> dict[str, Estimate]:

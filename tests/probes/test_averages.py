@@ -9,6 +9,7 @@ from scipy import stats
 from fgo_jax.linalg import sums
 from fgo_jax.probes import gram_averages, hutchinson_averages
 from fgo_jax.probes.gram import gram as gram_probe
+from fgo_jax.probes.groups import counter
 from fgo_jax.probes.hutchinson import _moments
 from fgo_jax.probes.probe import ProbeInputs
 
@@ -71,10 +72,7 @@ def test_hutchinson_keeps_its_last_dimension_where_a_draw_gives_none(hutchinson)
     np.testing.assert_array_equal(bad.dimension, state.dimension)
     assert int(bad.held) == 1
     assert int(bad.evaluations) == 2
-    counted = [
-        hutchinson_averages.counter(bad, name, names=())
-        for name in ("trace", "intrinsic_dimension")
-    ]
+    counted = [counter(bad, name, names=()) for name in ("trace", "intrinsic_dimension")]
     assert list(map(int, counted)) == [2, 1]
     lost = hutchinson(state, jnp.full((1, 3), jnp.nan), zeros, KEEP)
     np.testing.assert_array_equal(lost.moments, state.moments)
@@ -84,7 +82,7 @@ def test_hutchinson_keeps_its_last_dimension_where_a_draw_gives_none(hutchinson)
 def test_grams_held_noise_scale_is_told_and_its_held_dimension_is_not(gram):
     def counts(state):
         names = ("intrinsic_dimension", "noise_scale", "intrinsic_dimension/g")
-        return [int(gram_averages.counter(state, name, names=("g",))) for name in names]
+        return [int(counter(state, name, names=("g",))) for name in names]
 
     def with_moments(state, moments):
         drawn = (jnp.float32(moments), jnp.zeros((2, 4, 4)), jnp.ones(3), jnp.zeros(3))
