@@ -238,13 +238,13 @@ def scale_by_diagonal_fisher(
     def metric(grads: Any, state: Any) -> Any:
         leaves, treedef = jax.tree.flatten(grads)
         check_floating(_NAME, leaves)
-        fresh = state.fisher_step == 0
         moment = treedef.flatten_up_to(state.first_moment)
         moment = debiased(moment, jnp.maximum(state.fisher_step, 1))
         scale = denominators(treedef.flatten_up_to(state.diagonal), moment)
         return treedef.unflatten(
             [
-                jnp.asarray(g, jnp.float32) * jnp.where(fresh, 1.0, jax.lax.rsqrt(p))
+                # At eps neither curvature nor a gradient has been seen.
+                jnp.asarray(g, jnp.float32) * jnp.where(p <= eps, 1.0, jax.lax.rsqrt(p))
                 for g, p in zip(leaves, scale, strict=True)
             ]
         )

@@ -3,8 +3,34 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import fgo_jax as fgo
+from fgo_jax import precondition
+
+UNSEEN = {
+    "kronecker": precondition.scale_by_kronecker_fisher,
+    "a natural gradient": lambda: precondition.scale_by_kronecker_fisher(power=1.0),
+    "of noise alone": lambda: precondition.scale_by_kronecker_fisher(centred=True),
+    "shampoo": lambda: precondition.scale_by_kronecker_fisher(corrected=False),
+    "fismo": precondition.scale_by_fismo,
+    "mousse": precondition.scale_by_mousse,
+    "diagonal": lambda: precondition.scale_by_diagonal_fisher(
+        operator=lambda params, batch: lambda vector: jax.tree.map(jnp.zeros_like, vector)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_a_leaf_without_a_gradient_so_far_keeps_the_identity(name):
+    # Behind a head of zeros. Else its first gradient would be multiplied by one over the root of
+    # eps, and the probe would see that leaf alone.
+    transform = UNSEEN[name]()
+    g = {"matrix": jnp.zeros((3, 4)), "vector": jnp.zeros(3), "other": jnp.ones((2, 4))}
+    _, state = jax.jit(transform.update)(g, transform.init(g), g, batch=None)
+    ones = jax.tree.map(jnp.ones_like, g)
+    for leaf in ("matrix", "vector"):
+        np.testing.assert_array_equal(transform.metric(ones, state)[leaf], ones[leaf])
 
 
 def test_of_a_low_rank_fisher_twice_it_damps_by_the_gain():

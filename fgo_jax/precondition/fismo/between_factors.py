@@ -186,7 +186,7 @@ def between_factors(rule: Rule) -> Preconditioner:
         rows = [jnp.asarray(leaf, jnp.float32) for leaf in leaves]
 
         def divided(g: jax.Array, size: jax.Array) -> jax.Array:
-            return g / jnp.where(state.fisher_step == 0, 1.0, jnp.sqrt(size))
+            return g / jnp.where(size <= eps, 1.0, jnp.sqrt(size))  # eps: no gradient so far
 
         kinds = kinds_of(grads)
         numbers = numbers_for([k.stack for k in kinds if not isinstance(k, int)], step)

@@ -56,6 +56,11 @@ class Denominator(NamedTuple):
         v = v + self.eps**2
         return v**self.power * jnp.sqrt(modes.reduce(jnp.mean, v ** (1 - 2 * self.power)))
 
+    def is_unknown(self, p: jax.Array) -> jax.Array:
+        """Where P is that of V = 0, which holds everywhere before the first gradient."""
+        least = self.eps ** (2 * self.power) if self.centred else self.eps
+        return p <= least * (1 + 1e-6)  # but for rounding
+
 
 def factored(eigenvalues: Factors, modes: Modes) -> jax.Array:
     """The second moment that the factors' eigenvalues imply.

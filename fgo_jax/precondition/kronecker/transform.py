@@ -151,8 +151,8 @@ def scale_by_kronecker_fisher(
 
     Returns:
       A :class:`fgo_jax.precondition.Preconditioner`. Its `metric` multiplies by P^(-1/2) in the
-      eigenbasis and gives float32; before the first update it is the identity. Its state takes 8
-      bytes per parameter for the two moments, 4 more if `centred`, 4 less without `corrected`;
+      eigenbasis and gives float32; before a leaf's first gradient it is the identity. Its state
+      takes 8 bytes per parameter for the two moments, 4 more if `centred`, 4 less without `corrected`;
       and for an m x n leaf with both factors another 8 (m/n + n/m) bytes per parameter (16 if
       square) for factors and bases.
 
@@ -282,7 +282,6 @@ def scale_by_kronecker_fisher(
     def metric(grads: Any, state: Any) -> Any:
         leaves, treedef = jax.tree.flatten(grads)
         check_floating(_NAME, leaves)
-        fresh = state.fisher_step == 0
         step = jnp.maximum(state.fisher_step, 1)
         rows = [jnp.asarray(x, jnp.float32) for x in leaves]
         stacked = stacks_of(grads)
@@ -292,7 +291,8 @@ def scale_by_kronecker_fisher(
             x = eigenbasis.rotate(stack.join(rows, state.first_moment[i]), state.bases[i], m)
             values = () if corrected else state.eigenvalues[i]
             p = denominator(state.second_moment[i], values, state.factors[i], step, m)
-            x = eigenbasis.rotate_back(x / jnp.where(fresh, 1.0, jnp.sqrt(p)), state.bases[i], m)
+            root = jnp.where(denominator.is_unknown(p), 1.0, jnp.sqrt(p))
+            x = eigenbasis.rotate_back(x / root, state.bases[i], m)
             for place, part in stack.split(x, leaves, numbers):
                 rows[place] = part
         return treedef.unflatten(rows)
