@@ -14,7 +14,7 @@ import optax
 
 from fgo_jax.controller.select import select
 from fgo_jax.controller.trial import keeps_scale
-from fgo_jax.linalg.trees import added_up, log_norm_ratio, real32, sum_squares, times, wide
+from fgo_jax.linalg.trees import real32, sum_squares, times, wide
 from fgo_jax.phases.phase import Phase
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 
@@ -114,7 +114,7 @@ class Plan:
         Args:
           driving: [], int32; the transform whose direction it is, or -1 for zeros.
           coming: [], int32; the transform that fills, or -1.
-          grafts: for each transform that fills, by `fills`.
+          grafts: for each transform that fills, by `fills`; see `graft_init`.
           graft_weight: [], float32; 1 when a transform takes over, fading to 0.
           fill_share: [], float32; weight of this step in the hand-over's mean graft.
           clip_norm: global norm, or None.
@@ -136,13 +136,7 @@ class Plan:
                 if index in self.fills:
                     if index in self.kept:
                         weight = jnp.ones([], jnp.float32)
-                        # A transform in charge without a hand-over before has its own size.
-                        grafts = jax.tree.map(lambda g: jnp.where(jnp.isnan(g), 0.0, g), grafts)
-                    direction = jax.tree.map(
-                        lambda d, g: times(d, jnp.exp(jnp.minimum(weight * g, LARGEST))),
-                        direction,
-                        grafts,
-                    )
+                    direction = _grafted(direction, grafts, weight)
                 return direction, state
 
             return branch
@@ -154,15 +148,7 @@ class Plan:
         def fill(index: int):
             def branch(grads, params, state, direction, grafts, share):
                 other, state = advance(index, grads, params, state)
-                if index in self.kept:
-                    return state, _measured(grafts, direction, other, share)
-                grafts = jax.tree.map(
-                    lambda old, a, b: _mean(old, log_norm_ratio(a, b), share),
-                    grafts,
-                    direction,
-                    other,
-                )
-                return state, grafts
+                return state, _measured(grafts, direction, other, share)
 
             return branch
 
@@ -188,9 +174,12 @@ class Plan:
         return direction, tuple(new), tuple(measured)
 
 
-def graft_init(params: Any) -> Any:
-    """For each tensor the log of the norm that its update should have over its own norm."""
-    return jax.tree.map(lambda p: jnp.zeros([], jnp.float32), params)
+def graft_init(params: Any) -> jax.Array:
+    """[leaves + 1]: the logs of the norms that updates should have over their own norms.
+
+    One for each tensor, then that of the whole tree; NaN until there is one.
+    """
+    return jnp.full(len(jax.tree.leaves(params)) + 1, jnp.nan, jnp.float32)
 
 
 def _clipped(grads: Any, norm: Any) -> Any:
@@ -203,30 +192,32 @@ def _clipped(grads: Any, norm: Any) -> Any:
     return jax.tree.map(shortened, grads)
 
 
-def _mean(old: jax.Array, new: jax.Array, share: jax.Array) -> jax.Array:
-    """The old mean with a share of the new number, where that is finite."""
-    return jnp.where(jnp.isfinite(new), old + share * (new - old), old)
+def _measured(grafts: jax.Array, wanted: Any, given: Any, share: jax.Array) -> jax.Array:
+    """The grafts with a share of this step's ratios.
 
-
-def _measured(grafts: Any, wanted: Any, given: Any, share: jax.Array) -> Any:
-    """Grafts that stay for good, with this step's ratios; NaN until there is one.
-
-    A tensor without a norm, such as that of a dead layer, takes the ratio of the whole tree:
-    when it wakes its update fits the others. A step without any update says nothing.
+    A tensor without a norm at this step, such as that of an idle expert, keeps what it has.
     """
-    squares = jax.tree.map(lambda a, b: jnp.stack([sum_squares(a), sum_squares(b)]), wanted, given)
+    squares = jnp.asarray(
+        [[sum_squares(x) for x in jax.tree.leaves(tree)] for tree in (wanted, given)], jnp.float32
+    )
+    squares = jnp.concatenate([squares, jnp.sum(squares, axis=1, keepdims=True)], axis=1)
+    known = jnp.all((squares > 0) & jnp.isfinite(squares), axis=0)
+    # Of logarithms: the ratio of two squares that float32 holds may be one that it does not.
+    above, below = jnp.log(jnp.where(known, squares, 1.0))
+    ratio = 0.5 * (above - below)
+    old = jnp.where(share < 1, grafts, jnp.nan)  # of an earlier hand-over
+    return jnp.where(known, jnp.where(jnp.isnan(old), ratio, old + share * (ratio - old)), old)
 
-    def log_ratio(pair: Any) -> jax.Array:
-        known = ((pair > 0) & jnp.isfinite(pair)).all()
-        wanted, given = jnp.log(jnp.where(known, pair, 1.0))
-        return jnp.where(known, 0.5 * (wanted - given), jnp.nan)
 
-    whole = log_ratio(added_up(jax.tree.leaves(squares), (2,)))
+def _grafted(direction: Any, grafts: jax.Array, weight: jax.Array) -> Any:
+    """The direction with the sizes that the grafts say, tensor by tensor.
 
-    def moved(old: jax.Array, pair: jax.Array) -> jax.Array:
-        ratio = log_ratio(pair)
-        ratio = jnp.where(jnp.isnan(ratio), whole, ratio)
-        old = jnp.where(share < 1, old, jnp.nan)  # of an earlier hand-over
-        return jnp.where(jnp.isnan(old), ratio, _mean(old, ratio, share))
-
-    return jax.tree.map(moved, grafts, squares)
+    One that had no norm in the whole hand-over, such as that of a dead layer, takes the ratio of
+    the tree: when it wakes its update fits the others. A transform in charge without a hand-over
+    before has its own size.
+    """
+    grafts = jnp.where(jnp.isnan(grafts), grafts[-1], grafts)
+    grafts = jnp.where(jnp.isnan(grafts), 0.0, grafts)
+    scales = jnp.exp(jnp.minimum(weight * grafts, LARGEST))
+    leaves, treedef = jax.tree.flatten(direction)
+    return treedef.unflatten([times(x, scales[i]) for i, x in enumerate(leaves)])

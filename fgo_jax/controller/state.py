@@ -51,8 +51,8 @@ class FgoState(NamedTuple):
       trigger_states: for each phase its trigger's conditions, by the phase's index and name:
         ``{"0_acquisition": {...}, ...}``; empty for a phase without a trigger.
       transforms: the states of the distinct gradient transformations.
-      grafts: for each transform that takes over in a hand-over, a float32 scalar for each leaf
-        of the parameters.
+      grafts: for each transform that takes over in a hand-over, [leaves + 1], float32: the logs
+        of the factors on its updates, of each parameter and of all; NaN until measured.
       descent: `DescentState`, of the directions' cosines with the gradients.
       slow: `SlowMomentumState`, or ().
       energy_fall: `EnergyFallState`, or ().

@@ -92,7 +92,7 @@ def test_the_next_transforms_graft_does_not_move_the_drivers():
     _, filling = norms(tx, jax.tree.map(lambda g: g[:HANDOVER], grads), filling)
     assert 0 < int(filling.clock.handover_left) < HANDOVER
     jax.tree.map(np.testing.assert_array_equal, filling.grafts[0], before)
-    assert all(bool(leaf != 0) for leaf in jax.tree.leaves(filling.grafts[1]))
+    assert np.isfinite(filling.grafts[1]).all()
 
 
 def test_sizes_that_gradients_do_not_set_return_as_the_graft_fades():
@@ -135,11 +135,27 @@ def test_a_tensor_that_wakes_after_the_hand_over_fits_the_others():
     tx = phases_of(optax.scale_by_adam(), optax.identity())
     seen, state = norms(tx, asleep)
     # Both tensors' gradients are multiplied by the same number.
-    grafts = jax.tree.leaves(state.grafts)
-    np.testing.assert_allclose(grafts, grafts[0], rtol=1e-5)
+    matrix, vector, whole = np.asarray(state.grafts[0])
+    assert np.isnan(vector)
+    np.testing.assert_allclose(matrix, whole, rtol=1e-5)
     woken = np.asarray(seen["vector"])[-20:] / np.linalg.norm(asleep["vector"][-20:], axis=1)
-    np.testing.assert_allclose(woken, np.exp(grafts[0]), rtol=1e-4)
-    assert np.exp(grafts[0]) > 3
+    np.testing.assert_allclose(woken, np.exp(matrix), rtol=1e-4)
+    assert np.exp(matrix) > 3
+
+
+@pytest.mark.parametrize("coming", ["a natural gradient", "sgd"])
+def test_steps_without_a_gradient_do_not_count_in_a_tensors_size(coming):
+    # As those of an idle expert. Its gradients are small, so the others' size is not its own.
+    grads = gradients(ENDS + HANDOVER + 1)
+    grads["matrix"] = 0.01 * grads["matrix"]
+    idle = (jnp.arange(len(grads["matrix"])) % 2 == 0)[:, None, None]
+    tx = phases_of(optax.scale_by_sign(), TRANSFORMS[coming]())
+    found, whole = (
+        np.asarray(norms(tx, {**grads, "matrix": matrix})[1].grafts[0])
+        for matrix in (jnp.where(idle, 0.0, grads["matrix"]), grads["matrix"])
+    )
+    np.testing.assert_allclose(found[:2], whole[:2], atol=0.6)
+    assert whole[0] - whole[1] > 6
 
 
 def test_steps_without_an_update_do_not_count_in_the_size():

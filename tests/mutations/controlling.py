@@ -84,13 +84,19 @@ CONTROLLER = [
             "a filling transform is not clipped",
         ),
         ("old < new and driving != coming", "driving != coming", "a phase forced back fills"),
-        ("log_norm_ratio(a, b), share", "log_norm_ratio(b, a), share", "a graft is inverted"),
+        ("0.5 * (above - below)", "0.5 * (below - above)", "a graft is inverted"),
         ("old + share *", "share *", "a graft is of its last step"),
         (
             "return self.transform_at(driver), jnp",
             "return self.transform_at(phase), jnp",
             "the new transform drives while it fills",
         ),
+    ),
+    *mutations(
+        "controller/handover.py",
+        "controller/test_handover.py",
+        ("jnp.isnan(grafts), grafts[-1]", "jnp.isnan(grafts), 0.0", "a dead tensor wakes alone"),
+        ("(squares > 0) &", "(squares >= 0) &", "an idle expert loses its size"),
     ),
     *mutations(
         "controller/handover.py",

@@ -191,7 +191,7 @@ LINALG = [
     ),
     *mutations(
         "linalg/trees.py",
-        "controller/test_grafts_and_clipping.py",
+        "precondition/test_graft.py",
         ("0.5 * (above - below)", "(above - below)", "a graft is of squared norms"),
     ),
     *mutations(

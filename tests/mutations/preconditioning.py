@@ -44,7 +44,7 @@ FISMO = [
             "the metric of a vector is biased",
         ),
         (
-            "jnp.where(state.fisher_step == 0, 1.0, jnp.sqrt(size))",
+            "jnp.where(size <= eps, 1.0, jnp.sqrt(size))",
             "jnp.sqrt(size)",
             "the first metric divides by zero",
         ),
@@ -180,8 +180,8 @@ KRONECKER = [
             "the first moment is biased at first",
         ),
         (
-            "jnp.where(fresh, 1.0, jnp.sqrt(p))",
-            "jnp.where(fresh, 1.0, p)",
+            "jnp.where(denominator.is_unknown(p), 1.0, jnp.sqrt(p))",
+            "jnp.where(denominator.is_unknown(p), 1.0, p)",
             "the metric is applied twice",
         ),
         (
@@ -312,6 +312,11 @@ OTHERS = [
             "jnp.maximum(scale * h, floor)",
             "an entry may exceed one",
         ),
+    ),
+    *mutations(
+        "precondition/kronecker/second_moment.py",
+        "precondition/test_metrics.py",
+        ("p <= least * (1 + 1e-6)", "p < 0", "a first gradient is the whole signal"),
     ),
     *mutations(
         "precondition/shared/leaves.py",

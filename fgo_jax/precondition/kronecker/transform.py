@@ -152,9 +152,9 @@ def scale_by_kronecker_fisher(
     Returns:
       A :class:`fgo_jax.precondition.Preconditioner`. Its `metric` multiplies by P^(-1/2) in the
       eigenbasis and gives float32; before a leaf's first gradient it is the identity. Its state
-      takes 8 bytes per parameter for the two moments, 4 more if `centred`, 4 less without `corrected`;
-      and for an m x n leaf with both factors another 8 (m/n + n/m) bytes per parameter (16 if
-      square) for factors and bases.
+      takes 8 bytes per parameter for the two moments, 4 more if `centred`, 4 less without
+      `corrected`; and for an m x n leaf with both factors another 8 (m/n + n/m) bytes per parameter
+      (16 if square) for factors and bases.
 
     Raises:
       ValueError: for an argument out of its range, for a traced one that decides what is computed,
