@@ -66,7 +66,9 @@ def slope(state: Regression) -> Slope:
     """The slope, with a standard error from the residuals.
 
     With weights w, n = (sum w)^2 / sum w^2 effective points and residual variance s^2, the
-    variance of the slope is s^2 / ((n - 2) var_w(t)).
+    variance of the slope is s^2 / ((n - 2) var_w(t)). That takes the spread of t under w in place
+    of that under w^2, which is half as large where weights fade. So the error is up to sqrt(2)
+    times too large.
     """
     points = state.weight**2 / jnp.maximum(state.weight_square, 1e-30)
     spread = state.time_time / jnp.maximum(state.weight, 1e-30)

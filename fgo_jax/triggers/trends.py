@@ -77,8 +77,8 @@ def stall(
       tolerance: :math:`\tau`, the largest slope that counts as no change. A signal
         proportional to the steps taken has slope 1.
       z: normal quantile of the interval. The interval is Student's at the same level, with
-        as many degrees of freedom as effective points less two; 1.282 tests each side at
-        10 %.
+        as many degrees of freedom as effective points less two. It is up to 1.4 times too wide:
+        1.282 tests each side at 10 % at most, with many points at 4 %.
       memory: of the regression, in units of log t.
       patience: measurements in a row.
       min_points: effective measurements below which the verdict is unknown.
