@@ -115,7 +115,7 @@ def fired(run: dict[str, np.ndarray]) -> dict[str, float | None]:
         return first(step, run["phase"] >= phase)
 
     return {
-        "acquisition ends (dimension stopped falling)": began(1),
+        "acquisition ends (dimension falls slowly)": began(1),
         "re-ask ends (gradients are mostly noise)": began(2),
         "commutator defect above 20 and ten times its start": onset(run),
         "path has fewer dimensions than a random walk's": first(
