@@ -74,15 +74,15 @@ class Warmup:
 
 
 def glide(entry: jax.Array, target: jax.Array, share: jax.Array) -> jax.Array:
-    """From one rate to another, evenly on a log scale; linearly where one of them is zero.
+    """From one rate to another, evenly on a log scale; from zero linearly, to zero at once.
+
+    A target that falls to zero on the way, as that of a decay does, is there at once as well.
 
     Args:
       entry: [], float32; the rate at the start.
       target: [], float32; the rate at the end.
       share: [], float32; how much of the way is done; 1 and more give `target` exactly.
     """
-    positive = (entry > 0) & (target > 0)
-    ratio = jnp.where(positive, target, 1.0) / jnp.where(positive, entry, 1.0)
-    smooth = entry * ratio**share
-    moving = jnp.where(positive, smooth, entry + (target - entry) * share)
+    ratio = jnp.maximum(target, 0.0) / jnp.where(entry > 0, entry, 1.0)
+    moving = jnp.where(entry > 0, entry * ratio**share, target * share)
     return jnp.where(share >= 1.0, target, moving)

@@ -28,11 +28,29 @@ def test_a_glide_is_even_on_a_log_scale():
     np.testing.assert_allclose(found, [1e-1, 1e-2, 1e-3], rtol=1e-5)
 
 
-@pytest.mark.parametrize(("entry", "target"), [(0.0, 4.0), (4.0, 0.0)])
-def test_a_glide_from_or_to_zero_is_even_on_a_plain_scale(entry, target):
+def test_a_glide_from_zero_is_even_on_a_plain_scale_and_to_zero_it_is_at_once():
     shares = jnp.float32([0.25, 0.5, 1.0])
-    found = glide(jnp.float32(entry), jnp.float32(target), shares)
-    np.testing.assert_allclose(found, entry + (target - entry) * shares, rtol=1e-6)
+    rising = glide(jnp.float32(0.0), jnp.float32(4.0), shares)
+    np.testing.assert_allclose(rising, 4.0 * shares, rtol=1e-6)
+    np.testing.assert_array_equal(glide(jnp.float32(4.0), jnp.float32(0.0), shares), 0.0)
+
+
+@pytest.mark.parametrize("length", [5, 20, 60])
+def test_a_decay_to_zero_that_ends_within_the_hand_over_only_falls(length):
+    phases = [
+        fgo.acquisition(1.0, transform=Doubling.made(0.0, stretch=1.0)),
+        fgo.execution(1.0, cut=0.5, decay=fgo.decays.linear(length)),
+    ]
+    tx = fgo.phased(phases, [fgo.triggers.after(3)], handover_steps=40)
+
+    def step(state, _):
+        state = tx.update(jnp.ones(2), state, jnp.ones(2))[1]
+        return state, fgo.telemetry(state)["learning_rate"]
+
+    told = np.asarray(jax.lax.scan(step, tx.init(jnp.ones(2)), None, length=80)[1])
+    assert (np.diff(told) <= 0).all()
+    assert told[3 + length] > 0
+    np.testing.assert_array_equal(told[4 + length :], 0.0)
 
 
 def test_a_glide_ends_on_its_target_bit_for_bit():

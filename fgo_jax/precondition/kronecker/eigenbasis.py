@@ -19,7 +19,7 @@ from fgo_jax.precondition.shared.stacks import Stack
 # The rounding error of a float32, relative to the largest entry.
 _ROUNDING = float(jnp.finfo(jnp.float32).eps)
 
-# Least eigenvalue of a direction that gradients have visited, where the trace is one: a thousand
+# Least eigenvalue of a direction that gradients have visited, relative to the largest: a thousand
 # rounding errors.
 _VISITED = 1e-4
 
@@ -150,7 +150,7 @@ def _fresh(factor: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
     heads = jnp.cos(jnp.arange(len(values), dtype=jnp.float32))
     signed = jnp.where(jnp.matmul(heads, vectors, precision="highest") < 0, -vectors, vectors)
     # A column of zeros makes no reflection: what is left of the identity completes the basis.
-    q = jnp.linalg.qr(jnp.where(values > _VISITED, signed, 0.0))[0]
+    q = jnp.linalg.qr(jnp.where(values > _VISITED * values[0], signed, 0.0))[0]
     return q, jnp.arange(len(values), dtype=jnp.int32)
 
 
@@ -158,8 +158,10 @@ def _warm(factor: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One step of orthogonal iteration, columns sorted by their Rayleigh quotients.
 
     A multiple of Q added to L Q shifts all eigenvalues and changes no eigenvector. Its size here is
-    the rounding error of the product. So directions that no gradient has visited stay where they
-    are, instead of turning at random at every refresh, and L = 0 keeps Q.
+    the rounding error of the product, so L = 0 keeps Q. A refresh that new gradients do not fill
+    up, because the side is more than `refresh_every` times as long as the other one, turns what is
+    left as rounding says. No small shift prevents that: columns that depend on each other amplify
+    every difference of their bases.
     """
     image = jnp.matmul(_unit_trace(factor), basis, precision="highest") + _ROUNDING * basis
     order = jnp.argsort(-jnp.sum(basis * image, axis=0)).astype(jnp.int32)

@@ -76,7 +76,7 @@ def scale_by_kronecker_fisher(
     Bases: the first step computes an eigendecomposition. Every `refresh_every`-th step after it
     makes one step of orthogonal iteration. It also writes M in the new basis, and moves the entries
     of V with their eigenvectors. Between refreshes Q_i stays. The first update is the gradient with
-    its singular values levelled, of root mean square 1/sqrt(max(m, n)) for an m x n leaf.
+    its large singular values levelled, of root mean square 1/sqrt(max(m, n)) at most.
 
     Shampoo: with `corrected=False`, V is not tracked. Every refresh computes it from the factors,
 
@@ -119,7 +119,8 @@ def scale_by_kronecker_fisher(
     a side in the first row; in the second, the number of leaves, and none the number of blocks.
     Refreshes exchange nothing in both. A leaf that is not sharded is refreshed by all devices
     together; :func:`fgo_jax.state_shardings` can split its state and its other work too. The mesh
-    does not change what is computed. Ensembles under `jax.vmap` need automatic axes.
+    changes results by rounding alone, which refreshes amplify where a block is more than
+    `refresh_every` times as long as wide. Ensembles under `jax.vmap` need automatic axes.
 
     On a busy CPU set OPENBLAS_NUM_THREADS=1, or the threads of LAPACK wait for each other.
 
@@ -151,10 +152,9 @@ def scale_by_kronecker_fisher(
 
     Returns:
       A :class:`fgo_jax.precondition.Preconditioner`. Its `metric` multiplies by P^(-1/2) in the
-      eigenbasis and gives float32; before a leaf's first gradient it is the identity. Its state
-      takes 8 bytes per parameter for the two moments, 4 more if `centred`, 4 less without
-      `corrected`; and for an m x n leaf with both factors another 8 (m/n + n/m) bytes per parameter
-      (16 if square) for factors and bases.
+      eigenbasis, in float32; before a leaf's first gradient it is the identity. The state takes 8
+      bytes per parameter for the moments, 4 more if `centred`, 4 less without `corrected`; and for
+      an m x n leaf with both factors 8 (m/n + n/m) more (16 if square) for factors and bases.
 
     Raises:
       ValueError: for an argument out of its range, for a traced one that decides what is computed,
