@@ -99,6 +99,15 @@ def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
 
 
+def storage(name: str, dtype: Any) -> Any:
+    """The dtype of averages in a state, or None; squares leave the range of float16."""
+    if dtype is None:
+        return None
+    if jnp.dtype(dtype) not in (jnp.float32, jnp.float64, jnp.bfloat16):
+        raise ValueError(f"{name} must be float32 or bfloat16, got {jnp.dtype(dtype).name}.")
+    return jnp.dtype(dtype)
+
+
 def names(name: str, value: Any) -> None:
     """Raises for a string in place of a tuple of strings: it is one of letters."""
     if isinstance(value, str):
@@ -149,7 +158,13 @@ def function(name: str, value: Any, form: str) -> None:
     inner = value
     while isinstance(inner, functools.partial):
         inner = inner.func
-    if (getattr(inner, "__module__", None) or "").startswith("optax.losses"):
+    module = getattr(inner, "__module__", None) or ""
+    if name == "predict_fn" and module.startswith("fgo_jax.curvature."):
+        raise ValueError(
+            f"predict_fn must be the model, a function {form}, got what fgo_jax.curvature made of "
+            "one: pass the model itself."
+        )
+    if module.startswith("optax.losses"):
         raise ValueError(
             f"{name} must be a function {form}, but optax.{inner.__name__} takes outputs and "
             "labels: wrap it in a function that picks the labels out of the batch, such as "

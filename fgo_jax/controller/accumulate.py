@@ -119,8 +119,10 @@ def accumulate(
 
         def last(state: AccumulateState) -> tuple[Any, AccumulateState]:
             _, state = second(state)
-            count = state.micro_step  # `every`, or more where that was larger before a resumption
-            means = {"value": state.loss_sum / state.loss_count, "validation_value": state.reported}
+            # `every`, or more where that was larger before a resumption.
+            count = state.micro_step.astype(jnp.float32)
+            loss_count = state.loss_count.astype(jnp.float32)
+            means = {"value": state.loss_sum / loss_count, "validation_value": state.reported}
             passed = given | {name: mean for name, mean in means.items() if name in given}
             passed["micro_grads"] = MicroGradients(
                 optax.tree.scale(1 / half, state.first_sum),

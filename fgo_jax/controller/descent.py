@@ -54,7 +54,7 @@ def descent_update(
         count, measured_at, _ = state.counts
         count = jnp.where((step == 0) | (driver_since > measured_at), 0, count)
         cosine = _cosine(grads, direction)
-        share = 1.0 / jnp.minimum(count + 1.0, WINDOW)
+        share = 1.0 / jnp.minimum(count.astype(jnp.float32) + 1.0, WINDOW)
         gap = jnp.maximum(SOONEST, (GROWTH * step.astype(jnp.float32)).astype(jnp.int32))
         next_one = later(step, gap)
         # No gradient or no direction, no cosine.

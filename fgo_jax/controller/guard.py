@@ -25,6 +25,7 @@ def check_state(design: Design, state: Any, params: Any) -> None:
       params: the parameters, or what has their shapes.
     """
     _checks.own_state("phased", state, FgoState)
+    _check_arrays(params)
     triggers = zip_longest(design.keys, design.triggers)
     kept = {
         "average of the weights": (state.average, design.average_weights is not None),
@@ -57,6 +58,16 @@ def _differing(design: Design, state: Any, params: Any) -> tuple[Any, Any]:
     here = {} if design.probe is None else _shapes(jax.eval_shape(design.probe.init, params))
     paths = [path for path in {**there, **here} if there.get(path) != here.get(path)]
     return {path: there.get(path) for path in paths}, {path: here.get(path) for path in paths}
+
+
+def _check_arrays(params: Any) -> None:
+    """Raises for a module with its functions, as Equinox has them, in place of its arrays."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if callable(leaf):
+            raise ValueError(
+                f"the parameters hold a function, at {jax.tree_util.keystr(path)}: pass the arrays "
+                "alone, such as eqx.filter(model, eqx.is_inexact_array)."
+            )
 
 
 def check_shapes(grads: Any, params: Any, state: FgoState) -> None:

@@ -15,8 +15,8 @@ matters only for a phase that is forced by hand soon after the start.
 | :func:`cosine` | (1 + cos(pi s/L)) / 2 | at L |
 | :func:`exponential` | 100^(-s/L) | at L, at a hundredth |
 
-With ``total_steps`` of :func:`fgo_jax.phased` every decay ends at that step. For a decay that ends,
-L is then the number of steps left, unless ``steps`` is given. Any other decay is kept below a
+With ``total_steps`` of :func:`fgo_jax.phased` each of them ends at that step. For a decay that
+ends, L is then the number of steps left, unless ``steps`` is given. The others are kept below a
 straight line from one, where the phase begins, to zero at ``total_steps``.
 """
 

@@ -138,6 +138,8 @@ def scale_by_diagonal_fisher(
             f"{_NAME} needs either a model, predict_fn=, or a curvature operator, operator=, and "
             "not both."
         )
+    if predict_fn is not None:
+        _checks.function("predict_fn", predict_fn, "(params, batch) -> outputs")
     if estimator is None:
         estimator = _BARTLETT if operator is None else _HUTCHINSON
     _checks.choice("estimator", estimator, (_BARTLETT, _HUTCHINSON))

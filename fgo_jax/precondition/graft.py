@@ -47,10 +47,10 @@ def graft(
     extra arguments and the parameters. Both states are held, and both move at any weight.
 
     A tensor whose M is zero gets a zero update while w > 0; one whose D is zero always does. If the
-    norm of M is not finite, the tensor's update is zero; if an entry of D is not finite, that entry
-    is. So is the update of a gradient that is not finite, or has a square that overflows float32:
-    both transformations see NaN there, and what becomes NaN or infinite in their states stays as it
-    was. The next gradient counts again.
+    norm of M or D is not finite, the tensor's update is zero while w > 0; at w = 0 the entries of D
+    that are not finite are. So is the update of a gradient that is not finite, or has a square that
+    overflows float32: both transformations see NaN there, and what becomes NaN or infinite in their
+    states stays as it was. The next gradient counts again.
 
     Args:
       magnitude: gives the norms. It has no learning rate, or both transformations have one.
@@ -120,7 +120,8 @@ def graft(
     # The updates are as large as those of each member that has a part in their norm.
     fixed = None if callable(weight) else _checks.number(weight)
     members = [magnitude] * (fixed != 0.0) + [direction] * (fixed != 1.0)
-    keeps = all(getattr(member, "keeps_scale", True) for member in members)
+    told = [getattr(member, "keeps_scale", None) for member in members]
+    keeps = False if False in told else None if None in told else True
     return Preconditioner(
         init,
         update,

@@ -260,7 +260,7 @@ def _rates(
         seen = jnp.concatenate([weights[i].reshape(-1) for i in same]) > 0
         floor = _ROUNDING * jnp.max(jnp.where(seen, h, 0.0))
         seen = seen & (h > floor)
-        unit = jnp.sum(jnp.where(seen, h, 0.0)) / jnp.maximum(jnp.sum(seen), 1)
+        unit = jnp.sum(jnp.where(seen, h, 0.0)) / jnp.maximum(jnp.sum(seen.astype(jnp.float32)), 1)
         least = jnp.min(jnp.where(seen, h, jnp.inf))
         known = (unit > 0) & jnp.isfinite(least)
         unit, least = (jnp.where(known, x, 1.0) for x in (unit, least))

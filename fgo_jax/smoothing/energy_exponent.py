@@ -55,7 +55,8 @@ def energy_fall_update(
         last, mean_energy, mean_slope = old.means
         energy = sum_squares(mean)
         # The memory of the mean is c n + 1 directions, so time is log(n + 1/c).
-        passed = jnp.log1p(WINDOW * (seen - measured_at) / (WINDOW * measured_at + 1.0))
+        before, since = (x.astype(jnp.float32) for x in (measured_at, seen - measured_at))
+        passed = jnp.log1p(WINDOW * since / (WINDOW * before + 1.0))
         pairs = (measurements - 1).astype(jnp.float32)
         step = jnp.where(pairs >= 0, 1.0 / (MEMORY * jnp.maximum(pairs, 0.0) + 1.0), 0.0)
         slope = (energy - last) / jnp.where(passed > 0, passed, 1.0)

@@ -21,7 +21,7 @@ def zeros(params: Any, dtype: Any = None) -> Any:
     """The initial mean, zeros shaped like the parameters; in float32 (or wider) if None."""
 
     def zero(leaf: Any) -> jax.Array:
-        return jnp.zeros_like(leaf, dtype or jnp.promote_types(leaf.dtype, jnp.float32))
+        return jnp.zeros_like(leaf, dtype or jnp.promote_types(jnp.result_type(leaf), "f4"))
 
     return jax.tree.map(zero, params)
 

@@ -288,6 +288,30 @@ def test_extra_arguments_reach_the_phases_transforms():
     np.testing.assert_allclose(updates["w"], -3.0)
 
 
+OPTIMIZERS = {
+    "default": fgo.target_acquisition(0.1),
+    "all means": fgo.target_acquisition(
+        0.1, average_weights=0.1, weight_decay=0.1, clip_norm=1.0, total_steps=100
+    ),
+    "accumulated": fgo.accumulate(fgo.target_acquisition(0.1), 4),
+    "layer noise": fgo.scale_by_layer_noise(fgo.scale_by_kronecker_fisher()),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_no_number_changes_its_type_unasked(name):
+    tx, params = OPTIMIZERS[name], {"w": jnp.ones((8, 4)), "b": jnp.ones(4)}
+    with jax.numpy_dtype_promotion("strict"):
+        jax.eval_shape(lambda p, v: tx.update(p, tx.init(p), p, value=v), params, jnp.float32(1.0))
+
+
+def test_numbers_of_python_are_parameters():
+    tx = fgo.target_acquisition(1e-2, average_weights=0.1)
+    params, grads = {"temperature": 3.0}, {"temperature": jnp.float32(1.0)}
+    updates, _ = tx.update(grads, tx.init(params), params)
+    assert -1e-2 <= float(updates["temperature"]) < 0
+
+
 @pytest.mark.parametrize("wrap", ["chain", "masked", "MultiSteps", "inject", "partition"])
 def test_telemetry_finds_the_state_through_wrappers(wrap):
     params = {"a": jnp.ones(2), "b": jnp.ones(3)}

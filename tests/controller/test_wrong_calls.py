@@ -245,6 +245,13 @@ def test_gradients_of_another_shape_are_refused(case):
         call(tx, narrow, params)
 
 
+def test_a_module_in_place_of_its_arrays_is_refused():
+    tx = fgo.target_acquisition(1e-3, transform=ADAM)
+    arrays = {"w": jnp.ones(2), "activation": None}
+    with pytest.raises(ValueError, match=r"hold a function, at \['activation'\]: pass the arrays"):
+        tx.update(arrays, tx.init(arrays), arrays | {"activation": jax.nn.relu})
+
+
 PREFIXES = {
     "a tree": {"layer": True, "out": False},
     "a function": lambda params: {"layer": True, "out": False},

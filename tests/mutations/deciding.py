@@ -77,7 +77,7 @@ PHASES = [
         "phases/rates.py",
         "phases/test_rates.py",
         ("jnp.where(share >= 1.0, target, moving)", "moving", "a glide ends beside its target"),
-        ("entry + (target - entry) * share", "entry", "a glide to zero jumps"),
+        (", target * share)", ", target)", "a glide from zero jumps"),
         ("entry * ratio**share", "entry + (target - entry) * share", "a glide is linear"),
         (
             "later(progress.phase_step, progress.phase_start)",

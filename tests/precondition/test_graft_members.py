@@ -24,6 +24,9 @@ def member(keeps_scale):
         (True, False, 1.0, True),
         (False, True, 1.0, False),
         (True, False, 0.0, False),
+        (None, True, 0.5, None),  # phases try it
+        (None, False, 0.5, False),
+        (None, True, 0.0, True),
     ],
 )
 def test_it_keeps_the_scale_if_all_that_make_its_length_do(magnitude, direction, weight, keeps):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fgo_jax import _checks
 from fgo_jax.curvature import losses
 from fgo_jax.curvature.chunks import Part
 from fgo_jax.curvature.weights import Select
@@ -30,6 +31,7 @@ def estimator(
     axis_name: str | None,
 ) -> Callable[[Layout, Any, Any, jax.Array], Found]:
     """(layout, whole parameters, batch, key) -> estimates."""
+    _checks.function("predict_fn", predict_fn, "(params, batch) -> outputs")
     recorder = Recorder()
 
     def estimate(plan: Layout, model: Any, batch: Any, key: jax.Array) -> Found:

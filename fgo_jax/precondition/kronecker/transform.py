@@ -186,7 +186,8 @@ def scale_by_kronecker_fisher(
     if damping is None:
         with_factors, without = (1e-6, 0.0) if power == 0.5 else (1e-3, 1e-3)
     _checks.non_negative("damping", with_factors)
-    momentum_dtype = None if momentum_dtype is None else jnp.dtype(momentum_dtype)
+    momentum_dtype = _checks.storage("momentum_dtype", momentum_dtype)
+    factor_dtype = _checks.storage("factor_dtype", factor_dtype)
     b1, b2, factor_decay, eps = map(f32, (b1, b2, factor_decay, eps))
     denominator = Denominator(
         b2, factor_decay, eps, power, centred, f32(with_factors), f32(without)
@@ -240,7 +241,6 @@ def scale_by_kronecker_fisher(
             rows, counted = scaled_noise(grads, state.previous, matrices, good)
             # A constant gradient shows no noise. Averages that fade would raise it by b2^-t.
             stays = held(factor_decay, step), held(b2, step)
-
         factors = eigenbasis.averaged(state.factors, rows, modes, counted, factor_decay, stays[0])
         how = eigenbasis.refresh_kind(state.fisher_step, refresh_every, factors, state.eigenvalues)
         unbiased = jnp.asarray(bias_correction(factor_decay, step))

@@ -39,7 +39,7 @@ class Preconditioner(optax.GradientTransformationExtraArgs):
         shrink with the gradients. If it is False, the transformation takes over from another one
         with the size of the other's updates and keeps that size, and so does one that takes over
         from it, if it belongs to the first phase. Otherwise a transformation's own size returns as
-        the graft of :func:`fgo_jax.phased` fades.
+        the graft of :func:`fgo_jax.phased` fades. None lets `phased` try a few steps to find out.
       momentum_dtype: in which the state keeps a momentum, or None. If it is bfloat16,
         :func:`fgo_jax.phased` keeps its slow momentum and its average in it too.
 
@@ -87,7 +87,7 @@ class Preconditioner(optax.GradientTransformationExtraArgs):
     """
 
     metric: Callable[[Any, Any], Any]
-    keeps_scale: bool
+    keeps_scale: bool | None
     momentum_dtype: Any
 
     def __new__(
@@ -95,7 +95,7 @@ class Preconditioner(optax.GradientTransformationExtraArgs):
         init: Callable[..., Any],
         update: Callable[..., tuple[Any, Any]],
         metric: Callable[[Any, Any], Any],
-        keeps_scale: bool = True,
+        keeps_scale: bool | None = True,
         momentum_dtype: Any = None,
     ) -> Self:
         self = super().__new__(cls, on_mesh(init), compiled_once(update))
@@ -131,4 +131,4 @@ jax.tree_util.register_pytree_node(
 
 def inherited(inner: Any) -> tuple[bool, Any]:
     """keeps_scale and momentum_dtype, also of a transformation that only has a metric."""
-    return getattr(inner, "keeps_scale", True), getattr(inner, "momentum_dtype", None)
+    return getattr(inner, "keeps_scale", None), getattr(inner, "momentum_dtype", None)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from fgo_jax import _checks
@@ -61,6 +62,7 @@ def limit_updates(
     axis_name: str | None,
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies an update by the least factor that the limits allow, between 0 and 1."""
+    _checks.function("predict_fn", predict_fn, "(params, batch) -> outputs")
     _checks.integer("every", every)
     check_examples(examples, None, minimum=1)
 
@@ -79,7 +81,7 @@ def limit_updates(
         count = example_count(batch, examples=examples, batch_size=None, minimum=1)
         part = mesh.examples(batch, 0, count)
         params = on_each_device(params, part, axis_name)
-        unit = optax.tree.cast_like(treedef.unflatten(unit), params)
+        unit = jax.tree.map(_tangent, treedef.unflatten(unit), params)
         outputs, tangent = jax.jvp(lambda p: predict_fn(p, part), (params,), (unit,))
         outputs = optax.tree.cast(outputs, jnp.float32)
         tangent = optax.tree.cast(tangent, jnp.float32)
@@ -139,6 +141,13 @@ def limit_updates(
     return optax.GradientTransformationExtraArgs(mesh.on_mesh(init), compiled_once(update))
 
 
+def _tangent(unit: jax.Array, leaf: Any) -> Any:
+    """In the leaf's dtype; a leaf of integers or keys has none, which JAX writes as float0."""
+    if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+        return unit.astype(jnp.result_type(leaf))
+    return np.zeros(jnp.shape(leaf), jax.dtypes.float0)
+
+
 def _finite_norm(leaves: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
     """Which leaves have a finite sum of squares, and the norm of those."""
 
@@ -176,12 +185,4 @@ def _check_call(name: str, params: Any, extra_args: dict[str, Any], needs_gradie
         raise TypeError(
             f"{name} runs the model and needs all of its parameters: call {call}, and chain it "
             "behind optax.masked or optax.partition, not inside."
-        )
-
-
-def check_predict(predict_fn: Any) -> None:
-    if not callable(predict_fn):
-        raise ValueError(
-            "predict_fn must be a function (params, batch) -> outputs, got "
-            f"{type(predict_fn).__name__}."
         )

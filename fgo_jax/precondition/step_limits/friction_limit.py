@@ -13,7 +13,7 @@ from fgo_jax import _checks
 from fgo_jax.curvature import losses
 from fgo_jax.curvature.weights import Select
 from fgo_jax.linalg.trees import vdot
-from fgo_jax.precondition.step_limits.along_update import Limit, Step, check_predict, limit_updates
+from fgo_jax.precondition.step_limits.along_update import Limit, Step, limit_updates
 from fgo_jax.precondition.step_limits.softmax_radius import softmax_radius
 
 
@@ -88,7 +88,6 @@ def scale_by_friction_limit(
     6.4, for the step that minimises the quadratic model; Friction-Guided Optimization (2026) for
     the friction phi.
     """
-    check_predict(predict_fn)
     losses.check_loss(loss)
     _checks.non_negative("damping", damping)
     limits = [_friction(loss, damping, weights)]

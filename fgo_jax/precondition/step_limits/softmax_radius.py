@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
-from fgo_jax.precondition.step_limits.along_update import Limit, Step, check_predict, limit_updates
+from fgo_jax.precondition.step_limits.along_update import Limit, Step, limit_updates
 
 
 def clip_by_softmax_radius(
@@ -78,7 +78,6 @@ def clip_by_softmax_radius(
 
     Source: arXiv 2603.13552, 2026; every step is measured there.
     """
-    check_predict(predict_fn)
     _checks.positive("radius", radius)
     return limit_updates(
         predict_fn,

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+import fgo_jax as fgo
 from fgo_jax.precondition import clip_by_softmax_radius, scale_by_friction_limit
 
 EVERY, EXAMPLES, RADIUS, DAMPING = 4, 3, 0.3, 0.05
@@ -285,6 +286,18 @@ def test_wrong_arguments(make, arguments, match):
         make(predict, **arguments)
     with pytest.raises(ValueError, match="predict_fn must be a function"):
         make("model")
+    with pytest.raises(ValueError, match="predict_fn must be the model"):
+        make(fgo.curvature.ggn(predict))
+
+
+@pytest.mark.parametrize("make", [clip_by_softmax_radius, scale_by_friction_limit])
+def test_a_leaf_of_integers_does_not_move(make):
+    params = {"w": jnp.eye(2), "n": jnp.int32(3)}
+    tx = make(lambda p, x: x @ p["w"])
+    grads, updates = ({"w": sign * jnp.eye(2), "n": jnp.int32(0)} for sign in (1, -1))
+    found, _ = tx.update(updates, tx.init(params), params, batch=jnp.eye(2), grad=grads)
+    assert int(found["n"]) == 0
+    assert -1 <= float(found["w"][0, 0]) < 0
 
 
 def test_a_batch_that_is_too_small():
