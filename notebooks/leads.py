@@ -116,7 +116,7 @@ def fired(run: dict[str, np.ndarray]) -> dict[str, float | None]:
 
     return {
         "acquisition ends (dimension falls slowly)": began(1),
-        "re-ask ends (gradients are mostly noise)": began(2),
+        "re-ask ends (agreement below 0.75)": began(2),
         "commutator defect above 20 and ten times its start": onset(run),
         "path has fewer dimensions than a random walk's": first(
             step, run["path_dimension"] < run["walk_dimension"]
