@@ -6,11 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 
 from fgo_jax import _checks
 from fgo_jax.curvature.chunks import Matvec, Part, check_options, mean_over_chunks
 from fgo_jax.curvature.selection import Mask, select
 from fgo_jax.curvature.weights import Select, mean_and_weights
+from fgo_jax.linalg import half
 from fgo_jax.linalg.operator import named
 
 
@@ -27,7 +30,8 @@ def hessian(
 
     The gradient is linearised once per call of the operator (forward over reverse), and every
     product is one linear pass. H is symmetric and, away from a minimum, indefinite: probes of
-    positive semi-definite operators take :func:`ggn` instead.
+    positive semi-definite operators take :func:`ggn` instead. With float16 parameters the loss
+    and the vectors are scaled by powers of two, which products are divided by.
 
     Args:
       loss_fn: ``(params, batch) -> losses``, twice differentiable: one per example, whose
@@ -61,12 +65,25 @@ def hessian(
     def build(params: Any, batch: Any, part: Part) -> Matvec:
         del part
         selection = select(params, mask)
+        scale = half.loss_scale(params)
 
         def mean(leaves: list[Any]) -> jax.Array:
-            return mean_and_weights(loss_fn(selection.merge(leaves), batch), weights, batch)[0]
+            losses = loss_fn(selection.merge(leaves), batch)
+            return scale * mean_and_weights(losses, weights, batch)[0]
 
         _, push = jax.linearize(jax.grad(mean), selection.leaves)
-        return lambda vector: selection.expand(push(selection.pick(vector)))
+
+        def product(vector: Any) -> Any:
+            return selection.expand(push(selection.pick(vector)))
+
+        def scaled(vector: Any) -> Any:
+            # Entries of a long unit vector, and their products, would be zero in float16.
+            part = optax.tree.cast(selection.part(vector), jnp.float32)
+            factor = half.vector_scale(part)
+            larger = optax.tree.cast_like([factor * v for v in part], selection.leaves)
+            return jax.tree.map(lambda p: p / scale / factor, selection.expand(push(larger)))
+
+        return scaled if half.has_half(params) else product
 
     def operator(params: Any, batch: Any) -> Matvec:
         return mean_over_chunks(build, params, batch, weights, chunk_size)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from fgo_jax.linalg.half import has_half, vector_scale
 
 # A pytree of bools (or a prefix of one), or a function from the parameters to it.
 Mask = Any
@@ -21,7 +21,8 @@ class Selection(NamedTuple):
 
     leaves: list[jax.Array]  # the chosen ones
     merge: Callable[[list[Any]], Any]  # chosen leaves -> parameters, the others unchanged
-    pick: Callable[[Any], list[Any]]  # vector -> its chosen leaves, in the parameters' dtypes
+    part: Callable[[Any], list[Any]]  # vector -> its chosen leaves
+    pick: Callable[[Any], list[Any]]  # the same, in the parameters' dtypes
     expand: Callable[[list[Any]], Any]  # chosen leaves -> vector in float32, zero elsewhere
 
 
@@ -37,9 +38,12 @@ def select(params: Any, mask: Mask | None) -> Selection:
             [next(given) if c else leaf for c, leaf in zip(chosen, leaves, strict=True)]
         )
 
+    def part(vector: Any) -> list[Any]:
+        pairs = zip(chosen, treedef.flatten_up_to(vector), strict=True)
+        return [jnp.asarray(v) for c, v in pairs if c]
+
     def pick(vector: Any) -> list[Any]:
-        pairs = zip(chosen, treedef.flatten_up_to(vector), leaves, strict=True)
-        return [jnp.asarray(v).astype(leaf.dtype) for c, v, leaf in pairs if c]
+        return optax.tree.cast_like(part(vector), own)
 
     def expand(part: list[Any]) -> Any:
         given = iter([leaf.astype(jnp.float32) for leaf in part])
@@ -47,8 +51,8 @@ def select(params: Any, mask: Mask | None) -> Selection:
         zeros = [next(given) if c else jnp.zeros(jnp.shape(leaf), jnp.float32) for c, leaf in pairs]
         return treedef.unflatten(zeros)
 
-    part = [leaf for c, leaf in zip(chosen, leaves, strict=True) if c]
-    return Selection(part, merge, pick, expand)
+    own = [leaf for c, leaf in zip(chosen, leaves, strict=True) if c]
+    return Selection(own, merge, part, pick, expand)
 
 
 def _chosen(params: Any, mask: Mask) -> list[bool]:
@@ -126,22 +130,9 @@ def linearise(function: Callable[[Any], Any], params: Any, mask: Mask | None) ->
         return selection.expand(product)
 
     def scaled_pull(cotangent: Any) -> Any:
-        scale = _scale(cotangent)
+        scale = vector_scale(cotangent)
         product = pull(jax.tree.map(lambda c: c.astype(jnp.float32) * scale, cotangent))
         return jax.tree.map(lambda p: p / scale, product)
 
-    is_half = any(x.dtype == jnp.float16 for x in jax.tree.leaves((outputs, selection.leaves)))
+    is_half = has_half((outputs, selection.leaves))
     return Linearised(outputs, push, scaled_pull if is_half else pull)
-
-
-def _scale(cotangent: Any) -> jax.Array:
-    """The power of two, [], that brings the largest entry to 1; with many rows, to less.
-
-    Products sum over the rows, and float16 ends at 65,504.
-    """
-    leaves = [c for c in jax.tree.leaves(cotangent) if c.size]
-    rows = max((math.prod(c.shape[: max(c.ndim - 1, 1)]) for c in leaves), default=1)
-    largest = [jnp.max(jnp.abs(c)).astype(jnp.float32) for c in leaves]
-    _, exponent = jnp.frexp(functools.reduce(jnp.maximum, largest, jnp.float32(0.0)))
-    wanted = -max(rows.bit_length() - 11, 0)  # 2^10 rows may each have an entry of 1
-    return jnp.ldexp(jnp.float32(1.0), jnp.clip(wanted - exponent, -126, 126))

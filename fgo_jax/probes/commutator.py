@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
-from fgo_jax.linalg import mesh
+from fgo_jax.linalg import half, mesh
 from fgo_jax.linalg.devices import AxisName, mean_over, on_each_device
 from fgo_jax.linalg.operator import check_examples, example_count, is_due
 from fgo_jax.linalg.sketch import sketch_tree
@@ -182,23 +182,27 @@ def difference(
     loss_fn: Any, params: Any, halves: list[Any], rate: float | None, axis_name: AxisName
 ) -> tuple[Any, list[jax.Array]]:
     """(theta_AB - theta_BA) / rate^2, shaped like the parameters; norms of the two gradients."""
+    is_half, scale = half.has_half(params), half.loss_scale(params)
 
-    def gradient(half: Any) -> Callable[[Any], Any]:
+    def gradient(part: Any) -> Callable[[Any], Any]:
         def at(point: Any) -> Any:
-            own = on_each_device(point, half, axis_name)
-            return mean_over(axis_name, jax.grad(lambda p: jnp.mean(loss_fn(p, half)))(own))
+            own = on_each_device(point, part, axis_name)
+            grads = jax.grad(lambda p: scale * jnp.mean(loss_fn(p, part)))(own)
+            return jax.tree.map(lambda g: g / scale, mean_over(axis_name, grads))
 
         return at
 
-    fields = [gradient(half) for half in halves]
+    fields = [gradient(part) for part in halves]
     grads = [field(params) for field in fields]
 
     def drift(field: Callable[[Any], Any], here: Any, along: Any) -> Any:
         """By how much a gradient falls over a step along another one, over the rate."""
-        like = jax.tree.map(lambda p, g: g.astype(p.dtype), params, along)
         if rate is None:
-            return jax.jvp(field, (params,), (like,))[1]
-        moved = jax.tree.map(lambda p, g: p - (rate * g).astype(p.dtype), params, like)
+            # A small gradient would be zero in float16.
+            factor = half.vector_scale(along) if is_half else 1.0
+            like = jax.tree.map(lambda p, g: (factor * g).astype(p.dtype), params, along)
+            return jax.tree.map(lambda g: g / factor, jax.jvp(field, (params,), (like,))[1])
+        moved = jax.tree.map(lambda p, g: p - (rate * g).astype(p.dtype), params, along)
         return jax.tree.map(lambda a, b: (a - b) / rate, here, field(moved))
 
     delta = optax.tree.sub(

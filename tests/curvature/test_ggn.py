@@ -9,6 +9,8 @@ from jax.flatten_util import ravel_pytree
 
 from fgo_jax.curvature.friction import friction
 from fgo_jax.curvature.ggn import ggn
+from fgo_jax.curvature.hessian import hessian
+from fgo_jax.curvature.losses import example_losses
 
 
 def predict(params, batch):
@@ -158,6 +160,29 @@ def test_cotangents_in_float16_neither_vanish_nor_overflow(rows, classes, out):
 
     np.testing.assert_allclose(along(w.astype(jnp.float16), x), along(w, x), rtol=0.01)
     assert not np.any(operator(w.astype(jnp.float16), x)(jnp.zeros_like(v)))
+
+
+@pytest.mark.parametrize("mean", [lambda losses: losses, jnp.mean])
+def test_the_hessian_of_a_linear_model_in_float16_is_its_ggn(mean):
+    x = jax.random.normal(jax.random.key(0), (512, 4))
+    w, v = (jax.random.normal(jax.random.key(i), (4, 8192)) for i in (1, 2))
+    v = v / jnp.linalg.norm(v)
+
+    def model(p, batch):
+        return batch["x"].astype(p.dtype) @ p
+
+    losses = example_losses(model)
+    operator = hessian(lambda p, batch: mean(losses(p, batch)))
+    batch = {"x": x, "label": jnp.arange(512)}
+
+    @jax.jit
+    def products(w):
+        with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+            return operator(w, batch)(v)
+
+    exact = ggn(model)(w.astype(jnp.float16).astype(jnp.float32), batch)(v)
+    error = products(w.astype(jnp.float16)) - exact
+    assert jnp.linalg.norm(error) < 0.01 * jnp.linalg.norm(exact)
 
 
 def test_works_inside_jit_and_scan(params):

@@ -93,6 +93,21 @@ def test_equal_halves_commute():
     assert np.isnan(read["commutator_defect"].error)
 
 
+def test_a_small_loss_has_its_defect_in_float16_too():
+    def small(params, batch):
+        numbers = jax.tree.map(lambda x: jnp.asarray(x, params["a"].dtype), batch)
+        return 1e-4 * losses(params, numbers).astype(jnp.float32)
+
+    probe = fgo.probes.commutator(small, pairs=PAIRS, examples=EXAMPLES)
+    defects = []
+    for kind in (jnp.float16, jnp.float32):
+        point = optax.tree.cast(tree(POINTS[0]), kind)
+        inputs = ProbeInputs(None, None, point, BATCH, jax.random.key(0), jnp.int32(1))
+        read = probe.read(jax.jit(probe.measure)(inputs, probe.init(point)))
+        defects.append(read["commutator_defect"].value)
+    np.testing.assert_allclose(*defects, rtol=0.01)
+
+
 def test_a_trigger_reads_it_and_the_batch_must_fit():
     plain = optax.identity()
     probe = fgo.probes.commutator(losses, every=2, pairs=1, snapshots=4)
