@@ -12,6 +12,7 @@ from fgo_jax.probes.probe import Estimate
 
 # A share of the energy that is reached exactly must not need one more eigenvalue.
 _ROUNDING = 1e-6
+_TINY = float(np.finfo(np.float32).tiny)
 # A figure that the last third of the steps changed by more than this share is not resolved.
 _UNRESOLVED = 0.5
 
@@ -201,4 +202,7 @@ def _negative(values: np.ndarray) -> np.ndarray:
 
 
 def _estimate(value: Any, error: Any) -> Estimate:
-    return Estimate(jnp.float32(value), jnp.float32(error))
+    if 0.0 < abs(value) < _TINY:
+        error = max(error, _TINY)  # float32 may hold a zero for it
+    with np.errstate(over="ignore"):
+        return Estimate(jnp.float32(value), jnp.float32(error))

@@ -16,6 +16,7 @@ from fgo_jax.analysis.progress import Advance
 from fgo_jax.linalg import mesh, whole_blocks
 from fgo_jax.linalg.krylov import Krylov, combination, krylov_space, random_block
 from fgo_jax.linalg.operator import Operator
+from fgo_jax.linalg.rows import divided, unit_of
 from fgo_jax.linalg.trees import vdot
 from fgo_jax.probes.probe import Estimate
 
@@ -154,6 +155,8 @@ def residuals(
     def length(pair: tuple[jax.Array, Any]) -> jax.Array:
         value, vector = pair
         rest = jax.tree.map(lambda a, b: a - value * b, act(vector), vector)
-        return jnp.sqrt(vdot(rest, rest))
+        unit = unit_of(rest)  # the squares may leave float32
+        rest = divided(rest, unit)
+        return unit * jnp.sqrt(vdot(rest, rest))
 
     return jax.lax.map(length, (values, vectors))

@@ -12,6 +12,7 @@ import optax
 from fgo_jax.linalg import mesh
 from fgo_jax.linalg.decompositions import eigh
 from fgo_jax.linalg.draws import drawn_like
+from fgo_jax.linalg.rows import divided, unit_of
 from fgo_jax.linalg.trees import vdot
 
 # A residual below this share of the largest product is rounding.
@@ -186,22 +187,29 @@ def krylov_space(matvec: Callable[[Any], Any], block: Any, num_steps: int) -> Kr
             vector,
         )
 
-    def begin(slot: jax.Array, basis: Any) -> Any:
+    def start(slot: Any) -> Any:
         vector = jax.tree.map(lambda leaf: leaf[slot], block)
-        return append(basis, vector, slot, jnp.float32(0.0))[0]
+        return divided(vector, unit_of(vector))
+
+    def begin(slot: jax.Array, basis: Any) -> Any:
+        return append(basis, start(slot), slot, jnp.float32(0.0))[0]
 
     def step(k: jax.Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        basis, columns, largest = carry
+        basis, columns, largest, unit = carry
         vector = jax.tree.map(lambda all_rows: all_rows[k], basis)
         product = optax.tree.cast(matvec(vector), jnp.float32)
-        basis, column, largest = append(basis, product, k + width, largest)
-        return basis, columns.at[k].set(column), largest
+        # The unit of the first product that is not zero, for all: squares stay within float32.
+        unit = jnp.where(largest > 0.0, unit, unit_of(product))
+        basis, column, largest = append(basis, divided(product, unit), k + width, largest)
+        return basis, columns.at[k].set(column), largest, unit
 
-    start = jax.tree.map(lambda leaf: leaf[0], block)  # the basis is still empty
-    basis = put(empty, start, 0, jnp.sqrt(vdot(start, start)))
+    first = start(0)  # the basis is still empty
+    basis = put(empty, first, 0, jnp.sqrt(vdot(first, first)))
     basis = jax.lax.fori_loop(1, width, begin, basis)
     columns = jnp.zeros([num_steps, rows], jnp.float32)
-    basis, columns, _ = jax.lax.fori_loop(0, num_steps, step, (basis, columns, jnp.float32(0.0)))
+    carry = (basis, columns, jnp.float32(0.0), jnp.float32(1.0))
+    basis, columns, _, unit = jax.lax.fori_loop(0, num_steps, step, carry)
+    columns = columns * unit
     inner = jax.tree.map(lambda all_rows: all_rows[:num_steps], basis)
     lengths = sum(
         jnp.sum(jnp.square(leaf), axis=tuple(range(1, leaf.ndim)))

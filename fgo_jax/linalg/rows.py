@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -24,16 +25,23 @@ class RowSpectrum(NamedTuple):
     rank_influence: jax.Array  # [n], float32
 
 
-def unit_of(rows: jax.Array) -> jax.Array:
+def unit_of(rows: Any) -> jax.Array:
     """A power of two, [], float32; in this unit the fourth powers of rows stay within float32.
 
-    No entry of the rows is more than four times as large, and a division by it changes no digit.
+    No entry of the rows, an array or a pytree, is more than four times as large, and a division
+    by it changes no digit.
     """
-    largest = jnp.max(jnp.abs(rows))
+    sizes = [jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(rows)]
+    largest = functools.reduce(jnp.maximum, sizes)
     # The bits of the exponent, without sign and digits.
     exponent = jax.lax.bitcast_convert_type(largest, jnp.uint32) & jnp.uint32(0x7F800000)
     power = jax.lax.bitcast_convert_type(exponent, jnp.float32)
     return jnp.clip(power, 2.0**-126, 2.0**126)  # its inverse is within float32 too
+
+
+def divided(rows: Any, unit: jax.Array) -> Any:
+    """The rows in a unit."""
+    return jax.tree.map(lambda leaf: leaf / unit, rows)
 
 
 def row_spectrum(gram: jax.Array, freedom: int, energy: Any) -> RowSpectrum:

@@ -22,6 +22,7 @@ from fgo_jax.linalg.operator import (
     is_due,
     student_width,
 )
+from fgo_jax.linalg.rows import unit_of
 from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
 
 SIGNALS = ("trace", "top_eigenvalue", "intrinsic_dimension", "energy_rank", "energy_fraction")
@@ -211,7 +212,8 @@ def _summarise(
 ) -> tuple[jax.Array, jax.Array]:
     """Readings and errors, in the order of `SIGNALS`, from the starts' Krylov spaces."""
     starts = matrices.shape[0]
-    counted = count_eigenvalues(matrices, couplings, dimension)
+    unit = unit_of(matrices)  # sums of squares of the eigenvalues may leave float32
+    counted = count_eigenvalues(matrices / unit, couplings / unit, dimension)
     first = jnp.sum(counted.counts * counted.ritz, axis=1)
     second = jnp.sum(counted.counts * jnp.square(counted.ritz), axis=1)
     rank = jax.vmap(functools.partial(_rank, energy=energy))(counted)
@@ -227,10 +229,12 @@ def _summarise(
     values = jnp.stack(
         [jnp.mean(first), jnp.max(top), ratio, jnp.mean(rank), jnp.mean(rank) / dimension]
     )
+    units = jnp.where(jnp.arange(len(SIGNALS)) < 2, unit, 1.0)
     if starts == 1:
-        return values, jnp.full_like(values, jnp.nan)
+        return units * values, jnp.full_like(values, jnp.nan)
     spread = jnp.stack([first, top, ratio * influence, rank, rank / dimension])
-    return values, student_width(starts - 1) * jnp.std(spread, axis=1, ddof=1) / starts**0.5
+    errors = student_width(starts - 1) * jnp.std(spread, axis=1, ddof=1) / starts**0.5
+    return units * values, units * errors
 
 
 def _rank(counted: EigenvalueCounts, energy: Any) -> jax.Array:

@@ -281,6 +281,21 @@ def test_bfloat16_parameters_give_float32_statistics():
         np.testing.assert_allclose(rounded, exact, rtol=0.02)
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_eigenvalues_whose_squares_leave_float32_are_those_of_any_unit(scale):
+    values = jnp.concatenate([jnp.array([9.0, 5.0, 2.0]), jnp.linspace(0.1, 1.0, 27)])
+    plain, scaled = (
+        fgo.spectrum(lambda p, b: lambda v: (b * values) * v, jnp.zeros(30), unit, num_steps=12)
+        for unit in (jnp.float32(1.0), jnp.float32(scale))
+    )
+    np.testing.assert_allclose(scaled.eigenvalues / scale, plain.eigenvalues, rtol=1e-5)
+    for name in ("trace", "lowest_eigenvalue", "participation_ratio", "energy_rank"):
+        unit = scale if name in ("trace", "lowest_eigenvalue") else 1.0
+        for a, b in zip(getattr(scaled, name), getattr(plain, name), strict=True):
+            np.testing.assert_allclose(a / unit, b, rtol=1e-3, err_msg=name)
+    assert np.all(scaled.residuals > 0)
+
+
 def test_errors_in_half_precision_hold_its_rounding():
     x = jax.random.normal(jax.random.key(0), (64, 12))
     operator = fgo.curvature.ggn(lambda p, b: b.astype(p.dtype) @ p, "softmax_cross_entropy")

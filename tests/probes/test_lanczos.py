@@ -192,6 +192,17 @@ def test_small_operators_are_solved_exactly_and_one_start_has_no_error():
     assert all(np.isnan(estimate.error).all() for estimate in read.values())
 
 
+def test_eigenvalues_whose_squares_leave_float32_are_measured():
+    values = jnp.array([9.0, 5.0, *np.linspace(0.1, 1.0, 30)], jnp.float32)
+    plain = read_diagonal(values, seeds=2)
+    for scale in (1e-20, 1e20):
+        read = read_diagonal(scale * values, seeds=2)
+        for name in SIGNALS:
+            unit = scale if name in ("trace", "top_eigenvalue") else 1.0
+            for a, b in zip(read[name], plain[name], strict=True):
+                np.testing.assert_allclose(a / unit, b, rtol=1e-3, atol=1e-4)
+
+
 def test_a_measurement_without_a_spectrum_is_held():
     probe = lanczos(lambda params, batch: lambda v: jnp.mean(batch) * v, num_steps=3, examples=2)
     measure = jax.jit(probe.measure)
