@@ -10,9 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from fgo_jax import _checks
+from fgo_jax.linalg import half
 from fgo_jax.linalg.draws import drawn_like
+from fgo_jax.linalg.rows import unit_of
 from fgo_jax.linalg.trees import leaf_names, sum_squares, vdot
 
 # A symmetry holds where its number, about a standard normal one without it, is below this at each
@@ -21,6 +24,8 @@ _CHANCE = 0.05
 _POINTS = 4
 _SPREAD = 0.5  # of the points, in root mean squares of a leaf
 _ROUNDING = 100 * float(np.finfo(np.float32).eps)
+# Two gradients of nothing but rounding differ by about twice their squared length.
+_CHANGE = 0.1
 
 Part = tuple[str, ...]  # paths of leaves that change together
 
@@ -34,7 +39,8 @@ class Symmetries(NamedTuple):
         along it.
       rescale: classes of parts, of which one can grow by a factor as another one shrinks by it:
         :math:`\langle\theta, g\rangle` is the same for all of a class.
-      still: leaves without a gradient beyond rounding.
+      still: leaves without a gradient beyond rounding: it is below :math:`10^{-5}` of the
+        largest, and another one where the parameters differ by their rounding.
       residuals: for each leaf the largest :math:`|\langle\theta, g\rangle| / (\|\theta\|
         \|g\|)` at the points that were tried.
 
@@ -118,14 +124,19 @@ def symmetries(
     paths = leaf_names(params)
     sizes = np.array([leaf.size for leaf in jax.tree.leaves(params)], np.float64)
     measured = _measured(loss_fn, params, batch, jax.random.split(key, _POINTS))
-    dots, squares, powers, sums = (np.asarray(x, np.float64) for x in measured)  # [points, leaves]
+    # [points, leaves]
+    dots, squares, powers, sums, changes, units = (np.asarray(x, np.float64) for x in measured)
+    dots, powers, sums = units * dots, units**2 * powers, units**2 * sums
+    changes = units**2 * changes
     if not all(np.isfinite(x).all() for x in (dots, squares, powers, sums)):
         raise ValueError(
             "the gradients of loss_fn are not finite near the parameters: check that the "
             "parameters and the batch hold no NaN or infinity."
         )
     chance = squares * powers / sizes  # variance of <theta, g> if the two were independent
-    still = (powers <= _ROUNDING**2 * powers.max(1, keepdims=True)).all(0)
+    small = (powers <= _ROUNDING**2 * powers.max(1, keepdims=True)).all(0)
+    # A small gradient is a gradient, if rounding does not change it.
+    still = small & (changes.sum(0) >= _CHANGE * powers.sum(0))
 
     def normal(number: np.ndarray, variance: np.ndarray) -> float:
         """The largest size over the points, in standard deviations."""
@@ -178,22 +189,41 @@ def _normal(key: jax.Array, leaf: jax.Array) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _measured(loss_fn: Any, params: Any, batch: Any, keys: jax.Array) -> tuple[jax.Array, ...]:
-    """<theta, g>, |theta|^2, |g|^2 and |sum of g along its last axis|^2, each [points, leaves]."""
+    """<theta, g>, |theta|^2, |g|^2, |sum of g along its last axis|^2 and the change of g.
+
+    Each is [points, leaves], the gradients in units of their own, which come last. The change is
+    the squared one after parameters moved by their rounding.
+    """
+    scale = half.loss_scale(params)  # all numbers are compared with each other
 
     def at(key: jax.Array) -> tuple[jax.Array, ...]:
         leaves, treedef = jax.tree.flatten(params)
-        moved = []
+        moved, rounded = [], []
         for leaf, drawn in zip(leaves, drawn_like(_normal, key, leaves), strict=True):
             size = jnp.sqrt(jnp.mean(jnp.square(leaf)))
             # Vectors move by half as much as activations are large, so that a bias counts.
             size = jnp.maximum(size, 1.0) if leaf.ndim < 2 else jnp.where(size > 0, size, 0.1)
             moved.append(leaf + _SPREAD * size * drawn)
-        point = treedef.unflatten(moved)
-        grads = jax.tree.leaves(jax.grad(lambda p: jnp.mean(loss_fn(p, batch)))(point))
+            digit = 4 * float(jnp.finfo(leaf.dtype).eps)
+            rounded.append(moved[-1] * (1 + digit * jnp.sign(drawn)))
+
+        def gradient(leaves: list[Any]) -> list[Any]:
+            loss = lambda p: scale * jnp.mean(loss_fn(treedef.unflatten(p), batch))  # noqa: E731
+            return optax.tree.cast(jax.grad(loss)(leaves), jnp.float32)
+
+        grads = gradient(moved)
+        units = [unit_of(g) for g in grads]
+        grads, other = (
+            [g / unit for g, unit in zip(some, units, strict=True)]
+            for some in (grads, gradient(rounded))
+        )
+        moved = optax.tree.cast(moved, jnp.float32)
         along = [jnp.sum(g, axis=-1) if g.ndim else g for g in grads]
+        changed = optax.tree.sub(other, grads)
         return (
             jnp.stack([vdot(p, g) for p, g in zip(moved, grads, strict=True)]),
-            *(jnp.stack([sum_squares(x) for x in xs]) for xs in (moved, grads, along)),
+            *(jnp.stack([sum_squares(x) for x in xs]) for xs in (moved, grads, along, changed)),
+            jnp.stack(units),
         )
 
     return jax.lax.map(at, keys)

@@ -82,6 +82,25 @@ def test_a_bias_before_a_batch_norm_has_no_gradient():
         fgo.analysis.symmetries(centred, params, jnp.full((16, 4), jnp.nan))
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e20])
+def test_a_small_gradient_that_rounding_does_not_change_is_no_still_one(scale):
+    def mixed(params, x):
+        return scale * (1e6 * jnp.sum(x * params["w"] ** 2) + params["v"] ** 3)
+
+    params = {"w": jnp.ones(3), "v": jnp.ones(())}
+    assert fgo.analysis.symmetries(mixed, params, jnp.arange(3.0)).still == ()
+
+    def deep(params, x):
+        for name in sorted(params):
+            x = jax.nn.sigmoid(x @ params[name])
+        return scale * jnp.sum(x**2, -1)
+
+    keys = jax.random.split(jax.random.key(0), 14)
+    layers = {f"l{i:02d}": 0.5 * jax.random.normal(key, (8, 8)) for i, key in enumerate(keys)}
+    found = fgo.analysis.symmetries(deep, layers, jax.random.normal(keys[0], (32, 8)))
+    assert found.still == ()
+
+
 @pytest.fixture(scope="module")
 def trained():
     """Parameters before, velocities and gradients after each step, in float64."""
