@@ -160,37 +160,36 @@ def _truncated(value: float, error: float, before: float, of: float | None = Non
 def energy_rank(rule: Rule, short: Rule | None, energy: float) -> Estimate:
     """The fewest eigenvalues that hold a share of the sum of |eigenvalue|.
 
-    The error is a jackknife over the starts, of the count with its fraction, and what the
-    last third of the steps changed. Where the count may cross a whole number, the error
-    reaches the next one.
+    It is a count with a fraction, of a node that stands for many eigenvalues, rounded up. The error
+    is a jackknife over the starts, of the count with its fraction, and what the last third of the
+    steps changed. Where the count may cross a whole number, the error reaches the next one.
     """
-    fraction, exact = _count(rule, energy)
+    fraction = _count(rule, energy)
     if np.isnan(fraction):
         return _estimate(np.nan, np.nan)
     n = rule.num_starts
-    others = np.array([_count(rule.without(start), energy)[0] for start in range(n)])
+    others = np.array([_count(rule.without(start), energy) for start in range(n)])
     spread = np.sqrt((n - 1) / n * np.sum(np.square(others - np.mean(others))))
-    before = np.nan if short is None else _count(short, energy)[0]
+    before = np.nan if short is None else _count(short, energy)
     error = float(_truncated(fraction, student_width(n - 1) * spread, before).error)
-    if not exact or np.isinf(error):
-        return _estimate(fraction, error)
     rank, reach = np.ceil(fraction), 1.96 * error
+    if np.isinf(error):
+        return _estimate(rank, error)
     furthest = max(np.ceil(fraction + reach) - rank, rank - np.ceil(fraction - reach))
     return _estimate(rank, max(error, furthest / 1.96))
 
 
-def _count(rule: Rule, energy: float) -> tuple[float, bool]:
-    """The rank with its fraction, and whether an exact eigenvalue is the last of it."""
+def _count(rule: Rule, energy: float) -> float:
+    """The rank with its fraction."""
     order = np.argsort(-np.abs(rule.nodes), kind="stable")
     sizes, weights = np.abs(rule.nodes[order]), rule.weights[order]
     held = np.cumsum(sizes * weights)
     if not len(held) or held[-1] <= 0.0:
-        return np.nan, False
+        return np.nan
     wanted = energy * held[-1] * (1.0 - _ROUNDING)
     last = int(np.argmax(held >= wanted))
     missing = wanted - (held[last - 1] if last else 0.0)
-    count = np.sum(weights[:last]) + missing / sizes[last]
-    return float(count), bool(rule.starts[order][last] == -1)
+    return float(np.sum(weights[:last]) + missing / sizes[last])
 
 
 def _same(values: np.ndarray) -> np.ndarray:

@@ -189,6 +189,13 @@ def test_rank_three_is_counted_exactly():
     assert report.energy_rank.value == 3.0
 
 
+@pytest.mark.parametrize(("energy", "rank"), [(0.9, 5), (0.8, 4), (1.0, 5)])
+def test_the_energy_rank_of_a_multiple_eigenvalue_is_a_whole_number(energy, rank):
+    operator, params = diagonal(np.ones(5))
+    found = fgo.spectrum(operator, params, 0, num_steps=8, top=1, energy=energy).energy_rank
+    assert found.value == rank == fgo.linalg.energy_rank(jnp.ones(5), energy)
+
+
 def test_the_starts_average_to_the_rule():
     ritz = quadrature.Ritz(np.array([2.0, 1.0]), np.array([0.25, 0.75]), np.zeros(2), np.eye(2))
     rule = quadrature.combine(np.array([9.0]), [ritz, ritz], 5)
