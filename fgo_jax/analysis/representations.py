@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from fgo_jax import _checks
@@ -19,7 +20,8 @@ def representation_drift(before: Any, after: Any) -> float:
     with the representations x and y of the same examples in two states of a run. 0 says that
     all distances keep their order; 1, that the two have nothing to do with each other. Shifts,
     rotations and one common factor change nothing, and neither does the number of features.
-    That the head reads the features differently is therefore not seen.
+    That the head reads the features differently is therefore not seen. Distances that differ by
+    no more than the rounding of their numbers are equal.
 
     All pairs share their examples, so the usual error of a rank correlation does not apply.
     Read the number beside the drift over a few steps at the same rate, or between two batches.
@@ -54,7 +56,7 @@ def representation_drift(before: Any, after: Any) -> float:
             f"before has {len(x)} examples and after {len(y)}: represent the same batch, in the "
             "same order, in both states."
         )
-    return 1.0 - _spearman(_distances(x), _distances(y))
+    return 1.0 - _spearman(_distances(x), _distances(y), max(_rounding(before), _rounding(after)))
 
 
 def feature_split(
@@ -109,7 +111,7 @@ def feature_split(
     if not splits:
         raise ValueError("splits must hold at least one pair of halves.")
     pairs = [[_distances(x[:, np.asarray(half)]) for half in halves] for halves in splits]
-    return float(np.mean([_spearman(*pair) for pair in pairs]))
+    return float(np.mean([_spearman(*pair, _rounding(representation)) for pair in pairs]))
 
 
 def _rows(name: str, representation: Any) -> np.ndarray:
@@ -127,13 +129,26 @@ def _distances(x: np.ndarray) -> np.ndarray:
     return np.concatenate([np.linalg.norm(x[i + 1 :] - x[i], axis=1) for i in range(len(x) - 1)])
 
 
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = (ranks - ranks.mean() for ranks in (_ranks(a), _ranks(b)))
+def _rounding(representation: Any) -> float:
+    """The share of the largest distance below which two distances are equal."""
+    kind = getattr(representation, "dtype", np.dtype(np.float64))
+    return 4 * float(jnp.finfo(kind if jnp.issubdtype(kind, jnp.floating) else np.float64).eps)
+
+
+def _spearman(a: np.ndarray, b: np.ndarray, rounding: float) -> float:
+    a, b = (ranks - ranks.mean() for ranks in (_ranks(a, rounding), _ranks(b, rounding)))
     power = np.dot(a, a) * np.dot(b, b)
     return float(np.dot(a, b) / power**0.5) if power > 0 else float("nan")
 
 
-def _ranks(x: np.ndarray) -> np.ndarray:
+def _ranks(x: np.ndarray, rounding: float) -> np.ndarray:
     """Ranks from 1; equal numbers share the mean of theirs."""
-    _, which, counts = np.unique(x, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[which]
+    values, which, counts = np.unique(x, return_inverse=True, return_counts=True)
+    reach = max(rounding * values[-1], float(np.finfo(np.float64).tiny))
+    # A rotation splits equal distances by their rounding. What is within reach of its neighbour is
+    # one number, and a long chain of such is cut at every reach.
+    first = np.diff(values, prepend=-np.inf) > reach
+    offsets = (values - values[first][np.cumsum(first) - 1]) // reach
+    group = np.cumsum(first | (np.diff(offsets, prepend=0.0) != 0)) - 1
+    counts = np.bincount(group, counts)
+    return (np.cumsum(counts) - (counts - 1) / 2)[group[which]]

@@ -8,8 +8,8 @@ from scipy.stats import spearmanr
 from fgo_jax.analysis import feature_split, representation_drift
 
 RNG = np.random.default_rng(0)
-X = RNG.standard_normal((40, 12)).astype("f4")
-MOVED = X + 0.5 * RNG.standard_normal(X.shape).astype("f4")
+X = RNG.standard_normal((40, 12))
+MOVED = X + 0.5 * RNG.standard_normal(X.shape)
 
 
 def rotation(size):
@@ -23,7 +23,7 @@ def test_against_scipy_also_with_ties_and_other_features(after):
 
 
 def test_distances_are_all_that_counts():
-    turned = 3.0 * (X.astype("f8") @ rotation(12)) - 1.0
+    turned = 3.0 * (X @ rotation(12)) - 1.0
     assert representation_drift(X, turned) == pytest.approx(0.0, abs=1e-12)
     wide = np.concatenate([turned, np.zeros((40, 7))], 1)
     assert representation_drift(X, wide) == pytest.approx(0.0, abs=1e-12)
@@ -31,6 +31,17 @@ def test_distances_are_all_that_counts():
     assert representation_drift([[0.0], [1.0], [3.0]], [[0.0], [3.0], [1.0]]) == pytest.approx(2.0)
     # A collapsed representation has no order.
     assert np.isnan(representation_drift(X, np.ones((40, 2))))
+
+
+@pytest.mark.parametrize("kind", ["f4", "f8"])
+def test_a_rotation_of_equal_distances_is_no_drift(kind):
+    corners = np.eye(10, dtype=kind)[RNG.integers(0, 10, 50)]
+    grid = RNG.integers(0, 2, (50, 10)).astype(kind)
+    for x in (corners, grid):
+        turned = x @ rotation(10).astype(kind)
+        assert representation_drift(x, turned) == pytest.approx(0.0, abs=1e-9)
+        both = np.concatenate([x, turned], 1)
+        assert feature_split(both, [(range(10), range(10, 20))]) == pytest.approx(1.0)
 
 
 def test_drift_grows_with_the_way():
