@@ -110,19 +110,19 @@ def added_up(numbers: Sequence[jax.Array], shape: tuple[int, ...] = ()) -> jax.A
 
 
 def vdot(a: Any, b: Any) -> jax.Array:
-    r"""Inner product of two float32 pytrees, leaf by leaf.
+    r"""Inner product of two pytrees in float32, leaf by leaf.
 
     .. math:: \langle a, b \rangle = \sum_{\text{leaves}} \sum_k a_k b_k
 
     Args:
-      a: a pytree of real arrays.
+      a: a pytree of real arrays of any dtype.
       b: a pytree of the same structure and shapes.
 
     Returns:
       [], float32, in the product of the two units.
 
     Raises:
-      ValueError: from JAX, where structures differ.
+      ValueError: for complex leaves; from JAX, where structures differ.
       TypeError: from JAX, where shapes differ.
 
     Example:
@@ -141,7 +141,12 @@ def vdot(a: Any, b: Any) -> jax.Array:
 
 def leaf_vdot(x: jax.Array, y: jax.Array) -> jax.Array:
     """Inner product of two leaves, on every device of their mesh."""
-    alone = mesh.replicated(x, 0)
+    if jnp.iscomplexobj(x) or jnp.iscomplexobj(y):
+        raise ValueError(
+            "an inner product is of real numbers, got complex ones: pass their parts, as in "
+            "[z.real, z.imag]."
+        )
+    x, y, alone = x.astype(jnp.float32), y.astype(jnp.float32), mesh.replicated(x, 0)
     return jnp.tensordot(x, y, axes=x.ndim, precision="highest", out_sharding=alone)
 
 
