@@ -256,7 +256,7 @@ class SpectrumReport:
         for name, estimate in figures.items():
             if estimate is not None:
                 label = f"{name} ({self.energy:g})" if name == "energy_rank" else name
-                rows.append((label, _number(estimate)))
+                rows.append((label, number(estimate)))
         listed = "" if self.complete else "  (not complete)"
         rows.append(("eigenvalues", " ".join(f"{x:.3g}" for x in self.eigenvalues) + listed))
         lines = [f"{name:<22}{text}" for name, text in rows]
@@ -264,7 +264,7 @@ class SpectrumReport:
         if self.layers:
             lines += ["", "layer".ljust(22) + "dimension   " + "".join(f"{n:<28}" for n in names)]
             for layer, part in self.layers.items():
-                numbers = "".join(f"{_number(getattr(part, name)):<28}" for name in names)
+                numbers = "".join(f"{number(getattr(part, name)):<28}" for name in names)
                 lines.append(f"{layer:<22}{part.dimension:<12}{numbers}")
         unresolved = [name for name, estimate in figures.items() if _is_unresolved(estimate)]
         for layer, part in self.layers.items():
@@ -281,9 +281,10 @@ def _is_unresolved(estimate: Estimate | None) -> bool:
     return estimate is not None and bool(np.isinf(estimate.error))
 
 
-def _number(estimate: Estimate) -> str:
+def number(estimate: Estimate, error: bool = True) -> str:
+    """The value in words and digits, with its error or without."""
     if np.isnan(estimate.value):
         return "not told from noise"
     if np.isinf(estimate.error):
         return f"{float(estimate.value):.4g} (unresolved)"
-    return f"{float(estimate.value):.4g} +- {float(estimate.error):.2g}"
+    return f"{float(estimate.value):.4g}" + (f" +- {float(estimate.error):.2g}" if error else "")

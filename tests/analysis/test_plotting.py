@@ -1,5 +1,6 @@
 """Pictures show what the report says."""
 
+import dataclasses
 import sys
 
 import jax.numpy as jnp
@@ -64,6 +65,18 @@ def test_layers_are_bars_with_the_stiffest_on_top(report):
     assert "by layer (PR: participation ratio)" in ax.get_title()
     assert "residual" in ax.get_legend().get_texts()[-1].get_text()
     ax.figure.canvas.draw()
+
+
+def test_what_is_not_resolved_is_named_so_beside_its_bar(report):
+    unknown = fgo.probes.Estimate(jnp.float32(23.718), jnp.float32(jnp.inf))
+    nothing = fgo.probes.Estimate(jnp.float32(jnp.nan), jnp.float32(jnp.nan))
+    layers = {
+        name: dataclasses.replace(part, participation_ratio=ratio)
+        for (name, part), ratio in zip(report.layers.items(), (unknown, nothing), strict=True)
+    }
+    ax = fgo.plotting.layers(dataclasses.replace(report, layers=layers))
+    told = {text.get_text() for text in ax.texts}
+    assert told == {"PR 23.72 (unresolved)", "PR not told from noise"}
 
 
 def test_it_draws_into_given_axes(report):

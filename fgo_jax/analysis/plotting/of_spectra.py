@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fgo_jax.analysis.plotting import canvas
-from fgo_jax.analysis.report import SpectrumReport
+from fgo_jax.analysis.report import SpectrumReport, number
 
 _BULK, _OUTLIER = canvas.BLUE, canvas.VERMILLION
 _UNIT = "[loss / parameter$^2$]"
@@ -174,10 +174,11 @@ def layers(report: SpectrumReport, ax: Any = None) -> Any:
         ends = np.maximum(ends, values + errors)
     ax.set_xscale("log")
     low, high = ax.get_xlim()
-    ax.set_xlim(low / 2, high * (high / low) ** 0.22)  # room for the numbers
-    for y, end, (_, part) in zip(place, ends, parts, strict=True):
-        ratio = float(part.participation_ratio.value)
-        ax.text(end * (high / low) ** 0.02, y, f"PR {ratio:.3g}", va="center", fontsize=9)
+    ratios = [f"PR {number(part.participation_ratio, error=False)}" for _, part in parts]
+    room = 0.028 * max(map(len, ratios))
+    ax.set_xlim(low / 2, high * (high / low) ** room)
+    for y, end, ratio in zip(place, ends, ratios, strict=True):
+        ax.text(end * (high / low) ** 0.02, y, ratio, va="center", fontsize=9)
     ax.set_yticks(place, [f"{name} ({part.dimension:,})" for name, part in parts])
     ax.set_xlabel(f"size of the eigenvalue {_UNIT}")
     ax.set_ylabel("layer (parameters)")
