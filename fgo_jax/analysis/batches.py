@@ -81,6 +81,20 @@ def mean_product(
     return mean
 
 
+def check_rows(data: Data) -> None:
+    """Raises for batches of too few examples for :func:`gradient_noise`."""
+    if _examples(data) < 5:
+        raise ValueError(
+            f"the noise scale of rows_fn= needs batches of at least 5 examples, got "
+            f"{_examples(data)}: pass larger ones, or leave out rows_fn=."
+        )
+
+
+def _examples(data: Data) -> int:
+    """The size of the batches' shortest axis 0."""
+    return min([x.shape[1] for x in jax.tree.leaves(data) if x.ndim > 1], default=0)
+
+
 def gradient_noise(
     rows_fn: RowsFn,
     params: Any,
@@ -90,8 +104,7 @@ def gradient_noise(
     key: jax.Array,
 ) -> dict[str, Estimate]:
     """Noise scales of the gradients; numerator and denominator are averaged over batches."""
-    shapes = [leaf.shape for leaf in jax.tree.leaves(data)]
-    count, size = shapes[0][0], min([shape[1] for shape in shapes if len(shape) > 1], default=0)
+    count, size = jax.tree.leaves(data)[0].shape[0], _examples(data)
 
     @functools.partial(jax.jit, static_argnums=0)
     def measure(read: int, index: jax.Array, params: Any, data: Data, state: Any) -> Any:

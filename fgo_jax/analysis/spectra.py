@@ -12,7 +12,13 @@ import numpy as np
 
 from fgo_jax import _checks
 from fgo_jax.analysis import quadrature
-from fgo_jax.analysis.batches import Data, gradient_noise, refuse_batches, stack_batches
+from fgo_jax.analysis.batches import (
+    Data,
+    check_rows,
+    gradient_noise,
+    refuse_batches,
+    stack_batches,
+)
 from fgo_jax.analysis.progress import shown
 from fgo_jax.analysis.report import LayerReport, Setup, SpectrumReport
 from fgo_jax.analysis.runs import (
@@ -152,6 +158,8 @@ def spectrum(
     names = check_groups(groups)
     members = slots(groups, params)
     data = stack_batches(batch, batches)
+    if rows_fn is not None:
+        check_rows(data)
     key = jax.random.key(0) if key is None else key
     keys = jax.random.split(key, 2 + len(names))
 

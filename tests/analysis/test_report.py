@@ -246,7 +246,9 @@ def test_a_positive_operator_has_no_density_below_zero(reports):
         ({"batch": 0, "num_starts": 1}, "num_starts must be an integer >= 2"),
         ({"batch": 0, "num_steps": 4, "top": 5}, "pass num_steps= of at least 10"),
         ({"batch": 0, "num_steps": 12, "block_size": 13}, "pass num_steps= of at least 26"),
-        ({"batch": 0, "energy": 1.5}, r"energy must lie in \[0, 1\)"),
+        ({"batch": 0, "energy": 0.0}, r"energy must lie in \(0, 1\]"),
+        ({"batch": 0, "energy": 1.5}, r"energy must lie in \(0, 1\]"),
+        ({"batch": jnp.zeros((4, 2)), "rows_fn": lambda p, b: b}, "at least 5 examples, got 4"),
         ({"batch": 0, "groups": {"elsewhere": "a"}}, "groups names"),
     ],
 )
