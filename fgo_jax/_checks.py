@@ -64,6 +64,13 @@ def fraction(name: str, value: Any) -> None:
         raise ValueError(f"{name} must lie in [0, 1), got {value!r}.")
 
 
+def share(name: str, value: Any) -> None:
+    """Raises for what is not a number in (0, 1]."""
+    known = number(value)
+    if known is not None and not (0.0 < known <= 1.0):
+        raise ValueError(f"{name} must lie in (0, 1], got {value!r}.")
+
+
 def unit(name: str, value: Any) -> None:
     """Raises for what is not a number in [0, 1]."""
     known = number(value)

@@ -107,7 +107,7 @@ def spectrum(
       block_size: start vectors of a run, at most ``num_steps``. The degree of the
         polynomials in the operator falls to ``num_steps / block_size``.
       top: eigenpairs to list. A Krylov space of fewer dimensions gives fewer.
-      energy: share of :math:`\sum |\lambda|` that the energy rank holds, in [0, 1).
+      energy: share of :math:`\sum |\lambda|` that the energy rank holds, in (0, 1].
       groups: parts of the tree, such as layers, whose diagonal blocks are measured too, from
         :func:`fgo_jax.probes.layer_groups`.
       rows_fn: ``(params, batch) -> rows``, the gradients of single examples, for the noise
@@ -148,7 +148,7 @@ def spectrum(
     _checks.positive_int("num_starts", num_starts, 2)
     _checks.positive_int("noise_examples", noise_examples, 5)
     _checks.static("energy", energy)
-    _checks.fraction("energy", energy)
+    _checks.share("energy", energy)
     if max(block_size, top) > num_steps:
         raise ValueError(
             f"num_steps={num_steps} products show at most as many eigenpairs, too few for "

@@ -79,7 +79,7 @@ def commutator(
         rounding, and D is then noise.
       snapshots: of the path, at least 4. Memory is ``8 * width * snapshots`` bytes.
       width: entries of each of the two sketches.
-      energy: share of the variance that ``path_rank`` holds.
+      energy: share of the variance that ``path_rank`` holds, in (0, 1].
 
     Returns:
       A :class:`fgo_jax.probes.Probe` that requires ``params`` and ``batch=`` of the update.
@@ -109,7 +109,7 @@ def commutator(
         _checks.positive("rate", rate)
     _checks.positive_int("snapshots", snapshots, 4)
     _checks.positive_int("width", width)
-    _checks.fraction("energy", energy)
+    _checks.share("energy", energy)
     signals = (*_OWN, *path.signal_names(()))
     count = functools.partial(
         example_count, examples=examples, batch_size=None, minimum=2 * pairs, multiple=2 * pairs

@@ -88,7 +88,7 @@ def gradient_stream(
         ``max(2, growth * step)``: gaps grow with the step, so each doubling of the steps holds
         as many measurements, and the probe's share of the training time falls to zero.
       growth: see ``every``.
-      energy: share of the trace that the energy rank holds, in [0, 1).
+      energy: share of the trace that the energy rank holds, in (0, 1].
       groups: parts of the tree to measure separately, from
         :func:`fgo_jax.probes.layer_groups`.
 
@@ -114,7 +114,7 @@ def gradient_stream(
     if every is not None:
         _checks.integer("every", every, 2)
     _checks.positive("growth", growth)
-    _checks.fraction("energy", energy)
+    _checks.share("energy", energy)
     names = check_groups(groups)
     signals = signal_names(names)
     return Probe(

@@ -92,7 +92,7 @@ def gram(
         (at least 3 rows, each of a single example).
       row_size: how many examples a row averages. The signals are those of one example's
         gradient for any ``row_size``.
-      energy: share of the trace that the energy rank holds, in [0, 1).
+      energy: share of the trace that the energy rank holds, in (0, 1].
       smoothing: weight of the old average in the new one, in [0, 1).
       groups: parts of the tree to measure separately, from
         :func:`fgo_jax.probes.layer_groups`. They add ``intrinsic_dimension/NAME``,
@@ -125,7 +125,7 @@ def gram(
     """
     _checks.function("rows_fn", rows_fn, "(params, batch) -> rows")
     _checks.integer("every", every)
-    _checks.fraction("energy", energy)
+    _checks.share("energy", energy)
     _checks.fraction("smoothing", smoothing)
     _checks.positive_int("row_size", row_size)
     if not centred and row_size != 1:

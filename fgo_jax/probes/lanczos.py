@@ -96,7 +96,7 @@ def lanczos(
       examples: how many leading examples of ``batch`` to read; None for an eighth of it.
         Under the ``axis_name`` of :func:`fgo_jax.phased`, of each device's part.
       batch_size: the declared size of ``batch``; None for any.
-      energy: share of the trace that the energy rank holds, in [0, 1).
+      energy: share of the trace that the energy rank holds, in (0, 1].
       block_size: vectors of each start, at most ``num_steps``. A block wider than the
         multiplicity of the top eigenvalues counts them exactly. The degree of the
         polynomials in the operator falls to ``num_steps / block_size``.
@@ -136,7 +136,7 @@ def lanczos(
             "times that."
         )
     _checks.integer("every", every)
-    _checks.fraction("energy", energy)
+    _checks.share("energy", energy)
     check_examples(examples, batch_size, minimum=1)
     count = functools.partial(example_count, examples=examples, batch_size=batch_size, minimum=1)
 

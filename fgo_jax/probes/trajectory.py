@@ -60,7 +60,7 @@ def trajectory(
       every: steps from one snapshot to the next. None takes ``max(1, growth * step)``: 32
         snapshots at 3 % then cover the last three fifths of the run.
       growth: see ``every``.
-      energy: share of the variance that the rank holds, in [0, 1).
+      energy: share of the variance that the rank holds, in (0, 1].
       groups: parts of the tree to measure separately, from
         :func:`fgo_jax.probes.layer_groups`; the three signals as ``path_rank/NAME`` and so on.
 
@@ -90,7 +90,7 @@ def trajectory(
     if every is not None:
         _checks.integer("every", every)
     _checks.positive("growth", growth)
-    _checks.fraction("energy", energy)
+    _checks.share("energy", energy)
     names = check_groups(groups)
     signals = path.signal_names(names)
 

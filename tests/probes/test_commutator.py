@@ -133,7 +133,15 @@ def test_a_trigger_reads_it_and_the_batch_must_fit():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"pairs": 0}, {"examples": 9}, {"rate": 0.0}, {"snapshots": 2}, {"every": 0}]
+    "wrong",
+    [
+        {"pairs": 0},
+        {"examples": 9},
+        {"rate": 0.0},
+        {"snapshots": 2},
+        {"every": 0},
+        {"energy": 0.0},
+    ],
 )
 def test_wrong_numbers(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -168,6 +168,7 @@ def test_windows_come_at_a_constant_rate_per_factor_of_time():
         ({"pairs": 3}, "pairs must be an integer >= 4"),
         ({"width": 0}, "width must be an integer >= 1"),
         ({"every": 1}, "every must be an integer >= 2"),
+        ({"energy": 0.0}, r"energy must lie in \(0, 1\]"),
     ],
 )
 def test_wrong_arguments(kwargs, message):

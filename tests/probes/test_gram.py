@@ -229,7 +229,7 @@ def test_clipping_leaves_the_probes_gradients_raw():
         (dict(every=0), "every must be an integer >= 1"),
         (dict(examples=4), "examples must be an integer >= 5"),
         (dict(examples=16, batch_size=8), "pass at most 8"),
-        (dict(energy=1.0), r"energy must lie in \[0, 1\)"),
+        (dict(energy=0.0), r"energy must lie in \(0, 1\]"),
         (dict(smoothing=1.0), r"smoothing must lie in \[0, 1\)"),
         (dict(row_size=0), "row_size must be an integer >= 1"),
         (dict(row_size=2, centred=False), "row_size=1 or centred=True"),

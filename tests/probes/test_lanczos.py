@@ -252,7 +252,7 @@ def test_counts_more_parameters_than_an_int32_holds():
         (dict(num_steps=3, block_size=4), "num_steps= of at least 4"),
         (dict(every=-1), "every must be an integer >= 1"),
         (dict(examples=0), "examples must be an integer >= 1"),
-        (dict(energy=1.0), r"energy must lie in \[0, 1\)"),
+        (dict(energy=0.0), r"energy must lie in \(0, 1\]"),
         (dict(examples=8, batch_size=4), "pass at most 4"),
     ],
 )

@@ -142,7 +142,7 @@ def test_a_trigger_reads_it_inside_a_compiled_run():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"snapshots": 3}, {"width": 0}, {"every": 0}, {"growth": 0.0}, {"energy": 1.0}]
+    "wrong", [{"snapshots": 3}, {"width": 0}, {"every": 0}, {"growth": 0.0}, {"energy": 0.0}]
 )
 def test_wrong_numbers(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
