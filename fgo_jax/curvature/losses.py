@@ -68,7 +68,7 @@ _LIKELIHOODS = {
     ),
     "squared_error": _Likelihood(
         hessian=lambda outputs, tangent: tangent,
-        draw=lambda key, z: z + jax.random.normal(key, z.shape, jnp.float32),
+        draw=lambda key, z: jax.random.normal(key, z.shape, jnp.float32),
         value=lambda z, y: 0.5 * jnp.sum(jnp.square(z - y), axis=-1),
         limit=None,
     ),
@@ -141,8 +141,13 @@ def drawn_outer_product(
 def drawn_residuals(
     loss: str, outputs: Any, labels: jax.Array, batch: Any, weights: Select | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """The share of each row in the mean [..., 1], and its gradient at the labels [..., C]."""
+    """The share of each row in the mean [..., 1], and its gradient at the labels [..., C].
+
+    The labels are those of :func:`draw_labels`.
+    """
     outputs = named_outputs(loss, outputs)
+    if loss == "squared_error":
+        return _shares(outputs, weights, batch), -labels
     value = _LIKELIHOODS[loss].value
     residual = jax.grad(lambda z: jnp.sum(value(z, labels)))(outputs)
     return _shares(outputs, weights, batch), residual
@@ -158,6 +163,9 @@ def drawn_cotangent(
 
 def draw_labels(loss: str, outputs: Any, key: jax.Array, rows: Callable[[int], Any]) -> jax.Array:
     """Draws one label per row of the outputs; `rows(n)` gives the numbers of the n rows.
+
+    For the squared error it is the label minus the output: in float32 a large output may not change
+    by its noise.
 
     The label of a row depends only on the key and the row's number, so it is the same in any
     chunk and on any device, for threefry keys, which are JAX's default. Keys of the kind "rbg" draw

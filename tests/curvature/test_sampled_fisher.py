@@ -51,6 +51,15 @@ def test_is_unbiased_for_the_ggn(loss):
     assert np.all(3 * errors < 0.1 * truth)
 
 
+def test_noise_far_below_the_outputs_is_not_rounded_away():
+    operator = curvature.sampled_fisher(lambda p, b: b * p, "squared_error")
+
+    def product(output):
+        return operator(jnp.array([output]), jnp.ones((64, 1)), key=jax.random.key(0))(jnp.ones(1))
+
+    np.testing.assert_allclose(product(1e8), product(0.0), rtol=1e-6)
+
+
 def test_labels_are_drawn_with_the_models_probabilities():
     logits = jnp.log(jnp.array([0.5, 0.0, 0.3, 0.2]))
     rows = jnp.broadcast_to(logits, (4000, 4))
