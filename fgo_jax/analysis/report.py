@@ -217,7 +217,7 @@ class SpectrumReport:
         so the smoothing gives a positive operator no negative eigenvalues.
 
         Args:
-          points: of the grid, at least 2.
+          points: of the grid, at least as many as are the width apart.
           width: standard deviation s of the kernel, in decades.
           linear_width: w, in the unit of the eigenvalues. None takes what the steps resolve
             at zero: twice the gap between Ritz values there, within 1e-5 to 1e-2 of the
@@ -228,7 +228,8 @@ class SpectrumReport:
           A :class:`Density`; its integral over the grid is ``dimension``.
 
         Raises:
-          ValueError: for numbers that are not positive, or an operator that is zero.
+          ValueError: for numbers that are not positive, points further apart than the width,
+            or an operator that is zero.
 
         Example:
           >>> import numpy as np, jax.numpy as jnp

@@ -133,6 +133,14 @@ def test_density_integrates_to_the_dimension(reports):
         np.testing.assert_allclose(total, report.dimension, rtol=1e-3)
 
 
+def test_a_kernel_between_the_points_of_the_grid_is_refused(reports):
+    with pytest.raises(ValueError, match="pass points= of at least"):
+        reports["ggn"].density(width=0.001)
+    fine = reports["ggn"].density(20_000, width=0.001)
+    whole = np.trapezoid(fine.values, fine.eigenvalues)
+    np.testing.assert_allclose(whole, reports["ggn"].dimension, rtol=1e-3)
+
+
 def test_a_mask_leaves_only_its_dimensions():
     mask = {"hidden": False, "out": True}
     masked = fgo.curvature.ggn(lambda params, batch: mlp(params, batch["x"]), mask=mask)
