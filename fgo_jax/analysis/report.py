@@ -135,8 +135,8 @@ class SpectrumReport:
         :math:`\sum |\lambda|`, and their share of d.
       negative_share: :math:`\sum \max(-\lambda, 0) / \sum |\lambda|`.
       noise_scale: the batch size, in examples, at which the noise of the mean gradient
-        equals its size. None where no rows were given. Its error is infinite where the mean
-        gradient is not distinguishable from zero.
+        equals its size. None where no rows were given. Its error is infinite where the
+        estimate of the mean gradient's squared length is not positive.
       energy: the share that was asked for.
       rule: ``nodes`` and ``weights`` of the quadrature, for any other sum over the spectrum. A
         node of a null space is zero up to rounding, of either sign.

@@ -50,7 +50,8 @@ def energy_rank(eigenvalues: jax.Array, q: Any = 0.9) -> jax.Array:
               \qquad \lambda_1 \ge \lambda_2 \ge \dots
 
     Negative eigenvalues count as zero: a positive semi-definite matrix has them by rounding
-    only.
+    only. A millionth of the share may be missing: one that is reached exactly must not need one
+    more eigenvalue by rounding.
 
     Args:
       eigenvalues: [..., n], real, in any order and unit.

@@ -72,7 +72,7 @@ def accumulate(
     good = known[0]
     last, last_noise = state.ratios[:, 0], state.ratios[:, 1].at[:, 1].set(jnp.inf)
     dimension = jnp.where(jnp.isnan(dimension), last, dimension)
-    # The mean gradient is not distinguishable from zero, so the noise scale has no bound.
+    # The estimate of the mean gradient's squared length is not positive: the scale has no bound.
     noise = jnp.where(jnp.isnan(noise), last_noise, noise)
     new = new._replace(
         ratios=jnp.stack([dimension, noise], axis=1),
