@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from fgo_jax.linalg.operator import (
     random_signs,
     student_width,
 )
+from fgo_jax.linalg.rows import divided, unit_of
 from fgo_jax.linalg.trees import vdot
 from fgo_jax.probes import hutchinson_averages as averages
 from fgo_jax.probes.groups import Groups, check_groups, counter, slots
@@ -194,14 +195,13 @@ def _measure(
     # The start is not fold_in(key, 1): that is split(key)[1], the key of a sign vector. A
     # subspace that depends on the signs projected off it would bias the estimates.
     *keys, start_key = jax.random.split(inputs.key, num_samples + 1)
-    exact = jnp.zeros([3], jnp.float32)
+    exact = None
     top = None
     if deflate:
         top = _top_subspace(first, second, params, start_key, deflate)
-        parts = jax.lax.map(lambda vector: _forms(first, second, vector), top)
-        exact = jnp.sum(jnp.stack(parts), axis=1)
+        exact = jax.lax.map(lambda vector: _forms(first, second, vector), top)
 
-    def sample(job: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def sample(job: tuple[jax.Array, jax.Array]) -> _Forms:
         key, chosen = job
         signs = random_signs(key, params)
         within = jax.tree.unflatten(jax.tree.structure(signs), list(chosen))
@@ -216,11 +216,14 @@ def _measure(
     masks = jnp.asarray([[float(i in those) for i in range(leaf_count)] for those in members])
     jobs = (jnp.tile(jnp.stack(keys), len(members)), jnp.repeat(masks, num_samples, axis=0))
     # One vector at a time: m of them at once would take m times the memory.
-    samples = [
-        drawn.reshape(len(members), num_samples) + term
-        for drawn, term in zip(jax.lax.map(sample, jobs), exact, strict=True)
-    ]
-    return averages.accumulate(state, *jax.vmap(_moments)(*samples), smoothing)
+    samples = jax.lax.map(sample, jobs)
+    found = _unit(samples if exact is None else jax.tree.map(_joined, samples, exact))
+    unit = jnp.where(state.unit > 0.0, state.unit, found)
+    samples = [drawn.reshape(len(members), num_samples) for drawn in _in_unit(samples, unit)]
+    if exact is not None:
+        terms = [jnp.sum(term) for term in _in_unit(exact, unit)]
+        samples = [drawn + term for drawn, term in zip(samples, terms, strict=True)]
+    return averages.accumulate(state, unit, *jax.vmap(_moments)(*samples), smoothing)
 
 
 def _top_subspace(
@@ -237,14 +240,38 @@ def _top_subspace(
     return combination(jnp.flip(vectors, 1)[:, :size].T, space.basis)
 
 
+class _Forms(NamedTuple):
+    """Quadratic forms of one vector or of several, in units of their own."""
+
+    first: jax.Array  # z^T F_1 z
+    second: jax.Array  # z^T F_2 z
+    product: jax.Array  # <F_1 z, F_2 z>
+    unit: jax.Array  # of F, a power of two
+
+
 def _forms(
     first: Callable[[Any], Any], second: Callable[[Any], Any], vector: Any, within: Any = None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """z^T F_1 z, z^T F_2 z and <F_1 z, F_2 z>; the last is summed over the leaves `within`."""
-    a = optax.tree.cast(first(vector), jnp.float32)
-    b = optax.tree.cast(second(vector), jnp.float32)
+) -> _Forms:
+    """The forms of z; the last is summed over the leaves `within`."""
+    products = tuple(optax.tree.cast(half(vector), jnp.float32) for half in (first, second))
+    unit = unit_of(products)  # the squares may leave float32
+    a, b = divided(products, unit)
     c = a if within is None else jax.tree.map(lambda on, leaf: on * leaf, within, a)
-    return vdot(vector, a), vdot(vector, b), vdot(c, b)
+    return _Forms(vdot(vector, a), vdot(vector, b), vdot(c, b), unit)
+
+
+def _unit(forms: _Forms) -> jax.Array:
+    """A power of two of about the largest form, [], in which fourth powers stay within float32."""
+    return unit_of((forms.first * forms.unit, forms.second * forms.unit, forms.unit))
+
+
+def _in_unit(forms: _Forms, unit: jax.Array) -> list[jax.Array]:
+    ratio = forms.unit / unit
+    return [forms.first * ratio, forms.second * ratio, forms.product * ratio * ratio]
+
+
+def _joined(samples: jax.Array, exact: jax.Array) -> jax.Array:
+    return jnp.concatenate([samples, exact])
 
 
 def _moments(x: jax.Array, y: jax.Array, xy: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -19,6 +19,7 @@ class HutchinsonState(NamedTuple):
 
     evaluations: jax.Array  # [], int32; measurements that entered the averages
     held: jax.Array  # [], int32; measurements that gave no new dimension
+    unit: jax.Array  # [], float32; of F, of about the first trace: squares of moments stay in range
     moments: jax.Array  # [1 + groups, 3], float32; weighted sums
     covariance: jax.Array  # [1 + groups, 3, 3], float32; of these sums, over probe vectors
     weight: jax.Array  # [], float32; sum of the weights
@@ -31,6 +32,7 @@ def init(slot_count: int) -> HutchinsonState:
     return HutchinsonState(
         evaluations=jnp.zeros([], jnp.int32),
         held=jnp.zeros([], jnp.int32),
+        unit=jnp.zeros([], jnp.float32),
         moments=jnp.zeros([slot_count, 3], jnp.float32),
         covariance=jnp.zeros([slot_count, 3, 3], jnp.float32),
         weight=jnp.zeros([], jnp.float32),
@@ -40,14 +42,19 @@ def init(slot_count: int) -> HutchinsonState:
 
 
 def accumulate(
-    state: HutchinsonState, moments: jax.Array, covariance: jax.Array, smoothing: Any
+    state: HutchinsonState,
+    unit: jax.Array,
+    moments: jax.Array,
+    covariance: jax.Array,
+    smoothing: Any,
 ) -> HutchinsonState:
-    """Adds a measurement: moments [slots, 3] and their covariance [slots, 3, 3]."""
+    """Adds a measurement: moments [slots, 3] and their covariance [slots, 3, 3], in a unit of F."""
     keep = jnp.asarray(smoothing, jnp.float32)
     add = 1.0 - keep
     finite = jnp.all(jnp.isfinite(moments)) & jnp.all(jnp.isfinite(covariance))
     new = state._replace(
         evaluations=optax.safe_increment(state.evaluations),
+        unit=jnp.where(jnp.any(moments != 0.0), unit, state.unit),  # zeros have no unit
         moments=keep * state.moments + add * moments,
         # Measurements draw independent vectors, so variances add with squared weights.
         covariance=jnp.square(keep) * state.covariance + jnp.square(add) * covariance,
@@ -86,6 +93,15 @@ def _skewed(mean: jax.Array, error: jax.Array) -> jax.Array:
     return error * jnp.where(relative > 1e-3, jnp.expm1(relative) / relative, 1.0)
 
 
+def _in_units(value: jax.Array, error: jax.Array, unit: jax.Array, power: int) -> Estimate:
+    """An estimate times a power of the unit; NaN where float32 does not hold it."""
+    pair = scaled = jnp.stack([value, error])
+    for _ in range(power):
+        scaled = scaled * unit
+    known = jnp.all(jnp.isfinite(scaled) & ((scaled != 0.0) | (pair == 0.0)))
+    return Estimate(*jnp.where(known, scaled, jnp.nan))
+
+
 def read(state: HutchinsonState, *, names: tuple[str, ...]) -> dict[str, Estimate]:
     """The signals of the operator and of each group."""
     weight = jnp.where(state.weight > 0.0, state.weight, jnp.nan)
@@ -93,7 +109,8 @@ def read(state: HutchinsonState, *, names: tuple[str, ...]) -> dict[str, Estimat
     for index, suffix in enumerate(("", *(f"/{name}" for name in names))):
         means = state.moments[index] / weight
         errors = jnp.sqrt(jnp.diagonal(state.covariance[index])) / weight
-        estimates[f"trace{suffix}"] = Estimate(means[0], errors[0])
-        estimates[f"trace_square{suffix}"] = Estimate(means[2], _skewed(means[2], errors[2]))
+        estimates[f"trace{suffix}"] = _in_units(means[0], errors[0], state.unit, 1)
+        skewed = _skewed(means[2], errors[2])
+        estimates[f"trace_square{suffix}"] = _in_units(means[2], skewed, state.unit, 2)
         estimates[f"intrinsic_dimension{suffix}"] = Estimate(*state.dimension[index])
     return estimates

@@ -51,7 +51,7 @@ def test_hutchinsons_ratio_has_the_error_of_correlated_averages(hutchinson):
     spread = covariances(rng, 3)
     state = hutchinson_averages.init(2)
     for draw in zip(moments, spread, strict=True):
-        state = hutchinson(state, *draw, KEEP)
+        state = hutchinson(state, jnp.float32(1.0), *draw, KEEP)
     mean, covariance = averaged((moments, spread))
     read = hutchinson_averages.read(state, names=("g",))
     for slot, suffix in enumerate(("", "/g")):
@@ -66,15 +66,16 @@ def test_hutchinsons_ratio_has_the_error_of_correlated_averages(hutchinson):
 
 
 def test_hutchinson_keeps_its_last_dimension_where_a_draw_gives_none(hutchinson):
-    zeros = jnp.zeros((1, 3, 3))
-    state = hutchinson(hutchinson_averages.init(1), jnp.float32([[2.0, 4.0, 2.0]]), zeros, KEEP)
-    bad = hutchinson(state, jnp.float32([[2.0, 4.0, -9.0]]), zeros, KEEP)
+    zeros, unit = jnp.zeros((1, 3, 3)), jnp.float32(1.0)
+    start = hutchinson_averages.init(1)
+    state = hutchinson(start, unit, jnp.float32([[2.0, 4.0, 2.0]]), zeros, KEEP)
+    bad = hutchinson(state, unit, jnp.float32([[2.0, 4.0, -9.0]]), zeros, KEEP)
     np.testing.assert_array_equal(bad.dimension, state.dimension)
     assert int(bad.held) == 1
     assert int(bad.evaluations) == 2
     counted = [counter(bad, name, names=()) for name in ("trace", "intrinsic_dimension")]
     assert list(map(int, counted)) == [2, 1]
-    lost = hutchinson(state, jnp.full((1, 3), jnp.nan), zeros, KEEP)
+    lost = hutchinson(state, unit, jnp.full((1, 3), jnp.nan), zeros, KEEP)
     np.testing.assert_array_equal(lost.moments, state.moments)
     assert int(lost.evaluations) == 1
 

@@ -34,6 +34,33 @@ def inputs(batch, seed=0, params=PARAMS, step=200):
     return ProbeInputs(None, None, params, batch, jax.random.key(seed), jnp.int32(step))
 
 
+def raw_moments(state):
+    """The moments of the whole operator in its own unit."""
+    return state.moments[0] * state.unit ** jnp.array([1, 2, 2])
+
+
+@pytest.mark.parametrize("deflate", [0, 2])
+def test_curvature_whose_squares_leave_float32_is_measured(deflate):
+    rotation = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (20, 20)))[0]
+    matrix = rotation * jnp.linspace(0.1, 3.0, 20) @ rotation.T
+    probe = hutchinson(lambda p, b: lambda v: p * (matrix @ v), examples=2, deflate=deflate)
+
+    @jax.jit
+    def read(scale):
+        fresh = inputs(jnp.zeros((2, 1)), params=jnp.full(20, scale))
+        return probe.read(probe.measure(fresh, probe.init(fresh.params)))
+
+    plain = read(1.0)
+    for scale in (1e-20, 1e-12, 1e-9, 1e8, 1e19):
+        scaled = read(scale)
+        for name, unit in (("trace", scale), ("intrinsic_dimension", 1.0)):
+            for a, b in zip(scaled[name], plain[name], strict=True):
+                np.testing.assert_allclose(a / unit, b, rtol=0.01, err_msg=f"{name} {scale}")
+        # What float32 does not hold is unknown.
+        known = 1e-15 < scale < 1e15
+        assert np.isfinite(scaled["trace_square"]).all() == known
+
+
 def test_moments_are_unbiased_over_vectors_and_examples():
     probe = hutchinson(outer_products, num_samples=2, examples=8, smoothing=0.0)
     mixing = jnp.linalg.qr(jax.random.normal(jax.random.key(7), (8, 8)))[0]
@@ -48,7 +75,7 @@ def test_moments_are_unbiased_over_vectors_and_examples():
         everything = outer_products(PARAMS, rows)
         signs = jax.random.rademacher(key, (8,), jnp.float32)
         product = everything({"a": signs[:6].reshape(2, 3), "b": signs[6:]})
-        return read.moments[0], vdot(product, product)
+        return raw_moments(read), vdot(product, product)
 
     moments, naive = draw(jax.random.split(jax.random.key(3), 2000))
     truth = jnp.array([SPECTRUM.sum(), SPECTRUM.sum() ** 2, jnp.sum(SPECTRUM**2)])
@@ -90,8 +117,8 @@ def test_numerator_and_denominator_are_averaged_apart():
         rows = jax.random.normal(jax.random.key(seed), (16, 8)) + 1.0
         state = measure(inputs(rows, seed), state)
         one = single(inputs(rows, seed), alone.init(PARAMS))
-        moments.append(one.moments[0])
-        variances.append(jnp.diagonal(one.covariance[0]))
+        moments.append(raw_moments(one))
+        variances.append(jnp.diagonal(one.covariance[0]) * one.unit ** np.array([2, 4, 4]))
     weights = np.array([0.25**2, 0.25, 1.0]) / (0.25**2 + 0.25 + 1.0)
     trace, square, denominator = weights @ np.array(moments)
     read = probe.read(state)
@@ -125,7 +152,7 @@ def test_deflation_is_unbiased_and_quiets_an_outlier():
         def draw(key, probe=probe):
             fresh = inputs(batch, params=params)._replace(key=key)
             state = probe.measure(fresh, probe.init(params))
-            return state.moments[0], state.covariance[0]
+            return raw_moments(state), state.covariance[0] * state.unit**4
 
         keys = jax.random.split(jax.random.key(0), 60)
         run = jax.jit(lambda keys, draw=draw: jax.lax.map(draw, keys))
