@@ -165,6 +165,9 @@ def centred_sums(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
               \qquad B = \frac{1}{n (n-3)} \Bigl[t_1 - \frac{n t_2}{n-2}
                   + \frac{t_6}{(n-1)(n-2)}\Bigr].
 
+    A float32 Gram matrix of rows whose mean is a thousand times their noise holds little of the
+    noise. Subtract any common row from all rows before taking their products.
+
     A and B estimate what :func:`uncentred_sums` does for rows minus their true mean. That
     formula applied to :math:`\bar K` would be biased. A / B is the participation ratio of C:
     average each over many draws and divide once. B can be negative.

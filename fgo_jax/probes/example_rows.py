@@ -93,20 +93,29 @@ def row_count(rows: Any, minimum: int) -> int:
 
 
 def leaf_gram(leaf: jax.Array, axis_name: AxisName = None) -> jax.Array:
-    """[n, n], float32; the part of a leaf [n, ...] in the inner products of rows.
+    """[n + 1, n + 1], float32; the part of a leaf [n, ...] in the inner products of rows.
 
-    With `axis_name` the rows are those of all its devices, gathered one leaf at a time.
+    They are products of the rows minus the mean row and, last, of the mean row. Products of the
+    rows themselves would lose noise far below the mean. With `axis_name` the rows are those of all
+    its devices, gathered one leaf at a time.
     """
     axes = tuple(range(1, leaf.ndim))
     if axis_name is not None:
         leaf = jax.lax.all_gather(leaf, axis_name, tiled=True)
-    products = jnp.tensordot(
-        leaf,
-        leaf,
-        axes=(axes, axes),
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-        out_sharding=mesh.replicated(leaf, 2),
-    )
+    mean = jnp.mean(leaf, axis=0, keepdims=True)
+    leaf = leaf - mean  # any common row would do, so the mean may be rounded
+
+    def inner(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.tensordot(
+            a,
+            b,
+            axes=(axes, axes),
+            precision=jax.lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+            out_sharding=mesh.replicated(leaf, 2),
+        )
+
+    cross = inner(leaf, mean)
+    products = jnp.block([[inner(leaf, leaf), cross], [cross.T, inner(mean, mean)]])
     # Equal on all devices already. Only a mean tells JAX so.
     return mean_over(axis_name, products)

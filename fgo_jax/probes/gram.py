@@ -75,9 +75,9 @@ def gram(
     Errors are jackknife standard errors over the rows, which are too large on average.
 
     A measurement costs one run of ``rows_fn`` (about one gradient of its examples) and
-    :math:`n^2` products per parameter. It takes memory for n gradients and :math:`8 n^3`
-    bytes. Rows are never flattened: leaves sharded over a model axis are reduced in place,
-    and rows spread over a data axis are gathered along that axis.
+    :math:`n^2` products per parameter. It takes memory for n gradients, those of one leaf
+    twice, and :math:`8 n^3` bytes. Rows are never flattened: leaves sharded over a model axis
+    are reduced in place, and rows spread over a data axis are gathered along that axis.
 
     Args:
       rows_fn: ``(params, batch) -> rows``, a pytree shaped like the parameters with a
@@ -182,7 +182,7 @@ def _measure(
     size = sum(leaf.size // n for leaf in jax.tree.leaves(rows))
     n *= 1 if axis_name is None else jax.lax.axis_size(axis_name)
     leaves = [leaf_gram(leaf, axis_name) for leaf in jax.tree.leaves(rows)]
-    empty = jnp.zeros([n, n], jnp.float32)
+    empty = jnp.zeros([n + 1, n + 1], jnp.float32)
     grams = [sum((leaves[i] for i in those), empty) for those in slots(groups, rows)]
 
     trace = _moments(grams[0], centred)[2]
@@ -192,7 +192,8 @@ def _measure(
     covariance = jax.vmap(functools.partial(_jackknife, centred=centred))(grams)
 
     freedom = n - 1 if centred else n
-    read = row_spectrum(sums.centre(grams[0]) if centred else grams[0], freedom, energy)
+    products = sums.centre(grams[0, :-1, :-1]) if centred else _uncentred(grams[0])
+    read = row_spectrum(products, freedom, energy)
     rank, influence = read.energy_rank, read.rank_influence
     influences = jnp.stack([read.top_influence, influence, influence / freedom])
     eigen = jnp.stack([read.top_eigenvalue, rank, rank / freedom])
@@ -204,19 +205,26 @@ def _measure(
     )
 
 
+def _uncentred(gram: jax.Array) -> jax.Array:
+    """[n, n]; the inner products of n rows, from those of `leaf_gram`."""
+    cross = gram[:-1, -1:]
+    return gram[:-1, :-1] + (cross + cross.T) + gram[-1:, -1:]
+
+
 def _moments(gram: jax.Array, centred: bool) -> jax.Array:
     """Unbiased (tr C)^2, tr C^2, tr Cov g and |E g|^2; C is E gg^T if not centred."""
-    n = gram.shape[0]
-    numerator, denominator = (sums.centred_sums if centred else sums.uncentred_sums)(gram)
-    covariance = jnp.trace(sums.centre(gram)) / (n - 1)
-    signal = jnp.mean(gram) - covariance / n
+    rows, whole = gram[:-1, :-1], _uncentred(gram)
+    n = rows.shape[0]
+    numerator, denominator = sums.centred_sums(rows) if centred else sums.uncentred_sums(whole)
+    covariance = jnp.trace(sums.centre(rows)) / (n - 1)
+    signal = jnp.mean(whole) - covariance / n
     return jnp.stack([numerator, denominator, covariance, signal])
 
 
 def _jackknife(gram: jax.Array, centred: bool) -> jax.Array:
     """[4, 4]; covariance of the moments, from leaving out one row at a time."""
-    n = gram.shape[0]
-    kept = jnp.arange(n - 1)
+    n = gram.shape[0] - 1
+    kept = jnp.arange(n)  # the last one, the mean row, is always kept
 
     def without(row: jax.Array) -> jax.Array:
         index = kept + (kept >= row).astype(kept.dtype)

@@ -74,7 +74,7 @@ PROBES = [
         "probes/gram.py",
         "probes/test_averages.py",
         ("(n - 1) / n * jnp.matmul(gaps.T", "1 / n * jnp.matmul(gaps.T", "errors are no jackknife"),
-        ("jnp.mean(gram) - covariance / n", "jnp.mean(gram)", "the mean gradient holds noise"),
+        ("jnp.mean(whole) - covariance / n", "jnp.mean(whole)", "the mean gradient holds noise"),
     ),
     *mutations(
         "probes/gram_averages.py",

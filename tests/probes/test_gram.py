@@ -132,6 +132,33 @@ def test_the_empirical_fisher_holds_the_mean():
     assert np.isfinite(read["energy_rank"].error)  # 400 rows of four entries have no ceiling
 
 
+@pytest.mark.parametrize("centred", [True, False])
+def test_noise_far_below_the_mean_gradient_is_measured_as_without_it(centred):
+    noise = jax.random.normal(jax.random.key(0), (64, 20))
+    rows = 1e4 + noise
+    probe = fgo.probes.gram(lambda p, b: b, examples=64, centred=centred)
+    read = probe.read(jax.jit(probe.measure)(inputs(None, rows), probe.init(None)))
+    exact = np.asarray(rows, np.float64)
+    trace, signal = np.trace(np.cov(exact.T)), np.square(exact.mean(0)).sum()
+    np.testing.assert_allclose(read["noise_scale"].value, trace / signal, rtol=1e-3)
+    if centred:
+        alone = probe.read(jax.jit(probe.measure)(inputs(None, noise), probe.init(None)))
+        np.testing.assert_allclose(read["trace"].value, trace, rtol=1e-3)
+        for name in ("intrinsic_dimension", "trace", "top_eigenvalue", "energy_rank"):
+            np.testing.assert_allclose(read[name], alone[name], rtol=1e-2, err_msg=name)
+    else:
+        np.testing.assert_allclose(read["trace"].value, trace + signal, rtol=1e-3)
+        np.testing.assert_allclose(read["intrinsic_dimension"].value, 1.0, rtol=1e-3)
+
+
+def test_half_precision_rows_far_from_zero_keep_their_noise():
+    rows = (300 + jax.random.normal(jax.random.key(0), (64, 20))).astype(jnp.float16)
+    probe = fgo.probes.gram(lambda p, b: b, examples=64)
+    read = probe.read(jax.jit(probe.measure)(inputs(None, rows), probe.init(None)))
+    trace = np.trace(np.cov(np.asarray(rows, np.float64).T))
+    np.testing.assert_allclose(read["trace"].value, trace, rtol=1e-3)
+
+
 def test_a_rank_near_its_ceiling_is_not_trusted_and_one_below_is():
     probe = fgo.probes.gram(ROWS, examples=32)
     for eigenvalues, trusted in ((jnp.ones(500), False), (0.5 ** jnp.arange(500.0), True)):
