@@ -140,12 +140,13 @@ SMOOTHING = [
     *mutations(
         "smoothing/growing_mean.py",
         "smoothing/test_growing_mean.py",
-        ("+ 1.0)", "+ 2.0)", "zeros are in the mean"),
+        ("float32) + 1.0", "float32) + 2.0", "zeros are in the mean"),
         (
             "jnp.where(taken, new, m)",
             "m + taken * (new - m)",
             "an infinite tree enters untaken",
         ),
+        ("memory > _LATE, golden", "memory > _LATE, jnp.inf", "a late mean stands still"),
         (
             "rounded_at_random(new, m.dtype, seen.astype(jnp.uint32), first)",
             "new.astype(m.dtype)",

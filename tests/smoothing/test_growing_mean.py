@@ -36,6 +36,33 @@ def test_in_bfloat16_it_still_moves_by_less_than_its_last_bit():
     assert abs(np.asarray(mean, np.float64).mean() - exact) < 4 * 2.0**-8 / 4096**0.5
 
 
+def test_in_float32_it_still_moves_after_millions_of_steps():
+    """From averages around 1 towards 0.5 % more, by less than half of the last bit each time."""
+    start = np.linspace(0.6, 2.6, 64, dtype=np.float32)
+
+    @jax.jit
+    def run(mean, tree, window, first):
+        def step(mean, seen):
+            return growing_mean.moved(mean, tree, window, first + seen), None
+
+        return jax.lax.scan(step, mean, jnp.arange(100_000))[0]
+
+    for sign in (1, -1):
+        mean = run(sign * start, 1.005 * sign * start, jnp.float32(0.1), jnp.int32(2_000_000))
+        # The distance shrinks as the memory to the power of -1/c.
+        exact = sign * start * (1.005 - 0.005 * (2.0 / 2.1) ** 10)
+        np.testing.assert_allclose(mean, exact, rtol=2e-6)
+        same = run(sign * start, sign * start, jnp.float32(0.1), jnp.int32(2_000_000))
+        np.testing.assert_array_equal(same, sign * start)
+
+
+def test_in_float32_early_steps_are_rounded_to_the_nearest():
+    mean, tree = np.float32([1.0, -3.0, 0.7]), np.float32([1.1, 2.0, 0.7])
+    found = moved(mean, tree, jnp.float32(0.1), jnp.int32(99_000))
+    exact = mean + (tree.astype("f8") - mean) / (0.1 * 99_000 + 1)
+    np.testing.assert_array_equal(found, exact.astype("f4"))
+
+
 def test_an_infinite_tree_that_is_not_taken_leaves_it_as_it_was():
     bad = jnp.full(3, jnp.inf)
     kept = moved(TREES[0], bad, jnp.float32(0.25), jnp.int32(3), jnp.asarray(False))
