@@ -51,6 +51,8 @@ def moved(mean: Any, tree: Any, window: Any, seen: jax.Array, taken: Any = True)
         new = old + (step * (x.astype(old.dtype) - old)).astype(old.dtype)
         if m.dtype == jnp.float32:
             new = _with_lost(new, old, x.astype(old.dtype) - old, step, threshold)
+        # The sum would lose a tree far smaller than the mean.
+        new = jnp.where(window == 0, x.astype(old.dtype), new)
         new = rounded_at_random(new, m.dtype, seen.astype(jnp.uint32), first)
         first += m.size
         # A choice, not a product with zero: a tree that is not taken may be infinite.

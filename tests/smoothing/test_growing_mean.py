@@ -18,6 +18,11 @@ def test_the_first_tree_is_the_mean_and_nothing_of_the_zeros_stays():
     np.testing.assert_array_equal(first, TREES[0])
 
 
+def test_with_a_window_of_zero_it_is_the_last_tree():
+    mean = moved(jnp.full(3, 1e8), TREES[0], jnp.float32(0.0), jnp.int32(7))
+    np.testing.assert_array_equal(mean, TREES[0])
+
+
 def test_with_a_window_of_one_it_is_the_plain_mean():
     mean = jnp.zeros(3)
     for seen, tree in enumerate(TREES):
