@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fgo_jax import _checks
 from fgo_jax.linalg.hashes import rounded_at_random
 from fgo_jax.linalg.trees import wide
 
@@ -48,11 +49,13 @@ def moved(mean: Any, tree: Any, window: Any, seen: jax.Array, taken: Any = True)
     def move(m: jax.Array, x: jax.Array) -> jax.Array:
         nonlocal first
         old = wide(m)
-        new = old + (step * (x.astype(old.dtype) - old)).astype(old.dtype)
+        gap = x.astype(old.dtype) - old
+        new = old + (step * gap).astype(old.dtype)
         if m.dtype == jnp.float32:
-            new = _with_lost(new, old, x.astype(old.dtype) - old, step, threshold)
-        # The sum would lose a tree far smaller than the mean.
-        new = jnp.where(window == 0, x.astype(old.dtype), new)
+            new = _with_lost(new, old, gap, step, threshold)
+        if _checks.number(window) in (None, 0):
+            # The sum would lose a tree far smaller than the mean.
+            new = jnp.where(window == 0, x.astype(old.dtype), new)
         new = rounded_at_random(new, m.dtype, seen.astype(jnp.uint32), first)
         first += m.size
         # A choice, not a product with zero: a tree that is not taken may be infinite.
