@@ -79,6 +79,15 @@ def on_each_device(params: Any, batch: Any, axis_name: AxisName) -> Any:
 
 
 def mean_over(axis_name: AxisName, tree: Any) -> Any:
-    """In float32; averaged over the devices of `axis_name`, each of which has part of the batch."""
+    """In float32; averaged over the devices of `axis_name`, each of which has part of the batch.
+
+    Raises:
+      ValueError: for complex numbers, which a cast would leave without their imaginary part.
+    """
+    if any(map(jnp.iscomplexobj, jax.tree.leaves(tree))):
+        raise ValueError(
+            "products with curvature are real, got complex ones: write the operator for the real "
+            "and imaginary parts as two parameters."
+        )
     tree = optax.tree.cast(tree, jnp.float32)
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)

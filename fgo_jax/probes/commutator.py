@@ -181,7 +181,11 @@ def commutator(
 def difference(
     loss_fn: Any, params: Any, halves: list[Any], rate: float | None, axis_name: AxisName
 ) -> tuple[Any, list[jax.Array]]:
-    """(theta_AB - theta_BA) / rate^2, shaped like the parameters; norms of the two gradients."""
+    """(theta_AB - theta_BA) / rate^2, shaped like the parameters; norms of the two gradients.
+
+    The two parts of a complex parameter are two parameters, on one more axis.
+    """
+    loss_fn, params = _of_real(loss_fn, params)
     is_half, scale = half.has_half(params), half.loss_scale(params)
 
     def gradient(part: Any) -> Callable[[Any], Any]:
@@ -209,3 +213,13 @@ def difference(
         drift(fields[1], grads[1], grads[0]), drift(fields[0], grads[0], grads[1])
     )
     return delta, [jnp.sqrt(sum_squares(g)) for g in grads]
+
+
+def _of_real(loss_fn: Any, params: Any) -> tuple[Any, Any]:
+    """The loss as a function of real parameters, and these."""
+
+    def whole(leaf: Any, parts: Any) -> Any:
+        return jax.lax.complex(*parts).astype(leaf.dtype) if jnp.iscomplexobj(leaf) else parts
+
+    parts = jax.tree.map(lambda x: real32(x) if jnp.iscomplexobj(x) else x, params)
+    return lambda p, batch: loss_fn(jax.tree.map(whole, params, p), batch), parts

@@ -13,6 +13,7 @@ from fgo_jax import _checks
 from fgo_jax.linalg import mesh, sums
 from fgo_jax.linalg.operator import bind, check_examples, example_count, is_due
 from fgo_jax.linalg.rows import row_spectrum, white_noise_rank
+from fgo_jax.linalg.trees import real32
 from fgo_jax.probes import gram_averages as averages
 from fgo_jax.probes.example_rows import RowsFn, leaf_gram, row_count
 from fgo_jax.probes.groups import Groups, check_groups, counter, slots
@@ -179,6 +180,8 @@ def _measure(
     axis_name = inputs.axis_name
     rows = bind(rows_fn, inputs.params, batch, inputs.key, axis_name=axis_name)
     n = row_count(rows, 5 if centred else 3)
+    # Complex rows have the inner products of their two parts.
+    rows = jax.tree.map(lambda x: jax.vmap(real32)(x) if jnp.iscomplexobj(x) else x, rows)
     size = sum(leaf.size // n for leaf in jax.tree.leaves(rows))
     n *= 1 if axis_name is None else jax.lax.axis_size(axis_name)
     leaves = [leaf_gram(leaf, axis_name) for leaf in jax.tree.leaves(rows)]

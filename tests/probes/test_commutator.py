@@ -108,6 +108,25 @@ def test_a_small_loss_has_its_defect_in_float16_too():
     np.testing.assert_allclose(*defects, rtol=0.01)
 
 
+@pytest.mark.parametrize("rate", [None, 0.1])
+def test_the_two_parts_of_complex_parameters_count_alike(rate):
+    def quartic(params, batch):
+        return jnp.square(losses(params, batch))
+
+    def of_complex(params, batch):
+        z = params["z"]
+        return quartic({"a": z.real, "b": jnp.concatenate([z.imag, params["b"]])}, batch)
+
+    pair = tree(jnp.asarray(POINTS[0]))
+    both = {"z": jax.lax.complex(pair["a"], pair["b"][:15]), "b": pair["b"][15:]}
+    found = []
+    for loss, point in ((quartic, pair), (of_complex, both)):
+        probe = fgo.probes.commutator(loss, pairs=PAIRS, examples=EXAMPLES, rate=rate)
+        inputs = ProbeInputs(None, None, point, BATCH, jax.random.key(0), jnp.int32(1))
+        found.append(probe.read(jax.jit(probe.measure)(inputs, probe.init(point))))
+    np.testing.assert_allclose(*(read["commutator_defect"] for read in found), rtol=1e-3)
+
+
 def test_a_trigger_reads_it_and_the_batch_must_fit():
     plain = optax.identity()
     probe = fgo.probes.commutator(losses, every=2, pairs=1, snapshots=4)

@@ -151,6 +151,16 @@ def test_noise_far_below_the_mean_gradient_is_measured_as_without_it(centred):
         np.testing.assert_allclose(read["intrinsic_dimension"].value, 1.0, rtol=1e-3)
 
 
+def test_the_two_parts_of_complex_rows_count_alike():
+    parts = 1.0 + jax.random.normal(jax.random.key(0), (2, 16, 6))
+    probe = fgo.probes.gram(lambda p, b: b, examples=16)
+    reads = [
+        probe.read(jax.jit(probe.measure)(inputs(None, rows), probe.init(None)))
+        for rows in (jnp.concatenate(parts, axis=1), jax.lax.complex(*parts))
+    ]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4), *reads)
+
+
 def test_half_precision_rows_far_from_zero_keep_their_noise():
     rows = (300 + jax.random.normal(jax.random.key(0), (64, 20))).astype(jnp.float16)
     probe = fgo.probes.gram(lambda p, b: b, examples=64)

@@ -296,3 +296,11 @@ def test_an_eighth_of_the_batch_by_default(size, read):
     probe = hutchinson(operator)
     jax.eval_shape(probe.measure, inputs(jnp.ones(size)), probe.init(PARAMS))
     assert seen == [read // 2, read // 2]
+
+
+def test_complex_products_are_refused():
+    probe = hutchinson(lambda p, b: lambda v: (1 + 2j) * v, examples=2)
+    point = jnp.ones(3, jnp.complex64)
+    inputs = ProbeInputs(None, None, point, jnp.ones((2, 1)), jax.random.key(0), jnp.int32(0))
+    with pytest.raises(ValueError, match="two parameters"):
+        jax.eval_shape(probe.measure, inputs, probe.init(point))
