@@ -78,11 +78,16 @@ def unit(name: str, value: Any) -> None:
         raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
 
 
+_LARGEST = 2**31 - 1
+
+
 def integer(name: str, value: Any, minimum: int = 1) -> None:
     """Raises for what is not an integer >= `minimum`. It may be traced: it shapes no array."""
     known = number(value)
     if known is not None and not (known >= minimum and known.is_integer()):
         raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}.")
+    if known is not None and known > _LARGEST:
+        raise ValueError(f"{name} must be at most {_LARGEST}, the largest int32, got {value!r}.")
 
 
 def static(name: str, value: Any) -> None:

@@ -27,7 +27,7 @@ def after(steps: int) -> Trigger:
       A :class:`Trigger` that reads no signal.
 
     Raises:
-      ValueError: for a number that is not an integer >= 0.
+      ValueError: for a number that is not an integer >= 0, or beyond int32.
 
     Example:
       >>> import fgo_jax as fgo

@@ -235,7 +235,7 @@ def condition(
     def update(observation: Observation, state: State) -> tuple[jax.Array, State]:
         old = state[name]
         evaluated, holds, fails, memory = judge(observation, old.memory)
-        streak = jnp.where(holds, old.streak + 1, 0)
+        streak = jnp.where(holds, optax.safe_increment(old.streak), 0)
         verdict = jnp.where(streak >= patience, 1, jnp.where(fails, -1, 0))
         # Checked here for every kind of condition, because trends do not read the error.
         distrusted = jnp.asarray(False)

@@ -41,7 +41,11 @@ TRIGGERS = [
         ("(streak, old.streak)", "(streak, streak)", "what is not evaluated counts"),
         ("jnp.where(distrusted, 0, ", "jnp.where(False, 0, ", "distrust keeps verdict and streak"),
         ("streak >= patience", "streak > patience", "patience is one longer"),
-        ("jnp.where(holds, old.streak + 1, 0)", "old.streak + holds", "a streak may have gaps"),
+        (
+            "jnp.where(holds, optax.safe_increment(old.streak), 0)",
+            "old.streak + holds",
+            "a streak may have gaps",
+        ),
         ("jnp.where(fails, -1, 0)", "-1", "unknown is a failure"),
         (
             "tree.where(evaluated, memory",

@@ -55,6 +55,15 @@ def test_combinators_are_three_valued_logic(left, right):
     assert de_morgan[0] == de_morgan[1]
 
 
+def test_a_streak_stops_at_the_largest_int32():
+    trigger, last = t.after(10), jnp.int32(2**31 - 1)
+    counts = jnp.stack([jnp.int32(1), last])
+    state = {name: old._replace(counts=counts) for name, old in trigger.init().items()}
+    verdict, state = trigger.update(Observation({}, last, last), state)
+    assert int(verdict) == 1
+    np.testing.assert_array_equal(state["after"].counts, counts)
+
+
 def test_conditions_of_one_name_keep_their_own_state():
     both = t.above("x", 1.0, patience=1) & t.above("x", 3.0, patience=1)
     assert list(both.init()) == ["x_above", "x_above_2"]
@@ -202,6 +211,7 @@ def test_regression_error_covers_the_true_slope():
         (lambda: t.increasing("x", z=-1.0), "z must be"),
         (lambda: t.stall("x", patience=0), "patience must be an integer >= 1"),
         (lambda: t.after(-1), "steps must be an integer >= 0"),
+        (lambda: t.after(10**10), "steps must be at most 2147483647"),
         (lambda: t.plateau("x", rtol=-1.0), "rtol must be a finite number >= 0"),
         (lambda: t.if_given(t.never(), "loss", otherwise=2), "otherwise is a verdict"),
         (lambda: t.if_given(t.never(), "losss", 1), "signal must be one of loss, validation, got"),
