@@ -198,7 +198,7 @@ KRONECKER = [
         ("kinds.setdefault((m, part)", "kinds.setdefault(part", "other shapes share a stack"),
         ("4 * block < block_size", "False", "a prime axis falls into its entries"),
         ("block <= 1 or", "False or", "factors of a single number"),
-        ("needed = -(-needed // cut)", "pass", "every axis of a side is cut"),
+        ("(math.prod(cuts), [-cut", "([-cut", "every axis of a side is cut"),
     ),
     *mutations(
         "linalg/whole_blocks.py",

@@ -74,6 +74,18 @@ def test_a_side_of_many_axes_is_cut_along_the_first_that_can_be():
     assert found.modes == Modes((6, 2, 2, 8), ((0,), (2, 3)), (1,))
 
 
+@pytest.mark.parametrize(
+    ("lengths", "cuts"),
+    [((7, 7, 32), (1, 1, 2)), ((5, 5, 64), (1, 1, 2)), ((3, 3, 512), (3, 1, 2)), ((8, 6), (2, 1))],
+)
+def test_a_side_of_many_axes_has_the_fewest_blocks_whichever_axes_they_cut(lengths, cuts):
+    # The sides of convolutions' kernels: the first axes alone gave too many blocks, or none.
+    leaf = jnp.ones((*lengths, 2))
+    size = 1024 if len(lengths) == 3 else 24
+    (found,) = stacks([leaf], [Modes(leaf.shape, (tuple(range(len(lengths))),))], size)
+    assert found.cuts == (*cuts, 1)
+
+
 @pytest.mark.parametrize("factory", [scale_by_kronecker_fisher, scale_by_fismo])
 def test_a_state_of_other_blocks_is_refused(factory):
     params = {"w": jnp.ones((8, 4)), "b": jnp.ones(4)}

@@ -5,6 +5,7 @@ A step then has as many operations as there are kinds of leaves, and so does its
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -288,12 +289,11 @@ def _cut(lengths: Sequence[int], block_size: int) -> list[int] | None:
     A mode that has no divisor near the block size would fall into many small blocks. Blocks of less
     than a quarter of the size have no factor.
     """
-    needed = -(-math.prod(lengths) // block_size)
-    cuts = []
-    for length in lengths:
-        cut = next(c for c in range(min(needed, length), length + 1) if length % c == 0)
-        cuts.append(cut)
-        needed = -(-needed // cut)
-    block = math.prod(lengths) // math.prod(cuts)
+    total = math.prod(lengths)
+    divisors = [[c for c in range(1, n + 1) if n % c == 0] for n in lengths]
+    fitting = [c for c in itertools.product(*divisors) if total <= block_size * math.prod(c)]
+    # Of as few blocks, those along the first axes.
+    cuts = min(fitting, key=lambda cuts: (math.prod(cuts), [-cut for cut in cuts]))
+    block = total // math.prod(cuts)
     small = math.prod(cuts) > 1 and 4 * block < block_size
-    return None if block <= 1 or block > block_size or small else cuts
+    return None if block <= 1 or block > block_size or small else list(cuts)
