@@ -61,7 +61,9 @@ def gradient_stream(
       products of two inner products unbiased too. A window whose sums are not positive
       keeps the last dimension and is counted in ``held``.
     - ``trace`` of C, unbiased, in the unit of the gradient squared.
-    - ``top_eigenvalue`` of C, in the same unit, too large by up to trace / ``pairs``.
+    - ``top_eigenvalue`` of C, in the same unit. It is too large, as that of
+      :func:`fgo_jax.probes.gram` is with n = ``pairs`` rows: white noise of 200 dimensions and
+      variance 1 reads 34 from 8 pairs.
     - ``energy_rank``: how many eigenvalues of the rows' Gram matrix hold ``energy`` of its
       trace; ``energy_fraction`` divides it by ``pairs``. C has more eigenvalues than there
       are rows. A rank near what white noise would read says only that the rows are too few:

@@ -151,6 +151,19 @@ def test_noise_far_below_the_mean_gradient_is_measured_as_without_it(centred):
         np.testing.assert_allclose(read["intrinsic_dimension"].value, 1.0, rtol=1e-3)
 
 
+def test_the_top_eigenvalue_of_white_noise_is_as_much_too_large_as_it_says():
+    n, size = 32, 200
+    probe = fgo.probes.gram(lambda p, b: b, examples=n)
+
+    def draw(key):
+        rows = jax.random.normal(key, (n, size))
+        return probe.read(probe.measure(inputs(None, rows), probe.init(None)))["top_eigenvalue"]
+
+    read = jax.jit(lambda keys: jax.lax.map(draw, keys))(jax.random.split(jax.random.key(0), 20))
+    excess = size / n + 2 * (size / n) ** 0.5
+    assert float(read.value.mean()) - 1 == pytest.approx(excess, rel=0.05)
+
+
 def test_the_two_parts_of_complex_rows_count_alike():
     parts = 1.0 + jax.random.normal(jax.random.key(0), (2, 16, 6))
     probe = fgo.probes.gram(lambda p, b: b, examples=16)

@@ -298,6 +298,28 @@ def test_an_eighth_of_the_batch_by_default(size, read):
     assert seen == [read // 2, read // 2]
 
 
+def test_one_outlier_is_covered_as_often_as_it_says():
+    eigenvalues = jnp.full(100, 0.1).at[0].set(50.0)
+    basis = jnp.linalg.qr(jax.random.normal(jax.random.key(0), (100, 100)))[0]
+    matrix = (basis * eigenvalues) @ basis.T
+    probe = hutchinson(lambda p, b: lambda v: matrix @ v, 4, examples=2, smoothing=0.0)
+    point = jnp.zeros(100)
+
+    def draw(key):
+        inputs = ProbeInputs(None, None, point, jnp.ones((2, 1)), key, jnp.int32(0))
+        return probe.read(probe.measure(inputs, probe.init(point)))
+
+    read = jax.jit(lambda keys: jax.lax.map(draw, keys))(jax.random.split(jax.random.key(1), 2000))
+    total, square = float(eigenvalues.sum()), float(jnp.square(eigenvalues).sum())
+    for name, truth, covered in (
+        ("trace", total, 0.82),
+        ("trace_square", square, 0.92),
+        ("intrinsic_dimension", total**2 / square, 0.83),
+    ):
+        inside = jnp.abs(read[name].value - truth) <= 1.96 * read[name].error
+        assert float(inside.mean()) == pytest.approx(covered, abs=0.04), name
+
+
 def test_complex_products_are_refused():
     probe = hutchinson(lambda p, b: lambda v: (1 + 2j) * v, examples=2)
     point = jnp.ones(3, jnp.complex64)
