@@ -110,8 +110,9 @@ def feature_split(
         splits = [(order[: size // 2], order[size // 2 : 2 * (size // 2)]) for order in orders]
     if not splits:
         raise ValueError("splits must hold at least one pair of halves.")
+    rounding = _rounding(representation)
     pairs = [[_distances(x[:, np.asarray(half)]) for half in halves] for halves in splits]
-    return float(np.mean([_spearman(*pair, _rounding(representation)) for pair in pairs]))
+    return float(np.mean([_spearman(one, other, rounding) for one, other in pairs]))
 
 
 def _rows(name: str, representation: Any) -> np.ndarray:

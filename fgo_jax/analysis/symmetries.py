@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from fgo_jax import _checks
 from fgo_jax.linalg import half
@@ -207,9 +206,11 @@ def _measured(loss_fn: Any, params: Any, batch: Any, keys: jax.Array) -> tuple[j
             digit = 4 * float(jnp.finfo(leaf.dtype).eps)
             rounded.append(moved[-1] * (1 + digit * jnp.sign(drawn)))
 
+        def mean(leaves: list[Any]) -> jax.Array:
+            return scale * jnp.mean(loss_fn(treedef.unflatten(leaves), batch))
+
         def gradient(leaves: list[Any]) -> list[Any]:
-            loss = lambda p: scale * jnp.mean(loss_fn(treedef.unflatten(p), batch))  # noqa: E731
-            return optax.tree.cast(jax.grad(loss)(leaves), jnp.float32)
+            return [g.astype(jnp.float32) for g in jax.grad(mean)(leaves)]
 
         grads = gradient(moved)
         units = [unit_of(g) for g in grads]
@@ -217,9 +218,9 @@ def _measured(loss_fn: Any, params: Any, batch: Any, keys: jax.Array) -> tuple[j
             [g / unit for g, unit in zip(some, units, strict=True)]
             for some in (grads, gradient(rounded))
         )
-        moved = optax.tree.cast(moved, jnp.float32)
+        moved = [p.astype(jnp.float32) for p in moved]
         along = [jnp.sum(g, axis=-1) if g.ndim else g for g in grads]
-        changed = optax.tree.sub(other, grads)
+        changed = [a - b for a, b in zip(other, grads, strict=True)]
         return (
             jnp.stack([vdot(p, g) for p, g in zip(moved, grads, strict=True)]),
             *(jnp.stack([sum_squares(x) for x in xs]) for xs in (moved, grads, along, changed)),

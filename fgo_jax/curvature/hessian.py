@@ -78,7 +78,7 @@ def hessian(
 
         def scaled(vector: Any) -> Any:
             # Entries of a long unit vector, and their products, would be zero in float16.
-            part = optax.tree.cast(selection.part(vector), jnp.float32)
+            part = [v.astype(jnp.float32) for v in selection.part(vector)]
             factor = half.vector_scale(part)
             larger = optax.tree.cast_like([factor * v for v in part], selection.leaves)
             return jax.tree.map(lambda p: p / scale / factor, selection.expand(push(larger)))

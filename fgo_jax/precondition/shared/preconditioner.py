@@ -129,6 +129,6 @@ jax.tree_util.register_pytree_node(
 )
 
 
-def inherited(inner: Any) -> tuple[bool, Any]:
+def inherited(inner: Any) -> tuple[bool | None, Any]:
     """keeps_scale and momentum_dtype, also of a transformation that only has a metric."""
     return getattr(inner, "keeps_scale", None), getattr(inner, "momentum_dtype", None)
