@@ -111,12 +111,15 @@ def choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
 
 
-def storage(name: str, dtype: Any) -> Any:
-    """The dtype of averages in a state, or None; squares leave the range of float16."""
+def average_dtype(name: str, dtype: Any) -> Any:
+    """The dtype of averages in a state, or None."""
     if dtype is None:
         return None
     if jnp.dtype(dtype) not in (jnp.float32, jnp.float64, jnp.bfloat16):
-        raise ValueError(f"{name} must be float32 or bfloat16, got {jnp.dtype(dtype).name}.")
+        raise ValueError(
+            f"{name} must be float32, float64 or bfloat16, got {jnp.dtype(dtype).name}: others "
+            "do not hold averages of gradients."
+        )
     return jnp.dtype(dtype)
 
 

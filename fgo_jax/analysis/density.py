@@ -68,10 +68,11 @@ def smoothed(
     below, above = lowest < -low * largest, highest > low * largest
     bottom = np.arcsinh(lowest / linear_width) - 5 * spread if below else 0.0
     top = np.arcsinh(highest / linear_width) + 5 * spread if above else 0.0
-    if top - bottom > (points - 1) * spread:
+    needed = int(np.ceil((top - bottom) / (1.5 * spread))) + 1
+    if points < needed:
         raise ValueError(
             f"points={points} are too far apart for a kernel of width={width} decades: pass "
-            f"points= of at least {int(np.ceil((top - bottom) / spread)) + 1}, or a larger width=."
+            f"points= of at least {needed}, or a larger width=."
         )
     y = np.linspace(bottom, top, points)
 

@@ -160,9 +160,10 @@ def _truncated(value: float, error: float, before: float, of: float | None = Non
 def energy_rank(rule: Rule, short: Rule | None, energy: float) -> Estimate:
     """The fewest eigenvalues that hold a share of the sum of |eigenvalue|.
 
-    It is a count with a fraction, of a node that stands for many eigenvalues, rounded up. The error
-    is a jackknife over the starts, of the count with its fraction, and what the last third of the
-    steps changed. Where the count may cross a whole number, the error reaches the next one.
+    A node may stand for many eigenvalues. The last one counts with a fraction, and the sum is
+    rounded up. The error is a jackknife over the starts, of the count with its fraction, and what
+    the last third of the steps changed. Where the count may cross a whole number, the error reaches
+    the next one.
     """
     fraction = _count(rule, energy)
     if np.isnan(fraction):
@@ -202,6 +203,6 @@ def _negative(values: np.ndarray) -> np.ndarray:
 
 def _estimate(value: Any, error: Any) -> Estimate:
     if 0.0 < abs(value) < _TINY:
-        error = max(error, _TINY)  # float32 may hold a zero for it
+        error = max(error, _TINY)  # float32 may flush it to zero
     with np.errstate(over="ignore"):
         return Estimate(jnp.float32(value), jnp.float32(error))

@@ -217,7 +217,7 @@ class SpectrumReport:
         so the smoothing gives a positive operator no negative eigenvalues.
 
         Args:
-          points: of the grid, at least as many as are the width apart.
+          points: of the grid, at least 2; neighbours are at most 1.5 widths apart.
           width: standard deviation s of the kernel, in decades.
           linear_width: w, in the unit of the eigenvalues. None takes what the steps resolve
             at zero: twice the gap between Ritz values there, within 1e-5 to 1e-2 of the

@@ -56,7 +56,8 @@ def representation_drift(before: Any, after: Any) -> float:
             f"before has {len(x)} examples and after {len(y)}: represent the same batch, in the "
             "same order, in both states."
         )
-    return 1.0 - _spearman(_distances(x), _distances(y), max(_rounding(before), _rounding(after)))
+    reaches = _rounding(before, x), _rounding(after, y)
+    return 1.0 - _spearman(_distances(x), _distances(y), reaches)
 
 
 def feature_split(
@@ -110,9 +111,9 @@ def feature_split(
         splits = [(order[: size // 2], order[size // 2 : 2 * (size // 2)]) for order in orders]
     if not splits:
         raise ValueError("splits must hold at least one pair of halves.")
-    rounding = _rounding(representation)
+    reach = _rounding(representation, x)
     pairs = [[_distances(x[:, np.asarray(half)]) for half in halves] for halves in splits]
-    return float(np.mean([_spearman(one, other, rounding) for one, other in pairs]))
+    return float(np.mean([_spearman(one, other, (reach, reach)) for one, other in pairs]))
 
 
 def _rows(name: str, representation: Any) -> np.ndarray:
@@ -130,22 +131,24 @@ def _distances(x: np.ndarray) -> np.ndarray:
     return np.concatenate([np.linalg.norm(x[i + 1 :] - x[i], axis=1) for i in range(len(x) - 1)])
 
 
-def _rounding(representation: Any) -> float:
-    """The share of the largest distance below which two distances are equal."""
+def _rounding(representation: Any, x: np.ndarray) -> float:
+    """What rounded entries may change in a distance."""
     kind = getattr(representation, "dtype", np.dtype(np.float64))
-    return 4 * float(jnp.finfo(kind if jnp.issubdtype(kind, jnp.floating) else np.float64).eps)
+    eps = jnp.finfo(kind if jnp.issubdtype(kind, jnp.floating) else np.float64).eps
+    return 4 * float(eps) * float(np.abs(x).max())
 
 
-def _spearman(a: np.ndarray, b: np.ndarray, rounding: float) -> float:
-    a, b = (ranks - ranks.mean() for ranks in (_ranks(a, rounding), _ranks(b, rounding)))
+def _spearman(a: np.ndarray, b: np.ndarray, reaches: tuple[float, float]) -> float:
+    a, b = (_ranks(*pair) for pair in zip((a, b), reaches, strict=True))
+    a, b = a - a.mean(), b - b.mean()
     power = np.dot(a, a) * np.dot(b, b)
     return float(np.dot(a, b) / power**0.5) if power > 0 else float("nan")
 
 
-def _ranks(x: np.ndarray, rounding: float) -> np.ndarray:
-    """Ranks from 1; equal numbers share the mean of theirs."""
+def _ranks(x: np.ndarray, reach: float) -> np.ndarray:
+    """Ranks from 1; numbers within reach of each other share the mean of theirs."""
     values, which, counts = np.unique(x, return_inverse=True, return_counts=True)
-    reach = max(rounding * values[-1], float(np.finfo(np.float64).tiny))
+    reach = max(reach, float(np.finfo(np.float64).tiny))
     # A rotation splits equal distances by their rounding. What is within reach of its neighbour is
     # one number, and a long chain of such is cut at every reach.
     first = np.diff(values, prepend=-np.inf) > reach

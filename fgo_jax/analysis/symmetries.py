@@ -38,8 +38,8 @@ class Symmetries(NamedTuple):
         along it.
       rescale: classes of parts, of which one can grow by a factor as another one shrinks by it:
         :math:`\langle\theta, g\rangle` is the same for all of a class.
-      still: leaves without a gradient beyond rounding: it is below :math:`10^{-5}` of the
-        largest, and another one where the parameters differ by their rounding.
+      still: leaves without a gradient beyond rounding: its norm is below :math:`10^{-5}`
+        of the largest leaf's, and it changes when the parameters change by their rounding.
       residuals: for each leaf the largest :math:`|\langle\theta, g\rangle| / (\|\theta\|
         \|g\|)` at the points that were tried.
 
@@ -193,7 +193,6 @@ def _measured(loss_fn: Any, params: Any, batch: Any, keys: jax.Array) -> tuple[j
     Each is [points, leaves], the gradients in units of their own, which come last. The change is
     the squared one after parameters moved by their rounding.
     """
-    scale = half.loss_scale(params)  # all numbers are compared with each other
 
     def at(key: jax.Array) -> tuple[jax.Array, ...]:
         leaves, treedef = jax.tree.flatten(params)
@@ -206,11 +205,14 @@ def _measured(loss_fn: Any, params: Any, batch: Any, keys: jax.Array) -> tuple[j
             digit = 4 * float(jnp.finfo(leaf.dtype).eps)
             rounded.append(moved[-1] * (1 + digit * jnp.sign(drawn)))
 
-        def mean(leaves: list[Any]) -> jax.Array:
-            return scale * jnp.mean(loss_fn(treedef.unflatten(leaves), batch))
-
         def gradient(leaves: list[Any]) -> list[Any]:
-            return [g.astype(jnp.float32) for g in jax.grad(mean)(leaves)]
+            def scaled(scale: float) -> list[Any]:
+                def mean(leaves: list[Any]) -> jax.Array:
+                    return scale * jnp.mean(loss_fn(treedef.unflatten(leaves), batch))
+
+                return [g.astype(jnp.float32) / scale for g in jax.grad(mean)(leaves)]
+
+            return half.scaled_up(leaves, scaled)
 
         grads = gradient(moved)
         units = [unit_of(g) for g in grads]

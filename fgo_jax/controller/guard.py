@@ -25,7 +25,7 @@ def check_state(design: Design, state: Any, params: Any) -> None:
       params: the parameters, or what has their shapes.
     """
     _checks.own_state("phased", state, FgoState)
-    _check_arrays(params)
+    check_arrays(params)
     triggers = zip_longest(design.keys, design.triggers)
     kept = {
         "average of the weights": (state.average, design.average_weights is not None),
@@ -60,7 +60,7 @@ def _differing(design: Design, state: Any, params: Any) -> tuple[Any, Any]:
     return {path: there.get(path) for path in paths}, {path: here.get(path) for path in paths}
 
 
-def _check_arrays(params: Any) -> None:
+def check_arrays(params: Any) -> None:
     """Raises for a module with its functions, as Equinox has them, in place of its arrays."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if callable(leaf):

@@ -195,7 +195,8 @@ def _clipped(grads: Any, norm: Any) -> Any:
 def _measured(grafts: jax.Array, wanted: Any, given: Any, share: jax.Array) -> jax.Array:
     """The grafts with a share of this step's ratios.
 
-    A tensor without a norm at this step, such as that of an idle expert, keeps what it has.
+    A tensor without a norm at this step, such as that of an idle expert, keeps what it has. The
+    first ratio that a tensor has counts in full.
     """
     squares = jnp.asarray(
         [[sum_squares(x) for x in jax.tree.leaves(tree)] for tree in (wanted, given)], jnp.float32
@@ -216,8 +217,7 @@ def _grafted(direction: Any, grafts: jax.Array, weight: jax.Array) -> Any:
     the tree: when it wakes its update fits the others. A transform in charge without a hand-over
     before has its own size.
     """
-    grafts = jnp.where(jnp.isnan(grafts), grafts[-1], grafts)
-    grafts = jnp.where(jnp.isnan(grafts), 0.0, grafts)
+    grafts = jnp.nan_to_num(jnp.where(jnp.isnan(grafts), grafts[-1], grafts))
     scales = jnp.exp(jnp.minimum(weight * grafts, LARGEST))
     leaves, treedef = jax.tree.flatten(direction)
     return treedef.unflatten([times(x, scales[i]) for i, x in enumerate(leaves)])

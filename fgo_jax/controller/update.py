@@ -11,7 +11,7 @@ import optax
 from fgo_jax.controller.design import EXTRA_SIGNALS, Design, design
 from fgo_jax.controller.direction import direction
 from fgo_jax.controller.extras import checked_extras
-from fgo_jax.controller.guard import all_finite, check_shapes, check_state, skipped
+from fgo_jax.controller.guard import all_finite, check_arrays, check_shapes, check_state, skipped
 from fgo_jax.controller.measure import latest, measure, observed
 from fgo_jax.controller.rate import decay_exponent, effective_rate, scaled
 from fgo_jax.controller.smooth import average, smooth
@@ -179,6 +179,7 @@ def phased(
     def init(params: Any) -> FgoState:
         # Not at construction: it computes, and `jax.distributed.initialize` must come before.
         check_directions(parts.phases)
+        check_arrays(params)
         return state_init(parts, params)
 
     def update(updates: Any, state: Any, params: Any = None, **extras: Any) -> tuple[Any, Any]:

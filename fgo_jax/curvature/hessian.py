@@ -65,25 +65,31 @@ def hessian(
     def build(params: Any, batch: Any, part: Part) -> Matvec:
         del part
         selection = select(params, mask)
-        scale = half.loss_scale(params)
 
-        def mean(leaves: list[Any]) -> jax.Array:
-            losses = loss_fn(selection.merge(leaves), batch)
-            return scale * mean_and_weights(losses, weights, batch)[0]
+        def gradient(scale: float) -> Callable[[list[Any]], list[Any]]:
+            def mean(leaves: list[Any]) -> jax.Array:
+                losses = loss_fn(selection.merge(leaves), batch)
+                return scale * mean_and_weights(losses, weights, batch)[0]
 
-        _, push = jax.linearize(jax.grad(mean), selection.leaves)
+            return jax.grad(mean)
+
+        if not half.has_half(params):
+            _, push = jax.linearize(gradient(1.0), selection.leaves)
+            return lambda vector: selection.expand(push(selection.pick(vector)))
 
         def product(vector: Any) -> Any:
-            return selection.expand(push(selection.pick(vector)))
-
-        def scaled(vector: Any) -> Any:
             # Entries of a long unit vector, and their products, would be zero in float16.
-            part = [v.astype(jnp.float32) for v in selection.part(vector)]
-            factor = half.vector_scale(part)
-            larger = optax.tree.cast_like([factor * v for v in part], selection.leaves)
-            return jax.tree.map(lambda p: p / scale / factor, selection.expand(push(larger)))
+            chosen = [v.astype(jnp.float32) for v in selection.chosen_of(vector)]
+            factor = half.vector_scale(chosen)
+            larger = optax.tree.cast_like([factor * v for v in chosen], selection.leaves)
 
-        return scaled if half.has_half(params) else product
+            def scaled(scale: float) -> Any:
+                _, found = jax.jvp(gradient(scale), (selection.leaves,), (larger,))
+                return jax.tree.map(lambda p: p / scale / factor, selection.expand(found))
+
+            return half.scaled_up(params, scaled)
+
+        return product
 
     def operator(params: Any, batch: Any) -> Matvec:
         return mean_over_chunks(build, params, batch, weights, chunk_size)

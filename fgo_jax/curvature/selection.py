@@ -21,7 +21,7 @@ class Selection(NamedTuple):
 
     leaves: list[jax.Array]  # the chosen ones
     merge: Callable[[list[Any]], Any]  # chosen leaves -> parameters, the others unchanged
-    part: Callable[[Any], list[Any]]  # vector -> its chosen leaves
+    chosen_of: Callable[[Any], list[Any]]  # vector -> its chosen leaves
     pick: Callable[[Any], list[Any]]  # the same, in the parameters' dtypes
     expand: Callable[[list[Any]], Any]  # chosen leaves -> vector in float32, zero elsewhere
 
@@ -38,12 +38,12 @@ def select(params: Any, mask: Mask | None) -> Selection:
             [next(given) if c else leaf for c, leaf in zip(chosen, leaves, strict=True)]
         )
 
-    def part(vector: Any) -> list[Any]:
+    def chosen_of(vector: Any) -> list[Any]:
         pairs = zip(chosen, treedef.flatten_up_to(vector), strict=True)
         return [jnp.asarray(v) for c, v in pairs if c]
 
     def pick(vector: Any) -> list[Any]:
-        return optax.tree.cast_like(part(vector), own)
+        return optax.tree.cast_like(chosen_of(vector), own)
 
     def expand(part: list[Any]) -> Any:
         given = iter([leaf.astype(jnp.float32) for leaf in part])
@@ -52,7 +52,7 @@ def select(params: Any, mask: Mask | None) -> Selection:
         return treedef.unflatten(zeros)
 
     own = [leaf for c, leaf in zip(chosen, leaves, strict=True) if c]
-    return Selection(own, merge, part, pick, expand)
+    return Selection(own, merge, chosen_of, pick, expand)
 
 
 def _chosen(params: Any, mask: Mask) -> list[bool]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from fgo_jax.linalg.trees import sum_squares
 
 
 def has_half(tree: Any) -> bool:
@@ -15,13 +18,19 @@ def has_half(tree: Any) -> bool:
     return any(jnp.result_type(leaf) == jnp.float16 for leaf in jax.tree.leaves(tree))
 
 
-def loss_scale(params: Any) -> float:
-    """What to multiply a mean loss by before it is differentiated; 1 without float16 leaves.
+def scaled_up(params: Any, derivative: Callable[[float], Any]) -> Any:
+    """derivative(1), or for float16 parameters derivative(1024) where that is finite.
 
-    The cotangents of a mean over n examples have the factor 1/n. That of the losses' sum need not
-    fit, but gradients and rows of the Hessian of up to 64 do.
+    The cotangents of a mean over n examples have the factor 1/n, which float16 may not hold.
+
+    Args:
+      derivative: of the loss times a scale, over the scale; a function of the scale.
     """
-    return 2.0**10 if has_half(params) else 1.0
+    if not has_half(params):
+        return derivative(1.0)
+    large = derivative(2.0**10)
+    finite = jnp.isfinite(sum_squares(large))
+    return jax.lax.cond(finite, lambda: large, lambda: derivative(1.0))
 
 
 def vector_scale(vector: Any) -> jax.Array:

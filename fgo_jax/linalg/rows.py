@@ -32,7 +32,7 @@ def unit_of(rows: Any) -> jax.Array:
     by it changes no digit.
     """
     sizes = [jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(rows)]
-    largest = functools.reduce(jnp.maximum, sizes)
+    largest = functools.reduce(jnp.maximum, sizes, jnp.float32(0.0))
     # The bits of the exponent, without sign and digits.
     exponent = jax.lax.bitcast_convert_type(largest, jnp.uint32) & jnp.uint32(0x7F800000)
     power = jax.lax.bitcast_convert_type(exponent, jnp.float32)

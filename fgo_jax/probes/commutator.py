@@ -15,7 +15,7 @@ from fgo_jax.linalg import half, mesh
 from fgo_jax.linalg.devices import AxisName, mean_over, on_each_device
 from fgo_jax.linalg.operator import check_examples, example_count, is_due
 from fgo_jax.linalg.sketch import sketch_tree
-from fgo_jax.linalg.trees import real32, sum_squares
+from fgo_jax.linalg.trees import real32, sum_squares, wide
 from fgo_jax.probes import path
 from fgo_jax.probes.probe import Estimate, Probe, ProbeInputs
 
@@ -186,31 +186,38 @@ def difference(
     The two parts of a complex parameter are two parameters, on one more axis.
     """
     loss_fn, params = _of_real(loss_fn, params)
-    is_half, scale = half.has_half(params), half.loss_scale(params)
 
-    def gradient(part: Any) -> Callable[[Any], Any]:
+    def gradient(part: Any, scale: float) -> Callable[[Any], Any]:
         def at(point: Any) -> Any:
             own = on_each_device(point, part, axis_name)
             grads = jax.grad(lambda p: scale * jnp.mean(loss_fn(p, part)))(own)
-            return jax.tree.map(lambda g: g / scale, mean_over(axis_name, grads))
+            return jax.tree.map(lambda g: wide(g) / scale, grads)
 
         return at
 
-    fields = [gradient(part) for part in halves]
-    grads = [field(params) for field in fields]
+    def field(part: Any, point: Any) -> Any:
+        found = half.scaled_up(params, lambda scale: gradient(part, scale)(point))
+        return mean_over(axis_name, found)
 
-    def drift(field: Callable[[Any], Any], here: Any, along: Any) -> Any:
+    grads = [field(part, params) for part in halves]
+
+    def drift(part: Any, here: Any, along: Any) -> Any:
         """By how much a gradient falls over a step along another one, over the rate."""
+
+        def product(scale: float) -> Any:
+            like = jax.tree.map(lambda p, g: (factor * g).astype(p.dtype), params, along)
+            found = jax.jvp(gradient(part, scale), (params,), (like,))[1]
+            return jax.tree.map(lambda g: g / factor, found)
+
         if rate is None:
             # A small gradient would be zero in float16.
-            factor = half.vector_scale(along) if is_half else 1.0
-            like = jax.tree.map(lambda p, g: (factor * g).astype(p.dtype), params, along)
-            return jax.tree.map(lambda g: g / factor, jax.jvp(field, (params,), (like,))[1])
+            factor = half.vector_scale(along) if half.has_half(params) else 1.0
+            return mean_over(axis_name, half.scaled_up(params, product))
         moved = jax.tree.map(lambda p, g: p - (rate * g).astype(p.dtype), params, along)
-        return jax.tree.map(lambda a, b: (a - b) / rate, here, field(moved))
+        return jax.tree.map(lambda a, b: (a - b) / rate, here, field(part, moved))
 
     delta = optax.tree.sub(
-        drift(fields[1], grads[1], grads[0]), drift(fields[0], grads[0], grads[1])
+        drift(halves[1], grads[1], grads[0]), drift(halves[0], grads[0], grads[1])
     )
     return delta, [jnp.sqrt(sum_squares(g)) for g in grads]
 

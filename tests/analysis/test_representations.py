@@ -1,5 +1,6 @@
 """Drift of representations against SciPy's distances and rank correlations."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.spatial.distance import pdist
@@ -38,10 +39,17 @@ def test_a_rotation_of_equal_distances_is_no_drift(kind):
     corners = np.eye(10, dtype=kind)[RNG.integers(0, 10, 50)]
     grid = RNG.integers(0, 2, (50, 10)).astype(kind)
     for x in (corners, grid):
-        turned = x @ rotation(10).astype(kind)
+        turned = x @ rotation(10).astype(kind) + np.array(10, kind)
         assert representation_drift(x, turned) == pytest.approx(0.0, abs=1e-9)
         both = np.concatenate([x, turned], 1)
         assert feature_split(both, [(range(10), range(10, 20))]) == pytest.approx(1.0)
+
+
+def test_half_precision_drifts_as_far_as_its_numbers():
+    x = RNG.standard_normal((60, 512))
+    halves = [jnp.asarray(y, jnp.bfloat16) for y in (x, x + 0.5 * RNG.standard_normal(x.shape))]
+    exact = [np.asarray(half, np.float64) for half in halves]
+    assert representation_drift(*halves) == pytest.approx(representation_drift(*exact), rel=0.05)
 
 
 def test_drift_grows_with_the_way():

@@ -206,3 +206,10 @@ def test_without_decay_there_is_no_prediction():
     assert told["rotation/w"] == 0
     with pytest.raises(KeyError):
         fgo.analysis.symmetry_telemetry(found, {}, w, w, learning_rate=0.1)
+
+
+def test_gradients_above_a_hundred_in_float16_are_finite():
+    def loss(params, batch):
+        return 400 * batch.astype(params.dtype) * params
+
+    assert fgo.analysis.symmetries(loss, jnp.ones(4, jnp.float16), jnp.ones((3, 4))).still == ()

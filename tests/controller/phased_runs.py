@@ -204,7 +204,7 @@ def program(name):
             value=now["value"],
             validation_value=now["validation"],
         )
-        # A graft that stays for good is NaN until its transform has been measured.
+        # A graft is NaN until there is one.
         grafts = jax.tree.map(lambda g: jnp.where(jnp.isnan(g), 0.0, g), new.grafts)
         means = (new.transforms, new.slow, new.energy_fall, new.average, grafts)
         record = {

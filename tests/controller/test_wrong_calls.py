@@ -250,6 +250,8 @@ def test_a_module_in_place_of_its_arrays_is_refused():
     arrays = {"w": jnp.ones(2), "activation": None}
     with pytest.raises(ValueError, match=r"hold a function, at \['activation'\]: pass the arrays"):
         tx.update(arrays, tx.init(arrays), arrays | {"activation": jax.nn.relu})
+    with pytest.raises(ValueError, match="hold a function"):
+        tx.init(arrays | {"activation": jax.nn.relu})
 
 
 PREFIXES = {

@@ -162,6 +162,16 @@ def test_cotangents_in_float16_neither_vanish_nor_overflow(rows, classes, out):
     assert not np.any(operator(w.astype(jnp.float16), x)(jnp.zeros_like(v)))
 
 
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_the_hessian_in_float16_holds_small_and_large_curvature(size):
+    def losses(p, batch):
+        return size / 2 * jnp.sum(jnp.square(p)) * jnp.ones(len(batch), p.dtype)
+
+    operator = hessian(losses)
+    found = operator(jnp.ones(3, jnp.float16), jnp.ones(4))(jnp.float32([1.0, 0.0, -2.0]))
+    np.testing.assert_allclose(found, size * np.array([1.0, 0.0, -2.0]), rtol=2e-3)
+
+
 @pytest.mark.parametrize("mean", [lambda losses: losses, jnp.mean])
 def test_the_hessian_of_a_linear_model_in_float16_is_its_ggn(mean):
     x = jax.random.normal(jax.random.key(0), (512, 4))

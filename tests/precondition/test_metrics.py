@@ -11,6 +11,8 @@ from fgo_jax import precondition
 UNSEEN = {
     "kronecker": precondition.scale_by_kronecker_fisher,
     "a natural gradient": lambda: precondition.scale_by_kronecker_fisher(power=1.0),
+    "a mild one": lambda: precondition.scale_by_kronecker_fisher(power=0.25, eps=1e-6),
+    "of one size": lambda: precondition.scale_by_kronecker_fisher(power=0.0, eps=1e-3),
     "of noise alone": lambda: precondition.scale_by_kronecker_fisher(centred=True),
     "shampoo": lambda: precondition.scale_by_kronecker_fisher(corrected=False),
     "fismo": precondition.scale_by_fismo,

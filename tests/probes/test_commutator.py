@@ -93,12 +93,13 @@ def test_equal_halves_commute():
     assert np.isnan(read["commutator_defect"].error)
 
 
-def test_a_small_loss_has_its_defect_in_float16_too():
-    def small(params, batch):
+@pytest.mark.parametrize("size", [1e-4, 100.0])
+def test_a_small_or_large_loss_has_its_defect_in_float16_too(size):
+    def sized(params, batch):
         numbers = jax.tree.map(lambda x: jnp.asarray(x, params["a"].dtype), batch)
-        return 1e-4 * losses(params, numbers).astype(jnp.float32)
+        return size * losses(params, numbers).astype(jnp.float32)
 
-    probe = fgo.probes.commutator(small, pairs=PAIRS, examples=EXAMPLES)
+    probe = fgo.probes.commutator(sized, pairs=PAIRS, examples=EXAMPLES)
     defects = []
     for kind in (jnp.float16, jnp.float32):
         point = optax.tree.cast(tree(POINTS[0]), kind)

@@ -111,7 +111,7 @@ def scale_by_fismo(
       A :class:`fgo_jax.precondition.Preconditioner`. For matrices its `metric` is
       P^-1/2 G Q^-1/2 / sqrt(s), where s is the root mean square of the singular values of
       M / (1 - beta^t), which polar(.) divides out; other leaves are divided by the square root of
-      Adam's denominator. It gives float32, and before the first update it is the identity. The
+      Adam's denominator. It gives float32, and before a leaf's first gradient the identity. The
       state takes 4 bytes per parameter of a matrix, 8 of other leaves, and 8 d^2 bytes for each
       block of side d: 8 (m/n + n/m) bytes per parameter of an m x n matrix with one block a side.
 

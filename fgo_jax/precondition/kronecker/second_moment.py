@@ -59,7 +59,7 @@ class Denominator(NamedTuple):
     def is_unknown(self, p: jax.Array) -> jax.Array:
         """Where P is that of V = 0, which holds everywhere before the first gradient."""
         least = self.eps ** (2 * self.power) if self.centred else self.eps
-        return p <= least * (1 + 1e-6)  # but for rounding
+        return p <= least * (1 + 1e-3)  # but for the rounding of powers
 
 
 def factored(eigenvalues: Factors, modes: Modes) -> jax.Array:

@@ -152,7 +152,7 @@ def scale_by_kronecker_fisher(
 
     Returns:
       A :class:`fgo_jax.precondition.Preconditioner`. Its `metric` multiplies by P^(-1/2) in the
-      eigenbasis, in float32; before a leaf's first gradient it is the identity. The state takes 8
+      eigenbasis, in float32; before an entry's first gradient it is the identity. The state takes 8
       bytes per parameter for the moments, 4 more if `centred`, 4 less without `corrected`; and for
       an m x n leaf with both factors 8 (m/n + n/m) more (16 if square) for factors and bases.
 
@@ -186,8 +186,8 @@ def scale_by_kronecker_fisher(
     if damping is None:
         with_factors, without = (1e-6, 0.0) if power == 0.5 else (1e-3, 1e-3)
     _checks.non_negative("damping", with_factors)
-    momentum_dtype = _checks.storage("momentum_dtype", momentum_dtype)
-    factor_dtype = _checks.storage("factor_dtype", factor_dtype)
+    momentum_dtype = _checks.average_dtype("momentum_dtype", momentum_dtype)
+    factor_dtype = _checks.average_dtype("factor_dtype", factor_dtype)
     b1, b2, factor_decay, eps = map(f32, (b1, b2, factor_decay, eps))
     denominator = Denominator(
         b2, factor_decay, eps, power, centred, f32(with_factors), f32(without)

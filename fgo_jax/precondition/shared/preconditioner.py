@@ -33,8 +33,8 @@ class Preconditioner(optax.GradientTransformationExtraArgs):
       update: ``(grads, state, params=None, **extra_args) -> (updates, state)``. Updates have the
         shapes and dtypes of the gradients. The state keeps the structure, shapes and dtypes that
         `init` gave it.
-      metric: ``(grads, state) -> rows``, a tree like the gradients, in float32. Before the first
-        update it should be the identity.
+      metric: ``(grads, state) -> rows``, a tree like the gradients, in float32. Before a
+        leaf's first gradient it should be the identity.
       keeps_scale: whether a learning rate means what it means for Adam, because the updates do not
         shrink with the gradients. If it is False, the transformation takes over from another one
         with the size of the other's updates and keeps that size, and so does one that takes over

@@ -142,7 +142,7 @@ def limit_updates(
 
 
 def _tangent(unit: jax.Array, leaf: Any) -> Any:
-    """In the leaf's dtype; a leaf of integers or keys has none, which JAX writes as float0."""
+    """In the leaf's dtype; a leaf of integers has none, which JAX writes as float0."""
     if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
         return unit.astype(jnp.result_type(leaf))
     return np.zeros(jnp.shape(leaf), jax.dtypes.float0)

@@ -210,8 +210,11 @@ def test_injected_hyperparameters():
         ({"block_size": 0}, "block_size must be an integer >= 1"),
         ({"power": 1.5}, r"power must lie in \[0, 1\]"),
         ({"damping": -1.0}, "damping must be a finite number >= 0"),
-        ({"factor_decay": 0.9, "factor_dtype": "float16"}, "factor_dtype must be float32 or bf"),
-        ({"momentum_dtype": jnp.int32}, "momentum_dtype must be float32 or bfloat16, got int32"),
+        (
+            {"factor_decay": 0.9, "factor_dtype": "float16"},
+            "factor_dtype must be float32, float64 or bf",
+        ),
+        ({"momentum_dtype": jnp.int32}, "or bfloat16, got int32: others"),
     ],
 )
 def test_wrong_arguments(arguments, match):
