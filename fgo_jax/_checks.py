@@ -174,7 +174,8 @@ def function(name: str, value: Any, form: str) -> None:
     while isinstance(inner, functools.partial):
         inner = inner.func
     module = getattr(inner, "__module__", None) or ""
-    if name == "predict_fn" and module.startswith("fgo_jax.curvature."):
+    made = "<locals>" in getattr(inner, "__qualname__", "")
+    if name == "predict_fn" and made and module.startswith("fgo_jax.curvature."):
         raise ValueError(
             f"predict_fn must be the model, a function {form}, got what fgo_jax.curvature made of "
             "one: pass the model itself."

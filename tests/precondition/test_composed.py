@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import fgo_jax as fgo
+from fgo_jax.controller.trial import keeps_scale
 from tests.precondition.natural_gradients import MAKERS, PARAMS, random_gradients, run
 from tests.problems import trees_equal
 
@@ -68,8 +69,9 @@ def test_they_keep_whether_the_scale_is_kept():
         ):
             assert outer.keeps_scale is expected, name
     adam, natural = optax.scale_by_adam(), MAKERS["kfac"]()
-    for weight, expected in ((1.0, True), (0.5, False), (optax.linear_schedule(1, 0, 9), False)):
+    for weight, expected in ((1.0, None), (0.5, False), (optax.linear_schedule(1, 0, 9), False)):
         assert fgo.graft(adam, natural, weight).keeps_scale is expected
+    assert keeps_scale(fgo.graft(adam, natural))  # Adam says nothing of itself, and K-FAC's is void
     kronecker = fgo.scale_by_kronecker_fisher()
     assert fgo.graft(natural, kronecker).keeps_scale is False
     assert fgo.graft(natural, kronecker, 0.0).keeps_scale is True
