@@ -170,19 +170,29 @@ def function(name: str, value: Any, form: str) -> None:
             f"{name} must be a function {form}, got {type(value).__name__}: check the order of "
             "the arguments."
         )
-    inner = value
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    module = getattr(inner, "__module__", None) or ""
-    made = "<locals>" in getattr(inner, "__qualname__", "")
-    if name == "predict_fn" and made and module.startswith("fgo_jax.curvature."):
-        raise ValueError(
-            f"predict_fn must be the model, a function {form}, got what fgo_jax.curvature made of "
-            "one: pass the model itself."
-        )
-    if module.startswith("optax.losses"):
+    inner = _innermost(value)
+    if (getattr(inner, "__module__", None) or "").startswith("optax.losses"):
         raise ValueError(
             f"{name} must be a function {form}, but optax.{inner.__name__} takes outputs and "
             "labels: wrap it in a function that picks the labels out of the batch, such as "
             f"lambda outputs, batch: optax.{inner.__name__}(outputs, batch['label'])."
+        )
+
+
+def _innermost(value: Any) -> Any:
+    while isinstance(value, functools.partial):
+        value = value.func
+    return value
+
+
+def model(predict_fn: Any) -> None:
+    """Raises for what is not a model, and for what :mod:`fgo_jax.curvature` made of one."""
+    form = "(params, batch) -> outputs"
+    function("predict_fn", predict_fn, form)
+    inner = _innermost(predict_fn)
+    made = "<locals>" in getattr(inner, "__qualname__", "")
+    if made and (getattr(inner, "__module__", None) or "").startswith("fgo_jax.curvature."):
+        raise ValueError(
+            f"predict_fn must be the model, a function {form}, got what fgo_jax.curvature made of "
+            "one: pass the model itself."
         )

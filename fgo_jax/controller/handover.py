@@ -14,7 +14,7 @@ import optax
 
 from fgo_jax.controller.select import select
 from fgo_jax.controller.trial import keeps_scale
-from fgo_jax.linalg.trees import real32, sum_squares, times, wide
+from fgo_jax.linalg.trees import log_norm_ratio, real32, sum_squares, times, wide
 from fgo_jax.phases.phase import Phase
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 
@@ -202,10 +202,7 @@ def _measured(grafts: jax.Array, wanted: Any, given: Any, share: jax.Array) -> j
         [[sum_squares(x) for x in jax.tree.leaves(tree)] for tree in (wanted, given)], jnp.float32
     )
     squares = jnp.concatenate([squares, jnp.sum(squares, axis=1, keepdims=True)], axis=1)
-    known = jnp.all((squares > 0) & jnp.isfinite(squares), axis=0)
-    # Of logarithms: the ratio of two squares that float32 holds may be one that it does not.
-    above, below = jnp.log(jnp.where(known, squares, 1.0))
-    ratio = 0.5 * (above - below)
+    ratio, known = log_norm_ratio(*squares)
     old = jnp.where(share < 1, grafts, jnp.nan)  # of an earlier hand-over
     return jnp.where(known, jnp.where(jnp.isnan(old), ratio, old + share * (ratio - old)), old)
 

@@ -90,7 +90,7 @@ def ggn(
     """
     losses.check_loss(loss)
     check_options(weights, chunk_size)
-    _checks.function("predict_fn", predict_fn, "(params, batch) -> outputs")
+    _checks.model(predict_fn)
 
     def build(params: Any, batch: Any, part: Part) -> Matvec:
         del part

@@ -235,7 +235,7 @@ def example_losses(
     """
     check_likelihood(loss, "example_losses", "write (params, batch) -> losses directly.")
     check_select("labels", labels)
-    _checks.function("predict_fn", predict_fn, "(params, batch) -> outputs")
+    _checks.model(predict_fn)
 
     def example_loss_fn(params: Any, batch: Any) -> jax.Array:
         outputs = named_outputs(loss, predict_fn(params, batch))

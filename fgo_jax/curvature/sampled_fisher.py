@@ -71,7 +71,7 @@ def sampled_fisher(
     """
     losses.check_likelihood(loss, "sampled_fisher", "use ggn, which needs no labels.")
     check_options(weights, chunk_size)
-    _checks.function("predict_fn", predict_fn, "(params, batch) -> outputs")
+    _checks.model(predict_fn)
 
     def operator(params: Any, batch: Any, *, key: jax.Array) -> Matvec:
         def build(params: Any, batch: Any, part: Part) -> Matvec:

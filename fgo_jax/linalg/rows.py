@@ -32,11 +32,15 @@ def unit_of(rows: Any) -> jax.Array:
     by it changes no digit.
     """
     sizes = [jnp.max(jnp.abs(leaf), initial=0.0) for leaf in jax.tree.leaves(rows)]
-    largest = functools.reduce(jnp.maximum, sizes, jnp.float32(0.0))
-    # The bits of the exponent, without sign and digits.
-    exponent = jax.lax.bitcast_convert_type(largest, jnp.uint32) & jnp.uint32(0x7F800000)
-    power = jax.lax.bitcast_convert_type(exponent, jnp.float32)
+    power = power_below(functools.reduce(jnp.maximum, sizes, jnp.float32(0.0)))
     return jnp.clip(power, 2.0**-126, 2.0**126)  # its inverse is within float32 too
+
+
+def power_below(x: jax.Array) -> jax.Array:
+    """The largest power of two that is not above |x|, for each float32; 0 below the least one."""
+    # The bits of the exponent, without sign and digits.
+    exponent = jax.lax.bitcast_convert_type(x, jnp.uint32) & jnp.uint32(0x7F800000)
+    return jax.lax.bitcast_convert_type(exponent, jnp.float32)
 
 
 def divided(rows: Any, unit: jax.Array) -> Any:

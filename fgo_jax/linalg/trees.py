@@ -175,10 +175,9 @@ def sum_squares(tree: Any) -> jax.Array:
     return added_up(list(map(leaf_squares, jax.tree.leaves(tree))))
 
 
-def log_norm_ratio(wanted: Any, given: Any) -> jax.Array:
-    """log(||wanted|| / ||given||); 0 where either norm is 0."""
-    numerator, denominator = sum_squares(wanted), sum_squares(given)
-    known = (numerator > 0) & (denominator > 0)
+def log_norm_ratio(wanted: jax.Array, given: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """log(a / b) of norms a and b from their squares, and where both are positive and finite."""
+    known = (wanted > 0) & (given > 0) & jnp.isfinite(wanted) & jnp.isfinite(given)
     # Of logarithms: the ratio of two squares that float32 holds may be one that it does not.
-    above, below = (jnp.log(jnp.where(known, x, 1.0)) for x in (numerator, denominator))
-    return 0.5 * (above - below)
+    above, below = (jnp.log(jnp.where(known, x, 1.0)) for x in (wanted, given))
+    return 0.5 * (above - below), known

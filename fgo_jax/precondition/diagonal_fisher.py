@@ -139,7 +139,7 @@ def scale_by_diagonal_fisher(
             "not both."
         )
     if predict_fn is not None:
-        _checks.function("predict_fn", predict_fn, "(params, batch) -> outputs")
+        _checks.model(predict_fn)
     if estimator is None:
         estimator = _BARTLETT if operator is None else _HUTCHINSON
     _checks.choice("estimator", estimator, (_BARTLETT, _HUTCHINSON))

@@ -134,13 +134,11 @@ def graft(
 def grafted_scale(wanted: Any, given: Any, weight: jax.Array) -> jax.Array:
     """(||wanted|| / ||given||)^weight.
 
-    It is zero where ||wanted|| is zero or not finite, and always 1 at weight 0.
+    It is zero where one of the norms is zero or not finite, and always 1 at weight 0.
     """
-    ratio = log_norm_ratio(wanted, given)
-    known = jnp.isfinite(ratio)
+    ratio, known = log_norm_ratio(sum_squares(wanted), sum_squares(given))
     # exp(88) is the largest that float32 holds.
-    scale = jnp.exp(weight * jnp.where(known, jnp.minimum(ratio, 88.0), 0.0))
-    scale = jnp.where(known & (sum_squares(wanted) > 0), scale, 0.0)
+    scale = jnp.where(known, jnp.exp(weight * jnp.minimum(ratio, 88.0)), 0.0)
     return jnp.where(weight > 0, scale, 1.0)
 
 

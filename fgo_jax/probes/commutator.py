@@ -203,18 +203,18 @@ def difference(
 
     def drift(part: Any, here: Any, along: Any) -> Any:
         """By how much a gradient falls over a step along another one, over the rate."""
+        if rate is not None:
+            moved = jax.tree.map(lambda p, g: p - (rate * g).astype(p.dtype), params, along)
+            return jax.tree.map(lambda a, b: (a - b) / rate, here, field(part, moved))
+        # A small gradient would be zero in float16.
+        factor = half.vector_scale(along) if half.has_half(params) else 1.0
+        like = jax.tree.map(lambda p, g: (factor * g).astype(p.dtype), params, along)
 
         def product(scale: float) -> Any:
-            like = jax.tree.map(lambda p, g: (factor * g).astype(p.dtype), params, along)
             found = jax.jvp(gradient(part, scale), (params,), (like,))[1]
             return jax.tree.map(lambda g: g / factor, found)
 
-        if rate is None:
-            # A small gradient would be zero in float16.
-            factor = half.vector_scale(along) if half.has_half(params) else 1.0
-            return mean_over(axis_name, half.scaled_up(params, product))
-        moved = jax.tree.map(lambda p, g: p - (rate * g).astype(p.dtype), params, along)
-        return jax.tree.map(lambda a, b: (a - b) / rate, here, field(part, moved))
+        return mean_over(axis_name, half.scaled_up(params, product))
 
     delta = optax.tree.sub(
         drift(halves[1], grads[1], grads[0]), drift(halves[0], grads[0], grads[1])

@@ -219,7 +219,9 @@ def _measure(
     jobs = (jnp.tile(jnp.stack(keys), len(members)), jnp.repeat(masks, num_samples, axis=0))
     # One vector at a time: m of them at once would take m times the memory.
     samples = jax.lax.map(sample, jobs)
-    found = _unit(samples if exact is None else jax.tree.map(_joined, samples, exact))
+    forms = (samples,) if exact is None else (samples, exact)
+    # In a unit of about the largest form fourth powers stay within float32.
+    found = unit_of([(f.first * f.unit, f.second * f.unit, f.unit) for f in forms])
     unit = jnp.where(state.unit > 0.0, state.unit, found)
     samples = [drawn.reshape(len(members), num_samples) for drawn in _in_unit(samples, unit)]
     if exact is not None:
@@ -262,18 +264,9 @@ def _forms(
     return _Forms(vdot(vector, a), vdot(vector, b), vdot(c, b), unit)
 
 
-def _unit(forms: _Forms) -> jax.Array:
-    """A power of two of about the largest form, [], in which fourth powers stay within float32."""
-    return unit_of((forms.first * forms.unit, forms.second * forms.unit, forms.unit))
-
-
 def _in_unit(forms: _Forms, unit: jax.Array) -> list[jax.Array]:
     ratio = forms.unit / unit
     return [forms.first * ratio, forms.second * ratio, forms.product * ratio * ratio]
-
-
-def _joined(samples: jax.Array, exact: jax.Array) -> jax.Array:
-    return jnp.concatenate([samples, exact])
 
 
 def _moments(x: jax.Array, y: jax.Array, xy: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from fgo_jax import _checks
 from fgo_jax.linalg.hashes import rounded_at_random
+from fgo_jax.linalg.rows import power_below
 from fgo_jax.linalg.trees import wide
 
 # The memory in trees, c t + 1, up to which float32 is rounded as usual. Such a mean stops at a
@@ -72,7 +73,6 @@ def _with_lost(new: Any, old: Any, gap: Any, step: Any, threshold: Any) -> jax.A
     # All in units of 2^-23, in which the last bit of a number is the power of two below it. So the
     # product is another one than that in `new`, and the rounding of `new` stays as it is.
     lost = (step * 2.0**23) * gap - (new - old) * 2.0**23
-    exponent = jax.lax.bitcast_convert_type(new, jnp.uint32) & jnp.uint32(0x7F800000)
-    power = jax.lax.bitcast_convert_type(exponent, jnp.float32)
+    power = power_below(new)
     moved = new + jnp.copysign(power * 2.0**-23, lost)
     return jnp.where(jnp.abs(lost) > threshold * power, moved, new)

@@ -46,6 +46,11 @@ CONTROLLER = [
         "linalg/trees.py",
         "controller/test_grafts_and_clipping.py",
         (
+            "0.5 * (above - below), known",
+            "0.5 * (below - above), known",
+            "a graft is inverted",
+        ),
+        (
             "(wide(leaf) * factor)",
             "(leaf * factor.astype(leaf.dtype))",
             "a graft overflows half precision",
@@ -84,7 +89,6 @@ CONTROLLER = [
             "a filling transform is not clipped",
         ),
         ("old < new and driving != coming", "driving != coming", "a phase forced back fills"),
-        ("0.5 * (above - below)", "0.5 * (below - above)", "a graft is inverted"),
         ("old + share *", "share *", "a graft is of its last step"),
         (
             "return self.transform_at(driver), jnp",
@@ -96,7 +100,11 @@ CONTROLLER = [
         "controller/handover.py",
         "controller/test_handover.py",
         ("jnp.isnan(grafts), grafts[-1]", "jnp.isnan(grafts), 0.0", "a dead tensor wakes alone"),
-        ("(squares > 0) &", "(squares >= 0) &", "an idle expert loses its size"),
+        (
+            "jnp.where(known, jnp.where",
+            "jnp.where(True, jnp.where",
+            "an idle expert loses its size",
+        ),
     ),
     *mutations(
         "controller/handover.py",

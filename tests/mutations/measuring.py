@@ -192,7 +192,7 @@ LINALG = [
     *mutations(
         "linalg/trees.py",
         "precondition/test_graft.py",
-        ("0.5 * (above - below)", "(above - below)", "a graft is of squared norms"),
+        ("return 0.5 * (above", "return (above", "a graft is of squared norms"),
     ),
     *mutations(
         "linalg/krylov.py",

@@ -31,7 +31,7 @@ def estimator(
     axis_name: str | None,
 ) -> Callable[[Layout, Any, Any, jax.Array], Found]:
     """(layout, whole parameters, batch, key) -> estimates."""
-    _checks.function("predict_fn", predict_fn, "(params, batch) -> outputs")
+    _checks.model(predict_fn)
     recorder = Recorder()
 
     def estimate(plan: Layout, model: Any, batch: Any, key: jax.Array) -> Found:

@@ -296,4 +296,4 @@ def _cut(lengths: Sequence[int], block_size: int) -> list[int] | None:
     cuts = min(fitting, key=lambda cuts: (math.prod(cuts), [-cut for cut in cuts]))
     block = total // math.prod(cuts)
     small = math.prod(cuts) > 1 and 4 * block < block_size
-    return None if block <= 1 or block > block_size or small else list(cuts)
+    return None if block <= 1 or small else list(cuts)

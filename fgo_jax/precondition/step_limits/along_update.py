@@ -62,7 +62,7 @@ def limit_updates(
     axis_name: str | None,
 ) -> optax.GradientTransformationExtraArgs:
     """Multiplies an update by the least factor that the limits allow, between 0 and 1."""
-    _checks.function("predict_fn", predict_fn, "(params, batch) -> outputs")
+    _checks.model(predict_fn)
     _checks.integer("every", every)
     check_examples(examples, None, minimum=1)
 
