@@ -12,12 +12,12 @@ in numbers. `python -m fgo_jax` lists all names. Eight terms that they use:
   without noise, 0 for noise alone. Both transitions need it below 0.75 with 95 % confidence.
 - **Energy rank**: how many of the eight eigenvalues of a measurement hold 90 % of their sum.
 - **Energy exponent**: q, where the squared length of the slow momentum falls as 1/t^q. q = 0: past
-  directions agree. q = 1: they are independent noise. q = 2: the weights have come to rest, as far
-  as this learning rate lets them.
+  directions agree. q = 1: they are independent noise. q = 2: the weights fluctuate around
+  a stationary point.
 - **Slow momentum**: a mean of the update directions of about the last quarter of the steps since
   re-ask (`reask`) began. Its share in updates rises from 0 to 1/2.
-- **Hand-over**: 40 steps in which the old phase's transform still makes the updates. By default
-  all phases share one, so there is none.
+- **Hand-over**: 40 steps in which the old phase's transform still makes the updates. None by
+  default: all phases share one transform.
 - **Metric**: if the optimizer multiplies a gradient by a matrix P^-1, the probe measures the
   gradient times P^(-1/2). For a plain optax transform it measures the raw gradient.
 """

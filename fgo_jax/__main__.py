@@ -11,7 +11,7 @@ from typing import Any
 
 import fgo_jax
 
-# What has no docstring of its own.
+# Names without a docstring.
 CONSTANTS = {
     "STATIC_ARGS": "The arguments of target_acquisition to name in optax.inject_hyperparams.",
     "Operator": "A curvature operator: `(params, batch) -> (vector -> vector)`.",
@@ -19,7 +19,7 @@ CONSTANTS = {
 
 
 def public_names(module: ModuleType, prefix: str) -> Iterator[tuple[str, Any]]:
-    """The names in a module's `__all__`, and in those of the modules among them."""
+    """The names in a module's `__all__`, and recursively in its public modules."""
     for name in module.__all__:
         item = getattr(module, name)
         yield f"{prefix}.{name}", item

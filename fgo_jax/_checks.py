@@ -13,7 +13,7 @@ from jax import core
 
 
 def number(value: Any) -> float | None:
-    """The value as a float, NaN for what is no number; None for a tracer, which has no value."""
+    """The value as a float; NaN if it is not a number, None if it is a tracer."""
     if isinstance(value, core.Tracer):
         return None
     if isinstance(value, (bool, np.bool_)) or not isinstance(
@@ -124,13 +124,13 @@ def average_dtype(name: str, dtype: Any) -> Any:
 
 
 def names(name: str, value: Any) -> None:
-    """Raises for a string in place of a tuple of strings: it is one of letters."""
+    """Raises for a string in place of a tuple: it would count as its letters."""
     if isinstance(value, str):
         raise ValueError(f"{name} must be a tuple of names: pass ({value!r},).")
 
 
 def scalar(name: str, value: Any) -> None:
-    """Raises for what is no real scalar, traced or not."""
+    """Raises if not a real scalar, traced or not."""
     is_number = isinstance(value, (int, float)) or hasattr(value, "dtype")
     if not is_number or jnp.iscomplexobj(value):
         kind = getattr(value, "dtype", type(value).__name__)
@@ -140,7 +140,7 @@ def scalar(name: str, value: Any) -> None:
 
 
 def own_state(owner: str, state: Any, kind: type) -> None:
-    """Raises for a state that is of another optimizer, or is none."""
+    """Raises for another optimizer's state, or for no state."""
     if not isinstance(state, kind):
         raise ValueError(
             f"{owner} got a state of type {type(state).__name__}, not {kind.__name__}: call "
@@ -155,7 +155,7 @@ def learning_rate(value: Any, name: str = "learning_rate") -> None:
 
 
 def scheduled(name: str, value: Any) -> None:
-    """Raises for what a schedule returned, if it has a shape: it would broadcast with leaves."""
+    """Raises if a schedule returned an array: it would broadcast against the leaves."""
     if shape := jnp.shape(value):
         raise ValueError(
             f"{name} must be one number at each step, got the shape {shape}: return a scalar from "
@@ -164,7 +164,7 @@ def scheduled(name: str, value: Any) -> None:
 
 
 def function(name: str, value: Any, form: str) -> None:
-    """Raises for what is not a function, and for one of optax's losses: none has the form."""
+    """Raises for non-functions, and for optax's losses: their signature differs."""
     if not callable(value):
         raise ValueError(
             f"{name} must be a function {form}, got {type(value).__name__}: check the order of "
@@ -186,7 +186,7 @@ def _innermost(value: Any) -> Any:
 
 
 def model(predict_fn: Any) -> None:
-    """Raises for what is not a model, and for what :mod:`fgo_jax.curvature` made of one."""
+    """Raises if it is not a model, such as an operator of :mod:`fgo_jax.curvature`."""
     form = "(params, batch) -> outputs"
     function("predict_fn", predict_fn, form)
     inner = _innermost(predict_fn)

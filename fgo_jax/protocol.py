@@ -70,7 +70,7 @@ def target_acquisition(
     computes anyway, in the metric of the transform that makes the updates. No horizon is
     needed. With noise-free (full-batch) gradients training stays in phase 1. On a CPU
     ``jax.jit(step, compiler_options={"xla_cpu_use_fusion_emitters": False})`` halves the time
-    for which the first step compiles.
+    to compile the first step.
 
     Anything else, such as other phases, a cut of the learning rate or deadlines, is built with
     :func:`fgo_jax.phased` from :func:`fgo_jax.acquisition`, :func:`fgo_jax.reask`,

@@ -20,7 +20,7 @@ Data = Any
 
 
 def stack_batches(batch: Any, batches: Iterable[Any] | None) -> Data:
-    """The batches along a new leading axis, once it is known that their shapes agree."""
+    """Stacks the batches along a new leading axis; raises if their shapes differ."""
     if (batch is None) == (batches is None):
         raise ValueError(
             "pass one batch as batch= or several of equal shapes as batches=, but not both: a "
@@ -42,11 +42,11 @@ def stack_batches(batch: Any, batches: Iterable[Any] | None) -> Data:
 
 
 def refuse_batches(operator: Operator, params: Any, data: Data, key: jax.Array) -> NoReturn:
-    """Says why products are not finite."""
+    """Raises for non-finite products."""
     for index in range(jax.tree.leaves(data)[0].shape[0]):
         one = jax.tree.map(lambda leaf, i=index: leaf[i], data)
 
-        # For its errors: the batch has no values inside a `jit`, and here it has.
+        # Run for its errors: inside a `jit` the batch has no values to check.
         def run(p: Any, one: Any = one) -> None:
             bind_matvec(operator, p, one, key)
 
@@ -62,7 +62,7 @@ def mean_product(
 ) -> Callable[[Any], Any]:
     """The matvec of the mean operator of the batches, in float32.
 
-    An operator that draws does so once for each batch: all products see the same draws.
+    A random operator draws once per batch, so all products use the same draws.
     """
     count = jax.tree.leaves(data)[0].shape[0]
     if count == 1:

@@ -15,7 +15,7 @@ class Collective(NamedTuple):
     """One operation of a program in which several devices take part.
 
     Attributes:
-      kind: such as ``"all-gather"``, as XLA calls it.
+      kind: XLA's name, such as ``"all-gather"``.
       numbers: entries of its largest array.
       sent: bytes that leave each device, around a ring.
       depth: conditionals around it; 0 runs at every step.
@@ -42,13 +42,13 @@ def collectives(text: str, *, dearest: bool = False) -> list[Collective]:
 
     Args:
       text: ``jax.jit(step).lower(...).compile().as_text()``.
-      dearest: counts of every conditional only the branch that sends most; otherwise all of them.
+      dearest: whether to count, of each conditional, only the branch that sends most.
 
     Returns:
       One :class:`Collective` for each, in the order of the text. One inside a loop counts once.
 
     Raises:
-      Nothing of its own.
+      Nothing.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -108,7 +108,7 @@ def _collective(line: str, result: str, kind: str, started: str | None, depth: i
 
 
 def _group(line: str) -> int:
-    """How many devices take part; of a permutation, any two."""
+    """How many devices take part; 2 for a permutation."""
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return listed[1].count(",") + 1
     if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", line):

@@ -11,7 +11,7 @@ from fgo_jax.analysis.quadrature import Rule
 from fgo_jax.linalg.operator import student_width
 
 # Bounds of the linear stretch, as shares of the largest eigenvalue. Below the first, float32
-# products are rounding. Above the second, it would hide what a logarithmic axis shows.
+# products are rounding. Above the second, it would hide whole decades.
 _LINEAR_SHARES = 1e-5, 1e-2
 
 
@@ -47,7 +47,7 @@ class Density(NamedTuple):
 def smoothed(
     rule: Rule, short: Rule | None, points: int, width: float, linear_width: float | None
 ) -> Density:
-    """As :meth:`fgo_jax.SpectrumReport.density` says, from nodes and weights."""
+    """The density of :meth:`fgo_jax.SpectrumReport.density`, from its rules."""
     _checks.positive_int("points", points, 2)
     _checks.positive("width", width)
     largest = float(np.max(np.abs(rule.nodes), initial=0.0))
@@ -62,8 +62,8 @@ def smoothed(
     _checks.positive("linear_width", linear_width)
     decade = np.log(10.0)
     spread = decade * width
-    # A kernel around a small positive eigenvalue reaches below zero. Where nothing is there, that
-    # part is folded back; what is below zero by rounding alone counts as zero.
+    # A kernel around a small positive eigenvalue reaches below zero. If no eigenvalue is
+    # negative beyond rounding, that part is reflected at zero.
     lowest, highest = np.min(rule.nodes), np.max(rule.nodes)
     below, above = lowest < -low * largest, highest > low * largest
     bottom = np.arcsinh(lowest / linear_width) - 5 * spread if below else 0.0

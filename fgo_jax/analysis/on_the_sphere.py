@@ -1,4 +1,4 @@
-"""How scale-invariant parameters move: they turn, and their length sets how fast."""
+"""How scale-invariant parameters rotate; their length sets the speed."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def symmetry_telemetry(
 
     - ``norm/PART``: :math:`\|\theta\|`.
     - ``effective_rate/PART``: :math:`\eta / \|\theta\|^2`, the learning rate on the sphere.
-    - ``rotation/PART``: the angle between :math:`\theta` and :math:`\theta + u`, in radian.
+    - ``rotation/PART``: angle between :math:`\theta` and :math:`\theta + u`, in radians.
     - ``inward/PART`` and ``outward/PART``: :math:`2 \langle\theta, u\rangle` and
       :math:`\|u\|^2`, whose sum is the change of :math:`\|\theta\|^2`.
 
     These hold for any update. The next two are predictions for SGD with momentum and coupled
     weight decay, :math:`v \leftarrow \beta v + g + \lambda\theta, \theta \leftarrow \theta -
-    \eta v`, under gradients that are noise from step to step:
+    \eta v`, if gradients are independent noise at each step:
 
     - ``equilibrium_rotation/PART``: :math:`\sqrt{2\eta\lambda/(1+\beta)}`.
     - ``pull/PART``: :math:`\|\theta\|_\infty^4 / \|\theta\|^4` with the length at equilibrium,
       :math:`\|\theta\|_\infty^4 = \eta L / (\lambda (1-\beta) (2 - \lambda\eta/(1+\beta)))` and
       :math:`L = \|\theta\|^2 \|g\|^2` of this step. Its mean over steps is 1 at equilibrium;
-      above it the part still grows. Gradients that persist over steps hold the length above
-      the prediction, by up to :math:`(1+\beta)/(1-\beta)` in the fourth power. So a low mean
-      of a part at rest says that its gradients agree.
+      above 1 the part still grows. Correlated gradients keep the length above the
+      prediction, by up to :math:`(1+\beta)/(1-\beta)` in the fourth power. So a low mean of
+      a part of constant length shows that its gradients agree.
 
     Args:
       found: from :func:`fgo_jax.analysis.symmetries`.

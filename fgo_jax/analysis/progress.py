@@ -8,20 +8,20 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-# An analysis that is expected to take longer says so unless told not to.
+# An analysis expected to take longer shows its progress by default.
 _LONG = 10.0  # seconds
-# Called with a number of products that are done.
+# Called with the number of products just done.
 Advance = Callable[[int], object]
 
 
 @contextlib.contextmanager
 def shown(products: int, seconds: float, show: bool | None) -> Iterator[Advance]:
-    """Says on stderr what a number of products will take, and shows each part that is done.
+    """Prints to stderr how long a number of products will take, then the progress.
 
     Args:
-      products: to be done in all.
-      seconds: that one took.
-      show: None for where it takes long.
+      products: their total number.
+      seconds: per product.
+      show: None: only if it takes long.
     """
     expected = products * seconds
     if show is False or (show is None and expected < _LONG):
@@ -45,7 +45,7 @@ def duration(seconds: float) -> str:
 
 
 class _Bar:
-    """A bar of rich or of tqdm on a terminal, where one is installed; else a line a quarter."""
+    """A rich or tqdm bar on a terminal, if installed; otherwise a line per quarter."""
 
     def __init__(self, total: int) -> None:
         self.total, self.done, self.begin = total, 0, time.monotonic()

@@ -10,7 +10,7 @@ import numpy as np
 from fgo_jax.linalg.operator import student_width
 from fgo_jax.probes.probe import Estimate
 
-# A share of the energy that is reached exactly must not need one more eigenvalue.
+# Rounding must not add an eigenvalue to a share that is reached exactly.
 _ROUNDING = 1e-6
 _TINY = float(np.finfo(np.float32).tiny)
 # A figure that the last third of the steps changed by more than this share is not resolved.
@@ -71,7 +71,7 @@ def fewer_steps(ritz: Ritz, matrix: Any, valid: Any, block: int) -> Ritz | None:
     """The same run stopped after two thirds of its steps; None for a run too short to cut.
 
     The leading part of the band matrix is that of fewer steps, so this takes no product. An
-    exhausted Krylov space gives every sum exactly, and no step more would change it.
+    exhausted Krylov space gives every sum exactly; more steps change nothing.
     """
     steps = len(valid)
     if len(ritz.values) < steps:
@@ -85,8 +85,8 @@ def fewer_steps(ritz: Ritz, matrix: Any, valid: Any, block: int) -> Ritz | None:
 def combine(exact: np.ndarray, bulks: list[Ritz], dimension: int) -> Rule:
     """The rule of exact eigenvalues, of weight one each, and the quadratures of the rest.
 
-    Where no eigenvalue is left over, other Ritz values are rounding, of either sign: they are left
-    out, or a function that is defined on the spectrum would fail on them.
+    If no eigenvalue is left over, other Ritz values are rounding, of either sign. They are left
+    out: a function of the spectrum, such as a root, could fail on them.
     """
     rest = dimension - len(exact)
     others = bulks if rest else []
@@ -144,7 +144,7 @@ def _parts(rule: Rule, exact_residuals: np.ndarray) -> np.ndarray:
 def _ratios(parts: np.ndarray) -> tuple[float, float]:
     """The participation ratio and the negative share."""
     size, square, negative = np.mean(parts, axis=0)[1:]
-    # Less its variance, by which the square of an unbiased mean is too large.
+    # Less the variance: the square of an unbiased mean is too large by it.
     size_squared = size**2 - np.var(parts[:, 1], ddof=1) / len(parts)
     return float(size_squared / square), float(negative / size)
 

@@ -29,10 +29,10 @@ class Setup(NamedTuple):
     """What was analysed, and how.
 
     Attributes:
-      operator: what it is and of which loss, such as "ggn of softmax_cross_entropy"; for an
-        operator of yours the name of its function.
+      operator: its kind and loss, such as "ggn of softmax_cross_entropy"; for your own
+        operator, the name of its function.
       batches: how many; the analysis is of their mean.
-      examples: of each batch, along axis 0; None where the arrays of a batch do not agree.
+      examples: per batch, along axis 0; None if the arrays of a batch differ in it.
       num_steps, num_starts, block_size: as passed to :func:`fgo_jax.spectrum`.
 
     Example:
@@ -61,7 +61,7 @@ class Setup(NamedTuple):
           Such as "3 batches of 128 examples".
 
         Raises:
-          Nothing of its own.
+          Nothing.
 
         Example:
           >>> import fgo_jax as fgo
@@ -115,8 +115,8 @@ class SpectrumReport:
     Every `Estimate` is a value and its standard error: the spread over the random starts,
     widened to Student's t, and for figures of :math:`|\lambda|` also what the last third of
     the steps changed. It is infinite where the steps do not resolve the figure. The error of
-    an eigenvalue is its residual |A v - value v| instead: within it there is an eigenvalue
-    for certain. Sums of energy are over :math:`|\lambda|`, which is :math:`\lambda` for a
+    an eigenvalue is its residual |A v - value v| instead: a true eigenvalue is within that
+    distance. Sums of energy are over :math:`|\lambda|`, which is :math:`\lambda` for a
     positive semi-definite operator.
 
     Attributes:
@@ -189,7 +189,7 @@ class SpectrumReport:
           A pytree like the parameters, float32, of length 1.
 
         Raises:
-          Nothing of its own; out of range JAX gives the last one.
+          Nothing; out of range JAX gives the last one.
 
         Example:
           >>> import jax.numpy as jnp
@@ -283,7 +283,7 @@ def _is_unresolved(estimate: Estimate | None) -> bool:
 
 
 def number(estimate: Estimate, error: bool = True) -> str:
-    """The value in words and digits, with its error or without."""
+    """The value as text, with its error if asked for."""
     if np.isnan(estimate.value):
         return "not told from noise"
     if np.isinf(estimate.error):

@@ -20,8 +20,8 @@ def representation_drift(before: Any, after: Any) -> float:
     with the representations x and y of the same examples in two states of a run. 0 says that
     all distances keep their order; 1, that the two have nothing to do with each other. Shifts,
     rotations and one common factor change nothing, and neither does the number of features.
-    That the head reads the features differently is therefore not seen. Distances that differ by
-    no more than the rounding of their numbers are equal.
+    So it cannot show that the head reads the features differently. Distances that differ by no
+    more than rounding count as equal.
 
     All pairs share their examples, so the usual error of a rank correlation does not apply.
     Read the number beside the drift over a few steps at the same rate, or between two batches.
@@ -48,7 +48,7 @@ def representation_drift(before: Any, after: Any) -> float:
       >>> bool(fgo.analysis.representation_drift(x, other) > 0.8)
       True
 
-    Source: ``rdm_drift`` of arXiv 2601.09173, from the definition. It gates nothing here.
+    Source: ``rdm_drift`` of arXiv 2601.09173, from the definition. No trigger reads it.
     """
     x, y = _rows("before", before), _rows("after", after)
     if len(x) != len(y):
@@ -71,8 +71,8 @@ def feature_split(
 
     over random disjoint halves A and B of the features. It is published as a measure of how
     redundant a representation is, but it depends on the basis: a rotation that keeps every
-    distance between examples can move it from 0 to 0.9, as below. So it compares states of one
-    run in one basis, and never two models.
+    distance between examples can move it from 0 to 0.9, as below. So compare states of one run
+    in one basis, never two models.
 
     Args:
       representation: [examples, ...]; further axes are features, at least two.
@@ -127,12 +127,12 @@ def _rows(name: str, representation: Any) -> np.ndarray:
 
 
 def _distances(x: np.ndarray) -> np.ndarray:
-    """All Euclidean distances of two rows, by differences: near rows would cancel in a product."""
+    """Euclidean distances of all pairs of rows, by differences: products would cancel."""
     return np.concatenate([np.linalg.norm(x[i + 1 :] - x[i], axis=1) for i in range(len(x) - 1)])
 
 
 def _rounding(representation: Any, x: np.ndarray) -> float:
-    """What rounded entries may change in a distance."""
+    """Bound on the rounding error of a distance."""
     kind = getattr(representation, "dtype", np.dtype(np.float64))
     eps = jnp.finfo(kind if jnp.issubdtype(kind, jnp.floating) else np.float64).eps
     return 4 * float(eps) * float(np.abs(x).max())
@@ -146,11 +146,11 @@ def _spearman(a: np.ndarray, b: np.ndarray, reaches: tuple[float, float]) -> flo
 
 
 def _ranks(x: np.ndarray, reach: float) -> np.ndarray:
-    """Ranks from 1; numbers within reach of each other share the mean of theirs."""
+    """Ranks from 1; numbers within reach of each other share their mean."""
     values, which, counts = np.unique(x, return_inverse=True, return_counts=True)
     reach = max(reach, float(np.finfo(np.float64).tiny))
-    # A rotation splits equal distances by their rounding. What is within reach of its neighbour is
-    # one number, and a long chain of such is cut at every reach.
+    # A rotation splits equal distances by their rounding. Neighbours within reach are one
+    # number; a longer chain is cut at every reach.
     first = np.diff(values, prepend=-np.inf) > reach
     offsets = (values - values[first][np.cumsum(first) - 1]) // reach
     group = np.cumsum(first | (np.diff(offsets, prepend=0.0) != 0)) - 1

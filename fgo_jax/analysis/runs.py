@@ -79,7 +79,7 @@ def analyse(run: Setting, key: jax.Array, acting: set[int], advance: Advance) ->
     rows[: len(main.values)] = main.coefficients[:keep]
     rows_off = np.append(converged, np.zeros(keep))[:keep]
     vectors, off = _ritz_vectors(space.basis, np.float32(rows), np.float32(rows_off))
-    del space  # frees its basis: the next run needs the room for its own
+    del space  # frees its basis: the next run needs the memory
     bulks, shorter = [], []
     for start_key in keys[1:]:
         part = krylov(start_key, off)

@@ -71,17 +71,17 @@ def spectrum(
     values, which resolve the bulk as far as the steps allow. The error of every figure that
     depends on ``num_steps`` includes its change over the last third of the steps. If that is more
     than half of the figure, the error is infinite and printed as "unresolved": take more steps.
-    Errors of single eigenvalues hold the rounding of products in the model's precision.
+    Errors of single eigenvalues include rounding in the model's precision.
 
-    Let the model run in evaluation mode: :mod:`fgo_jax.curvature` says how.
+    Run the model in evaluation mode; see :mod:`fgo_jax.curvature`.
 
     The operator may be indefinite, as :func:`fgo_jax.curvature.hessian` is. ``trace``,
     ``trace_square`` and the eigenvalues are then signed, and ``participation_ratio`` and
     ``energy_rank`` are of :math:`|\lambda|`. The sum of :math:`|\lambda|` is not a polynomial
     in A, and its quadrature is slightly too low there.
 
-    All of it describes the mean over the examples given. A few examples have few large
-    eigenvalues, and no error here includes the noise of their choice. A run lists one
+    All figures describe the mean over the examples given. A few examples have few large
+    eigenvalues, and no error here includes the noise of sampling. A run lists one
     copy of a multiple eigenvalue: to list k copies, take ``block_size=k``. Moments, rank and
     density count all copies in any case.
 
@@ -96,7 +96,7 @@ def spectrum(
         symmetric. Its own ``mask=`` restricts the analysis: leaves on which it gives exact
         zeros are not counted as dimensions, while other parameters without curvature are.
         If it requires a keyword ``key``, it draws once for each batch, and the whole
-        analysis is of these draws.
+        analysis uses these draws.
       params: pytree of floating arrays.
       batch: one batch, in the form that the operator reads.
       batches: instead, several batches of equal shapes, whose mean operator is analysed.
@@ -115,9 +115,9 @@ def spectrum(
         is of all leaves, whatever the operator's mask.
       noise_examples: how many leading examples of each batch ``rows_fn`` gets, at least 5.
         It takes memory for that many gradients and ``8 * noise_examples ** 3`` bytes.
-      progress: whether to say on stderr how long it will take, and how far it is, with a bar
-        on a terminal where `rich` or `tqdm` is installed. None for where it will take more
-        than ten seconds. The estimate is from one product, without the compiling.
+      progress: whether to print the expected time and the progress to stderr, as a bar on a
+        terminal if `rich` or `tqdm` is installed. None: only if it will take more than ten
+        seconds. The estimate is from one product and excludes compilation.
 
     Returns:
       A :class:`fgo_jax.analysis.SpectrumReport`; :mod:`fgo_jax.plotting` draws it.
@@ -204,7 +204,7 @@ def spectrum(
     listed = whole.main.values[:top]
     vectors = jax.tree.map(lambda leaf: leaf[: len(listed)], whole.vectors)
     measured = np.asarray(residuals(*given, np.float32(listed), vectors), np.float64)
-    # What the band matrix does not see is the rounding of the products, in the model's precision.
+    # The band matrix does not include the rounding of products, in the model's precision.
     excess = np.max(measured - whole.main.residuals[: len(listed)], initial=0.0)
     rounding = max(8 * float(jnp.finfo(jnp.float32).eps), excess / abs(listed[0]))
     extremes = {

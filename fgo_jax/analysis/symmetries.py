@@ -1,4 +1,4 @@
-"""Which parameters a loss does not depend on in some direction, found from its gradients."""
+"""Directions of the parameters along which a loss is constant, found from gradients."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from fgo_jax.linalg.draws import drawn_like
 from fgo_jax.linalg.rows import unit_of
 from fgo_jax.linalg.trees import leaf_names, sum_squares, vdot
 
-# A symmetry holds where its number, about a standard normal one without it, is below this at each
-# of four points. By chance that happens to one part in 400,000.
+# A symmetry holds if its statistic is below this at each of four points. Without the symmetry it is
+# about standard normal: one part in 400,000 passes by chance.
 _CHANCE = 0.05
 _POINTS = 4
 _SPREAD = 0.5  # of the points, in root mean squares of a leaf
@@ -36,7 +36,7 @@ class Symmetries(NamedTuple):
       scale: parts whose common factor does not matter: :math:`\langle\theta, g\rangle = 0`.
       translation: leaves to whose last axis a constant can be added: the gradient sums to zero
         along it.
-      rescale: classes of parts, of which one can grow by a factor as another one shrinks by it:
+      rescale: classes of parts; one can grow by a factor if another shrinks by it:
         :math:`\langle\theta, g\rangle` is the same for all of a class.
       still: leaves without a gradient beyond rounding: its norm is below :math:`10^{-5}`
         of the largest leaf's, and it changes when the parameters change by their rounding.
@@ -79,11 +79,11 @@ def symmetries(
     leaf is tried, and all leaves of a module together, since a kernel and its bias before a
     normalisation scale together.
 
-    The tolerance follows from chance. A leaf of n entries that has nothing to do with its
+    The tolerance follows from chance. A leaf of n entries that is independent of its
     gradient gives :math:`\langle\theta, g\rangle` of about :math:`\|\theta\| \|g\| / \sqrt n`.
-    A twentieth of that at four points in a row happens to one leaf in 400,000. For less than
-    :math:`10^9` entries it is above what float32 rounds, and above the small number that
-    normalisations add to the variance, if that is below :math:`0.05/\sqrt n` of the variance.
+    A twentieth of that at four points in a row happens to one leaf in 400,000. Below
+    :math:`10^9` entries it exceeds float32 rounding. It exceeds the effect of a
+    normalisation's epsilon if that is below :math:`0.05/\sqrt n` of the variance.
 
     Symmetries of parts of a leaf are not looked for: under a batch norm each unit's weights
     have a scale of their own, and around a ReLU each unit does.
@@ -148,13 +148,13 @@ def symmetries(
     for part in parts:  # the smallest come first
         inside = [one for one in scale if set(one) <= set(part)]
         size = normal(total[part], spread[part])
-        # A kernel passes by itself where its bias hardly counts, but the two together do better.
+        # A kernel alone may pass if its bias is small; both together then pass better.
         if size <= min([_CHANCE, *(0.1 * scale[one] for one in inside)]):
             scale = {one: scale[one] for one in scale if one not in inside} | {part: size}
 
     alike = []
     for one, other in itertools.combinations(parts, 2):
-        # What is zero by itself, or shares a leaf, is equal for another reason.
+        # Parts that share a leaf, or are scale-invariant, are equal trivially.
         trivial = set(one) & set(other) or any(
             set(s) <= set(part) for s in scale for part in (one, other)
         )
@@ -190,8 +190,8 @@ def _normal(key: jax.Array, leaf: jax.Array) -> jax.Array:
 def _measured(loss_fn: Any, params: Any, batch: Any, keys: jax.Array) -> tuple[jax.Array, ...]:
     """<theta, g>, |theta|^2, |g|^2, |sum of g along its last axis|^2 and the change of g.
 
-    Each is [points, leaves], the gradients in units of their own, which come last. The change is
-    the squared one after parameters moved by their rounding.
+    Each is [points, leaves], with gradients in the units returned last. The change is squared,
+    after moving parameters by their rounding error.
     """
 
     def at(key: jax.Array) -> tuple[jax.Array, ...]:
@@ -199,7 +199,7 @@ def _measured(loss_fn: Any, params: Any, batch: Any, keys: jax.Array) -> tuple[j
         moved, rounded = [], []
         for leaf, drawn in zip(leaves, drawn_like(_normal, key, leaves), strict=True):
             size = jnp.sqrt(jnp.mean(jnp.square(leaf)))
-            # Vectors move by half as much as activations are large, so that a bias counts.
+            # Vectors move by at least half of a unit activation, so that a bias matters.
             size = jnp.maximum(size, 1.0) if leaf.ndim < 2 else jnp.where(size > 0, size, 0.1)
             moved.append(leaf + _SPREAD * size * drawn)
             digit = 4 * float(jnp.finfo(leaf.dtype).eps)

@@ -1,4 +1,4 @@
-"""Accumulation of micro-batches, whose gradients are what the default probe wants."""
+"""Accumulation of micro-batches; the default probe reads their gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fgo_jax.smoothing import growing_mean
 
 
 class AccumulateState(NamedTuple):
-    """What the micro-batches of the running step have brought so far."""
+    """Sums over the micro-batches of the running step."""
 
     micro_step: jax.Array  # [], int32; how many they are
     first_sum: Any  # float32 (or wider), shaped like the parameters; of the first half of them
@@ -32,9 +32,9 @@ def accumulate(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Makes one step from the gradients of ``every`` micro-batches, and measures on them.
 
-    As with `optax.MultiSteps`, updates are zero but at the last of k = ``every`` calls, where
-    the optimizer gets the mean of the k gradients. All its counts are of such steps. Beyond
-    that:
+    As with `optax.MultiSteps`, updates are zero except at the last of k = ``every`` calls.
+    There the optimizer gets the mean of the k gradients. It counts only such steps. In
+    addition:
 
     - The default probe reads the noise of that mean from the micro-batches themselves. Let
       :math:`g, g'` be the mean gradients of the first m = k // 2 and of the others. The row
@@ -42,10 +42,10 @@ def accumulate(
       :math:`\langle g, g' \rangle` is the squared norm of the mean gradient on average. Signals
       keep their meaning, a pair costs one step instead of two, and the parameters do not move
       in between.
-    - ``value`` is averaged over the micro-batches that have one. Of their ``validation_value`` the
-      newest counts; NaN is none. The optimizer gets both only if the last call has them, so pass
-      them at every call. Of all other extra arguments, ``batch`` too, the last call's are passed
-      on.
+    - ``value`` is averaged over the micro-batches that have one. For ``validation_value`` the
+      newest that is not NaN counts. The optimizer gets both only if the last call has them, so
+      pass them at every call. Other extra arguments, such as ``batch``, come from the last
+      call.
     - The optimizer runs once in k calls, inside a `jax.lax.switch`.
 
     A micro-batch whose gradients or loss are not finite spoils the mean. :func:`phased` then
@@ -61,13 +61,13 @@ def accumulate(
 
     Returns:
       A gradient transformation. Updates have the parameters' dtypes. Its state takes 8 bytes per
-      parameter and the optimizer's. It can be saved between two micro-batches, and go on with
-      another ``every``; the probe's numbers of that one step are then slightly wrong.
+      parameter and the optimizer's. It can be saved between two micro-batches, and resumed with
+      another ``every``; the probe's numbers for that step are then slightly wrong.
       :func:`fgo_jax.telemetry` takes this state too.
 
     Raises:
-      ValueError: for `every` that is no integer >= 1; in ``update``, for a number that is no
-        scalar, and for a state of another optimizer.
+      ValueError: unless `every` is an integer >= 1; in ``update``, for a value that is not
+        a scalar, and for a state of another optimizer.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -106,7 +106,7 @@ def accumulate(
         _checks.own_state("accumulate", state, AccumulateState)
         given = {name: extra for name, extra in extras.items() if extra is not None}
         number, state = state.micro_step, _with_numbers(state, given, axis_name)
-        # The optimizer's own updates may have the dtypes of either; branches must agree.
+        # Branches must agree in dtype; the optimizer may return either.
         like = updates if params is None else params
 
         def first(state: AccumulateState) -> tuple[Any, AccumulateState]:
@@ -119,7 +119,7 @@ def accumulate(
 
         def last(state: AccumulateState) -> tuple[Any, AccumulateState]:
             _, state = second(state)
-            # `every`, or more where that was larger before a resumption.
+            # `every`, or more if it was larger before a resumption.
             count = state.micro_step.astype(jnp.float32)
             loss_count = state.loss_count.astype(jnp.float32)
             means = {"value": state.loss_sum / loss_count, "validation_value": state.reported}
@@ -170,7 +170,7 @@ def _added(total: Any, updates: Any) -> Any:
 
 
 def emptied(state: AccumulateState) -> AccumulateState:
-    """Without what the micro-batches of the running step have brought."""
+    """The state with the sums of the running step reset."""
     return state._replace(
         micro_step=jnp.zeros_like(state.micro_step),
         first_sum=optax.tree.zeros_like(state.first_sum),

@@ -1,4 +1,4 @@
-"""Do the directions go down? Their cosine with the raw gradients, at a few of the steps."""
+"""The directions' cosine with the raw gradients, measured at a few of the steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fgo_jax.linalg.counters import later
 from fgo_jax.linalg.trees import added_up, for_sums, real32
 
 GROWTH = 0.01  # steps from one measurement to the next, as a share of the steps taken
-SOONEST = 4  # and at least so many: a measurement is a pass over the gradients
+SOONEST = 4  # at least this many: a measurement is a pass over the gradients
 WINDOW = 16  # measurements in the running means
 LEAST = 8  # measurements behind a verdict
 ERRORS = 4.0  # standard errors below zero: with momentum single cosines are often negative
@@ -38,7 +38,7 @@ def descent_update(
     driver_since: jax.Array,
     taken: jax.Array,
 ) -> DescentState:
-    """Measures where it is due; a comparison is all that it costs at other steps.
+    """Measures when due; other steps cost one comparison.
 
     Args:
       grads: raw, before any clipping.
@@ -57,7 +57,7 @@ def descent_update(
         share = 1.0 / jnp.minimum(count.astype(jnp.float32) + 1.0, WINDOW)
         gap = jnp.maximum(SOONEST, (GROWTH * step.astype(jnp.float32)).astype(jnp.int32))
         next_one = later(step, gap)
-        # No gradient or no direction, no cosine.
+        # Unknown where either vector is zero.
         known = jnp.isfinite(cosine)
         counts = jnp.stack([jnp.minimum(count + 1, WINDOW), step, next_one])
         means = state.means + share * (jnp.stack([cosine, jnp.square(cosine)]) - state.means)

@@ -1,4 +1,4 @@
-"""What a run of phases is made of: everything that `phased` was given, checked."""
+"""The arguments of `phased`, checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fgo_jax.triggers import Trigger
 
 # Signals that come with the call of update, and the extra argument that brings each.
 EXTRA_SIGNALS = {"loss": "value", "validation": "validation_value"}
-# What `fgo_jax.telemetry` calls its own numbers; with a slash, what their names begin with.
+# Names of the numbers in `fgo_jax.telemetry`; with a slash at the end, prefixes.
 TOLD = (
     "phase", "phase_step", "total_step", "handover_left", "learning_rate", "skipped_steps", "stop",
     "uphill", "cosine", "slow_share", "energy_exponent", "started/", "cause/", "condition/",
@@ -153,7 +153,7 @@ def _check_horizon(phases: tuple[Phase, ...], total_steps: Any) -> None:
 
 
 def check_probe(probe: Any) -> None:
-    """Raises for what is no probe, and for one whose signals are called like other numbers."""
+    """Raises if not a probe, or if a signal is named like another telemetry number."""
     if probe is None:
         return
     if not isinstance(probe, Probe):

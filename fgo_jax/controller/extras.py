@@ -1,4 +1,4 @@
-"""The extra arguments of `update`: complete, rightly spelt, of the right shape."""
+"""Checks the extra arguments of `update`: presence, spelling and shape."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _likely(name: str) -> str | None:
 
 
 def _takes(item: Any, name: str, seen: set[int]) -> bool:
-    """Whether a function has an argument of that name, or one inside it, as in a chain."""
+    """Whether a function, or one in its closure as in a chain, has such an argument."""
     if id(item) in seen:
         return False
     seen.add(id(item))

@@ -1,4 +1,4 @@
-"""The stage before all others: do state and gradients fit, and are they finite?"""
+"""The first stage: checks that state and gradients fit and are finite."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _differing(design: Design, state: Any, params: Any) -> tuple[Any, Any]:
 
 
 def check_arrays(params: Any) -> None:
-    """Raises for a module with its functions, as Equinox has them, in place of its arrays."""
+    """Raises for parameters that hold functions, such as a whole Equinox module."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         if callable(leaf):
             raise ValueError(
@@ -71,9 +71,9 @@ def check_arrays(params: Any) -> None:
 
 
 def check_shapes(grads: Any, params: Any, state: FgoState) -> None:
-    """Raises for gradients of other shapes than the parameters and the state's means.
+    """Raises if gradients differ in shape from the parameters or the state's means.
 
-    Shapes that broadcast would otherwise pass, and change the model.
+    Otherwise they might broadcast, and change the model.
     """
     kept = {
         "the parameters": params,
@@ -99,8 +99,8 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def all_finite(grads: Any, value: Any, axis_name: str | None) -> jax.Array:
     """Whether gradients and loss are finite and not too large to square, on every device.
 
-    Second moments and norms hold squares. One beyond float32 would stay in a running mean for
-    good, so it is a bad step like one of infinite gradients.
+    Second moments and norms hold squares. An infinite one would stay in a running mean
+    forever, so such a step is skipped too.
 
     Args:
       grads: pytree of arrays.
@@ -110,8 +110,8 @@ def all_finite(grads: Any, value: Any, axis_name: str | None) -> jax.Array:
     Returns:
       [], bool.
     """
-    # A sum of squares is one pass that vector units are good at; a test of each entry and a
-    # logical reduction are up to three. NaN is not below the limit.
+    # A sum of squares is one fast vectorised pass; testing each entry and reducing takes up to
+    # three. NaN is not below the limit.
     leaves = [jnp.asarray(x) for x in (*jax.tree.leaves(grads), *jax.tree.leaves(value))]
     finite = sum_squares(for_sums(leaves)) < LARGEST
     if axis_name is not None:

@@ -18,7 +18,7 @@ from fgo_jax.linalg.trees import log_norm_ratio, real32, sum_squares, times, wid
 from fgo_jax.phases.phase import Phase
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 
-LARGEST = 40.0  # log of a graft; times a direction that the guard lets pass it is within float32
+LARGEST = 40.0  # log of a graft; times a direction that passes the guard, it fits in float32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Plan:
 
     transforms: tuple[optax.GradientTransformationExtraArgs, ...]
     transform_of: tuple[int, ...]  # phase -> transform
-    fills: tuple[int, ...]  # transforms that somewhere fill while another one drives
+    fills: tuple[int, ...]  # transforms that fill during some hand-over
     needs_fill: np.ndarray  # [from phase, to phase] -> bool
 
     @classmethod
@@ -52,10 +52,10 @@ class Plan:
 
     @functools.cached_property
     def kept(self) -> frozenset[int]:
-        """Transforms that keep for good the size at which they take over.
+        """Transforms whose graft stays after they take over.
 
-        A learning rate has the unit of the first phase's transform. The size of another one is
-        right by itself only where the updates of neither shrink with the gradients.
+        A learning rate has the unit of the first phase's transform. Another transform fits it
+        without a graft only if the updates of neither shrink with the gradients.
         """
         keeps = [keeps_scale(transform) for transform in self.transforms]
         first = self.transform_of[0]
@@ -175,9 +175,9 @@ class Plan:
 
 
 def graft_init(params: Any) -> jax.Array:
-    """[leaves + 1]: the logs of the norms that updates should have over their own norms.
+    """[leaves + 1]: log of the wanted norm of an update over its own norm.
 
-    One for each tensor, then that of the whole tree; NaN until there is one.
+    One for each tensor, then one for the whole tree; NaN until measured.
     """
     return jnp.full(len(jax.tree.leaves(params)) + 1, jnp.nan, jnp.float32)
 
@@ -195,8 +195,8 @@ def _clipped(grads: Any, norm: Any) -> Any:
 def _measured(grafts: jax.Array, wanted: Any, given: Any, share: jax.Array) -> jax.Array:
     """The grafts with a share of this step's ratios.
 
-    A tensor without a norm at this step, such as that of an idle expert, keeps what it has. The
-    first ratio that a tensor has counts in full.
+    A tensor of norm zero at this step, such as an idle expert's, keeps its graft. The first ratio
+    of a tensor has weight 1.
     """
     squares = jnp.asarray(
         [[sum_squares(x) for x in jax.tree.leaves(tree)] for tree in (wanted, given)], jnp.float32
@@ -208,11 +208,11 @@ def _measured(grafts: jax.Array, wanted: Any, given: Any, share: jax.Array) -> j
 
 
 def _grafted(direction: Any, grafts: jax.Array, weight: jax.Array) -> Any:
-    """The direction with the sizes that the grafts say, tensor by tensor.
+    """The direction scaled by the grafts, tensor by tensor.
 
-    One that had no norm in the whole hand-over, such as that of a dead layer, takes the ratio of
-    the tree: when it wakes its update fits the others. A transform in charge without a hand-over
-    before has its own size.
+    A tensor of norm zero throughout the hand-over, such as a dead layer's, takes the ratio of the
+    tree, so that its update fits the others if it revives. Without a hand-over a transform keeps
+    its own size.
     """
     grafts = jnp.nan_to_num(jnp.where(jnp.isnan(grafts), grafts[-1], grafts))
     scales = jnp.exp(jnp.minimum(weight * grafts, LARGEST))

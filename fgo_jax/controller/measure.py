@@ -38,12 +38,12 @@ def measure(
         return (), {}
     old = state.probe_state
     if len(design.plan.transforms) > 1:
-        # Rows in another metric do not belong into the window that is open.
+        # Rows in another metric must not enter the open window.
         begun = finite & (clock.driver_since == clock.total_step) & (clock.total_step > 0)
         old = optax.tree.where(begun, probe.renew(old), old)
     key = _step_key(state.probe_key, clock.total_step)
     micro = extras.get("micro_grads")
-    if micro is not None:  # they come past `optax.masked` and `optax.partition`
+    if micro is not None:  # `optax.masked` and `optax.partition` miss them
         first, second = (restrict(half, grads) for half in micro[:2])
         micro = MicroGradients(first, second, micro.scale)
     inputs = ProbeInputs(
@@ -62,7 +62,7 @@ def measure(
             inputs = inputs._replace(micro=MicroGradients(halves[0], halves[1], inputs.micro.scale))
         new = optax.tree.cast_like(probe.measure(inputs, old), old)
         found = _read(probe, new)
-        # A probe may say the same at all times, such as that an error is unknown.
+        # A probe may return constants, such as an unknown error.
         return as_varying((new, found), varying_axes((old, estimates)))
 
     def wait(inputs, transforms, driver, old, estimates):
@@ -93,7 +93,7 @@ def observed(
             unknown = jnp.full([], jnp.nan, jnp.float32)
             fresh = ~jnp.isnan(number)
             if signal == "validation":
-                # A loop may hold the last value between validations: that is no new report.
+                # A loop may repeat the last value until the next validation: not a report.
                 fresh &= number != state.clock.reported
             signals[signal] = Signal(number, unknown, fresh)
         elif probe is not None and signal in estimates:

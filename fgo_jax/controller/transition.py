@@ -25,9 +25,9 @@ def judge(
 ) -> tuple[jax.Array, dict[str, Any]]:
     """Whether the running phase's trigger ends it, and all triggers' states.
 
-    Only the running phase's trigger looks, and not during a hand-over. Its state is new from
-    the phase's first step on, also where that step belongs to a hand-over: otherwise what the
-    trigger said before a restart could end the phase. A step that is not finite changes none.
+    Only the running phase's trigger is evaluated, and not during a hand-over. Its state is reset
+    at the phase's first step, even in a hand-over: otherwise a verdict from before a restart
+    could end the phase. A step that is not finite changes no state.
     """
     clock, states = state.clock, dict(state.trigger_states)
     holds = jnp.asarray(False)
@@ -37,7 +37,7 @@ def judge(
         active = running & (clock.handover_left == 0)
         long_enough = clock.phase_step >= design.min_steps[index] - 1
         look = functools.partial(_look, trigger, observe, clock)
-        # Two triggers of three are not computed, and XLA repeats none of it in what reads `holds`.
+        # Skips the other phases' triggers; XLA then repeats none of them where `holds` is read.
         ends, states[key] = jax.lax.cond(begins | active, look, _wait, states[key], begins, active)
         holds |= ends & long_enough
     return holds, states
@@ -51,11 +51,11 @@ def _look(
     begins: jax.Array,
     active: jax.Array,
 ) -> tuple[jax.Array, Any]:
-    # Each part of a signal that is made outside the branch would be a kernel of its own.
+    # Outside the branch, each part of a signal would be a separate kernel.
     observation = Observation(observe(trigger.signals), clock.phase_step, clock.total_step)
     old = optax.tree.where(begins, trigger.init(), state)
     verdict, new = trigger.update(observation, old)
-    # A bound is what it is at every step. To choose it would be a kernel for each condition.
+    # Bounds do not depend on `active`; choosing them would add a kernel per condition.
     bounds = {name: again(condition.bound, state[name].bound) for name, condition in new.items()}
     new = optax.tree.where(active, new, old)
     new = {name: condition._replace(bound=bounds[name]) for name, condition in new.items()}
@@ -90,7 +90,7 @@ def advance(
         ends = [jnp.asarray(design.total_steps, jnp.float32) * d for d in design.deadlines]
         limit = select(clock.phase, [*ends, jnp.asarray(jnp.inf, jnp.float32)])
         late = (clock.handover_left == 0) & (total.astype(jnp.float32) >= limit)
-        # Whoever enters a phase by hand after its deadline wants to be in it.
+        # A deadline does not end a phase entered by hand after it.
         entered = clock.started[clock.phase].astype(jnp.float32)
         late &= (clock.causes[clock.phase] != BY_HAND) | (entered < limit)
     last = clock.phase == count - 1

@@ -1,4 +1,4 @@
-"""A few steps of a transform on six numbers: what only its directions can tell."""
+"""Runs a transform for a few steps on six numbers, to inspect its directions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import optax
 from jax import core
 
 STEPS = 3  # the first rate of a schedule may be zero
-# Of the gradients' entries. At the middle one, noise that a transform adds may drown a gradient,
-# and a norm may be clipped; at the first one there is no noise, at the last one no clipping.
+# Sizes of the gradients' entries. At 1e3, noise that a transform adds is negligible; at 1e-3, no
+# norm is clipped; at 1, noise and clipping may both matter.
 SIZES = (1e3, 1.0, 1e-3)
 
 
@@ -43,11 +43,11 @@ def keeps_scale(transform: optax.GradientTransformation) -> bool:
     try:
         with jax.ensure_compile_time_eval():
             norms = [_last_norm(transform, size) for size in SIZES]
-    except Exception:  # Its own error comes where it is used in earnest.
+    except Exception:  # Real use raises its own error.
         return True
     if any(isinstance(norm, core.Tracer) for norm in norms):
         return True
-    # Halfway, on a log scale, between updates that do not change and updates as small.
+    # Bound: halfway, in logs, between constant and proportionally smaller updates.
     shrinks = [
         float(lower) < float(upper) * (small / large) ** 0.5
         for upper, lower, large, small in zip(norms, norms[1:], SIZES, SIZES[1:], strict=False)

@@ -90,11 +90,11 @@ def phased(
       where it was to the new phase's.
     - If the new phase has another gradient transformation, the old one makes the updates for
       these steps while the statistics of the new one fill. Then the new one's updates are
-      scaled, tensor by tensor, to the norm that the old one's had. If the updates of both the new
-      and the first phase's transform have a size of their own (Adam), the scaling fades over as
-      many steps again. If either's shrink with the gradients (SGD, K-FAC), it stays, so a
-      learning rate means what it means for the first phase's transform. ``keeps_scale`` of
-      :class:`fgo_jax.precondition.Preconditioner` says which; otherwise a small trial does.
+      scaled, tensor by tensor, to the norm that the old one's had. If neither the new
+      nor the first phase's transform shrinks its updates with the gradients (Adam), the scaling
+      fades over as many steps again. Otherwise (SGD, K-FAC) it stays, so a learning rate keeps
+      the unit of the first phase's transform. ``keeps_scale`` of
+      :class:`fgo_jax.precondition.Preconditioner` says which; without it, a short trial does.
 
     The update takes these optional extra arguments, and passes them and all others on to the
     phases' transforms:
@@ -108,7 +108,7 @@ def phased(
 
     A ``validation_value`` is one report. A value held over several steps, until the next
     validation, counts once; report an equal result again after a NaN. Under `optax.MultiSteps`
-    only the last micro-step's extra arguments arrive, so hold a report over all of them, or use
+    only the last micro-step's extra arguments arrive, so report at every micro-step, or use
     :func:`fgo_jax.accumulate`.
 
     A step is skipped where a gradient or ``value`` is not finite, or so large (a norm of
@@ -177,7 +177,7 @@ def phased(
     )
 
     def init(params: Any) -> FgoState:
-        # Not at construction: it computes, and `jax.distributed.initialize` must come before.
+        # Not at construction: it computes, and `jax.distributed.initialize` must come first.
         check_directions(parts.phases)
         check_arrays(params)
         return state_init(parts, params)

@@ -30,7 +30,7 @@ def check_directions(phases: Sequence[Phase]) -> None:
         try:
             with jax.ensure_compile_time_eval():
                 uphill = _points_uphill(transform)
-        except Exception:  # Its own error comes where it is used in earnest.
+        except Exception:  # Real use raises its own error.
             continue
         if uphill:
             raise ValueError(

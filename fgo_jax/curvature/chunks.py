@@ -23,7 +23,7 @@ class Part(NamedTuple):
     examples: int = 1  # examples in the part; only read where `of` is more than one
 
     def rows(self, count: int) -> jax.Array:
-        """The places in the whole batch of the `count` rows of outputs of a part."""
+        """Indices in the whole batch of a part's `count` output rows."""
         per_example = max(count // self.examples, 1)
         local = jnp.arange(count, dtype=jnp.int32)
         if self.of == 1:

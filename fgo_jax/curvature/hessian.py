@@ -29,9 +29,9 @@ def hessian(
     .. math:: H v = \frac{d}{d\epsilon} \nabla \ell(\theta + \epsilon v) \big|_{\epsilon = 0}
 
     The gradient is linearised once per call of the operator (forward over reverse), and every
-    product is one linear pass. H is symmetric and, away from a minimum, indefinite: probes of
-    positive semi-definite operators take :func:`ggn` instead. With float16 parameters the loss
-    and the vectors are scaled by powers of two, which products are divided by.
+    product is one linear pass. H is symmetric and may be indefinite: for probes of positive
+    semi-definite operators use :func:`ggn`. With float16 parameters the loss and the vectors are
+    scaled by powers of two, and products are scaled back.
 
     Args:
       loss_fn: ``(params, batch) -> losses``, twice differentiable: one per example, whose

@@ -76,7 +76,7 @@ _LIKELIHOODS = {
 
 
 def check_loss(loss: Loss) -> None:
-    """Raises for a name that is none of the losses, and for a function of another form."""
+    """Raises for an unknown name, and for a function of another form."""
     if callable(loss):
         _checks.function("loss", loss, "(outputs, batch) -> losses")
     if not callable(loss) and loss not in _LIKELIHOODS:
@@ -164,8 +164,8 @@ def drawn_cotangent(
 def draw_labels(loss: str, outputs: Any, key: jax.Array, rows: Callable[[int], Any]) -> jax.Array:
     """Draws one label per row of the outputs; `rows(n)` gives the numbers of the n rows.
 
-    For the squared error it is the label minus the output: in float32 a large output may not change
-    by its noise.
+    For the squared error it is the label minus the output: float32 may lose unit noise added to a
+    large output.
 
     The label of a row depends only on the key and the row's number, so it is the same in any
     chunk and on any device, for threefry keys, which are JAX's default. Keys of the kind "rbg" draw
@@ -242,7 +242,7 @@ def example_losses(
         found = pick("labels", labels, batch)
         _check_labels(loss, outputs.shape, found)
         values = _LIKELIHOODS[loss].value(outputs, jnp.asarray(found))
-        # A factor, not a `where`: that would give derivatives of zero, and a wrong curvature.
+        # A factor: a `where` would give zero derivatives, and so a wrong curvature.
         return values * _one_or_nan(loss, outputs.shape, jnp.asarray(found))
 
     return named(example_loss_fn, loss)

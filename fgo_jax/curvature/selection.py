@@ -115,8 +115,8 @@ class Linearised(NamedTuple):
 def linearise(function: Callable[[Any], Any], params: Any, mask: Mask | None) -> Linearised:
     """Runs the model once for all products; vectors are cast to its precision and back.
 
-    Products are linear, so that a vector may be scaled before it is cast to float16. A cotangent
-    has the factors 1/n and p, and with 1,000 examples of 4,000 classes all of it was zero.
+    Products are linear, so a vector may be scaled before the cast to float16. Unscaled, a cotangent
+    with factors 1/n and p was all zero at 1,000 examples of 4,000 classes.
     """
     selection = select(params, mask)
     outputs, forward = jax.linearize(lambda p: function(selection.merge(p)), selection.leaves)

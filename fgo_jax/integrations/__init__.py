@@ -1,1 +1,1 @@
-"""Bridges to other libraries, each imported by nobody but who uses that library."""
+"""Bridges to other libraries, each imported only by users of that library."""

@@ -1,4 +1,4 @@
-"""What to build a probe or a preconditioner of your own from.
+"""Building blocks for your own probe or preconditioner.
 
 - Inner products of pytrees, leaf by leaf: :func:`vdot`, :func:`sum_squares`.
 - Products with a curvature operator: :func:`krylov_space` from a :func:`random_block`; an

@@ -18,9 +18,9 @@ def compiled_once(update: Callable[..., Any]) -> Callable[..., Any]:
     default optimizer took 3 to 4 seconds a step. With this it compiles at the first call. Inside
     `jax.jit` the function is inlined, so the program does not change.
 
-    An extra argument that is a flag or a text stays one, so that an `if` can read it; it is
-    compiled once for each value. A number may be that of the step, so it becomes an array. Inside
-    `jax.jit` numbers stay as they are too.
+    A bool or string among the extra arguments stays static, so that an `if` can read it; each value
+    compiles once. A number may be the step count, so it becomes an array. Inside `jax.jit` numbers
+    stay as they are too.
 
     A call with an argument that is no array, such as a function for another member of a chain,
     runs as before.

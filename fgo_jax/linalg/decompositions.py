@@ -1,8 +1,8 @@
 """Decompositions of one matrix at a time, also under `jax.vmap`.
 
-On CPU a batched decomposition waits for workers of the pool that it runs on itself. A few of
-them at once then wait for ever (jaxlib 0.10, ParallelBatchMap), so an ensemble of models, or
-of measurements, could hang. Under `jax.vmap` these functions loop over the batch instead.
+On CPU a batched decomposition waits for workers of the thread pool that it runs on. Several
+at once deadlock (jaxlib 0.10, ParallelBatchMap), so an ensemble of models, or of
+measurements, could hang. Under `jax.vmap` these functions loop over the batch instead.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Under `jax.shard_map` with its checks on (the default), JAX knows which values differ between
 devices. A gradient with respect to parameters that do not differ is then summed over the
-devices. A probe wants each device's own gradient, of which it takes the mean. So parameters
+devices. A probe needs each device's own gradient and averages them. So parameters
 are marked as varying before they are differentiated. Without the checks, under `jax.pmap` and
 under `jax.vmap`, nothing is summed, and there is nothing to mark.
 """
@@ -58,7 +58,7 @@ def as_varying(tree: Any, axes: Iterable[str]) -> Any:
 
 
 def again(value: Any, old: jax.Array) -> jax.Array:
-    """A constant in place of the old value of a state, as a loop under `jax.shard_map` wants it."""
+    """A constant in place of a state's old value, marked as `jax.shard_map` requires."""
     return as_varying(jnp.asarray(value, jnp.float32), _varying(old))
 
 

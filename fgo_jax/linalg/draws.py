@@ -15,8 +15,8 @@ def drawn_like(draw: Callable[[jax.Array, Any], jax.Array], key: jax.Array, tree
     """`draw(key, leaf)` for every leaf, with a key of its own from `jax.random.split`.
 
     Equal leaves are drawn at once. For threefry keys, which are JAX's default, the numbers are the
-    same as one by one. A draw of its own is a dozen kernels: for a hundred small leaves they took
-    48 CPU-seconds to compile. For a moment equal leaves lie in memory twice.
+    same as one by one. A separate draw is a dozen kernels: for a hundred small leaves they took
+    48 CPU-seconds to compile. Equal leaves are briefly in memory twice.
 
     Args:
       draw: reads a leaf's shape, dtype and sharding alone.

@@ -40,8 +40,8 @@ def rounded_at_random(x: jax.Array, dtype: jnp.dtype, seed: jax.Array, first: in
     """
     if dtype != jnp.bfloat16:
         return x.astype(dtype)
-    # The lower 16 bits are what is lost. A carry out of them is the way up. What is not finite is
-    # cast as usual: the carry would make -0 of a NaN whose bits are all ones.
+    # The cast drops the lower 16 bits; a carry out of them rounds up. Non-finite values are cast as
+    # usual: the carry would turn a NaN of all ones into -0.
     noise = mixed(positions(x.shape, first) + mixed(seed)) >> 16
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + noise
     rounded = jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), dtype)

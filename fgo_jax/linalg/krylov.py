@@ -108,8 +108,8 @@ def count_eigenvalues(
 def _single_limit(draws: jax.Array) -> jax.Array:
     """Four-sigma bound on the mean of `draws` chi-square draws (Wilson and Hilferty).
 
-    At three sigma, in a run of some hundred measurements, one of a handful of outliers would
-    a few times be taken for a multiple eigenvalue of seven times its weight.
+    At three sigma, a run of about a hundred measurements would mistake an outlier a few times for
+    a multiple eigenvalue of seven times its weight.
     """
     spread = 2 / (9 * draws)
     return (1 - spread + 4 * spread**0.5) ** 3
@@ -137,7 +137,7 @@ def krylov_space(matvec: Callable[[Any], Any], block: Any, num_steps: int) -> Kr
       R, leaves [b, *leaf.shape].
 
     Raises:
-      Nothing of its own.
+      Nothing.
 
     Example:
       >>> import jax.numpy as jnp
@@ -237,7 +237,7 @@ def random_block(key: jax.Array, params: Any, size: int) -> Any:
       A pytree like ``params`` with leaves [b, *leaf.shape], float32.
 
     Raises:
-      Nothing of its own.
+      Nothing.
 
     Example:
       >>> import jax, jax.numpy as jnp

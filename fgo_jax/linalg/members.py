@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-# XLA compiles up to so many slices in a tenth of a second.
+# Up to this many slices compile in a tenth of a second.
 _FEW = 8
 
 
 def numbers(count: int, counter: jax.Array) -> list[jax.Array]:
-    """0, 1, ... [], uint32, as many as `count` and none for a few; XLA does not know them.
+    """0, 1, ... [], uint32, `count` of them, none if few; not constants to XLA.
 
     Args:
       count: the members of the largest stack.

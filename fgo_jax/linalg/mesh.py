@@ -36,7 +36,7 @@ def is_split(x: jax.Array) -> bool:
 
 
 def placed_like(x: jax.Array, other: jax.Array) -> jax.Array:
-    """x with the sharding of the other array, on explicit axes, but for axes of length one."""
+    """x sharded like the other array, on explicit axes, except for axes of length one."""
     sharding = like(other)
     if sharding is None:
         return x
@@ -55,7 +55,7 @@ def rows_like(x: jax.Array, leaf: jax.Array) -> jax.Array:
 def elementwise_rows(x: jax.Array, leaf: jax.Array) -> jax.Array:
     """x, of rows of the leaf's shape, as an elementwise function of the leaf: sharded like it.
 
-    Inside `jax.jit` on automatic axes, where nothing else says where it should lie.
+    For use in `jax.jit` on automatic axes, where nothing else fixes the sharding.
     """
     return jnp.where((leaf == leaf)[None], x, 0.0)  # always true
 
@@ -79,7 +79,7 @@ def examples(batch: Any, start: Any, size: int) -> Any:
 
 
 def made(make: Callable[..., jax.Array], shape: tuple[int, ...], dtype: Any, device: Any) -> Any:
-    """make(shape, dtype) for an `init`, where `whole_blocks.of_new` says: no device makes more."""
+    """make(shape, dtype) for an `init`, sharded as `device`: each device makes its own part."""
     if device is None:
         return make(shape, dtype)
     if isinstance(device.mesh, jax.sharding.AbstractMesh):
@@ -153,7 +153,7 @@ def put_on_batch(tree: Any, x: jax.Array, batch: Sequence[int]) -> Any:
 
 
 def reshaped(x: jax.Array, batch: int, shape: Sequence[int]) -> jax.Array:
-    """x with this shape after its first axes, which stay split; nothing else of it is."""
+    """x with this shape after its first axes; only those stay split."""
     sharding = like(x)
     shape = (*x.shape[:batch], *shape)
     if sharding is None:

@@ -194,7 +194,7 @@ def example_count(
 def student_width(freedom: int) -> float:
     """Student's 95 % quantile over the normal one, at f degrees of freedom.
 
-    A standard error from few draws is itself uncertain. Multiplied by this number, 1.96 of it
+    A standard error from few draws is itself uncertain. With this factor, 1.96 standard errors
     cover the truth in 95 % of cases. The distribution function is a finite sum in
     t = sqrt(f) tan(angle) (Abramowitz and Stegun, 26.7.3 and 26.7.4).
     """

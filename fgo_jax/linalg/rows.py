@@ -12,7 +12,7 @@ import numpy as np
 from fgo_jax.linalg import sums
 from fgo_jax.linalg.decompositions import eigh
 
-# A rank above this share of that of white noise is not distinguishable from it.
+# A rank above this share of white noise's rank cannot be told from white noise.
 _NEAR = 0.85
 
 
@@ -111,8 +111,8 @@ def white_noise_rank(rows: int, dimension: float, energy: Any) -> jax.Array:
       energy: share of the trace that the rank holds.
 
     Returns:
-      [], float32; inf with so many rows that the rank of white noise is nearly its true one,
-      ``energy * d``: there is no ceiling then.
+      [], float32; inf (no ceiling) if the rows are so many that the rank of white noise is
+      nearly its true rank, ``energy * d``.
 
     Example:
       >>> float(white_noise_rank(25, 1e6, 0.9))  # as good as all eigenvalues equal

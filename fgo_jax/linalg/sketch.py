@@ -13,7 +13,7 @@ from fgo_jax.linalg import mesh
 from fgo_jax.linalg.hashes import mixed, positions
 from fgo_jax.linalg.trees import laid_end_to_end, real32
 
-# Leaves of at most so many times the sketch's width are laid end to end.
+# Leaves up to this many sketch widths are laid end to end.
 _SMALL = 4
 
 
@@ -41,7 +41,7 @@ def sketch_tree(tree: Any, seed: jax.Array, width: int) -> jax.Array:
       [2, width], float32, in the unit of the tree.
 
     Raises:
-      Nothing of its own.
+      Nothing.
 
     Example:
       >>> import jax, jax.numpy as jnp

@@ -28,7 +28,7 @@ def participation_ratio(eigenvalues: jax.Array) -> jax.Array:
       [...], float32; NaN where all eigenvalues are zero.
 
     Raises:
-      Nothing of its own.
+      Nothing.
 
     Example:
       >>> import jax.numpy as jnp
@@ -50,8 +50,8 @@ def energy_rank(eigenvalues: jax.Array, q: Any = 0.9) -> jax.Array:
               \qquad \lambda_1 \ge \lambda_2 \ge \dots
 
     Negative eigenvalues count as zero: a positive semi-definite matrix has them by rounding
-    only. A millionth of the share may be missing: one that is reached exactly must not need one
-    more eigenvalue by rounding.
+    only. A millionth of the share may be missing, so that rounding adds no eigenvalue to a share
+    that is reached exactly.
 
     Args:
       eigenvalues: [..., n], real, in any order and unit.
@@ -94,7 +94,7 @@ def entropy_rank(eigenvalues: jax.Array) -> jax.Array:
       [...], float32, between 1 and n; NaN where no eigenvalue is positive.
 
     Raises:
-      Nothing of its own.
+      Nothing.
 
     Example:
       >>> import jax.numpy as jnp
@@ -156,8 +156,8 @@ def centred_sums(gram: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     They estimate :math:`(\mathrm{tr}\,C)^2` and :math:`\mathrm{tr}\,C^2`, where C = Cov g, and are
     the U-statistics of order four of n rows with any mean. Both depend on differences of rows only,
-    so the Gram matrix may be centred exactly, :math:`\bar K = H K H, H = I - 11^T/n`. Of their nine
-    sums that leaves :math:`t_1 = \sum \bar K_{ij}^2, t_2 = \sum \bar K_{ii}^2, t_6 = (\sum \bar
+    so the Gram matrix may be centred exactly, :math:`\bar K = H K H, H = I - 11^T/n`. Of nine sums
+    three remain: :math:`t_1 = \sum \bar K_{ij}^2, t_2 = \sum \bar K_{ii}^2, t_6 = (\sum \bar
     K_{ii})^2`:
 
     .. math:: A = \frac{1}{n (n-3)} \Bigl[t_6 - \frac{n t_2}{n-2}

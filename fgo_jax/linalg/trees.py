@@ -29,7 +29,7 @@ def laid_end_to_end(leaves: Sequence[jax.Array], most: int) -> list[jax.Array]:
     """The leaves of more than `most` entries, then all others as one vector.
 
     A model has many small vectors, and each separate one costs an operation of its own. A leaf
-    that is split over explicit axes has no shape as a vector, and stays as it is.
+    that is split over explicit axes cannot be flattened, and stays as it is.
     """
     alone = [leaf.size > most or mesh.is_split(leaf) for leaf in leaves]
     large = [leaf for leaf, is_alone in zip(leaves, alone, strict=True) if is_alone]
@@ -37,18 +37,18 @@ def laid_end_to_end(leaves: Sequence[jax.Array], most: int) -> list[jax.Array]:
     return [*large, jnp.concatenate(small)] if small else large
 
 
-# Leaves of up to so many entries are summed as one vector.
+# Leaves up to this size are summed as one vector.
 _SMALL = 256
 
-# The time in which XLA compiles a concatenation grows faster than the number of its parts.
+# XLA's compile time of a concatenation grows faster than the number of parts.
 _PARTS = 32
 
 
 def for_sums(tree: Any) -> list[jax.Array]:
     """The leaves of a tree; on one device the small ones laid end to end, in float32.
 
-    For sums over all leaves, whose order is another one. Each leaf costs a sum of its own, and more
-    if it goes into a conditional: with 400 leaves they were a tenth of a step's compilation.
+    For sums over all leaves; the order changes. Each separate leaf costs a sum, and more inside a
+    conditional: with 400 leaves they were a tenth of a step's compilation.
     """
     leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
     if any(mesh.number_of_devices(leaf) > 1 for leaf in leaves):
@@ -162,7 +162,7 @@ def sum_squares(tree: Any) -> jax.Array:
       [], float32, in the unit squared; 0 for a tree without leaves.
 
     Raises:
-      Nothing of its own.
+      Nothing.
 
     Example:
       >>> import jax.numpy as jnp
@@ -178,6 +178,6 @@ def sum_squares(tree: Any) -> jax.Array:
 def log_norm_ratio(wanted: jax.Array, given: jax.Array) -> tuple[jax.Array, jax.Array]:
     """log(a / b) of norms a and b from their squares, and where both are positive and finite."""
     known = (wanted > 0) & (given > 0) & jnp.isfinite(wanted) & jnp.isfinite(given)
-    # Of logarithms: the ratio of two squares that float32 holds may be one that it does not.
+    # By logs: the ratio of two float32 squares may be beyond float32.
     above, below = (jnp.log(jnp.where(known, x, 1.0)) for x in (wanted, given))
     return 0.5 * (above - below), known

@@ -40,9 +40,9 @@ def deal_out(x: jax.Array, pieces: Sequence[int], leaf_axis: int) -> jax.Array:
     A mesh axis deals out if its length divides the number of leaves. Sides that are split between
     blocks stay split.
 
-    Where the partitioner decides, nobody knows which side is split by which mesh axis. So a side
-    must be one that no mesh axis can split between blocks, and all of them must divide the number
-    of leaves. Replicated leaves may stay so.
+    Where the partitioner decides, which mesh axis splits which side is unknown. So only sides that
+    no mesh axis can split between blocks move, and all mesh axes must divide the number of
+    leaves. Replicated leaves may stay so.
 
     Args:
       x: an array of leaves, such as the stack [leaves, ...], before it is cut.
@@ -116,7 +116,7 @@ def of_new(
       leaf_axis: the axis of the new array that counts leaves, and their number, where they are
         dealt out.
     """
-    # Of a traced leaf the type tells, on explicit axes.
+    # A traced leaf's type has it, on explicit axes.
     sharding = like(x) if isinstance(x, core.Tracer) else getattr(x, "sharding", None)
     if not isinstance(sharding, jax.sharding.NamedSharding):
         return None

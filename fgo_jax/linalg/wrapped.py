@@ -1,4 +1,4 @@
-"""Trees whose arrays lie in boxes of their own, as the variables of `flax.nnx` do."""
+"""Trees whose arrays are wrapped, as in the variables of `flax.nnx`."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def wrapped_like(tree: Any, like: Any) -> Any:
 
 
 def _is_variable(node: Any) -> bool:
-    # Told by its methods: flax is no dependency.
+    # By its methods: flax is not a dependency.
     return hasattr(type(node), "get_value") and hasattr(type(node), "set_value")

@@ -78,7 +78,7 @@ def make_decay(
 
 def length_of(progress: Progress, steps: Any, ratio: Any) -> jax.Array:
     """L, the decay's length in updates."""
-    # Begun by hand soon after the start, a decay relative to the start alone would be over at once.
+    # Without `earliest`, a relative decay begun by hand soon after the start would end at once.
     start = jnp.maximum(progress.phase_start.astype(jnp.float32), progress.earliest)
     length = ratio * start if steps is None else steps
     return jnp.maximum(jnp.asarray(length, jnp.float32), 1.0)

@@ -53,7 +53,7 @@ def adaptive(
 
     The energy (squared norm) of the slow momentum is measured every ten steps. It falls as
     :math:`t^{-q}`: q is 0 where past directions agree, 1 where they are independent noise,
-    and 2 where the parameters have come to rest as far as this learning rate lets them
+    and 2 where the parameters fluctuate around a stationary point
     (:func:`fgo_jax.smoothing.energy_exponent.energy_exponent`). The factor f obeys
 
     .. math:: -\frac{d \log f}{d \log (L + s)} = \min(1, \max(0, q - q_0)).

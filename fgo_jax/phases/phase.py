@@ -33,7 +33,7 @@ class Phase:
         none.
 
     Raises:
-      ValueError: for numbers out of range, an empty name, a transform that is none, or an
+      ValueError: for numbers out of range, an empty name, a wrong transform, or an
         adaptive decay without a slow momentum.
 
     Example:

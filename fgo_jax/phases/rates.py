@@ -76,8 +76,8 @@ class Warmup:
 def glide(entry: jax.Array, target: jax.Array, share: jax.Array) -> jax.Array:
     """From one rate to another, evenly on a log scale; from zero linearly, to zero at once.
 
-    A target that falls to zero on the way, as that of a decay does, is there at once as well, and
-    so is one that rises from zero again.
+    If the target falls to zero on the way, as a decay can, the rate is zero at once. It follows
+    at once if the target rises again.
 
     Args:
       entry: [], float32; the rate at the start.

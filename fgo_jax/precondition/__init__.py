@@ -1,8 +1,8 @@
 """Natural-gradient transformations.
 
 Each `scale_by_*` is a direction: no learning rate, no minus sign. :func:`fgo_jax.kronecker_fisher`,
-:func:`fgo_jax.kfac` and :func:`fgo_jax.fismo` apply both. (They are exported there alone: here the
-names `kfac` and `fismo` are those of sub-packages.)
+:func:`fgo_jax.kfac` and :func:`fgo_jax.fismo` apply both. (Only `fgo_jax` exports them: here
+`kfac` and `fismo` are sub-packages.)
 """
 
 from fgo_jax.precondition.composed import chain, masked

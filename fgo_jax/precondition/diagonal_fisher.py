@@ -112,8 +112,8 @@ def scale_by_diagonal_fisher(
     Returns:
       A :class:`fgo_jax.precondition.Preconditioner`. Its update requires ``params`` and the keyword
       ``batch``, and under `optax.masked` or `optax.partition` also ``probe_params``, the whole
-      tree. Its `metric` divides by sqrt(max(gamma h, eps, |M'|)), in float32, but for
-      entries at eps, such as all before the first update. The state takes 8 bytes per parameter.
+      tree. Its `metric` divides by sqrt(max(gamma h, eps, |M'|)), in float32, except
+      at eps, as before the first update. The state takes 8 bytes per parameter.
 
     Raises:
       ValueError: for an argument out of its range, for both a model and an operator or neither, for

@@ -47,10 +47,10 @@ def graft(
     extra arguments and the parameters. Both states are held, and both move at any weight.
 
     A tensor whose M is zero gets a zero update while w > 0; one whose D is zero always does. If the
-    norm of M or D is not finite, the tensor's update is zero while w > 0; at w = 0 the entries of D
-    that are not finite are. So is the update of a gradient that is not finite, or has a square that
-    overflows float32: both transformations see NaN there, and what becomes NaN or infinite in their
-    states stays as it was. The next gradient counts again.
+    norm of M or D is not finite, the tensor's update is zero while w > 0; at w = 0 only the
+    non-finite entries of D become zero. A gradient that is not finite, or whose square overflows
+    float32, gives zero too: both transformations get NaN there, and entries of their states that
+    would become NaN or infinite keep their values.
 
     Args:
       magnitude: gives the norms. It has no learning rate, or both transformations have one.
@@ -151,9 +151,9 @@ def _marked(gradient: Any) -> jax.Array:
 
 
 def _finite_or_old(new: Any, old: Any) -> Any:
-    """The new state in the dtypes of the old one, with the old entries where new ones are not.
+    """The new state in the old dtypes; entries that are not finite keep their old values.
 
-    It is elementwise, so it is no further pass over the moments.
+    It is elementwise, so it adds no pass over the moments.
     """
 
     def marks(node: Any) -> bool:

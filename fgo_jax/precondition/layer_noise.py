@@ -22,7 +22,7 @@ from fgo_jax.precondition.shared.preconditioner import Preconditioner, inherited
 _NAME = "scale_by_layer_noise"
 NORMS = ("nuclear", "l1", "l2")
 # Muon's steps bring all but tiny singular values near 1. Two steps of the quintic iteration that
-# converges to the polar factor then take the rest of the way, which Muon itself can do without.
+# converges to the polar factor remove the remaining error, which Muon tolerates.
 _POLAR = [[3.4445, -4.7750, 2.0315]] * 5 + [[1.875, -1.25, 0.375]] * 2
 # Squared noise below this share of the largest is that of a layer whose true gradient is zero.
 _ROUNDING = 1e-10
@@ -113,8 +113,8 @@ def scale_by_layer_noise(
     >>> {name: round(float(rate), 3) for name, rate in state.layer_rates.items()}
     {'calm': 1.0, 'noisy': 0.25}
 
-    Source: LANTON (arXiv 2510.14009), for the norms, the running mean and a_l. The rule that
-    makes rates of a_l is a reconstruction: the text that was accessible ends before it. The
+    Source: LANTON (arXiv 2510.14009), for the norms, the running mean and a_l. The rule from
+    a_l to rates is a reconstruction: the accessible text ends before it. The
     paper publishes neither code nor values of its constants. Its alpha is absolute; the unit
     here, the pairs and all defaults are this library's. Its reported speed-up is early in
     training and fades later; none of it has been measured here.
@@ -240,7 +240,7 @@ def dual_norm(x: jax.Array, name: str, view: Modes | None) -> jax.Array:
     """The norm of a leaf, []; of a stack the nuclear norm of each matrix, of the leaf's rank."""
     if view is None:
         return jnp.sum(jnp.abs(x)) if name == "l1" else jnp.sqrt(jnp.sum(jnp.square(x)))
-    # Of unit length: the iteration adds a fixed small number to it.
+    # Unit length: the iteration adds a fixed epsilon to it.
     size = jnp.sqrt(view.reduce(jnp.sum, jnp.square(x)))
     unit = x / jnp.where(size > 0, size, 1.0)
     polar = newton_schulz(unit, view, _POLAR, 1e-7)

@@ -26,11 +26,11 @@ def orthogonalise(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Levels the singular values of each matrix of the updates before it.
 
-    It makes no direction of its own: put it behind one, and before the learning rate. For a matrix
+    It is not a direction itself: put it after one and before the learning rate. For a matrix
     :math:`X = U S V^T` the update is about :math:`U V^T`, from five Newton-Schulz steps with
     Muon's coefficients (singular values between 0.7 and 1.2). Behind
-    ``optax.ema(0.95, debias=False)`` it is Muon without Nesterov's look-ahead. Behind
-    Adam in an eigenbasis, as `leading` in the example, it is the direction that leads a public
+    ``optax.ema(0.95, debias=False)`` it is Muon without Nesterov's look-ahead. After Adam
+    in an eigenbasis, as `leading` in the example, it is the direction of a public training
     record.
 
     Other leaves pass unchanged. A matrix whose entries, or their squares, are not finite gets a
@@ -60,8 +60,8 @@ def orthogonalise(
     >>> leading = fgo.precondition.chain(fgo.scale_by_kronecker_fisher(), orthogonalise(0.2))
 
     Source: Jordan et al., Muon, 2024, for the iteration. The order, SOAP's direction and then the
-    iteration, is from the public record of modded-nanogpt (track 3). What it gains there has been
-    measured there alone; ``benchmarks/README.md`` has what it does on two small tasks.
+    iteration, is from the public record of modded-nanogpt (track 3). Its gain there has been
+    measured only there; ``benchmarks/README.md`` has results on two small tasks.
     """
     if consistent_rms is not None:
         _checks.positive("consistent_rms", consistent_rms)

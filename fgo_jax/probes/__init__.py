@@ -13,8 +13,8 @@
 `gradient_stream` and `trajectory` need no extra pass and no extra argument. The others run the
 model on a part of `batch=` at their own cadence. :class:`Probe` shows how to write another one.
 
-On a mesh with explicit axes a model that splits its examples over devices needs parts that can be
-split: pass `examples=` a multiple of twice their number. `gram` differentiates one example at a
+On a mesh with explicit axes, a model that splits examples over devices needs even parts: pass
+`examples=` a multiple of twice the number of devices. `gram` differentiates one example at a
 time and `jax.vmap` does not split parameters and examples over one axis, so use it with parameters
 that are split over other axes, or not at all.
 """

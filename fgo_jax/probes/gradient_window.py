@@ -34,7 +34,7 @@ def window_estimates(
     size: int,
     groups: tuple[str, ...],
 ) -> dict[str, jax.Array]:
-    """Value and standard error, [2], of every signal; NaN for a dimension that is none.
+    """Value and standard error, [2], of every signal; NaN for an unknown dimension.
 
     Args:
       differences: [pairs, 1 + groups, 2, width], float32; two sketches of each row

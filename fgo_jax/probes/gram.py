@@ -66,7 +66,7 @@ def gram(
     in the noise scale.
 
     Numerators and denominators are averaged over measurements (exponentially, debiased) and
-    divided once. Measurements that say nothing are handled so:
+    divided once. Unusable measurements are handled like this:
 
     | case | effect |
     |---|---|
@@ -74,8 +74,8 @@ def gram(
     | the measurement is not finite | nothing changes but ``held`` |
     | the noise scale has no positive denominator | the last one stays, its error is infinite |
 
-    Errors are jackknife standard errors over the rows. Their squares are too large on average for
-    the trace. For the dimension, a ratio, they can be too small: the error by a tenth, at 16 rows
+    Errors are jackknife standard errors over the rows. The squared error of the trace is too
+    large on average. The error of the dimension, a ratio, can be too small: by a tenth at 16 rows
     and eigenvalues :math:`1/k^2`.
 
     A measurement costs one run of ``rows_fn`` (about one gradient of its examples) and

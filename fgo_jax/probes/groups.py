@@ -76,9 +76,9 @@ def check_groups(groups: Groups | None) -> tuple[str, ...]:
 
 
 def counter(state: Any, signal: str, *, names: tuple[str, ...]) -> jax.Array:
-    """[], int32; it grows where this signal is measured anew. A held dimension is not.
+    """[], int32; it grows when this signal is measured. A held dimension does not count.
 
-    A held noise scale is: its error, which is infinite then, is new.
+    A held noise scale does: its error becomes infinite.
 
     Args:
       state: of a probe, with `evaluations` and, for each of `slots`, `new_dimensions`.

@@ -72,7 +72,7 @@ def hutchinson(
     ``held``.
 
     Errors are standard errors over the vectors (delta method for the ratio), widened to
-    Student's t: 1.96 of them cover the truth in 95 % of cases if no few eigenvalues dominate.
+    Student's t: 1.96 of them cover the truth in 95 % unless a few eigenvalues dominate.
     With four vectors and one eigenvalue of 50 above 99 of 0.1, they cover trace and dimension in
     80 to 85 %. The error of the square is widened to its log scale, which covers it in nine cases
     of ten there. Errors do not include the noise of the choice of examples; only the spread of

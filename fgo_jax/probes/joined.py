@@ -35,7 +35,7 @@ def joined(*probes: Probe) -> Probe:
       are theirs, in order.
 
     Raises:
-      ValueError: without a probe, and for an argument that is none.
+      ValueError: unless it is given one or more probes.
 
     Example:
       >>> import fgo_jax as fgo

@@ -73,7 +73,6 @@ class ProbeInputs(NamedTuple):
       key: [], typed PRNG key, fresh at every step.
       step: [], int32; updates before this one. 0 at the first update, and again at the first
         one after `fgo_jax.restart`.
-
       axis_name: inside `jax.pmap` or `jax.shard_map`, the axis over which the batch is split,
         as :func:`fgo_jax.phased` was given it; None for one program. A probe that reads the
         batch averages over it (`jax.lax.pmean`), so that all devices decide alike.

@@ -48,7 +48,7 @@ def trajectory(
       are 5/2, 6 and :math:`6/\pi^2 = 0.61`, in any number of parameters.
 
     So "the path has three or four dimensions" says nothing by itself. A straight path has one,
-    a circle two, and noise alone 2.5 by the one number and six by the other. Compare with the
+    a circle two, and noise alone 2.5, or six by its rank. Compare with the
     walk's. The walk has one rate of diffusion: where the learning rate falls over the window,
     late snapshots lie closer together than the walk's. No error is known, because all
     snapshots belong to one path.

@@ -45,7 +45,7 @@ def energy_fall_update(
       anew: [], bool; True at the first direction of another transform.
     """
     seen = slow.averaged_steps
-    # A mean of no directions has nothing to measure. It only drops what an earlier one has left.
+    # An empty mean is not measured. It only resets the numbers of an earlier mean.
     due = (seen % EVERY == 0) & ((seen > 0) | (state.counts[0] > 0))
 
     # Inside a branch, so that there is no pass over the mean between measurements.

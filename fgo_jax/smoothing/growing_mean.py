@@ -4,7 +4,7 @@ With t trees so far, m <- m + (x - m)/(c t + 1). The weight of tree s is proport
 s^(1/c - 1). The first step is 1, so the initial value of the mean has no effect.
 
 A late step is less than the last bit of the mean. In bfloat16 it is rounded at random; in float32,
-from `_LATE` on, up at as many of the steps as its size in last bits says.
+from `_LATE` on, up at a share of steps that is its size in last bits.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _with_lost(new: Any, old: Any, gap: Any, step: Any, threshold: Any) -> jax.A
     With thresholds spread evenly over [0, 1) nothing is lost in the mean.
     """
     # All in units of 2^-23, in which the last bit of a number is the power of two below it. So the
-    # product is another one than that in `new`, and the rounding of `new` stays as it is.
+    # product differs from that in `new`, and the rounding of `new` does not change.
     lost = (step * 2.0**23) * gap - (new - old) * 2.0**23
     power = power_below(new)
     moved = new + jnp.copysign(power * 2.0**-23, lost)

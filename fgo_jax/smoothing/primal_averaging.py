@@ -48,7 +48,7 @@ def scale_by_primal_averaging(
     | schedule-free | ``lambda n: n / (n + 1)`` | 0.9 |
     | generalized primal averaging | 0.9967 | 0.7 |
 
-    It replaces the momentum of the direction, so take that one's away:
+    It replaces the momentum of the direction, so switch that off:
     ``optax.scale_by_adam(b1=0.0)``. There are two places for it:
 
     - Behind the learning rate, ``optax.chain(optimizer, scale_by_primal_averaging(...))``,
@@ -103,7 +103,7 @@ def scale_by_primal_averaging(
         steps = state.averaging_steps
         slow: Any = mu_x(steps) if callable(mu_x) else mu_x
         _checks.scheduled("mu_x", slow)
-        # What changes from step to step decays the trail as it was at the last one.
+        # A scheduled mu_x decays the trail by its value at the last step.
         before: Any = state.mu_x if _checks.number(slow) is None or callable(mu_x) else slow
         near: Any = mu_y
 
@@ -154,9 +154,8 @@ def triple_momentum(
     .. math:: f(w) - f^* \le \rho^{2k}\,\frac{L \kappa}{2}\,\|x_0 - x^*\|^2.
 
     Quadratics reach the bound. So x, y and z stay below it, x by a factor of :math:`\kappa` in
-    the tests. Heavy ball at its best numbers for quadratics can cycle for ever on a function of
-    this class. The method needs exact gradients and both constants: it is a reference, not an
-    optimizer for networks.
+    the tests. Heavy ball at its best numbers for quadratics can cycle forever on a function of
+    this class. The method needs exact gradients and both constants.
 
     Args:
       smoothness: L, the largest curvature, > 0.

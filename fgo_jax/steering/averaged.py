@@ -113,7 +113,7 @@ def _averages(tree: Any, unit: Any = 1.0) -> Iterator[tuple[Any, Callable[[Any, 
 
 
 def _check_last(state: FgoState) -> None:
-    """Once another transform drives, a trail is of no use, and the state does not say so."""
+    """Raises for an averaging in an earlier phase: afterwards its trail is stale."""
     # The first transform fills, and has a graft, only where a later phase comes back to it.
     comes_back = len(state.grafts) == len(state.transforms)
     early = state.transforms if comes_back else state.transforms[:-1]

@@ -17,7 +17,7 @@ from fgo_jax.steering.averaged import averaged_or_last, check_one_run, own_part
 
 
 class KeepBestState(NamedTuple):
-    """The best report so far, and the weights that it is of."""
+    """The best report so far, and its weights."""
 
     calls: jax.Array  # [], int32; of `update`
     best_value: jax.Array  # [], float32; infinite before the first report
@@ -130,7 +130,7 @@ def best_params(opt_state: Any, params: Any) -> Any:
       opt_state: an optax state that holds one of :func:`fgo_jax.keep_best`. Under `optax.masked`
         and `optax.partition` it keeps its own part of the parameters.
       params: the parameters after the last update, returned where nothing was reported yet, and
-        where they are none of its own.
+        where none are kept.
 
     Returns:
       A pytree like ``params``.
@@ -167,7 +167,7 @@ def best_params(opt_state: Any, params: Any) -> Any:
 
 
 def searched_anew(state: KeepBestState) -> KeepBestState:
-    """The search for the best weights at its start."""
+    """Resets the search for the best weights."""
     none = {"calls": 0, "best_value": jnp.inf, "best_step": -1}
     new = {name: filled_like(getattr(state, name), jnp.asarray(x)) for name, x in none.items()}
     return state._replace(**new)

@@ -139,7 +139,7 @@ def restart(opt_state: Any) -> Any:
 
 
 def _unjudged(trigger_states: Any) -> Any:
-    """Without verdicts, so that none of the run before is shown; an update renews the rest."""
+    """Clears the verdicts of the run before; the next update resets the rest."""
 
     def cleared(condition: ConditionState) -> ConditionState:
         return condition._replace(counts=jnp.zeros_like(condition.counts))

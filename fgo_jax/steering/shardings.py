@@ -24,8 +24,8 @@ def state_shardings(
     - as `out_shardings` of a compiled training step;
     - to restore a checkpoint on another mesh, with the shapes of `jax.eval_shape(tx.init, params)`.
 
-    `tx.init(params)`, not compiled, puts the state into the same places, but for a few counters of
-    optax's own, which it leaves on one device.
+    `tx.init(params)`, not compiled, puts the state into the same places, except for a few
+    counters of optax, which stay on one device.
 
     If the parameters are replicated, ``shardings`` that split them split only the state (ZeRO,
     stage 1). Each device then updates its part, and the updates are gathered.
@@ -64,7 +64,7 @@ def state_shardings(
     else:
         homes = jax.tree.leaves(jax.tree.broadcast(shardings, params))
     mesh = _mesh_of(params, homes)
-    # Where all axes are explicit, the type of an array says where it lies, also in the abstract.
+    # With explicit axes, an array's type has its sharding, even without values.
     typed = mesh.update(axis_types=(AxisType.Explicit,) * len(mesh.axis_names))
     with jax.sharding.use_abstract_mesh(typed.abstract_mesh):
         placed = [

@@ -15,7 +15,7 @@ from fgo_jax.steering.find import states_in
 
 
 def telemetry(opt_state: Any) -> dict[str, jax.Array]:
-    """What a run says about itself, as scalars.
+    """Numbers that describe a run, as scalars.
 
     - ``phase`` (index), ``phase_step``, ``total_step``, ``handover_left``, ``learning_rate``;
     - ``started/PHASE`` and ``cause/PHASE``: the step at which the phase of that name began

@@ -15,8 +15,8 @@ from fgo_jax.triggers.trigger import Judged, Trigger, condition
 # (slope, margin) -> (holds, fails)
 Verdicts = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
-# Sums of squares of as many as a run can have are within float32. One beyond it would stay in the
-# regression for good, and no verdict would come of it any more.
+# Below this, sums of squares over a whole run fit in float32. An overflow would stay in the
+# regression forever, and no verdict could follow.
 LARGEST = 1e15
 
 

@@ -118,7 +118,7 @@ class Trigger:
 
 
 def condition_names(trigger: Trigger) -> list[str]:
-    """Of its conditions, in order, without an array: `jax.distributed.initialize` comes first."""
+    """Its conditions' names; makes no array before `jax.distributed.initialize`."""
     names: list[str] = []
     jax.eval_shape(lambda: names.extend(trigger.init()))
     return names
@@ -189,7 +189,7 @@ def condition(
       signals: the names of the signals that ``judge`` reads. :func:`fgo_jax.phased` checks
         that the probe or the training loop provides them.
       patience: how many evaluations in a row must hold.
-      bound: a number that people see behind the name, as in :func:`fgo_jax.explain`; NaN for none.
+      bound: a number shown after the name, as in :func:`fgo_jax.explain`; NaN for none.
 
     Returns:
       A :class:`Trigger` with one named condition.

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-# Of Okabe and Ito, distinguishable with all common kinds of colour vision.
+# The palette of Okabe and Ito, distinguishable with colour blindness.
 BLUE, VERMILLION, ORANGE, GREEN = "#0072B2", "#D55E00", "#E69F00", "#009E73"
 INK, QUIET, RULE = "#22262b", "#5f6670", "#d9dde3"
-# A positive curve gets a logarithmic axis where it spans a larger factor than the first, and what
-# lies below the highest by more than the second is left out: a loss may be zero.
+# A positive curve that spans more than `_SPAN` gets a logarithmic axis. It leaves out values below
+# the highest by more than `_DEEPEST`: a loss may be zero.
 _SPAN, _DEEPEST = 8.0, 1e9
-_FEWEST = 3  # numbers on an axis from which one reads the others
+_FEWEST = 3  # numbers on an axis
 
 
 def pyplot() -> Any:

@@ -27,7 +27,7 @@ def listed(record: Record) -> list[tuple[str, str]]:
 
 
 def draw(axis: Any, record: Record, rows: list[tuple[str, str]]) -> None:
-    """A bar for each condition while its phase ran, its name above it, and what it ended with."""
+    """Draws a bar per condition while its phase ran, its name, and its last verdict."""
     after, before = record.steps, np.append(record.steps[0], record.steps[:-1])
     for place, (phase, condition) in enumerate(rows):
         verdicts = record.numbers[f"condition/{phase}/{condition}"]
@@ -39,13 +39,13 @@ def draw(axis: Any, record: Record, rows: list[tuple[str, str]]) -> None:
                 edges = [(max(before[a], begin), min(after[b], end)) for a, b in held]
                 bars = [(a, b - a) for a, b in edges]
                 axis.broken_barh(bars, (-place - 0.42, 0.32), color=color, lw=0)
-            # A condition keeps what it said last when its phase is over.
+            # A condition keeps its last verdict after its phase.
             color = _VERDICTS[int(verdicts[np.searchsorted(after, end)])][1]
             mark = {"color": color, "mec": "white", "ms": 8, "clip_on": False, "zorder": 4}
             axis.plot(end, -place - 0.26, "D", **mark)
         bound = record.numbers.get(f"bound/{phase}/{condition}", np.full(1, np.nan))[-1]
         words = in_words(condition, bound)
-        # On a ground of its own: lines of transitions would cut through it.
+        # On a white box: transition lines would cross the text.
         ground = {"fc": "white", "alpha": 0.9, "lw": 0, "pad": 0.6}
         axis.annotate(f"{phase}: {words}", (0.008, -place - 0.03), fontsize=9, va="bottom",
                       xycoords=("axes fraction", "data"), bbox=ground)  # fmt: skip

@@ -25,7 +25,7 @@ _LABELS = {
     "cosine": "with gradient\n[cosine]",
 }
 _ALWAYS = ("intrinsic_dimension", "agreement")
-# So many medians, so that a run of a million steps costs no more to draw.
+# Number of medians: a run of a million steps costs no more to draw.
 _BLOCKS = 200
 # More validations than these would be one thick line of marks.
 _MARKED = 60
@@ -48,8 +48,8 @@ def run(
     - Signals, each held until the next measurement.
     - Bars at the bottom: whether each condition that ends a phase held while the phase ran.
 
-    Curves of one sign that span a large factor have logarithmic axes. So have the steps, where
-    all transitions lie within the first tenth of the run.
+    Positive curves that span a large factor have logarithmic axes. So do the steps if all
+    transitions are within the first tenth of the run.
 
     Args:
       telemetry: what :func:`fgo_jax.telemetry` returned at every step or every few: a dict of
@@ -227,7 +227,7 @@ def _draw_losses(axis: Any, record: Record, losses: list[str]) -> None:
 
 
 def _name_phases(axis: Any, record: Record) -> int:
-    """Names above the picture, on several lines where they would meet; how many lines."""
+    """Writes the phases' names above the axes; returns the number of lines used."""
     filled: list[float] = []  # how far each line is, as a share of the axis
     line = 0
     for number, (phase, begin, _, cause) in enumerate(record.stretches):
@@ -235,7 +235,7 @@ def _name_phases(axis: Any, record: Record) -> int:
         width = 0.011 * len(text)  # a bold letter of 9 points
         across = axis.transAxes.inverted().transform(axis.transData.transform((begin, 1.0)))[0]
         at = max(min(across, 1.0 - width), 0.0)
-        # Upwards in the order of the run, and down again where all names before have ended.
+        # Upwards in the order of the run; back to the bottom once all earlier names end.
         lowest = 0 if max(filled, default=at) < at else line
         line = next((i for i in range(lowest, len(filled)) if filled[i] < at), len(filled))
         filled[line : line + 1] = [at + width + 0.01]

@@ -26,8 +26,8 @@ def spectral_density(
 
     - Horizontal axis: the eigenvalue, logarithmic on both sides of a short linear stretch
       around zero. Vertical axis: eigenvalues per factor of ten.
-    - Hatched band: two standard errors to each side, over the random starts and for what the last
-      third of the steps changed. Where these say nothing, it is as wide as the curve is high.
+    - Hatched band: two standard errors to each side, from the random starts and the change over the
+      last third of the steps. Where they are unknown, it is as wide as the curve is high.
     - Marks: the listed eigenvalues, at the height of a single one under the kernel. They are
       filled where converged, hollow where the residual is above a tenth of their size.
     - Dotted line, with its own scale at the right: the share of the energy in larger

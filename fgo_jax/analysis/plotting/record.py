@@ -23,7 +23,7 @@ class Stretch(NamedTuple):
 class Record(NamedTuple):
     """What is drawn."""
 
-    steps: np.ndarray  # [n], ascending; updates made, going on where a run was restarted
+    steps: np.ndarray  # [n], ascending; updates made, continued after a restart
     numbers: dict[str, np.ndarray]  # [n], float64, by the names of telemetry
     stretches: list[Stretch]
 

@@ -1,4 +1,4 @@
-"""Statistics of batch normalisation for weights that no step of training ran with."""
+"""Batch-normalisation statistics for averaged weights."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class _ShareOfOld:
     """The momentum that turns a running mean into the plain mean of `number` + 1 batches.
 
     Both kinds of BatchNorm compute ``momentum * old + (1 - momentum) * new``, and read the momentum
-    only where they count a batch. So this also notes, as the model is traced, whether one was
-    counted. A flag of the module does not tell: an argument at the call overrides it. Values do not
-    either: two passes over one batch give equal ones.
+    only where they count a batch. So this also records, while the model is traced, whether
+    one was counted. The module's flag cannot show it: a call argument overrides it. Nor can values:
+    two passes over one batch give equal ones.
     """
 
     def __init__(self, number: jax.Array):
@@ -35,7 +35,7 @@ class _ShareOfOld:
     def __mul__(self, old: Any) -> jax.Array:
         self.counted = True
         kept = self._share() * jnp.asarray(old)
-        # At first exactly zero: 0 * NaN would keep the NaN of a bad batch for ever.
+        # Exactly zero at first: 0 * NaN would keep an old NaN forever.
         return jnp.where(self.number == 0, jnp.zeros_like(kept), kept)
 
     __rmul__ = __mul__
@@ -54,13 +54,13 @@ def recompute_batch_stats(
     average removes noise. Normalised by the old numbers they have the wrong scale in every
     layer: in ``tests/integrations/test_batch_stats.py`` the validation loss is 0.22 with the
     raw weights, 0.37 with averaged weights and old statistics, and 0.19 with statistics of
-    their own. This takes the mean over the batches, and nothing of the old numbers:
+    their own. This takes the mean over the batches and ignores the old numbers:
 
     .. math:: s_k = s_{k-1} + (b_k - s_{k-1}) / k, \qquad k = 1, 2, \ldots
 
-    where :math:`b_k` are the mean and the variance of batch k at each layer. A forward pass
-    for each batch; some dozens are enough. Of a layer that runs more than once in a pass, the later
-    calls count for more than their share.
+    where :math:`b_k` are the mean and the variance of batch k at each layer. It takes one
+    forward pass per batch; a few dozen are enough. If a layer runs more than once in a pass, its
+    later calls have more weight.
 
     Args:
       apply_fn: ``(variables, batch) -> (outputs, updated)``, the model in training mode:
@@ -144,7 +144,7 @@ def nnx_recompute_batch_stats(
 
     As :func:`recompute_batch_stats`, which says why. Every `flax.nnx.BatchNorm` in the model is put
     into training mode, unless the call itself says otherwise, and its statistics are replaced.
-    Nothing else changes, random number counters neither. Layers of dropout run as the model is set.
+    Nothing else changes, not even random counters. Dropout layers run as the model is set.
 
     Args:
       model: the model that is evaluated, with averaged weights. Not the one that trains, but a

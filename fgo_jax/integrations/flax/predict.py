@@ -20,8 +20,8 @@ def nnx_predict_fn(
     """An nnx model as ``(params, batch) -> outputs``, which curvature and K-FAC take.
 
     It runs in evaluation mode, whatever the mode of `model`: no dropout, and batch
-    normalisation by the running statistics. What is no parameter, such as these statistics, is
-    copied now; call it again after training has changed them. The model itself never changes.
+    normalisation by the running statistics. Non-parameters, such as these statistics, are
+    copied now; call it again after training changed them. The model itself never changes.
 
     For :func:`fgo_jax.kfac` the layers `Linear`, `LinearGeneral`, `Conv`, `Embed` and the
     normalisations are computed by their linen twins, where K-FAC sees their activations. It
@@ -34,8 +34,8 @@ def nnx_predict_fn(
       wrt: which variables are the parameters, as for `nnx.Optimizer`. All others keep their
         present values.
       batch_statistics: let batch normalisation use the statistics of the batch, as in
-        training. A probe inside a training step needs that, because the running statistics of
-        now are soon outdated. Examples of a batch then depend on each other.
+        training. A probe inside a training step needs that, because current running
+        statistics are soon outdated. Examples of a batch then depend on each other.
 
     Returns:
       A function of ``params`` and ``batch``. The parameters are ``nnx.state(model, wrt)``, with
@@ -66,7 +66,7 @@ def nnx_predict_fn(
     for name, mode in modes.items():
         copy.set_attributes(**{name: mode}, raise_if_not_found=False)
     graph, template, rest = nnx.split(copy, wrt, ...)
-    # Without their boxes, which a call could write to. The model's own are among them.
+    # Arrays without boxes: a call could write to the boxes, which the model shares.
     rest, paths = nnx.as_pure(rest), tuple(nnx.to_flat_state(template).paths)
 
     def predict(params: Any, batch: Any) -> Any:

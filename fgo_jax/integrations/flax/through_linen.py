@@ -1,8 +1,8 @@
 """Layers of an nnx model computed by their linen twins, so that K-FAC's interceptor sees them.
 
 K-FAC marks a layer by one more entry among its parameters. Here a marked nnx layer calls the
-linen layer of the same options on these parameters, mark and all. Layers without a mark run as
-ever, so nothing changes where nobody captures.
+linen layer of the same options on these parameters, mark included. Layers without a mark run
+as usual, so nothing changes without K-FAC.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Twin(NamedTuple):
 
 
 def reroute(model: nnx.Module, params: Any, paths: Iterable[tuple[Any, ...]]) -> None:
-    """Lets the marked layers of a model, which is nobody else's, call their linen twins.
+    """Makes the marked layers of a private copy of a model call their linen twins.
 
     Args:
       model: the model with the parameters in it.
@@ -85,7 +85,7 @@ def reroute(model: nnx.Module, params: Any, paths: Iterable[tuple[Any, ...]]) ->
 
 
 def _kind(module: Any) -> type | None:
-    """The class of the layer, or None for another, and one whose own call may compute anything."""
+    """The class of the layer; None for others and for subclasses that override the call."""
     cls = type(module)
     same = [c for c in _TWINS if isinstance(module, c) and cls.__call__ is c.__call__]
     return same[0] if same else None

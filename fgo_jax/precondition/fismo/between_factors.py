@@ -44,7 +44,7 @@ class ScaleByFismoState(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """What the transformations of this folder differ in, and the options that they share."""
+    """The options of FISMO and Mousse, and those in which they differ."""
 
     name: str
     # The power of the factors on each side of the orthogonalisation.
@@ -67,7 +67,7 @@ class Rule(NamedTuple):
 
 
 def between_factors(rule: Rule) -> Preconditioner:
-    """The transformation of a rule, whose numbers it checks."""
+    """The transformation of a rule; checks its numbers."""
     for name in ("beta", "adam_b1", "adam_b2"):
         _checks.fraction(name, getattr(rule, name))
     _checks.unit("factor_decay", rule.factor_decay)
@@ -160,7 +160,7 @@ def between_factors(rule: Rule) -> Preconditioner:
                 if rule.consistent_rms is not None:
                     u = u * (f32(rule.consistent_rms) * max(kind.whole.dims) ** 0.5)
                 for place, part in kind.stack.split(jnp.where(good, m, before[i]), first, numbers):
-                    # Good matrices are finite. This elementwise function is sharded like the leaf.
+                    # Changes nothing where finite; makes the moment sharded like the leaf.
                     usual = mesh.placed_like(jnp.isfinite(leaves[place]), part)
                     first[place] = jnp.where(usual, part, first[place])
                 parts = kind.stack.split(jnp.where(good, u, 0.0), leaves, numbers)

@@ -50,7 +50,7 @@ class Matrices(NamedTuple):
         return rows, columns
 
     def where(self, good: jax.Array, new: Any, old: Any) -> Pair:
-        """Factors of both sides, of each matrix new ones where it is good."""
+        """Factors of both sides: new for good matrices, old for others."""
         rows, columns = (
             None if side is None else jnp.where(side.per_factor(good), n, o)
             for side, n, o in zip(self.sides, new, old, strict=True)
@@ -69,7 +69,7 @@ class Matrices(NamedTuple):
         return x
 
     def number_of_blocks(self, side: int) -> int:
-        """Those along a side with a factor: the leading axes of its factors."""
+        """The number of blocks along a side; 1 without a factor."""
         view = self.sides[side]
         return 1 if view is None else self.whole.dims[side] // view.dims[0]
 

@@ -33,9 +33,9 @@ def scale_by_mousse(
         O = polar(P^-a M Q^-a),   U = P^-a O Q^-a,   update = U ||O|| / ||U||,
 
     with a the power, an eighth. :func:`fgo_jax.scale_by_fismo` shares the whitening, and has a
-    half in the place of an eighth. It whitens each gradient before the momentum, and what a factor
-    sees by the other side. Here the sides do not see each other, and the size of the update is
-    Muon's own. At power 0, or with P = Q = I (`factor_decay=1`), it is Muon.
+    half in the place of an eighth. It whitens each gradient before the momentum, and each factor's
+    input by the other side. Here the sides are independent, and the update has the size of
+    Muon's. At power 0, or with P = Q = I (`factor_decay=1`), it is Muon.
 
     Everything else is as in :func:`fgo_jax.scale_by_fismo`: refreshes of the roots, leaves that
     follow Adam, axes, gradients that are not finite, sharding.
@@ -43,9 +43,9 @@ def scale_by_mousse(
     Args:
       beta: decay rate of the momentum, in [0, 1).
       factor_decay: decay rate of the factors, in [0, 1]; 1 keeps them at the identity.
-      damping: weight of the identity in each factor, beside a mean diagonal of 1. It bounds what
-        whitening adds to a direction that no gradient has visited, by at most about
-        damping^(-2 a) before the update is rescaled.
+      damping: weight of the identity in each factor, beside a mean diagonal of 1. It bounds
+        the gain of a direction that no gradient has visited at about damping^(-2 a),
+        before the update is rescaled.
       power: a, a Python number in [0, 1].
       refresh_every: steps from one refresh of the inverse roots to the next.
       block_size: longest side of a block of a factor; 1 turns all factors off.

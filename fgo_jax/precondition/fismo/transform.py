@@ -75,7 +75,7 @@ def scale_by_fismo(
     P or Q is block diagonal; polar(.) still sees the whole matrix. A side that falls into blocks
     of less than a quarter of `block_size`, such as one of prime length, keeps the identity: pad it.
     Leaves of equal shape whose names differ in numbers alone are computed as one array, so the
-    compiled step grows with the kinds of leaves. :func:`fgo_jax.describe` shows who has what.
+    compiled step grows with the kinds of leaves. :func:`fgo_jax.describe` lists the factors.
 
     A matrix, or another leaf, whose gradient is not finite, or has squares that overflow float32,
     keeps its statistics and gets a zero update.

@@ -49,8 +49,8 @@ def next_factor(
 
     eye = jnp.broadcast_to(jnp.eye(factor.shape[-1], dtype=jnp.float32), factor.shape)
     gram = view.gram(x, 0) / others
-    # At most the factor's own trace: or else the last gradient alone would make the factor, and
-    # leave the damping behind.
+    # At most trace d: otherwise one large gradient would dominate the factor and outweigh the
+    # damping.
     gram = gram / jnp.maximum(trace(gram) / d, 1.0) + damping * trace(factor) / d * eye
     new = decay * factor + (1 - decay) * gram
     new = (new + jnp.swapaxes(new, -1, -2)) / 2

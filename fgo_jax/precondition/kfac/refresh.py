@@ -14,7 +14,7 @@ from fgo_jax.precondition.kfac.layers import Layout
 
 
 class Cadence(NamedTuple):
-    """Steps from one estimate, and from one inversion, to the next; both at each of the first."""
+    """Intervals of estimates and of inversions; both run at each of the first steps."""
 
     factors_every: Any
     refresh_every: Any

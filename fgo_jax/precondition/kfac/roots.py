@@ -107,7 +107,7 @@ def _layer_roots(
     lengths = [n for x in layers for n in (x.rows, x.columns)]
     found = []
     for (layer, _), n, (values, vectors) in zip(sides, lengths, spectra(sides), strict=True):
-        # Not of the values: blocks have zeros beyond the end of the side.
+        # Not `jnp.mean`: blocks have zeros beyond the end of the side.
         mean = _summed(layer, values) / n
         found.append(inverse_root(values, vectors, jnp.sqrt(damping) * mean))
     return tuple(

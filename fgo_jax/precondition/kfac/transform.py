@@ -118,8 +118,8 @@ def scale_by_kfac(
         ``fgo_jax.integrations.flax.nnx_predict_fn``.
       loss: ``"softmax_cross_entropy"``, ``"sigmoid_cross_entropy"`` or ``"squared_error"``.
       damping: relative to mean(A) mean(G) of each layer, or to the mean of a diagonal. Much less
-        than the default stopped a small language model from training, where a batch determines few
-        directions; a deep autoencoder trained alike from 3e-4 to 0.03.
+        than the default kept a small language model from training, as a batch determines few
+        directions; a deep autoencoder trained equally well at 3e-4 to 0.03.
       factor_decay: decay rate of the factors, per estimate.
       norm_constraint: bound on <U, grad>, in units of the loss, before the learning rate (which
         multiplies it by its square); None for none.
@@ -133,8 +133,8 @@ def scale_by_kfac(
         ``"Embed_0/*"``, or ``path -> bool``.
       layers: the result of :func:`fgo_jax.precondition.kfac_layers`. Without it the shapes of
         kernel and bias tell inputs from outputs, and a kernel without a bias is a convolution's or
-        of Flax's attention. Where they do not tell, or the model says otherwise, an error asks
-        for it. :func:`fgo_jax.describe` prints what is taken for what.
+        of Flax's attention. If shapes are ambiguous or the model disagrees, an error asks
+        for it. :func:`fgo_jax.describe` lists the layers.
       weights: where the batch holds one weight per row, as in :func:`fgo_jax.curvature.ggn`.
       block_size: longest side with a single factor; a bias does not count. Longer ones are cut into
         the fewest equal blocks with a factor each; zeros fill up the last one, and mean(X) is that

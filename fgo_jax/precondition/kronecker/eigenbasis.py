@@ -29,7 +29,7 @@ Leaves = tuple[Factors, ...]
 
 
 class Moments(NamedTuple):
-    """What lives in the eigenbasis, with an item for each stack."""
+    """The moments in the eigenbasis, an item for each stack."""
 
     first: tuple[jax.Array, ...]
     second: tuple[Any, ...]  # () where the eigenvalues stand for it
@@ -78,8 +78,8 @@ def averaged(
 ) -> Leaves:
     """L <- decay L + (1 - decay) G_(k) G_(k)^T for every mode k, or `stays` L for a bad leaf.
 
-    In float32. A refresh comes before the state rounds them: a first factor has directions without
-    any gradient, which rounding would fill.
+    In float32. A refresh precedes rounding to the state's dtype, which would fill directions of
+    a first factor that have no gradient yet.
     """
     return tuple(
         mesh.put_on_batch(
@@ -131,7 +131,7 @@ def _unit_trace(factor: jax.Array) -> jax.Array:
 
 
 def _eigenvectors(factor: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """A basis for the factor, and of which column of the one before each of its columns is."""
+    """A basis for the factor, and the old column that each of its columns continues."""
     return jax.lax.cond(jnp.any(basis != 0), _warm, _fresh, f32(factor), f32(basis))
 
 
@@ -146,7 +146,7 @@ def _fresh(factor: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
     del basis
     values, vectors = jnp.linalg.eigh(_unit_trace(factor))
     values, vectors = values[::-1], vectors[:, ::-1]
-    # The reflections depend on the signs, which nothing else settles.
+    # The reflections depend on the signs, which `eigh` leaves open.
     heads = jnp.cos(jnp.arange(len(values), dtype=jnp.float32))
     signed = jnp.where(jnp.matmul(heads, vectors, precision="highest") < 0, -vectors, vectors)
     # A column of zeros makes no reflection: what is left of the identity completes the basis.
@@ -158,10 +158,10 @@ def _warm(factor: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
     """One step of orthogonal iteration, columns sorted by their Rayleigh quotients.
 
     A multiple of Q added to L Q shifts all eigenvalues and changes no eigenvector. Its size here is
-    the rounding error of the product, so L = 0 keeps Q. A refresh that new gradients do not fill
-    up, because the side is more than `refresh_every` times as long as the other one, turns what is
-    left as rounding says. No small shift prevents that: columns that depend on each other amplify
-    every difference of their bases.
+    the rounding error of the product, so L = 0 keeps Q. If a side is more than `refresh_every`
+    times as long as the other, the gradients since the last refresh do not span it, and rounding
+    sets the remaining columns. No small shift prevents that: linearly dependent columns amplify
+    every difference of bases.
     """
     image = jnp.matmul(_unit_trace(factor), basis, precision="highest") + _ROUNDING * basis
     order = jnp.argsort(-jnp.sum(basis * image, axis=0)).astype(jnp.int32)
@@ -169,10 +169,10 @@ def _warm(factor: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _inverse(basis: jax.Array) -> jax.Array:
-    """Of the transposed basis: the basis itself, unless it has been rounded to few digits.
+    """Inverse of the transposed basis: the basis itself, unless rounded to few digits.
 
-    With it what has been rotated comes back as it was, down to the square of the rounding. The
-    error of the rounded basis itself would grow from refresh to refresh.
+    Rotating back then errs by the square of the rounding only. With the rounded basis itself
+    the error would grow from refresh to refresh.
     """
     if basis.dtype == jnp.float32:
         return basis
@@ -198,7 +198,7 @@ def _refresh(
 ) -> tuple[Leaves, Moments]:
     """Refines every basis, or makes a new one, and carries the moments along."""
     places = [(i, k) for i, leaf in enumerate(factors) for k in range(len(leaf))]
-    # A basis of zeros is none. So both methods share their loops and all that follows.
+    # Zeros mark a missing basis, so that both methods share one loop.
     found = over_matrices(
         _eigenvectors,
         [factors[i][k] for i, k in places],

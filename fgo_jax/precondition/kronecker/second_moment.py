@@ -59,7 +59,7 @@ class Denominator(NamedTuple):
     def is_unknown(self, p: jax.Array) -> jax.Array:
         """Where P is that of V = 0, which holds everywhere before the first gradient."""
         least = self.eps ** (2 * self.power) if self.centred else self.eps
-        return p <= least * (1 + 1e-3)  # but for the rounding of powers
+        return p <= least * (1 + 1e-3)  # up to the rounding of powers
 
 
 def factored(eigenvalues: Factors, modes: Modes) -> jax.Array:
@@ -82,7 +82,7 @@ def growth(trace: jax.Array, eigenvalues: Factors, modes: Modes) -> jax.Array:
     """How far the trace of the factors has outgrown their eigenvalues, per entry of the leaf.
 
     It is zero up to twice the trace of the last refresh, so ordinary noise adds nothing. Above that
-    nobody knows the direction of what came in, so all entries get the same share.
+    the direction of the growth is unknown, so all entries get the same share.
     """
     excess = jnp.maximum(trace - 2 * jnp.sum(eigenvalues[0], axis=-1), 0.0)
     return _spread(excess / math.prod(modes.shape[a] for a in modes.unbatched), eigenvalues, modes)

@@ -85,8 +85,8 @@ def scale_by_kronecker_fisher(
     with lambda_i the eigenvalues of L_i along axis i; all L_i have the same trace. It is also
     divided by the length of each axis without a factor. This is Shampoo, with the inverse square
     root of each side at power 1/2 and Shampoo's own fourth root at power 1/4. The first positive
-    trace makes a refresh of its own. If the trace has more than doubled since the last refresh, the
-    excess is added evenly to V: a spike is held back before its direction is known.
+    trace triggers an extra refresh. If the trace has more than doubled since the last refresh, the
+    excess is added evenly to V. This damps a spike before its direction is known.
 
     Factors: a leaf of any rank has one for each axis longer than one; attention and convolution
     kernels have three or four. An axis longer than `block_size` is cut into the fewest equal blocks
@@ -115,9 +115,9 @@ def scale_by_kronecker_fisher(
     | any other | gradients; every device keeps all moments |
 
     A stack can be dealt out if the mesh axis divides its number of leaves: then each device
-    computes whole leaves. On automatic axes every mesh axis must divide the number of blocks along
-    a side in the first row; in the second, the number of leaves, and none the number of blocks.
-    Refreshes exchange nothing in both. A leaf that is not sharded is refreshed by all devices
+    computes whole leaves. On automatic axes the first row needs every mesh axis to divide the
+    number of blocks along a side; the second, every one to divide that of leaves, none that of
+    blocks. Refreshes exchange nothing there. A leaf that is not sharded is refreshed by all devices
     together; :func:`fgo_jax.state_shardings` can split its state and its other work too. The mesh
     changes results by rounding alone, which refreshes amplify where a block is more than
     `refresh_every` times as long as wide. Ensembles under `jax.vmap` need automatic axes.
@@ -264,7 +264,7 @@ def scale_by_kronecker_fisher(
             u = jnp.where(good[i], eigenbasis.rotate_back(u, bases[i], m), 0.0)
             for place, part in stack.split(u, leaves, numbers):
                 if mesh.number_of_devices(leaves[place]) > 1:
-                    # Elementwise in the leaf: sharded like it and not as suits the contraction.
+                    # Elementwise in the leaf, so it is sharded like the leaf, not the product.
                     part = jnp.where(jnp.isfinite(leaves[place]), part, 0.0)
                 out[place] = part.astype(jnp.result_type(leaves[place]))
         last = zip(good, grads, state.previous, strict=True) if centred else ()

@@ -17,10 +17,10 @@ def f32(x: Any) -> Any:
 
 
 def called(given: Any, tree: Any, is_leaf: Any = None) -> Any:
-    """A tree such as a mask as it is, or what a function makes of the parameters.
+    """A tree such as a mask, or the result of a function of the parameters.
 
-    Some trees can be called too, such as those of modules with a `__call__`. They are trees if
-    their structure fits.
+    Some trees are callable too, such as modules with a `__call__`. They count as trees if their
+    structure fits.
     """
     if not callable(given):
         return given
@@ -54,8 +54,8 @@ def check_floating(name: str, leaves: list[Any]) -> None:
 def usable(leaf: Any, modes: Modes | None = None) -> tuple[jax.Array, jax.Array]:
     """A gradient in float32, zero where it cannot be squared; and whether it can, by matrix.
 
-    A sum of squares beyond float32, 3e38, would make statistics infinite for ever. So it counts as
-    a non-finite entry does. The sum is a single pass, which vector units do fast.
+    A sum of squares beyond float32, 3e38, would make statistics infinite forever. So it counts
+    like a non-finite entry. The sum is one fast vectorised pass.
     """
     g = jnp.asarray(leaf, jnp.float32)
     square = jnp.sum(g * g) if modes is None else modes.reduce(jnp.sum, g * g)
@@ -66,7 +66,7 @@ def usable(leaf: Any, modes: Modes | None = None) -> tuple[jax.Array, jax.Array]
 def usable_leaves(
     leaves: Sequence[Any], modes: Sequence[Modes | None] | None = None
 ) -> tuple[list[jax.Array], list[jax.Array]]:
-    """`usable` of each leaf: all gradients, and all that tells whether they are usable."""
+    """`usable` of each leaf: all gradients, then whether each is usable."""
     pairs = [usable(*pair) for pair in zip(leaves, modes or [None] * len(leaves), strict=True)]
     return [g for g, _ in pairs], [good for _, good in pairs]
 

@@ -1,4 +1,4 @@
-"""What a transformation has decided for each leaf, told to whoever listens."""
+"""Notes of how a transformation treats each leaf, for `describe`."""
 
 from __future__ import annotations
 

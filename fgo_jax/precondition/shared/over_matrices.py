@@ -27,8 +27,8 @@ def over_matrices(function: Callable[..., Any], *operands: Sequence[jax.Array]) 
     """function(*matrices [d, d]) over factors [*batch, d, d], for every place in the operands.
 
     Factors of equal size share one compiled loop. They are not batched: on CPU a batched
-    decomposition waits for workers of the pool that it runs on itself. A few of them at once
-    (three sizes, or eight simulated devices) then wait for ever (jaxlib 0.10, ParallelBatchMap).
+    decomposition waits for workers of the thread pool that it runs on. Several at once
+    (three sizes, or eight simulated devices) deadlock (jaxlib 0.10, ParallelBatchMap).
     `jax.vmap` over an ensemble would batch them again, so it becomes a loop as well.
 
     On a mesh, factors with a sharded batch are treated where they lie. Replicated factors are
@@ -105,7 +105,7 @@ def _on_an_explicit_mesh(loop: Callable[..., Any], rows: list[Row]) -> list[Any]
         tuple(jax.sharding.reshard(x, home) for x in row)
         for row, home in zip(rows, homes, strict=True)
     ]
-    # Without the checks, which do not know that what has been collected is everywhere the same.
+    # Without the checks: they cannot infer that gathered results are equal on all devices.
     return jax.shard_map(
         lambda rows: _looped(loop, rows, own, kind.axis_names),
         mesh=kind,

@@ -18,7 +18,7 @@ class Preconditioner(optax.GradientTransformationExtraArgs):
     It is a direction: no learning rate, no minus sign.
 
     Let P^-1 be the matrix with which the transformation multiplies a gradient g. `metric` applies
-    half of it, at the statistics held in the state, and changes no state:
+    its square root, at the statistics in the state, and changes no state:
 
         update ~ P^-1 g,        metric(g, state) = P^(-1/2) g.
 
@@ -35,11 +35,11 @@ class Preconditioner(optax.GradientTransformationExtraArgs):
         `init` gave it.
       metric: ``(grads, state) -> rows``, a tree like the gradients, in float32. Before a
         leaf's first gradient it should be the identity.
-      keeps_scale: whether a learning rate means what it means for Adam, because the updates do not
-        shrink with the gradients. If it is False, the transformation takes over from another one
-        with the size of the other's updates and keeps that size, and so does one that takes over
-        from it, if it belongs to the first phase. Otherwise a transformation's own size returns as
-        the graft of :func:`fgo_jax.phased` fades. None lets `phased` try a few steps to find out.
+      keeps_scale: whether updates keep their size while gradients shrink, as Adam's do. If False,
+        a transformation that takes over keeps the size of the updates before it; so does one that
+        takes over later, if this one is the first phase's. Otherwise a transformation's own size
+        returns as the graft of :func:`fgo_jax.phased` fades. None lets `phased` try a few steps to
+        find out.
       momentum_dtype: in which the state keeps a momentum, or None. If it is bfloat16,
         :func:`fgo_jax.phased` keeps its slow momentum and its average in it too.
 
@@ -121,7 +121,7 @@ def _again(cls: Any, attributes: Any, members: Any) -> Any:
     return self
 
 
-# So is a tuple rebuilt by `jax.tree.map`, and by whoever passes an optimizer to a function.
+# `jax.tree.map`, and passing an optimizer to a function, rebuild a tuple like this.
 jax.tree_util.register_pytree_node(
     Preconditioner,
     lambda self: (tuple(self), tuple(vars(self).items())),

@@ -23,8 +23,8 @@ from fgo_jax.precondition.shared.modes import Modes
 class Stack(NamedTuple):
     """Equal leaves as one array, of shape [leaves, blocks, length, blocks, length, ...].
 
-    The first axis is there for more than one leaf, an axis of blocks where a side is cut. One leaf
-    that is not cut is its own stack. `batch_first` puts these axes in another order.
+    The first axis exists for more than one leaf, an axis of blocks where a side is cut. A single
+    uncut leaf is its own stack. `batch_first` puts these axes in another order.
     """
 
     places: tuple[int, ...]  # of the leaves in their tree
@@ -63,7 +63,7 @@ class Stack(NamedTuple):
         return len(self.places) > 1
 
     def _joined(self, of_leaves: int, of_axes: Sequence[int]) -> tuple[int, ...]:
-        """Numbers for the axes of the joined leaves: that of leaves, if it is there, and theirs."""
+        """Numbers for the axes of the joined leaves: the leaf axis, if any, then the others."""
         return (of_leaves, *of_axes) if self._several else tuple(of_axes)
 
     def _numbers(self, of_sides: Sequence[int]) -> tuple[int, ...]:
@@ -145,7 +145,7 @@ class Stack(NamedTuple):
 
     def blocks(self, axes: Sequence[int]) -> tuple[int, ...]:
         """The axes of blocks of the stack, for axes of a leaf."""
-        assert not self.order, "the axes of blocks are next to those of their lengths no more"
+        assert not self.order, "the axes of blocks are no longer next to their lengths"
         return tuple(self.axes[a] - 1 for a in axes if self.cuts[a] > 1)
 
     def device_of_factor(self, leaves: Sequence[Any], modes: Modes) -> Any:
@@ -217,9 +217,8 @@ def numbers_for(stacked: Sequence[Stack], step: jax.Array) -> list[jax.Array]:
 def stacks(tree: Any, modes: Sequence[Modes], block_size: int) -> list[Stack]:
     """The stacks of a tree's leaves.
 
-    Leaves share a stack if their shapes and modes agree, and their names but for the numbers in
-    them, such as those of layers. So they have the same part in the model, and as a rule the same
-    sharding.
+    Leaves share a stack if their shapes and modes agree, and their names up to numbers, such as
+    those of layers. So they have the same role in the model, and usually the same sharding.
     """
     kinds: dict[Any, list[int]] = {}
     leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -292,7 +291,7 @@ def _cut(lengths: Sequence[int], block_size: int) -> list[int] | None:
     total = math.prod(lengths)
     divisors = [[c for c in range(1, n + 1) if n % c == 0] for n in lengths]
     fitting = [c for c in itertools.product(*divisors) if total <= block_size * math.prod(c)]
-    # Of as few blocks, those along the first axes.
+    # Ties: cut along the first axes.
     cuts = min(fitting, key=lambda cuts: (math.prod(cuts), [-cut for cut in cuts]))
     block = total // math.prod(cuts)
     small = math.prod(cuts) > 1 and 4 * block < block_size

@@ -1,4 +1,4 @@
-"""Shortens updates by what the model's outputs do along them; one jvp measures all limits."""
+"""Shortens updates by the change of the model's outputs along them, from one jvp."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fgo_jax.linalg.devices import as_varying, on_each_device, varying_axes
 from fgo_jax.linalg.operator import check_examples, example_count
 from fgo_jax.linalg.trees import laid_end_to_end, real32, sum_squares, vdot, wide
 
-_SMALL = 4096  # Leaves of up to so many entries share one sum of squares.
+_SMALL = 4096  # Leaves up to this size share one sum of squares.
 
 
 class StepLimitState(NamedTuple):

@@ -30,7 +30,7 @@ def scale_by_friction_limit(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shortens an update to the minimum of the local quadratic model along it.
 
-    It is no direction. It goes last in a chain, behind the learning rate and the minus sign: the
+    Not a direction: it goes last in a chain, after the learning rate and the minus sign: the
     proposed update p is what is added to the parameters. In front of the minus sign it would
     make every update zero.
 

@@ -24,7 +24,7 @@ def clip_by_softmax_radius(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Shortens an update that would move the logits of some example too far apart.
 
-    It is no direction. It goes last in a chain, behind the learning rate and the minus sign: the
+    Not a direction: it goes last in a chain, after the learning rate and the minus sign: the
     proposed update p is what is added to the parameters.
 
     With z the logits [..., C] and J their Jacobian in the parameters,
