@@ -80,10 +80,29 @@ def test_a_side_of_many_axes_is_cut_along_the_first_that_can_be():
 )
 def test_a_side_of_many_axes_has_the_fewest_blocks_whichever_axes_they_cut(lengths, cuts):
     # The sides of convolutions' kernels: the first axes alone gave too many blocks, or none.
-    leaf = jnp.ones((*lengths, 2))
-    size = 1024 if len(lengths) == 3 else 24
+    size, other = (1024, 512) if len(lengths) == 3 else (24, 24)
+    leaf = jnp.ones((*lengths, other))
     (found,) = stacks([leaf], [Modes(leaf.shape, (tuple(range(len(lengths))),))], size)
     assert found.cuts == (*cuts, 1)
+
+
+@pytest.mark.parametrize(
+    ("modes", "cuts", "dims"),
+    [
+        (matrix((512, 10)), (16, 1), (32, 10)),  # a head
+        (matrix((8, 1024)), (1, 32), (8, 32)),  # an adapter of low rank
+        (matrix((64, 16)), (1, 1), (64, 16)),
+        (matrix((48, 10)), (1, 1), (48, 10)),
+        (matrix((2048, 64)), (8, 1), (256, 64)),
+        (matrix((97, 8)), (1, 1), (8,)),  # a prime
+        (Modes((256,), ((0,),)), (1,), (256,)),  # a vector has one side
+        (Modes((4, 128, 16), ((1,), (2,)), (0,)), (1, 2, 1), (64, 16)),  # four layers
+        (Modes((3, 3, 1, 96), ((0,), (1,), (3,))), (1, 1, 1, 3), (3, 3, 32)),  # a depthwise kernel
+    ],
+)
+def test_a_block_is_at_most_five_times_as_long_as_wide(modes, cuts, dims):
+    (found,) = stacks([jnp.ones(modes.shape)], [modes], 1024)
+    assert (found.cuts, found.modes.dims) == (cuts, dims)
 
 
 @pytest.mark.parametrize("factory", [scale_by_kronecker_fisher, scale_by_fismo])

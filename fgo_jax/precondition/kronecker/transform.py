@@ -89,11 +89,11 @@ def scale_by_kronecker_fisher(
     excess is added evenly to V. This damps a spike before its direction is known.
 
     Factors: a leaf of any rank has one for each axis longer than one; attention and convolution
-    kernels have three or four. An axis longer than `block_size` is cut into the fewest equal blocks
-    of at most that length, and each block of the leaf has factors of its own, as in distributed
-    Shampoo. A longer axis that has no divisor between a quarter of `block_size` and `block_size`,
-    such as one of prime length, gets no factor and is not rotated: pad it. A leaf with a single
-    axis longer than one is a vector, without a factor by default. By default a leaf without any
+    kernels have three or four. An axis longer than `block_size`, or than five times the other axes
+    together, is cut into the fewest equal blocks that fit. Each block of the leaf has factors of
+    its own, as in distributed Shampoo. An axis whose blocks would be shorter than a quarter of the
+    limit, such as one of prime length, gets no factor and is not rotated: pad it. A leaf with a
+    single axis longer than one is a vector, without a factor by default. A leaf without any
     follows `optax.scale_by_adam(b1, b2)`. :func:`fgo_jax.describe` lists the factors of each leaf.
 
     `weight_dimension_numbers` makes matrices of leaves instead. It names the axes of the rows and
@@ -119,8 +119,8 @@ def scale_by_kronecker_fisher(
     number of blocks along a side; the second, every one to divide that of leaves, none that of
     blocks. Refreshes exchange nothing there. A leaf that is not sharded is refreshed by all devices
     together; :func:`fgo_jax.state_shardings` can split its state and its other work too. The mesh
-    changes results by rounding alone, which refreshes amplify where a block is more than
-    `refresh_every` times as long as wide. Ensembles under `jax.vmap` need automatic axes.
+    changes results by rounding alone. Refreshes amplify it where eigenvalues are nearly equal, or a
+    block is more than `refresh_every` times as long as wide. `jax.vmap` needs automatic axes.
 
     On a busy CPU set OPENBLAS_NUM_THREADS=1, or the threads of LAPACK wait for each other.
 

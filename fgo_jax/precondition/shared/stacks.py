@@ -5,7 +5,6 @@ A step then has as many operations as there are kinds of leaves, and so does its
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import numpy as np
 
 from fgo_jax.linalg import mesh, whole_blocks
 from fgo_jax.linalg.members import members, numbers
+from fgo_jax.precondition.shared.cuts import cut_sides
 from fgo_jax.precondition.shared.modes import Modes
 
 
@@ -173,7 +173,7 @@ class Stack(NamedTuple):
         ]
         if alone:
             left_out = " and ".join(map(str, alone))
-            words += f"; none for the axis of {left_out}: no divisor near the block size, pad it"
+            words += f"; none for the axis of {left_out}: no divisor near the longest block, pad it"
         matrices = math.prod(self.modes.shape[axis] for axis in self.modes.batch)
         each = matrices // len(self.places)
         return words, 2 * itemsize * each * sum(d * d for d in self.modes.dims)
@@ -256,43 +256,20 @@ def check_factors(name: str, wanted: Any, factors: Any) -> None:
 
 
 def _stack(places: tuple[int, ...], modes: Modes, block_size: int) -> Stack:
-    cuts = [1] * len(modes.shape)
-    groups = []
-    for axes in modes.groups:
-        found = _cut([modes.shape[a] for a in axes], block_size)
-        if found is not None:
-            groups.append(axes)
-            for axis, cut in zip(axes, found, strict=True):
-                cuts[axis] = cut
+    groups, cuts = cut_sides(modes, block_size)
     shape: list[int] = [len(places)] if len(places) > 1 else []
     # The axis of leaves comes last in the batch. So the blocks of one device are next to each other
     # when the batch is flattened.
     batch, last = [], list(range(len(shape)))
     moved = []
-    for axis, (length, cut) in enumerate(zip(modes.shape, cuts, strict=True)):
-        if cut > 1:
+    for axis, (length, blocks) in enumerate(zip(modes.shape, cuts, strict=True)):
+        if blocks > 1:
             batch.append(len(shape))
-            shape.append(cut)
+            shape.append(blocks)
         if axis in modes.batch:
             batch.append(len(shape))
         moved.append(len(shape))
-        shape.append(length // cut)
+        shape.append(length // blocks)
     view = tuple(tuple(moved[a] for a in axes) for axes in groups)
     modes = Modes(tuple(shape), view, (*batch, *last))
     return Stack(places, tuple(cuts), tuple(moved), modes)
-
-
-def _cut(lengths: Sequence[int], block_size: int) -> list[int] | None:
-    """The number of equal blocks along each axis of a mode; None for a mode without a factor.
-
-    A mode that has no divisor near the block size would fall into many small blocks. Blocks of less
-    than a quarter of the size have no factor.
-    """
-    total = math.prod(lengths)
-    divisors = [[c for c in range(1, n + 1) if n % c == 0] for n in lengths]
-    fitting = [c for c in itertools.product(*divisors) if total <= block_size * math.prod(c)]
-    # Ties: cut along the first axes.
-    cuts = min(fitting, key=lambda cuts: (math.prod(cuts), [-cut for cut in cuts]))
-    block = total // math.prod(cuts)
-    small = math.prod(cuts) > 1 and 4 * block < block_size
-    return None if block <= 1 or small else list(cuts)

@@ -91,6 +91,24 @@ def test_a_non_finite_leaf_keeps_its_statistics(value):
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves((updates, after)))
 
 
+def test_refreshes_do_not_amplify_rounding_in_a_leaf_much_longer_than_wide():
+    grads = np.stack(list(gradients((160, 8), 24, seed=3))).astype(np.float32)
+    rounded = grads * (1 + 1e-7 * np.random.default_rng(4).normal(size=grads.shape))
+    tx = scale_by_kronecker_fisher()
+
+    @jax.jit
+    def last(grads):
+        def step(state, g):
+            u, state = tx.update(g, state)
+            return state, u
+
+        return jax.lax.scan(step, tx.init(grads[0]), grads)[1][-1]
+
+    expected = last(grads)
+    off = np.linalg.norm(last(rounded.astype(np.float32)) - expected)
+    assert off < 1e-4 * np.linalg.norm(expected)
+
+
 def test_rounded_bases_do_not_wear_out_the_first_moment():
     """A constant gradient, whose mean is itself in any basis: 150 refreshes leave it so."""
     tx = scale_by_kronecker_fisher(b1=0.99, refresh_every=1, factor_dtype=jnp.bfloat16)
