@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks import statistics
@@ -10,16 +10,21 @@ from benchmarks.report import claims
 from benchmarks.report.text import number, restored, spread
 from benchmarks.runs import transitions
 
-EASY = "°"
 STEPS = (
     "Median steps to the claim's level: the task's fixed target, otherwise the loss that the base "
     "(`kronecker_fisher` at its best constant rate) ends with by its last weights. Methods are "
     "judged by averaged weights where their name says so; -: not run at this level."
 )
+FINALS = (
+    "Final loss in nats on validation data / on test data, on which nothing was chosen. Medians "
+    "over seeds, at the settings for the late level."
+)
 SHOWN = {
     "constant": "Adam", "natural_gradient": "base",
     "natural_gradient_two_step": "two-step (knows T)",
-    "natural_gradient_cosine": "cosine (knows T)", "natural_gradient_1_over_sqrt_t": "1/sqrt(t)",
+    "natural_gradient_cosine": "cosine (knows T)",
+    "natural_gradient_wsd_1_minus_sqrt": "constant, then 1 - sqrt (knows T)",
+    "natural_gradient_1_over_sqrt_t": "1/sqrt(t)",
     "fgo": "FGO", "natural_gradient_averaged": "base, averaged",
     "natural_gradient_slow_momentum_averaged": "slow momentum, averaged",
     "natural_gradient_1_over_sqrt_t_averaged": "1/sqrt(t), averaged",
@@ -30,15 +35,18 @@ STEP_HEADINGS = ("task", "T", *SHOWN.values())
 
 
 def legend(races: Mapping[str, Any]) -> str:
-    """What the cells mean, and what an interval of so few seeds covers."""
+    """What the cells and marks mean, and what an interval of so few seeds covers."""
     seeds = sorted({_seeds(race) for race in claims.evidence(races).values()})
     covers = ", ".join(f"{statistics.coverage(n):.0%} of cases with {n} seeds" for n in seeds)
-    fit = f"{EASY}: the rival is there before {claims.FIT:g} T"
+    fit = f"{claims.EASY}: the rival is there before {claims.FIT:g} T, so the level is easy"
+    edge = f"{claims.EDGE}: the rival's best setting is at an edge of its grid"
     return (
-        "Median over seeds of FGO's steps (last two columns: seconds) over the rival's own, paired "
-        f"by seed, [95 % bootstrap interval, which covers the median in {covers}]; "
-        f"**bold**: the interval lies below 1; {fit}, so the level is easy; ∞: FGO misses it; "
-        "-: not raced."
+        "Median over seeds of FGO's steps (last four columns: seconds) over the rival's, paired "
+        f"by seed, [95 % bootstrap interval, which covers the median in {covers}]. Each interval "
+        "stands by itself, at the tuned rates: it holds no noise of tuning or of the target. "
+        f"**Bold**: the interval lies below 1; {fit}; {edge}; ∞: FGO misses the level; "
+        "-: not raced. Verdicts go by medians. *Added later*: after the first races were read, so "
+        "no goal."
     )
 
 
@@ -61,23 +69,30 @@ def cell(comparison: claims.Comparison | None) -> str:
     if comparison is None:
         return "-"
     bold = "**" * (comparison.ratio["high"] < 1)
-    return bold + spread(comparison.ratio, "{:.2f}", beyond="∞") + bold + EASY * comparison.easy
+    return bold + spread(comparison.ratio, "{:.2f}", beyond="∞") + bold + comparison.marks
 
 
 def step_rows(races: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Median steps to the claim's level for the methods that `SHOWN` names."""
-    found = []
-    for name, race in claims.evidence(races).items():
-        if "claim" in race["levels"]:
-            horizon, methods = race["num_steps"], race["levels"]["claim"]["methods"]
-            cells = (
-                number(methods[m]["steps"]["median"], "{:.0f}", f"> {horizon}")
-                if m in methods
-                else "-"
-                for m in SHOWN
-            )
-            found.append((name, str(horizon), *cells))
-    return found
+    return _shown(races, "claim", lambda row, horizon: number(
+        row["steps"]["median"], "{:.0f}", f"> {horizon}"))  # fmt: skip
+
+
+def final_rows(races: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Their final losses, where a task has a test split: bowls have none."""
+    split = {n: race for n, race in races.items() if race["metric"] == "validation cross-entropy"}
+    return _shown(split, "late", lambda row, horizon: " / ".join(
+        number(loss["median"], "{:#.4g}", "∞")
+        for loss in (row["final"], row["test"]["cross_entropy"])))  # fmt: skip
+
+
+def _shown(races: Mapping[str, Any], level: str, cell: Callable[[Any, int], str]):
+    return [
+        (name, str(race["num_steps"]),
+         *(cell(methods[m], race["num_steps"]) if m in methods else "-" for m in SHOWN))
+        for name, race in claims.evidence(races).items()
+        for methods in [race["levels"].get(level, {}).get("methods")] if methods
+    ]  # fmt: skip
 
 
 def sentences(races: Mapping[str, Any]) -> list[str]:
@@ -119,7 +134,7 @@ def transitions_sentence(races: Mapping[str, Any]) -> list[str]:
 def _sentence(verdict: claims.Verdict) -> str:
     claim, total, parts = verdict.claim, len(claims.CLAIM_TASKS), []
     for tasks, bar in zip(verdict.held, claim.bars, strict=True):
-        names = ", ".join(f"{task}{EASY * verdict.found[task].easy}" for task in tasks)
+        names = ", ".join(f"{task}{verdict.found[task].marks}" for task in tasks)
         held = f"{len(tasks)} ({names})" if tasks else "none"
         parts.append(f"{bar} asked on {bar.tasks} of {total}, held on {held}")
     if claim.worst is not None:
@@ -128,4 +143,5 @@ def _sentence(verdict: claims.Verdict) -> str:
         parts.append(f"worse than {claim.worst:g} on {worse or 'none'}")
     if len(verdict.found) < total:
         parts.append(f"{total - len(verdict.found)} not raced")
-    return f"{claim.key} ({claim.words}): **{verdict.word}**; {'; '.join(parts)}."
+    word = "added later" if claim.later else verdict.word
+    return f"{claim.key} ({claim.words}): **{word}**; {'; '.join(parts)}."

@@ -24,7 +24,7 @@ from benchmarks.studies.study import print_tables
 from benchmarks.terminal import console as terminal
 
 MEASUREMENTS = ("transforms", "sketch", "overhead", "stream", "calibration", "triggers", "ablation")
-WIDTH = 250  # characters; the widest table's rows stay on one line
+WIDTH = 300  # characters; the widest table's rows stay on one line
 _PRINTERS: dict[str, Callable[[Any, Console], None]] = {
     "transforms": lambda content, console: transforms.print_tables(content["tasks"], console),
     "sketch": probe_accuracy.print_tables, "overhead": overhead.print_tables,

@@ -83,11 +83,7 @@ def ladder_table(level: str, climbed: Mapping[str, Any], metric: str) -> Table:
     """Steps over the reference's own at a row of targets."""
     names = climbed.get("references", {"raw": climbed["reference"]}).values()
     own = " or ".join(dict.fromkeys(names))
-    return table(
-        f"Every target ({metric}), settings of the level {level}: steps over those of {own}",
-        ("method", *(f"{target:.3g}" for target in climbed["targets"])),
-        (
-            (name, *(number(ratio, "{:.2f}", "-") for ratio in ratios))
-            for name, ratios in climbed["ratios"].items()
-        ),
-    )
+    title = f"Every target ({metric}), settings of the level {level}: steps over those of {own}"
+    rows = ((name, *(number(ratio, "{:.2f}", "-") for ratio in ratios))
+            for name, ratios in climbed["ratios"].items())  # fmt: skip
+    return table(title, ("method", *(f"{t:.3g}" for t in climbed["targets"])), rows)

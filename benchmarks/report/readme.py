@@ -30,7 +30,8 @@ def block(results: Any) -> str:
     parts = [
         markdown_table(glance.HEADINGS, glance.rows(races)), glance.legend(races),
         "\n".join(f"- {said}" for said in glance.sentences(races)), glance.STEPS,
-        markdown_table(glance.STEP_HEADINGS, glance.step_rows(races)),
+        markdown_table(glance.STEP_HEADINGS, glance.step_rows(races)), glance.FINALS,
+        markdown_table(glance.STEP_HEADINGS, glance.final_rows(races)),
     ]  # fmt: skip
     if "triggers" in results.others:
         content = results.others["triggers"]

@@ -56,13 +56,11 @@ def rows(content: Any) -> list[tuple[str, ...]]:
         regret, share = rivals.get(rival, math.inf), realised(table)
         ratios = {name: spread(over[name], "{:.2f}", beyond="∞") for name in RATIOS}
         ratios["best"] += EDGE * table["at_edge"]
-        found.append(
-            (
-                *reading[:3], *ratios.values(), "-" if math.isnan(share) else f"{share:.0%}",
-                spread(table["rows"][DEFAULT]["excess"], "{:+.0%}", beyond="∞"),
-                "-" if math.isinf(regret) else _with_regret(rival, regret),
-            )
-        )  # fmt: skip
+        found.append((
+            *reading[:3], *ratios.values(), "-" if math.isnan(share) else f"{share:.0%}",
+            spread(table["rows"][DEFAULT]["excess"], "{:+.0%}", beyond="∞"),
+            "-" if math.isinf(regret) else _with_regret(rival, regret),
+        ))  # fmt: skip
     return found
 
 

@@ -29,7 +29,7 @@ def _row(steps, seconds=None):
         "ratio": statistics.summary(steps / T),
         "seconds": statistics.summary(steps if seconds is None else np.asarray(seconds, float)),
         "final": statistics.summary([1.0, 1.0]),
-        "test": {"loss": statistics.summary([1.0, 1.0])},
+        "test": {"cross_entropy": statistics.summary([2.0, 2.0])},
         "reached": int(np.isfinite(steps).sum()),
         "runs": len(steps),
     }
@@ -52,7 +52,7 @@ def _race(task="digits_vit", ours=(40, 30), alone=(80, 60), **changes):
     }
     race = {
         "task": task,
-        "metric": "loss",
+        "metric": "validation cross-entropy",
         "ratio": "paired",
         "evidence": True,
         "num_steps": T,
@@ -94,6 +94,9 @@ def test_an_interval_all_below_one_is_bold_and_an_easy_level_is_marked():
     assert glance.cell(compare(_race(ours=(20, 20), alone=(40, 10)), A)) == "1.25 [0.50, 2.00]°"
     assert glance.cell(compare(_race(ours=(np.inf, np.inf)), A)) == "∞"
     assert glance.cell(compare(_race(levels={}), A)) == "-"
+    edge = {"natural_gradient": ["claim"], "natural_gradient_averaged": ["late"]}
+    assert glance.cell(compare(_race(at_edge=edge), A)) == "**0.50**†"
+    assert glance.cell(compare(_race(at_edge=edge), B)) == "**0.50**"
 
 
 def _races(*ratios):
@@ -136,6 +139,9 @@ def test_what_held_is_said_and_where_it_is_worse():
     assert "4 not raced" in first
     assert "**missed**" in first
     silent = "(b) late, (c) late, horizon, two-step, two-step, averaged, Adam's cosine, s / Adam"
+    assert ": **added later**; at most 0.85 asked" in next(
+        said for said in glance.sentences(races) if said.startswith("(b) s ")
+    )
     assert glance.sentences(races)[-1] == f"Not raced on any task yet: {silent}."
 
 
@@ -172,6 +178,14 @@ def test_steps_are_shown_at_the_claims_level():
     races = {"digits_vit": _race(ours=(20, np.inf, np.inf))}
     (row,) = glance.step_rows(races)
     assert dict(zip(glance.STEP_HEADINGS, row, strict=True))["FGO"] == f"> {T}"
+
+
+def test_final_losses_are_shown_where_there_is_a_test_split():
+    race, bowl = _race(), _race(metric="excess population loss")
+    for each in (race, bowl):
+        each["levels"]["late"] = each["levels"]["claim"]
+    (row,) = glance.final_rows({"digits_vit": race, "quadratic_bowl": bowl, "other": _race()})
+    assert dict(zip(glance.STEP_HEADINGS, row, strict=True))["FGO"] == "1.000 / 2.000"
 
 
 def test_a_folder_is_read_whatever_lies_in_it(tmp_path):
