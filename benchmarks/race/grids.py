@@ -123,6 +123,6 @@ def _rounded(rate: float) -> float:
 
 
 def at_edge(trials: list[dict[str, float]], chosen: dict[str, float]) -> bool:
-    """Whether the chosen rate ends its grid, so that a better one may lie beyond."""
-    rates = [trial["learning_rate"] for trial in trials]
-    return chosen["learning_rate"] in (min(rates), max(rates))
+    """Whether any chosen setting ends its grid, so that a better one may lie beyond."""
+    tried = {name: [trial[name] for trial in trials] for name in chosen}
+    return any(value in (min(tried[name]), max(tried[name])) for name, value in chosen.items())

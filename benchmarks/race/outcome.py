@@ -28,12 +28,10 @@ def seconds(
 ) -> np.ndarray:
     """Seconds of the first `steps` steps of each run."""
     label = timing.label(entry.method)
-    return np.asarray(
-        [
-            timing.seconds_to(h, c.steps, c.telemetry.get("phase"), race.times, label)
-            for h, c in zip(steps, entry.curves(seeds), strict=True)
-        ]
-    )
+    return np.asarray([
+        timing.seconds_to(h, c.steps, c.telemetry.get("phase"), race.times, label)
+        for h, c in zip(steps, entry.curves(seeds), strict=True)
+    ])  # fmt: skip
 
 
 def row(race: Race, level: Level, name: str) -> dict[str, Any]:
@@ -89,34 +87,32 @@ def ladder(race: Race, level: Level) -> dict[str, Any]:
 def as_json(race: Race) -> dict[str, Any]:
     """All figures of a race."""
     task, tuned = race.task, race.tuned["methods"]
-    return plain(
-        {
-            "task": task.name, "metric": task.metric, "data": task.digest,
-            "evidence": race.evidence, "num_steps": task.num_steps, "eval_every": task.eval_every,
-            "smoothing": task.smoothing, "hold": task.hold,
-            "tuning_seeds": list(grids.tuning_seeds(task)),
-            "target_seeds": list(grids.TARGET_SEEDS), "ratio": RATIO,
-            "levels": {
-                level.name: {
-                    **dataclasses.asdict(level),
-                    "methods": {n: row(race, level, n) for n in race.entries[level.name]},
-                }
-                for level in race.levels
-            },
-            "ladder": ladder(race, race.levels[0]),
-            "ladders": {lv.name: ladder(race, lv) for lv in race.levels if lv.name in LADDERS},
-            "step_times": {
-                name: {"seconds": t.seconds, "ratio_to_constant": t.ratio}
-                for name, t in race.times.items()
-            },
-            "grids": {
-                name: [trial["hyperparameters"] for trial in entry["trials"]]
-                for name, entry in tuned.items()
-            },
-            "at_edge": {
-                name: [level for level, edge in entry.get("at_edge", {}).items() if edge]
-                for name, entry in tuned.items()
-            },
-            "environment": environment(),
-        }
-    )  # fmt: skip
+    return plain({
+        "task": task.name, "metric": task.metric, "data": task.digest,
+        "evidence": race.evidence, "num_steps": task.num_steps, "eval_every": task.eval_every,
+        "smoothing": task.smoothing, "hold": task.hold,
+        "tuning_seeds": list(grids.tuning_seeds(task)),
+        "target_seeds": list(grids.TARGET_SEEDS), "ratio": RATIO,
+        "levels": {
+            level.name: {
+                **dataclasses.asdict(level), "environment": environment(),
+                "methods": {n: row(race, level, n) for n in race.entries[level.name]},
+            }
+            for level in race.levels
+        },
+        "ladder": ladder(race, race.levels[0]),
+        "ladders": {lv.name: ladder(race, lv) for lv in race.levels if lv.name in LADDERS},
+        "step_times": {
+            name: {"seconds": t.seconds, "ratio_to_constant": t.ratio}
+            for name, t in race.times.items()
+        },
+        "grids": {
+            name: [trial["hyperparameters"] for trial in entry["trials"]]
+            for name, entry in tuned.items()
+        },
+        "at_edge": {
+            name: [level for level, edge in entry.get("at_edge", {}).items() if edge]
+            for name, entry in tuned.items()
+        },
+        "environment": environment(),
+    })  # fmt: skip

@@ -89,15 +89,13 @@ def tune(task: Task, methods: Sequence[Method], directory: Path) -> dict[str, An
     entries = kept | {
         method.name: _choose(task, method, runs[method.trajectory], levels) for method in methods
     }
-    tuned = plain(
-        {
-            "task": task.name, "num_steps": task.num_steps, "rule": RULE, "data": task.digest,
-            "seeds": list(seeds), "target_seeds": list(grids.TARGET_SEEDS),
-            "levels": {level.name: level for level in levels},
-            "methods": {name: entries[name] for name in METHODS if name in entries},
-            "environment": environment(),
-        }
-    )  # fmt: skip
+    tuned = plain({
+        "task": task.name, "num_steps": task.num_steps, "rule": RULE, "data": task.digest,
+        "seeds": list(seeds), "target_seeds": list(grids.TARGET_SEEDS),
+        "levels": {level.name: level for level in levels},
+        "methods": {name: entries[name] for name in METHODS if name in entries},
+        "environment": environment(),
+    })  # fmt: skip
     write_json(tuned_path(task), tuned)
     return tuned
 
@@ -145,13 +143,10 @@ def _choose(task: Task, method: Method, runs, levels: Sequence[Level], grid=None
         for setting, curves in zip(grid, runs, strict=True)
     ]
     trials = [
-        {
-            "hyperparameters": entry.setting,
-            "finals": entry.finals(),
-            "hits": {level.name: entry.hits(level.target) for level in levels},
-        }
+        {"hyperparameters": entry.setting, "finals": entry.finals(),
+         "hits": {level.name: entry.hits(level.target) for level in levels}}
         for entry in entries
-    ]
+    ]  # fmt: skip
 
     def best(level: str) -> dict[str, float]:
         counted = [{**trial, "hits": trial["hits"][level]} for trial in trials]

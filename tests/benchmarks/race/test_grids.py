@@ -16,6 +16,13 @@ def test_every_method_has_the_same_number_of_trials():
                 assert len({tuple(t.items()) for t in trials}) == grids.num_trials(task)
 
 
+def test_a_setting_is_at_an_edge_where_any_of_its_parts_is():
+    trials = [{"learning_rate": rate, "t0": t0} for rate in (1.0, 2.0, 4.0) for t0 in (1, 2, 3)]
+    assert not grids.at_edge(trials, {"learning_rate": 2.0, "t0": 2})
+    assert grids.at_edge(trials, {"learning_rate": 4.0, "t0": 2})
+    assert grids.at_edge(trials, {"learning_rate": 2.0, "t0": 1})
+
+
 def test_the_race_is_not_run_on_the_tuning_seeds():
     seeds = [*grids.TUNING_SEEDS, *grids.TARGET_SEEDS, *grids.RACE_SEEDS]
     assert len(set(seeds)) == len(seeds)
