@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.methods.method import Method
 from benchmarks.methods.three_phases import target_acquisition
+from benchmarks.runs.store import environment
 from benchmarks.runs.training import train
 from benchmarks.tasks import get_task
 from fgo_jax import probes
@@ -178,7 +179,7 @@ def main() -> None:
             curves.setdefault(kind, thinned(run))
             runs[kind].append((jump(run), fired(run)))
             print(kind, seed, *runs[kind][-1], flush=True)
-    write({**table(runs), "curves": curves})
+    write({**table(runs), "environment": environment(), "curves": curves})
 
 
 def write(results: dict[str, Any]) -> None:

@@ -56,7 +56,8 @@ def run_identity(
         "task": task.name, "num_steps": task.num_steps, "eval_every": task.eval_every,
         "trajectory": method.trajectory,
         "hyperparameters": {name: hyperparameters[name] for name in names}, "seed": seed,
-        "backend": jax.default_backend(), "versions": versions(), "data": _data_digest(task, seed),
+        "backend": jax.default_backend(), "processor": processor(), "versions": versions(),
+        "data": _data_digest(task, seed),
         "program": program_digest(task, program_of(task, method), names),
     }  # fmt: skip
 
@@ -78,6 +79,14 @@ def _digest(*parts: Any) -> str:
     for part in parts:
         digest.update(part)
     return digest.hexdigest()[:16]
+
+
+@functools.cache
+def processor() -> str:
+    """Its model, since processors round otherwise."""
+    told = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*: (.*)", told.read_text()) if told.exists() else None
+    return found[1] if found else platform.processor()
 
 
 @functools.cache

@@ -100,6 +100,12 @@ def test_a_run_that_differs_in_anything_is_another_run(change, differs):
     assert {name for name in one if one[name] != other[name]} == differs
 
 
+def test_a_run_on_another_processor_is_another_run(monkeypatch):
+    one = _identity()
+    monkeypatch.setattr(store, "processor", lambda: "another")
+    assert {name for name in one if one[name] != _identity()[name]} == {"processor"}
+
+
 def test_a_run_has_one_key_in_all_processes():
     here = _identity(method="natural_gradient")
     code = (
