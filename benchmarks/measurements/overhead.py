@@ -143,18 +143,16 @@ def measure(
         whole, cost = _seconds(workload, part, firing_rounds)
         found = combine(brief, whole, part.rate, is_brief=workload.brief_batch is not None)
         limit = LIMITS.get(name)
-        rows.append(
-            {
-                **sizes, "part": name, "plain": part.plain_name,
-                **{key: bound.median for key, bound in found.items()},
-                **{f"{key}_upper": bound.upper for key, bound in found.items()}, "rate": part.rate,
-                "limit": limit, "met": None if limit is None else found["total"].upper <= limit,
-                "rounds": rounds, "firing_rounds": firing_rounds,
-                **{f"{key}_seconds": float(np.median(each)) for key, each in whole.items()},
-                **{f"brief_{key}_seconds": float(np.median(each)) for key, each in brief.items()},
-                **cost, "environment": environment(),
-            }
-        )  # fmt: skip
+        rows.append({
+            **sizes, "part": name, "plain": part.plain_name,
+            **{key: bound.median for key, bound in found.items()},
+            **{f"{key}_upper": bound.upper for key, bound in found.items()}, "rate": part.rate,
+            "limit": limit, "met": None if limit is None else found["total"].upper <= limit,
+            "rounds": rounds, "firing_rounds": firing_rounds,
+            **{f"{key}_seconds": float(np.median(each)) for key, each in whole.items()},
+            **{f"brief_{key}_seconds": float(np.median(each)) for key, each in brief.items()},
+            **cost, "environment": environment(),
+        })  # fmt: skip
     return rows
 
 

@@ -168,13 +168,11 @@ def _compare(
     for peer in [name for name in contestants if name != "fgo"]:
         ratio = timing.bounded(seconds["fgo"] / seconds[peer])
         memory_ratio = memory["fgo"] / memory[peer]
-        rows.append(
-            {
-                "peer": peer, "seconds": float(np.median(seconds["fgo"])),
-                "peer_seconds": float(np.median(seconds[peer])), "peak_bytes": memory["fgo"],
-                "peer_peak_bytes": memory[peer], "time_ratio": ratio.median,
-                "time_ratio_upper": ratio.upper, "memory_ratio": memory_ratio,
-                "met": ratio.upper <= LIMIT and memory_ratio <= 1.0,
-            }
-        )  # fmt: skip
+        rows.append({
+            "peer": peer, "seconds": float(np.median(seconds["fgo"])),
+            "peer_seconds": float(np.median(seconds[peer])), "peak_bytes": memory["fgo"],
+            "peer_peak_bytes": memory[peer], "time_ratio": ratio.median,
+            "time_ratio_upper": ratio.upper, "memory_ratio": memory_ratio,
+            "met": ratio.upper <= LIMIT and memory_ratio <= 1.0,
+        })  # fmt: skip
     return rows

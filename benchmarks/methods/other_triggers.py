@@ -38,10 +38,7 @@ _PARTS: dict[str, Callable[[Task], dict[str, Any]]] = {
     # The source's tolerance grows by the drop's factor, up to one degree.
     "angle": lambda _: {
         "probe": rivals.angular_velocity(every=WINDOW),
-        "triggers": {
-            "acquisition": rivals.saturated(tolerance=0.5),
-            "reask": rivals.saturated(tolerance=1.0),
-        },
+        "triggers": {"acquisition": rivals.saturated(0.5), "reask": rivals.saturated(1.0)},
     },
     "fractions": _fractions,
     "deadlines": _deadlines,

@@ -10,12 +10,9 @@ from fgo_jax.probes import Estimate, Probe
 
 
 def parameter_probe(
-    init: Callable[[Any], Any],
-    measure: Callable[[Any, Any], Any],
-    read: Callable[[Any], dict[str, jax.Array]],
-    signals: tuple[str, ...],
-    every: int = 1,
-) -> Probe:
+    init: Callable[[Any], Any], measure: Callable[[Any, Any], Any],
+    read: Callable[[Any], dict[str, jax.Array]], signals: tuple[str, ...], every: int = 1,
+) -> Probe:  # fmt: skip
     """`measure` maps (parameters, state) to a state; no rival trigger asks for standard errors."""
 
     def estimates(state: Any) -> dict[str, Estimate]:

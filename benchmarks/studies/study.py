@@ -96,14 +96,9 @@ def plan(task: Task, tuned: Mapping[str, Any]) -> Plan:
 
 
 def hold(
-    task: Task,
-    variants: Sequence[Variant],
-    plan: Plan,
-    seeds: Sequence[int],
-    directory: Path,
-    *,
+    task: Task, variants: Sequence[Variant], plan: Plan, seeds: Sequence[int], directory: Path, *,
     is_evidence: bool,
-) -> Study:
+) -> Study:  # fmt: skip
     """Runs every variant and reference for both readings, or reads what `directory` has already.
 
     What a variant does not set it has as the protocol has it for that reading.
@@ -156,10 +151,8 @@ def table_of(study: Study, reading: Callable[[Level, Weights], dict[str, Any]]) 
         "seeds": list(next(iter(study.entries["raw"].values())).runs),
         "evidence": study.evidence, "environment": environment(),
         "levels": {
-            level.name: {
-                "title": level.title, "target": level.target,
-                **{weights: reading(level, weights) for weights in READINGS},
-            }
+            level.name: {"title": level.title, "target": level.target,
+                         **{weights: reading(level, weights) for weights in READINGS}}
             for level in study.levels
         },
     }  # fmt: skip

@@ -65,15 +65,11 @@ def variants(task: Task) -> list[Variant]:
     for length in () if task.name in ONE_LENGTH else LENGTHS:
         points += [(*at, length) for at in fixed_times(task) if at[1] - at[0] == SHORTEST]
     told = [
-        Variant(
-            f"at {first}, {second}" + ("" if length == 1 else f", decay x {length:g}"),
-            STUDIED["fgo_at_steps"],
-            {"first": float(first), "second": float(second)},
-            part="fixed",
-            decay=length,
-        )
+        Variant(f"at {first}, {second}" + ("" if length == 1 else f", decay x {length:g}"),
+                STUDIED["fgo_at_steps"], {"first": float(first), "second": float(second)},
+                part="fixed", decay=length)
         for first, second, length in points
-    ]
+    ]  # fmt: skip
     triggers = [METHODS[DEFAULT], *rivals]
     return [*(Variant(m.name, m, part="trigger") for m in triggers), *told]
 

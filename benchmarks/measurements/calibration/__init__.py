@@ -61,12 +61,10 @@ def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if not beyond:
             continue
         worst, at_all = (max(those, key=lambda row: row["share"]) for those in (beyond, nulls))
-        found.append(
-            {
-                "trigger": trigger, "noise": noise, "worst_stream": worst["stream"],
-                "false_alarms": {key: worst[key] for key in ("share", "low", "high")},
-                "met": worst["share"] <= frontier.BAR, "worst_stream_with_edges": at_all["stream"],
-                "false_alarms_with_edges": {key: at_all[key] for key in ("share", "low", "high")},
-            }
-        )  # fmt: skip
+        found.append({
+            "trigger": trigger, "noise": noise, "worst_stream": worst["stream"],
+            "false_alarms": {key: worst[key] for key in ("share", "low", "high")},
+            "met": worst["share"] <= frontier.BAR, "worst_stream_with_edges": at_all["stream"],
+            "false_alarms_with_edges": {key: at_all[key] for key in ("share", "low", "high")},
+        })  # fmt: skip
     return found

@@ -69,13 +69,11 @@ def rows(
     steps, out = window_steps(NUM_STEPS), []
     for index, setting in enumerate(settings):
         nulls = {noise: simulate.share(np.isfinite(a[index])) for noise, a in alarms.items()}
-        out.append(
-            {
-                **setting, "false_alarms": nulls,
-                "worst_false_alarms": max(nulls[n]["share"] for n in ("measured", "student")),
-                "delay": simulate.delay(late[index], CHANGE, steps),
-            }
-        )  # fmt: skip
+        out.append({
+            **setting, "false_alarms": nulls,
+            "worst_false_alarms": max(nulls[n]["share"] for n in ("measured", "student")),
+            "delay": simulate.delay(late[index], CHANGE, steps),
+        })  # fmt: skip
     return out
 
 
