@@ -1,8 +1,11 @@
 """Every method gets the same budget, on seeds that never race."""
 
+import json
+
 from benchmarks.methods import METHODS
 from benchmarks.race import grids
 from benchmarks.race.levels import ADAM, ALONE, HORIZON, SQRT
+from benchmarks.race.tuning import RESULTS
 from benchmarks.report.claims import CLAIMS
 from benchmarks.tasks import TASKS, get_task
 
@@ -39,3 +42,12 @@ def test_what_the_claim_compares_is_raced_on_all_seeds():
         assert seeds(name) == grids.RACE_SEEDS
     for few in (*map(seeds, ("cosine", "muon", "fgo_by_sasa")), seeds("fgo", "char_gpt")):
         assert few == grids.FEW_RACE_SEEDS
+
+
+def test_the_committed_settings_say_which_lie_at_an_edge():
+    for path in RESULTS.glob("*.json"):
+        tuned = json.loads(path.read_text())
+        for method in tuned["methods"].values():
+            trials = [trial["hyperparameters"] for trial in method["trials"]]
+            edges = {level: grids.at_edge(trials, s) for level, s in method["chosen"].items()}
+            assert method["at_edge"] == edges
