@@ -87,7 +87,7 @@ def leaves(count: int) -> Workload:
     """So many leaves of eight shapes: what an optimizer takes where the model takes nothing."""
     shapes = ((8, 4), (4,), (4, 8), (8,), (4, 4), (8, 8), (6, 4), (6,))
     params = [jnp.full(shapes[i % 8], 0.1, jnp.float32) for i in range(count)]
-    batch = {"label": jnp.zeros(1), "loss": jnp.ones([]), "grads": jax.tree.map(jnp.ones_like, params)}
+    batch = {"label": jnp.zeros(1), "loss": jnp.ones([]), "grads": params}
     given = (f"{count}_leaves", params, batch, lambda *_: None, _given)
     return Workload(*given, 10_000, 1, 40 if count < 1000 else 5, 2, 20, False, transforms=True)
 
