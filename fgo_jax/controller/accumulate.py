@@ -11,6 +11,7 @@ import optax
 from fgo_jax import _checks
 from fgo_jax.linalg.compiled import compiled_once
 from fgo_jax.linalg.mesh import on_mesh
+from fgo_jax.linalg.trees import widened
 from fgo_jax.probes.probe import MicroGradients
 from fgo_jax.smoothing import growing_mean
 
@@ -133,7 +134,7 @@ def accumulate(
                 lambda a, b, g: ((a + b) / count).astype(g.dtype),
                 state.first_sum,
                 state.second_sum,
-                updates,
+                widened(updates, params),
             )
             updates_, inner_state = inner.update(mean, state.inner_opt_state, params, **passed)
             new = emptied(state)._replace(inner_opt_state=inner_state)

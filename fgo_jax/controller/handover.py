@@ -14,7 +14,7 @@ import optax
 
 from fgo_jax.controller.select import select
 from fgo_jax.controller.trial import keeps_scale
-from fgo_jax.linalg.trees import log_norm_ratio, real32, sum_squares, times, wide
+from fgo_jax.linalg.trees import log_norm_ratio, real32, sum_squares, times, wide, widened
 from fgo_jax.phases.phase import Phase
 from fgo_jax.precondition.kronecker.transform import scale_by_kronecker_fisher
 
@@ -127,7 +127,8 @@ class Plan:
                 grads = _clipped(grads, clip_norm)
             direction, new = self.transforms[index].update(grads, state, params, **extras)
             # A branch's output must have the type of every other branch's.
-            return optax.tree.cast_like(direction, grads), optax.tree.cast_like(new, state)
+            direction = optax.tree.cast_like(direction, widened(grads, params))
+            return direction, optax.tree.cast_like(new, state)
 
         def drive(index: int):
             def branch(grads, params, state, before, grafts, weight):
@@ -142,8 +143,10 @@ class Plan:
             return branch
 
         def stand_by(grads, params, state, before, grafts, weight):
-            del params, grafts, weight
-            return optax.tree.zeros_like(grads) if before is None else before, state
+            del grafts, weight
+            if before is None:
+                before = optax.tree.zeros_like(widened(grads, params))
+            return before, state
 
         def fill(index: int):
             def branch(grads, params, state, direction, grafts, share):

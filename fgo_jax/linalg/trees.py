@@ -77,6 +77,23 @@ def wide(leaf: jax.Array) -> jax.Array:
     return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
+def widened(tree: Any, params: Any) -> Any:
+    """The tree in dtypes that hold both its leaves and the parameters; without parameters as it is.
+
+    Gradients may be in half precision where the parameters are in float32. A direction that is
+    rounded to the gradients' dtype loses digits, and may overflow.
+    """
+    if params is None:
+        return tree
+
+    def widen(leaf: Any, param: Any) -> Any:
+        if leaf is None:
+            return None
+        return jnp.asarray(leaf, jnp.promote_types(jnp.result_type(leaf), jnp.result_type(param)))
+
+    return jax.tree.map(widen, tree, params, is_leaf=lambda x: x is None)
+
+
 def times(leaf: jax.Array, factor: jax.Array) -> jax.Array:
     """leaf * factor in the leaf's dtype, which need not hold the factor."""
     return (wide(leaf) * factor).astype(leaf.dtype)

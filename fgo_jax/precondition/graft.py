@@ -13,6 +13,7 @@ from fgo_jax.linalg.compiled import compiled_once
 from fgo_jax.linalg.mesh import on_mesh
 from fgo_jax.linalg.trees import log_norm_ratio, sum_squares, wide
 from fgo_jax.precondition.layer_noise import ScaleByLayerNoiseState
+from fgo_jax.precondition.shared.leaves import given_back
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
 
 
@@ -48,9 +49,10 @@ def graft(
 
     A tensor whose M is zero gets a zero update while w > 0; one whose D is zero always does. If the
     norm of M or D is not finite, the tensor's update is zero while w > 0; at w = 0 only the
-    non-finite entries of D become zero. A gradient that is not finite, or whose square overflows
-    float32, gives zero too: both transformations get NaN there, and entries of their states that
-    would become NaN or infinite keep their values.
+    non-finite entries of D become zero, and at any w those that float16 gradients cannot hold. A
+    gradient that is not finite, or whose square overflows float32, gives zero too: both
+    transformations get NaN there, and entries of their states that would become NaN or infinite
+    keep their values.
 
     Args:
       magnitude: gives the norms. It has no learning rate, or both transformations have one.
@@ -171,5 +173,6 @@ def _finite_or_old(new: Any, old: Any) -> Any:
 
 
 def _scaled(scale: jax.Array, direction: jax.Array, like: jax.Array) -> jax.Array:
-    direction = jnp.where(jnp.isfinite(direction), direction, jnp.zeros_like(direction))
-    return (wide(direction) * scale).astype(jnp.result_type(like))
+    finite = jnp.isfinite(direction)
+    scaled = wide(jnp.where(finite, direction, jnp.zeros_like(direction))) * scale
+    return given_back(scaled, finite, like)

@@ -19,6 +19,7 @@ from fgo_jax.precondition.shared.leaves import (
     bias_correction,
     check_floating,
     empty_field,
+    given_back,
     usable_leaves,
 )
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
@@ -224,10 +225,7 @@ def scale_by_low_rank_fisher(
         out = reduced(moving, moment, gains(moving))
         if not unit_gain:
             out = [u / moving.rho for u in out]
-        out = [
-            jnp.where(ok, u, 0.0).astype(jnp.result_type(g))
-            for ok, u, g in zip(finite, out, leaves, strict=True)
-        ]
+        out = [given_back(u, ok, g) for ok, u, g in zip(finite, out, leaves, strict=True)]
         new = moving._replace(fisher_step=step, first_moment=resting)
         return treedef.unflatten(out), optax.tree.cast_like(new, state)
 

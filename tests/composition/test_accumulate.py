@@ -207,14 +207,15 @@ def test_devices_average_their_losses():
     np.testing.assert_allclose(found, [[2.0] * 4, [1.5] * 4])
 
 
-def test_low_precision_gradients_are_summed_in_float32():
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_low_precision_gradients_are_summed_in_float32(dtype):
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
     grads = jax.tree.map(lambda p: jnp.stack([p, *[p * 2.0**-9] * 7]), params)
     tx = fgo.accumulate(optax.sgd(1.0), 8)
-    *_, updates = run(tx, grads, params)
-    assert updates["v"].dtype == jnp.bfloat16
+    *_, updates = run(tx, grads, optax.tree.cast(params, dtype))
+    assert updates["v"].dtype == dtype
     exact = (-(1 + 7 * 2.0**-9) / 8) * jnp.ones(3)
-    np.testing.assert_array_equal(updates["v"][-1], exact.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(updates["v"][-1], exact.astype(dtype))
 
 
 @pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float32", "bfloat16")])

@@ -86,6 +86,25 @@ def test_half_precision_gradients_are_squared_in_float32(dtype):
     assert int(state.skipped_steps) == 0
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_direction_is_not_rounded_to_the_dtype_of_half_precision_gradients(dtype):
+    grads = jnp.asarray(7e3 * jnp.sin(jnp.arange(1.0, 13.0)), dtype)
+    trace = optax.trace(0.99)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def last(tx):
+        def step(state, _):
+            updates, state = tx.update(grads, state, params)
+            return state, updates
+
+        params = jnp.ones(12)
+        return jax.lax.scan(step, tx.init(params), length=12)[1][-1]
+
+    phase = fgo.phased([fgo.acquisition(1e-4, 0, transform=trace)], [])
+    expected = last(optax.chain(trace, optax.scale_by_learning_rate(1e-4)))
+    np.testing.assert_allclose(last(phase), expected, rtol=1e-6)
+
+
 def test_a_skipped_step_gives_zeros_even_where_parameters_are_infinite():
     tx, update = make("identity")
     params = {"matrix": jnp.full((3, 2), jnp.inf), "vector": jnp.ones(4)}

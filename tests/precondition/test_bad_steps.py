@@ -78,6 +78,33 @@ def test_a_graft_outlives_what_adam_does_not():
         np.testing.assert_allclose(a, b, rtol=0.3, atol=0.1)
 
 
+def linear(params, batch):
+    return batch["x"] @ params["w"]
+
+
+UNBOUNDED = {
+    "low rank": lambda: fgo.scale_by_low_rank_fisher(
+        fgo.curvature.ggn(linear, "squared_error"), rank=1, damping=1e-3, unit_gain=False
+    ),
+    "kfac": lambda: fgo.scale_by_kfac(
+        linear, "squared_error", damping=1e-4, norm_constraint=None, diagonal=["w"]
+    ),
+    "graft": lambda: fgo.graft(optax.trace(0.99), optax.scale_by_sign()),
+}
+
+
+@pytest.mark.parametrize("name", UNBOUNDED)
+def test_what_float16_cannot_hold_is_zero(name):
+    tx, params = UNBOUNDED[name](), {"w": jnp.ones((3, 2))}
+    grads = {"w": jnp.full((3, 2), 3e4, jnp.float16).at[0, 0].set(1e-3)}
+    batch, state = {"x": jnp.eye(3)[:1].repeat(8, 0)}, tx.init(params)
+    for _ in range(3):
+        updates, state = jax.jit(tx.update)(grads, state, params, batch=batch)
+    assert updates["w"].dtype == jnp.float16
+    assert finite((updates, state))
+    assert bool((updates["w"] == 0).any())
+
+
 @pytest.mark.parametrize("power", [0.5, 1.0])
 @pytest.mark.parametrize("corrected", [True, False])
 def test_a_constant_gradient_is_no_noise_to_a_centred_transform(power, corrected):

@@ -17,7 +17,13 @@ from fgo_jax.precondition.kfac import roots, taps
 from fgo_jax.precondition.kfac.estimate import estimator
 from fgo_jax.precondition.kfac.layers import Axes, Layout, Paths, check_diagonal, layout
 from fgo_jax.precondition.kfac.refresh import Cadence, brought_up_to_date
-from fgo_jax.precondition.shared.leaves import bias_correction, empty_field, f32, usable_leaves
+from fgo_jax.precondition.shared.leaves import (
+    bias_correction,
+    empty_field,
+    f32,
+    given_back,
+    usable_leaves,
+)
 from fgo_jax.precondition.shared.model import key_data, key_of_step, model_and_batch
 from fgo_jax.precondition.shared.notes import note
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
@@ -248,8 +254,7 @@ def scale_by_kfac(
         out = roots.apply_all(plan, inverse, roots.apply_all(plan, inverse, grads))
         if norm_constraint is not None:
             out = shortened(out, grads, norm_constraint)
-        # P^-1 can be far above one.
-        good = [ok & jnp.isfinite(u) for ok, u in zip(good, out, strict=True)]
+        good = [ok & jnp.isfinite(u) for ok, u in zip(good, out, strict=True)]  # P^-1 may be large
         direction: Any = ()
         if b1 is not None:
             old = treedef.flatten_up_to(state.direction)
@@ -259,10 +264,7 @@ def scale_by_kfac(
             ]
             direction = treedef.unflatten(moved)
             out = [m / bias_correction(b1, step) for m in moved]
-        out = [
-            jnp.where(ok, u, 0.0).astype(jnp.result_type(g))
-            for ok, u, g in zip(good, out, leaves, strict=True)
-        ]
+        out = [given_back(u, ok, g) for ok, u, g in zip(good, out, leaves, strict=True)]
         new = ScaleByKfacState(state.kfac_key, step, direction, counts, factors, inverse)
         return treedef.unflatten(out), optax.tree.cast_like(new, state)
 
@@ -272,10 +274,8 @@ def scale_by_kfac(
             return grads
         leaves = [jnp.asarray(g, jnp.float32) for g in leaves]
         rows = roots.apply_all(layout_of(grads), state.roots, leaves)
-        fresh = state.kfac_step == 0
-        return treedef.unflatten(
-            [jnp.where(fresh, g, r) for g, r in zip(leaves, rows, strict=True)]
-        )
+        rows = [jnp.where(state.kfac_step == 0, g, r) for g, r in zip(leaves, rows, strict=True)]
+        return treedef.unflatten(rows)
 
     return Preconditioner(init, update, metric, keeps_scale=False)
 

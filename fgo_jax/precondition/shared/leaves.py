@@ -71,6 +71,15 @@ def usable_leaves(
     return [g for g, _ in pairs], [good for _, good in pairs]
 
 
+def given_back(update: jax.Array, good: Any, gradient: Any) -> jax.Array:
+    """An update in its gradient's dtype; zero where not `good`, or where that dtype cannot hold it.
+
+    float16 ends at 65,504.
+    """
+    update = update.astype(jnp.result_type(gradient))
+    return jnp.where(good & jnp.isfinite(update), update, jnp.zeros_like(update))
+
+
 def bias_correction(decay: Any, step: jax.Array) -> Any:
     """1 - decay^step: the weights that a moving average has gathered after `step` updates."""
     # `decay**step` is the same program, but ten times as long to trace, for every leaf.
