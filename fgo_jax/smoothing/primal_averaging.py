@@ -103,8 +103,9 @@ def scale_by_primal_averaging(
         steps = state.averaging_steps
         slow: Any = mu_x(steps) if callable(mu_x) else mu_x
         _checks.scheduled("mu_x", slow)
-        # A scheduled mu_x decays the trail by its value at the last step.
-        before: Any = state.mu_x if _checks.number(slow) is None or callable(mu_x) else slow
+        # A mu_x that may change, also by inject_hyperparams, decays the trail by its value at the
+        # last step.
+        before: Any = slow if isinstance(mu_x, (int, float)) else state.mu_x
         near: Any = mu_y
 
         def moved(v: jax.Array, trail: jax.Array) -> jax.Array:

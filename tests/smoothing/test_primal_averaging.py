@@ -63,6 +63,17 @@ def test_the_three_sequences_at_any_law_of_the_rate(mu_x, mu_y):
     np.testing.assert_allclose(x, wanted_x, rtol=1e-5, atol=1e-6)
 
 
+def test_injected_weights_are_the_schedules_inside_a_jit_and_outside():
+    tx = optax.inject_hyperparams(fgo.scale_by_primal_averaging)(lambda n: n / (n + 1.0), mu_y=0.9)
+    expected, found = fgo.scale_by_primal_averaging(lambda n: n / (n + 1), 0.9), []
+    for update in (tx.update, jax.jit(tx.update), expected.update):
+        state = (expected if update is expected.update else tx).init(jnp.float32(0.0))
+        for n in range(4):
+            last, state = update(jnp.float32(1.0 + n), state)
+        found.append(last)
+    np.testing.assert_allclose(found, found[-1], rtol=1e-6)
+
+
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_momentum_is_a_member_at_the_effective_rate(nesterov):
     beta = 0.8
