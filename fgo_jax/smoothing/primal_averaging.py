@@ -187,7 +187,8 @@ def triple_momentum(
     """
     _checks.positive("smoothness", smoothness)
     _checks.positive("strong_convexity", strong_convexity)
-    if not strong_convexity <= smoothness:
+    largest, smallest = _checks.number(smoothness), _checks.number(strong_convexity)
+    if largest is not None and smallest is not None and smallest > largest:
         raise ValueError(
             f"strong_convexity={strong_convexity} is the smallest curvature and cannot be above "
             f"the largest, smoothness={smoothness}: swap the two."
@@ -196,8 +197,10 @@ def triple_momentum(
     mu_x = rho**2 / (2 - rho)
     mu_y = 1 - (1 - mu_x) / (1 + rho)
     rate = (1 + rho) / (smoothness * (1 - mu_x))
-    if mu_y == 0.0:  # at kappa = 1, where one step of gradient descent is exact
+    if _checks.is_off(mu_y):  # at kappa = 1, where one step of gradient descent is exact
         return optax.with_extra_args_support(optax.scale(-rate))
+    if not isinstance(mu_y, float):  # it may be zero too, and x divides by it
+        mu_y = jnp.maximum(mu_y, jnp.finfo(jnp.float32).tiny)
     return optax.with_extra_args_support(
         optax.chain(optax.scale(-rate), scale_by_primal_averaging(mu_x, mu_y))
     )

@@ -214,3 +214,20 @@ def test_wrong_constants():
     # At equal curvatures a step of gradient descent is exact.
     tx = fgo.triple_momentum(4.0, 4.0)
     assert tx.update(jnp.float32(8.0), tx.init(jnp.float32(2.0)))[0] == -2.0
+
+
+@pytest.mark.parametrize("largest", [4.0, 9.0])
+def test_constants_may_be_traced(largest):
+    def train(smoothness, strong_convexity):
+        tx, y = fgo.triple_momentum(smoothness, strong_convexity), jnp.float32(2.0)
+        state = tx.init(y)
+        for _ in range(3):
+            updates, state = tx.update(4.0 * y + jnp.sin(y), state)
+            y = y + updates
+        # At equal Python numbers there is no average.
+        return y, y if largest == 4.0 else fgo.eval_params(state, y), state
+
+    *expected, _ = train(largest, 4.0)
+    *found, state = jax.jit(train)(largest, 4.0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert jnp.isfinite(fgo.eval_params(state, found[0]))
