@@ -67,7 +67,7 @@ class Phase:
                 f"the decay of phase {self.name!r} must come from fgo.decays, such as "
                 f"fgo.decays.cosine(1000), got {self.decay!r}."
             )
-        if self.is_adaptive and (self.slow_share is None or _checks.is_zero(self.slow_share)):
+        if self.is_adaptive and _checks.is_off(self.slow_share):
             raise ValueError(
                 f"phase {self.name!r}: an adaptive decay follows the slow momentum. Give a "
                 "positive slow_share, or another decay such as fgo.decays.hyperbolic()."

@@ -207,3 +207,16 @@ def test_an_injected_share_may_become_another():
     params = jnp.ones(2)
     _, state = jax.jit(tx.update)(params, tx.init(params), params)
     assert state.inner_state.slow.mean.shape == (2,)
+
+
+def test_a_scheduled_share_may_reach_zero_beside_an_adaptive_decay():
+    def make(slow_share):
+        decay = fgo.decays.adaptive(10)
+        phase = fgo.execution(0.1, decay=decay, transform=optax.identity(), slow_share=slow_share)
+        return fgo.phased([phase], [])
+
+    # An array, as inject_hyperparams passes it outside of jax.jit.
+    tx = make(jnp.zeros([]))
+    assert jax.eval_shape(tx.init, jnp.ones(2)).slow.mean.shape == (2,)
+    with pytest.raises(ValueError, match="positive slow_share"):
+        make(0.0)
