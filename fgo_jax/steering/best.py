@@ -20,7 +20,7 @@ class KeepBestState(NamedTuple):
     """The best report so far, and its weights."""
 
     calls: jax.Array  # [], int32; of `update`
-    best_value: jax.Array  # [], float32; infinite before the first report
+    best_validation: jax.Array  # [], float32; infinite before the first report
     best_step: jax.Array  # [], int32; calls before it was reported, -1 before the first report
     best_params: Any  # like the parameters
     inner_opt_state: Any
@@ -39,8 +39,8 @@ def keep_best(
     parameters at its first call. Of an accuracy pass the negative. All of it may run in a
     `jax.lax.scan`. A copy is made only where a report is the best one.
 
-    `optax.tree.get(opt_state, "best_value")` reads the best value, ``"best_step"`` the number of
-    calls before it. :func:`fgo_jax.should_stop` says when to stop.
+    `optax.tree.get(opt_state, "best_validation")` reads the best value, ``"best_step"`` the number
+    of calls before it. :func:`fgo_jax.should_stop` says when to stop.
 
     Args:
       optimizer: any optimizer. `optax.MultiSteps` and :func:`fgo_jax.accumulate` may be inside or
@@ -85,7 +85,7 @@ def keep_best(
     def init(params: Any) -> KeepBestState:
         return KeepBestState(
             calls=jnp.zeros([], jnp.int32),
-            best_value=jnp.full([], jnp.inf, jnp.float32),
+            best_validation=jnp.full([], jnp.inf, jnp.float32),
             best_step=jnp.full([], -1, jnp.int32),
             best_params=jax.tree.map(jnp.zeros_like, params),
             inner_opt_state=inner.init(params),
@@ -107,14 +107,14 @@ def keep_best(
         def take(best: Any, opt_state: Any, params: Any) -> Any:
             return optax.tree.cast_like(validated(opt_state, params), best)
 
-        better = jnp.isfinite(value) & (value < state.best_value)
+        better = jnp.isfinite(value) & (value < state.best_validation)
         best = jax.lax.cond(
             better, take, lambda best, *_: best, state.best_params, state.inner_opt_state, params
         )
         updates, inner_state = inner.update(updates, state.inner_opt_state, params, **extras)
         return updates, KeepBestState(
             calls=jnp.asarray(optax.safe_increment(state.calls)),
-            best_value=jnp.where(better, value, state.best_value),
+            best_validation=jnp.where(better, value, state.best_validation),
             best_step=jnp.where(better, state.calls, state.best_step),
             best_params=best,
             inner_opt_state=inner_state,
@@ -168,6 +168,6 @@ def best_params(opt_state: Any, params: Any) -> Any:
 
 def searched_anew(state: KeepBestState) -> KeepBestState:
     """Resets the search for the best weights."""
-    none = {"calls": 0, "best_value": jnp.inf, "best_step": -1}
+    none = {"calls": 0, "best_validation": jnp.inf, "best_step": -1}
     new = {name: filled_like(getattr(state, name), jnp.asarray(x)) for name, x in none.items()}
     return state._replace(**new)

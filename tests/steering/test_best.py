@@ -57,7 +57,7 @@ def test_it_keeps_what_was_validated_at_the_lowest_report(optimizer, eval_fn):
     (params, state), seen = run(tx, eval_fn=lambda s, p: validated(s.inner_opt_state, p))
     same(fgo.best_params(state, params), at(seen, 5))
     assert optax.tree.get(state, "best_step") == 5
-    assert optax.tree.get(state, "best_value") == jnp.float32(0.4)
+    assert optax.tree.get(state, "best_validation") == jnp.float32(0.4)
     assert not np.array_equal(at(seen, 5)["w"], at(seen, 6)["w"])
 
 
@@ -85,7 +85,7 @@ def test_the_devices_of_an_axis_decide_by_their_mean():
         state = tx.init(params)
         for number, report in enumerate(reports):
             _, state = tx.update(params, state, params + number, validation_value=report)
-        return state.best_step, state.best_value
+        return state.best_step, state.best_validation
 
     found = jax.vmap(device, axis_name="i")(jnp.float32([[1.0, 0.0, 2.0], [1.0, 3.0, 0.5]]))
     np.testing.assert_array_equal(found, [[0.0, 0.0], [1.0, 1.0]])
@@ -178,5 +178,5 @@ def test_after_a_restart_old_values_do_not_compete():
     assert float(fgo.best_params(state, params)) == 5.0  # nothing is reported yet
     _, state = tx.update(params, state, params, validation_value=0.9)
     assert float(fgo.best_params(state, jnp.float32(6.0))) == 5.0
-    assert float(optax.tree.get(state, "best_value")) == pytest.approx(0.9)
+    assert float(optax.tree.get(state, "best_validation")) == pytest.approx(0.9)
     assert int(optax.tree.get(state, "best_step")) == 0

@@ -30,6 +30,19 @@ def run(tx, steps):
     return state
 
 
+@pytest.mark.parametrize("name", ["best_value"])
+def test_optax_finds_its_own_fields_beside_ours(name):
+    plateau = optax.contrib.reduce_on_plateau()
+
+    def make(learning_rate):
+        phases = [fgo.acquisition(learning_rate, transform=IDENTITY)]
+        return fgo.keep_best(optax.chain(fgo.phased(phases, []), plateau))
+
+    state = optax.inject_hyperparams(make)(learning_rate=0.1).init(PARAMS)
+    own = {"best_value": plateau.init(PARAMS).best_value, "hyperparams": {"learning_rate": 0.1}}
+    jax.tree.map(np.testing.assert_allclose, optax.tree.get(state, name), own[name])
+
+
 def test_the_protocols_telemetry_is_keyed_by_phase():
     told = fgo.telemetry(fgo.target_acquisition(1e-2).init(PARAMS))
     for name in ("acquisition", "reask", "execution"):
