@@ -43,7 +43,7 @@ class FgoState(NamedTuple):
       clock: the scalars that a skipped step keeps: steps, phase, hand-over, causes.
       skipped_steps: [], int32; steps whose gradients or loss are not finite, or so large that
         their squares overflow float32.
-      hyperparams: ``{"fgo_learning_rate": [], float32}``, the effective rate of the last step.
+      fgo_learning_rate: [], float32; the effective rate of the last step.
       signals: of each signal its newest value and standard error, [2], float32; NaN until
         measured.
       probe_key: [2], uint32.
@@ -71,7 +71,7 @@ class FgoState(NamedTuple):
 
     clock: Clock
     skipped_steps: jax.Array
-    hyperparams: dict[str, jax.Array]
+    fgo_learning_rate: jax.Array
     signals: dict[str, jax.Array]
     probe_key: jax.Array
     probe_state: Any
@@ -115,7 +115,7 @@ def state_init(design: Design, params: Any) -> FgoState:
     return FgoState(
         clock=clock_init(len(design.phases)),
         skipped_steps=jnp.zeros([], jnp.int32),
-        hyperparams={"fgo_learning_rate": jnp.zeros([], jnp.float32)},
+        fgo_learning_rate=jnp.zeros([], jnp.float32),
         signals={name: jnp.full(2, jnp.nan, jnp.float32) for name in design.signals},
         probe_key=jax.random.key_data(jax.random.key(design.seed, impl="threefry2x32")),
         probe_state=() if probe is None else probe.init(params),

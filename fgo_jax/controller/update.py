@@ -53,7 +53,7 @@ def update_step(
     new = FgoState(
         clock=optax.tree.where(finite, clock, state.clock),
         skipped_steps=skipped(finite, state.skipped_steps),
-        hyperparams=optax.tree.where(finite, {"fgo_learning_rate": rate}, state.hyperparams),
+        fgo_learning_rate=optax.tree.where(finite, rate, state.fgo_learning_rate),
         signals=latest(state, estimates, given, finite),
         probe_key=state.probe_key,
         probe_state=probe_state,

@@ -107,9 +107,7 @@ def _averages(tree: Any, unit: Any = 1.0) -> Iterator[tuple[Any, Callable[[Any, 
         else:
             _check_last(node)
             # Inside a phase a trail is in the unit of directions.
-            yield from _averages(
-                (node.average, node.transforms), -node.hyperparams["fgo_learning_rate"]
-            )
+            yield from _averages((node.average, node.transforms), -node.fgo_learning_rate)
 
 
 def _check_last(state: FgoState) -> None:

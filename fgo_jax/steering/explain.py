@@ -52,7 +52,7 @@ def explain(opt_state: Any) -> str:
 
 def _paragraph(state: FgoState) -> str:
     _check(state)
-    clock, rate = state.clock, float(state.hyperparams["fgo_learning_rate"])
+    clock, rate = state.clock, float(state.fgo_learning_rate)
     phase, names = int(clock.phase), phase_names(state)
     lines = [
         f"In {names[phase]} since step {int(clock.started[phase])}; now at step "

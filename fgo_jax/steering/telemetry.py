@@ -90,7 +90,7 @@ def _numbers(state: FgoState) -> dict[str, jax.Array]:
         "phase_step": clock.phase_step,
         "total_step": clock.total_step,
         "handover_left": clock.handover_left,
-        "learning_rate": state.hyperparams["fgo_learning_rate"],
+        "learning_rate": state.fgo_learning_rate,
         "skipped_steps": state.skipped_steps,
         "stop": clock.stop_flag,
         "uphill": points_uphill(state.descent),

@@ -111,7 +111,7 @@ def test_execution_forced_early_has_a_decay_of_a_sensible_length(name, again):
         state = fgo.restart(go(state, 20))
     state = go(fgo.force_phase(state, "execution"), 15)
     # Warm-up and hand-over, 40 steps, are its length: 14 steps are about a third of it.
-    assert float(state.hyperparams["fgo_learning_rate"]) > 0.06
+    assert float(state.fgo_learning_rate) > 0.06
 
 
 def test_a_phase_forced_back_has_no_graft_of_another_transform():

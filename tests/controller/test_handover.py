@@ -53,7 +53,7 @@ def norms(tx, grads, state=None):
 
     def step(state, grads):
         updates, state = tx.update(grads, state, PARAMS)
-        rate = state.hyperparams["fgo_learning_rate"]
+        rate = state.fgo_learning_rate
         return state, jax.tree.map(lambda u: jnp.linalg.norm(u) / rate, updates)
 
     run = jax.jit(lambda s: jax.lax.scan(step, s, grads))

@@ -56,7 +56,7 @@ def runs():
         gradient, value = item
         _, state = tx.update(gradient, state, params, value=value)
         verdict = state.trigger_states["0_acquisition"]["loss_above"].verdict
-        return state, (state.clock, verdict, state.hyperparams["fgo_learning_rate"])
+        return state, (state.clock, verdict, state.fgo_learning_rate)
 
     @jax.jit
     @jax.vmap

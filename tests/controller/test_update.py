@@ -91,7 +91,7 @@ def test_the_new_transform_takes_over_at_the_old_ones_norm():
     for number in range(5 + HANDOVER + 2 * HANDOVER):
         grads = mlp_gradient(params, number)
         updates, state = jax.jit(tx.update)(grads, state, params)
-        rate = float(state.hyperparams["fgo_learning_rate"])
+        rate = float(state.fgo_learning_rate)
         norms.append(float(optax.tree.norm(updates["out"]["kernel"])) / rate)
         params = optax.apply_updates(params, jax.tree.map(lambda u: 1e-3 * u, updates))
     takeover = 5 + HANDOVER
@@ -210,7 +210,7 @@ def test_force_phase_and_restart():
     assert int(again.clock.phase) == 0
     assert trees_equal(again.transforms, state.transforms)
     _, again = update(grads, again, params)
-    np.testing.assert_allclose(again.hyperparams["fgo_learning_rate"], 1e-2 / 5, rtol=1e-6)
+    np.testing.assert_allclose(again.fgo_learning_rate, 1e-2 / 5, rtol=1e-6)
     with pytest.raises(ValueError, match="not among the 3 phases"):
         fgo.force_phase(state, 3)
     with pytest.raises(ValueError, match="must be one of acquisition, reask, execution"):

@@ -83,7 +83,7 @@ def test_counters_saturate(factor):
             # None falls back, but those that count up to a small number and begin again.
             kept = leaf >= old or 0 <= int(leaf) < 10
             assert kept, jax.tree_util.keystr(path)
-    assert finite((params, after.transforms, after.slow, after.average, after.hyperparams))
+    assert finite((params, after.transforms, after.slow, after.average, after.fgo_learning_rate))
     assert int(after.clock.phase) == 1
     if np.isnan(factor):
         assert int(after.skipped_steps) == LARGEST

@@ -24,7 +24,7 @@ def undamaged():
 
 def sound(last, state):
     """Nothing that is not finite is left in the parameters or in what moves them."""
-    return finite((last, state.transforms, state.slow, state.average, state.hyperparams))
+    return finite((last, state.transforms, state.slow, state.average, state.fgo_learning_rate))
 
 
 BAD = slice(60, 160)  # a hundred steps

@@ -18,7 +18,7 @@ MOVING = [
     *mutations(
         "steering/averaged.py",
         "smoothing/test_primal_averaging.py",
-        ('-node.hyperparams["fgo_learning_rate"]', "1.0", "a phase's trail has no rate"),
+        ("-node.fgo_learning_rate", "1.0", "a phase's trail has no rate"),
         ("state.transforms[:-1]", "()", "a stale trail is read"),
         ("len(state.grafts) == len(state.transforms)", "False", "one between others is read"),
     ),

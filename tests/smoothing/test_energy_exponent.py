@@ -124,7 +124,7 @@ def rates_at_rest(onset, weight_decay, rows):
         # A quadratic bowl around ones: where the weights decay, it pulls against that.
         grads = jax.tree.map(lambda p: p - 1.0 + row, params)
         updates, state = tx.update(grads, state, params)
-        return (optax.apply_updates(params, updates), state), state.hyperparams["fgo_learning_rate"]
+        return (optax.apply_updates(params, updates), state), state.fgo_learning_rate
 
     return jax.lax.scan(step, (params, tx.init(params)), rows)[1]
 
@@ -223,7 +223,7 @@ def test_execution_alone_follows_it_too():
 
     def step(state, row):
         state = tx.update({"w": row}, state, params)[1]
-        return state, state.hyperparams["fgo_learning_rate"]
+        return state, state.fgo_learning_rate
 
     for exponent in KINDS:
         _, rate = jax.lax.scan(step, tx.init(params), jnp.asarray(KINDS[exponent]))

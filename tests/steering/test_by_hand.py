@@ -82,7 +82,7 @@ def test_a_phase_forced_soon_decays_as_slowly_with_a_horizon(total_steps):
 
     def step(state, _):
         state = tx.update(params, state, params)[1]
-        return state, state.hyperparams["fgo_learning_rate"]
+        return state, state.fgo_learning_rate
 
     state, _ = step(tx.init(params), None)
     forced = fgo.force_phase(state, "execution")

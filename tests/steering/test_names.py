@@ -30,7 +30,7 @@ def run(tx, steps):
     return state
 
 
-@pytest.mark.parametrize("name", ["best_value"])
+@pytest.mark.parametrize("name", ["best_value", "hyperparams"])
 def test_optax_finds_its_own_fields_beside_ours(name):
     plateau = optax.contrib.reduce_on_plateau()
 

@@ -38,7 +38,7 @@ def test_only_the_trigger_and_its_probe_differ(name, cheap_refinement):
     params = jax.eval_shape(task.init, jax.random.key(0))
     ours = jax.eval_shape(METHODS["fgo"].build(task, hp).init, params)
     theirs = jax.eval_shape(METHODS[name].build(task, hp).init, params)
-    for part in ("transforms", "average", "clock", "hyperparams"):
+    for part in ("transforms", "average", "clock", "fgo_learning_rate"):
         assert getattr(ours, part) == getattr(theirs, part)
     update = METHODS[name].build(task, hp).update
     loss = jax.ShapeDtypeStruct((), np.float32)
