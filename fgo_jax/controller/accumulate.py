@@ -10,6 +10,7 @@ import optax
 
 from fgo_jax import _checks
 from fgo_jax.linalg.compiled import compiled_once
+from fgo_jax.linalg.fitting import check_fits
 from fgo_jax.linalg.mesh import on_mesh
 from fgo_jax.linalg.trees import widened
 from fgo_jax.probes.probe import MicroGradients
@@ -68,7 +69,7 @@ def accumulate(
 
     Raises:
       ValueError: unless `every` is an integer >= 1; in ``update``, for a value that is not
-        a scalar, and for a state of another optimizer.
+        a scalar, for a state of another optimizer, and for gradients of another tree.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -105,6 +106,7 @@ def accumulate(
 
     def update(updates: Any, state: Any, params: Any = None, **extras: Any) -> tuple[Any, Any]:
         _checks.own_state("accumulate", state, AccumulateState)
+        check_fits("gradient", updates, "the state's sums", state.first_sum)
         given = {name: extra for name, extra in extras.items() if extra is not None}
         number, state = state.micro_step, _with_numbers(state, given, axis_name)
         # Branches must agree in dtype; the optimizer may return either.

@@ -12,6 +12,7 @@ import optax
 from fgo_jax import _checks
 from fgo_jax.controller.design import Design
 from fgo_jax.controller.state import FgoState
+from fgo_jax.linalg.fitting import check_fits, shapes
 from fgo_jax.linalg.trees import for_sums, sum_squares
 from fgo_jax.triggers.trigger import condition_names
 
@@ -54,8 +55,8 @@ def check_state(design: Design, state: Any, params: Any) -> None:
 
 def _differing(design: Design, state: Any, params: Any) -> tuple[Any, Any]:
     """The shapes in a probe's state, and in a new one, where they are not the same."""
-    there = _shapes(state)
-    here = {} if design.probe is None else _shapes(jax.eval_shape(design.probe.init, params))
+    there = shapes(state)
+    here = {} if design.probe is None else shapes(jax.eval_shape(design.probe.init, params))
     paths = [path for path in {**there, **here} if there.get(path) != here.get(path)]
     return {path: there.get(path) for path in paths}, {path: here.get(path) for path in paths}
 
@@ -71,29 +72,15 @@ def check_arrays(params: Any) -> None:
 
 
 def check_shapes(grads: Any, params: Any, state: FgoState) -> None:
-    """Raises if gradients differ in shape from the parameters or the state's means.
-
-    Otherwise they might broadcast, and change the model.
-    """
+    """Raises if gradients do not fit the parameters or the state's means."""
     kept = {
         "the parameters": params,
         "the state's slow momentum": getattr(state.slow, "mean", None),
         "the state's average of the weights": getattr(state.average, "average", None),
     }
-    shapes = _shapes(grads)
     for owner, tree in kept.items():
-        for path, shape in _shapes(tree).items():
-            if shapes.get(path, shape) != shape:
-                raise ValueError(
-                    f"the gradient{path} has the shape {shapes[path]}, but {owner} there "
-                    f"{shape}: pass gradients of the parameters that the state was made for "
-                    "(tx.init), or make a new state."
-                )
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves}
+        if tree is not None:
+            check_fits("gradient", grads, owner, tree)
 
 
 def all_finite(grads: Any, value: Any, axis_name: str | None) -> jax.Array:

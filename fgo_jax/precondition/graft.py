@@ -10,6 +10,7 @@ import optax
 
 from fgo_jax import _checks
 from fgo_jax.linalg.compiled import compiled_once
+from fgo_jax.linalg.fitting import check_fits
 from fgo_jax.linalg.mesh import on_mesh
 from fgo_jax.linalg.trees import log_norm_ratio, sum_squares, wide
 from fgo_jax.precondition.layer_noise import ScaleByLayerNoiseState
@@ -95,6 +96,8 @@ def graft(
         )
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+        if params is not None:
+            check_fits("gradient", updates, "the parameters", params)
         marked = jax.tree.map(_marked, updates)
         wanted, magnitude_state = length.update(marked, state.magnitude_state, params, **extra_args)
         given, direction_state = course.update(marked, state.direction_state, params, **extra_args)

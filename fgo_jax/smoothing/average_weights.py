@@ -11,6 +11,7 @@ import optax
 
 from fgo_jax import _checks
 from fgo_jax.linalg.devices import again
+from fgo_jax.linalg.fitting import check_fits
 from fgo_jax.linalg.mesh import on_mesh
 from fgo_jax.linalg.trees import wide
 from fgo_jax.smoothing import growing_mean
@@ -94,6 +95,7 @@ def average_weights(window: float = 0.1) -> optax.GradientTransformationExtraArg
             raise ValueError(
                 "average_weights averages the parameters: call update(grads, state, params)."
             )
+        check_fits("parameter", params, "the state's average of the weights", state.average)
         return updates, average_update(state, params, window)
 
     return optax.GradientTransformationExtraArgs(on_mesh(init), update)

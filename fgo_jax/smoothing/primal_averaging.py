@@ -11,6 +11,7 @@ import optax
 
 from fgo_jax import _checks
 from fgo_jax.linalg.devices import again
+from fgo_jax.linalg.fitting import check_fits
 from fgo_jax.linalg.mesh import on_mesh
 from fgo_jax.smoothing import growing_mean
 
@@ -100,6 +101,7 @@ def scale_by_primal_averaging(
 
     def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
         del params, extra_args
+        check_fits("gradient", updates, "the state's trail", state.trail)
         steps = state.averaging_steps
         slow: Any = mu_x(steps) if callable(mu_x) else mu_x
         _checks.scheduled("mu_x", slow)

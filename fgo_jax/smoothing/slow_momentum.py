@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from fgo_jax import _checks
+from fgo_jax.linalg.fitting import check_fits
 from fgo_jax.smoothing import growing_mean
 
 WINDOW = 0.25
@@ -123,6 +124,7 @@ def slow_momentum(
         updates: Any, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[Any, SlowMomentumState]:
         del params, extra_args
+        check_fits("gradient", updates, "the state's slow momentum", state.mean)
         return momentum_update(
             state,
             updates,

@@ -9,6 +9,7 @@ import jax
 import optax
 
 from fgo_jax.controller.state import FgoState
+from fgo_jax.linalg.fitting import check_fits
 from fgo_jax.linalg.wrapped import unwrapped, wrapped_like
 from fgo_jax.smoothing.average_weights import AverageWeightsState, average_point
 from fgo_jax.smoothing.primal_averaging import PrimalAveragingState, primal_point
@@ -35,8 +36,8 @@ def eval_params(opt_state: Any, params: Any) -> Any:
 
     Raises:
       ValueError: where the state holds no average, or more than one of the same parameters;
-        for states that are stacked; for a primal averaging in a phase whose transform is not the
-        last one.
+        for parameters of another tree; for states that are stacked; for a primal averaging in a
+        phase whose transform is not the last one.
 
     Example:
       >>> import jax.numpy as jnp
@@ -61,6 +62,7 @@ def eval_params(opt_state: Any, params: Any) -> Any:
         if own & seen:
             raise ValueError(f"the state holds more than one average of the same weights: {advice}")
         seen |= own
+        check_fits("parameter", averaged, "the state's average of the weights", average)
         averaged = own_part(
             lambda leaf, part, point=point: point(leaf, part).astype(part.dtype), average, averaged
         )

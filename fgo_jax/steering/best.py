@@ -11,6 +11,7 @@ import optax
 
 from fgo_jax import _checks
 from fgo_jax.linalg.compiled import compiled_once
+from fgo_jax.linalg.fitting import check_fits
 from fgo_jax.linalg.mesh import filled_like, on_mesh
 from fgo_jax.linalg.wrapped import unwrapped, wrapped_like
 from fgo_jax.steering.averaged import averaged_or_last, check_one_run, own_part
@@ -58,7 +59,7 @@ def keep_best(
     Raises:
       TypeError: in ``update``, without parameters or ``validation_value``.
       ValueError: for an ``eval_fn`` that is no function; in ``update``, for a value that is no
-        scalar, and for a state of another optimizer.
+        scalar, for a state of another optimizer, and for parameters of another tree.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -100,6 +101,7 @@ def keep_best(
             )
         _checks.own_state("keep_best", state, KeepBestState)
         _checks.scalar("validation_value", reported)
+        check_fits("parameter", params, "the best weights", state.best_params)
         value = jnp.asarray(reported, jnp.float32)
         if axis_name is not None:
             value = jax.lax.pmean(value, axis_name)
@@ -137,7 +139,7 @@ def best_params(opt_state: Any, params: Any) -> Any:
 
     Raises:
       ValueError: where the state holds none of :func:`fgo_jax.keep_best`, or several; for
-        states that are stacked.
+        states that are stacked, and for parameters of another tree.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -158,6 +160,7 @@ def best_params(opt_state: Any, params: Any) -> Any:
         )
     state = unwrapped(found[0])
     check_one_run(state.best_step, "best_params")
+    check_fits("parameter", unwrapped(params), "the best weights", state.best_params)
     best = own_part(
         lambda best, last: jnp.where(state.best_step >= 0, best, last),
         state.best_params,

@@ -245,6 +245,38 @@ def test_gradients_of_another_shape_are_refused(case):
         call(tx, narrow, params)
 
 
+OTHERS = {
+    "missing": ({"w": PARAMS["w"]}, r"there is no (gradient|parameter) at \['b'\], but a leaf in"),
+    "additional": (
+        PARAMS | {"c": jnp.ones(3)},
+        r"there is a (gradient|parameter) at \['c'\], but no leaf in",
+    ),
+    "narrow": (PARAMS | {"w": jnp.ones((1, 3))}, r"\['w'\] has the shape \(1, 3\), but"),
+}
+WITH_A_TREE = {
+    "phased": alone,
+    "accumulate": lambda: fgo.accumulate(alone(), 2),
+    "keep_best": lambda: fgo.keep_best(optax.sgd(0.1)),
+    "average_weights": fgo.average_weights,
+    "slow_momentum": fgo.slow_momentum,
+    "primal averaging": lambda: fgo.scale_by_primal_averaging(0.9, 0.9),
+    "graft": lambda: fgo.graft(ADAM, ADAM),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("name", WITH_A_TREE)
+def test_another_tree_is_named_by_the_first_path_that_differs(name, other):
+    tx, (tree, message) = WITH_A_TREE[name](), OTHERS[other]
+    trees = (PARAMS, tree) if name in ("keep_best", "average_weights") else (tree, PARAMS)
+    with pytest.raises(ValueError, match=f"{message} .*: pass .*, or make a new state"):
+        call(tx, *trees, validation_value=0.1)
+    if name in ("keep_best", "average_weights", "primal averaging"):
+        read = fgo.best_params if name == "keep_best" else fgo.eval_params
+        with pytest.raises(ValueError, match=f"{message} .*: pass the parameters"):
+            read(tx.init(PARAMS), tree)
+
+
 def test_a_module_in_place_of_its_arrays_is_refused():
     tx = fgo.target_acquisition(1e-3, transform=ADAM)
     arrays = {"w": jnp.ones(2), "activation": None}
