@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import core
 
@@ -19,8 +20,9 @@ def compiled_once(update: Callable[..., Any]) -> Callable[..., Any]:
     `jax.jit` the function is inlined, so the program does not change.
 
     A bool or string among the extra arguments stays static, so that an `if` can read it; each value
-    compiles once. A number may be the step count, so it becomes an array. Inside `jax.jit` numbers
-    stay as they are too.
+    compiles once. A number may be the step count, so it becomes an array, of floats where an
+    integer is beyond int32, such as a count of tokens. Inside `jax.jit` numbers stay as they are
+    too.
 
     A call with an argument that is no array, such as a function for another member of a chain,
     runs as before.
@@ -40,13 +42,21 @@ def compiled_once(update: Callable[..., Any]) -> Callable[..., Any]:
             plain = plain or bool(fixed) or any(map(_is_number, extras))
         if plain:
             return update(*args, **kwargs)
-        return compiled(tuple(sorted(fixed.items())), *args, **rest)
+        return compiled(tuple(sorted(fixed.items())), *args, **jax.tree.map(_held, rest))
 
     return call
 
 
 def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, (jax.Array, np.ndarray, np.generic)) or _is_number(leaf)
+
+
+def _held(leaf: Any) -> Any:
+    """The leaf; a Python integer that overflows JAX's integers as a float."""
+    if not isinstance(leaf, int):
+        return leaf
+    limits = jnp.iinfo(jax.dtypes.canonicalize_dtype(np.int64))
+    return leaf if limits.min <= leaf <= limits.max else float(leaf)
 
 
 def _is_number(leaf: Any) -> bool:

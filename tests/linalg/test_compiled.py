@@ -38,6 +38,20 @@ def test_flags_and_texts_can_be_branched_on_and_numbers_inside_a_jit(inside):
     assert len(traces) == traced + (2 if inside else 1)
 
 
+def test_a_count_beyond_int32_is_an_argument_like_others():
+    traces = []
+
+    @compiled_once
+    def update(updates, state, params=None, *, tokens, batch):
+        traces.append(tokens)
+        return updates, state + tokens
+
+    for tokens in (5_000_000_000, 6_000_000_000):
+        _, state = update(jnp.ones(2), jnp.zeros([]), tokens=tokens, batch={"seen": -tokens})
+        assert float(state) == tokens
+    assert len(traces) == 1
+
+
 def test_one_and_true_are_different_arguments():
     doubled = compiled_once(lambda u, s, params=None, *, by: (u * 2 if by is True else u, s))
     assert [float(doubled(jnp.ones([]), (), by=by)[0]) for by in (True, 1, True)] == [2.0, 1.0, 2.0]
