@@ -29,11 +29,11 @@ def is_zero(value: Any) -> bool:
 
 
 def is_off(option: Any) -> bool:
-    """Whether an option is None or a Python zero, which no later step can change.
+    """Whether an option is None or a zero of Python or NumPy, which no later step can change.
 
-    An array is not: `optax.inject_hyperparams` passes arrays, whose values may change.
+    A JAX array is not: `optax.inject_hyperparams` passes those, and their values may change.
     """
-    return option is None or (isinstance(option, (int, float)) and option == 0)
+    return option is None or (isinstance(option, (int, float, np.number)) and option == 0)
 
 
 def finite(name: str, value: Any) -> None:
