@@ -18,6 +18,8 @@ from fgo_jax.probes.probe import Probe
 from fgo_jax.triggers import Trigger
 from fgo_jax.triggers.defaults import defaults
 
+# Of `optax.inject_hyperparams`, whose update belongs inside `jax.jit`: each call builds the
+# optimizer anew, and outside it would compile at every call.
 STATIC_ARGS = (
     "transform",
     "mask",
@@ -134,8 +136,10 @@ def target_acquisition(
       >>> updates, state = tx.update(params, state, params, value=jnp.float32(1.0))
       >>> params = optax.apply_updates(params, updates)
 
-    Under `optax.inject_hyperparams` pass ``static_args=fgo.STATIC_ARGS``. With bfloat16
-    parameters also pass ``hyperparam_dtype=jnp.float32``, or the rate is stored in bfloat16.
+    Under `optax.inject_hyperparams` pass ``static_args=fgo.STATIC_ARGS``, and call ``update``
+    inside `jax.jit`: outside, each call builds and compiles the optimizer anew, which takes
+    seconds. With bfloat16 parameters also pass ``hyperparam_dtype=jnp.float32``, or the rate is
+    stored in bfloat16.
 
     Source: Friction-Guided Optimization (2026), section 4. The paper cuts the learning rate in
     re-ask, and takes a natural gradient only from then on.

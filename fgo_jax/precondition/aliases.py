@@ -58,7 +58,8 @@ def kronecker_fisher(
       A gradient transformation that applies the learning rate and the minus sign. Its state takes
       the bytes per parameter of :func:`fgo_jax.scale_by_kronecker_fisher`. Under
       `optax.inject_hyperparams` name in ``static_args`` mask, block_size, power, momentum_dtype,
-      factor_dtype and weight_dimension_numbers.
+      factor_dtype and weight_dimension_numbers, and call ``update`` inside `jax.jit`: outside, each
+      call compiles anew.
 
     Raises:
       ValueError: for a negative learning rate or decay, and as
@@ -137,7 +138,8 @@ def kfac(
       A gradient transformation that applies the learning rate and the minus sign. Its ``update``
       takes the extra argument ``batch``. Its state takes the bytes of
       :func:`fgo_jax.scale_by_kfac`. Under `optax.inject_hyperparams` name in ``static_args`` mask
-      and the arguments that :func:`fgo_jax.scale_by_kfac` names.
+      and the arguments that :func:`fgo_jax.scale_by_kfac` names, and call ``update`` inside
+      `jax.jit`: outside, each call compiles anew.
 
     Raises:
       ValueError: for a negative learning rate or decay, and as :func:`fgo_jax.scale_by_kfac`.
@@ -213,7 +215,8 @@ def fismo(
     Returns:
       A gradient transformation that applies the learning rate and the minus sign. Its state takes
       the bytes per parameter of :func:`fgo_jax.scale_by_fismo`. Under `optax.inject_hyperparams`
-      name in ``static_args`` mask, ns_coeffs, ns_steps, block_size and weight_dimension_numbers.
+      name in ``static_args`` mask, ns_coeffs, ns_steps, block_size and weight_dimension_numbers,
+      and call ``update`` inside `jax.jit`: outside, each call compiles anew.
 
     Raises:
       ValueError: for a negative learning rate or decay, and as :func:`fgo_jax.scale_by_fismo`.
