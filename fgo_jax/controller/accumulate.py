@@ -46,8 +46,8 @@ def accumulate(
       in between.
     - ``value`` is averaged over the micro-batches that have one. For ``validation_value`` the
       newest that is not NaN counts. The optimizer gets both only if the last call has them, so
-      pass them at every call. Other extra arguments, such as ``batch``, come from the last
-      call.
+      pass them at every call. ``grad``, which :func:`fgo_jax.scale_by_friction_limit` reads,
+      becomes the mean gradient. Other extra arguments, such as ``batch``, come from the last call.
     - The optimizer runs once in k calls, inside a `jax.lax.switch`.
 
     A micro-batch whose gradients or loss are not finite spoils the mean. :func:`phased` then
@@ -138,6 +138,8 @@ def accumulate(
                 state.second_sum,
                 widened(updates, params),
             )
+            if "grad" in passed:
+                passed["grad"] = mean
             updates_, inner_state = inner.update(mean, state.inner_opt_state, params, **passed)
             new = emptied(state)._replace(inner_opt_state=inner_state)
             return optax.tree.cast_like(updates_, like), optax.tree.cast_like(new, state)

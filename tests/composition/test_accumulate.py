@@ -126,6 +126,16 @@ def test_moving_parameters_do_not_leak_into_the_rows():
     assert abs(trace(fgo.accumulate(small(probe), 2), 16)) < 1e-10
 
 
+def test_a_gradient_among_the_extras_is_the_mean_too():
+    def update(updates, state, params=None, *, grad, **extras):
+        return grad, state
+
+    tx = fgo.accumulate(optax.GradientTransformationExtraArgs(IDENTITY.init, update), 4)
+    grads = noise(4)
+    *_, updates = run(tx, grads, grad=grads)
+    np.testing.assert_allclose(updates["w"][-1], means(grads, 4)["w"][0], rtol=1e-6)
+
+
 def test_extras_of_the_micro_batches_are_joined():
     seen = []
 
