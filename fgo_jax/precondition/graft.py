@@ -176,6 +176,5 @@ def _finite_or_old(new: Any, old: Any) -> Any:
 
 
 def _scaled(scale: jax.Array, direction: jax.Array, like: jax.Array) -> jax.Array:
-    finite = jnp.isfinite(direction)
-    scaled = wide(jnp.where(finite, direction, jnp.zeros_like(direction))) * scale
-    return given_back(scaled, finite, like)
+    direction = jnp.where(jnp.isfinite(direction), direction, jnp.zeros_like(direction))
+    return given_back(wide(direction) * scale, True, like)

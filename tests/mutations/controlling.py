@@ -98,6 +98,18 @@ CONTROLLER = [
     ),
     *mutations(
         "controller/handover.py",
+        "controller/test_overflow.py"
+        "::test_a_direction_is_not_rounded_to_the_dtype_of_half_precision_gradients",
+        ("cast_like(direction, widened(grads, params))", "cast_like(direction, grads)", "it is"),
+    ),
+    *mutations(
+        "controller/accumulate.py",
+        "composition/test_accumulate.py",
+        ("widened(updates, params),", "updates,", "a mean is rounded to its parts' dtype"),
+        ('passed["grad"] = mean', "pass", "the raw gradient is the last micro-batch's"),
+    ),
+    *mutations(
+        "controller/handover.py",
         "controller/test_handover.py",
         ("jnp.isnan(grafts), grafts[-1]", "jnp.isnan(grafts), 0.0", "a dead tensor wakes alone"),
         (

@@ -76,8 +76,10 @@ def given_back(update: jax.Array, good: Any, gradient: Any) -> jax.Array:
 
     float16 ends at 65,504.
     """
-    update = update.astype(jnp.result_type(gradient))
-    return jnp.where(good & jnp.isfinite(update), update, jnp.zeros_like(update))
+    given = update.astype(jnp.result_type(gradient))
+    if given.dtype != update.dtype:
+        good = good & jnp.isfinite(given)
+    return jnp.where(good, given, jnp.zeros_like(given))
 
 
 def bias_correction(decay: Any, step: jax.Array) -> Any:
