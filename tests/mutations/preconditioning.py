@@ -196,9 +196,15 @@ KRONECKER = [
         "precondition/test_stacks.py",
         ('re.sub(r"\\d+", "#", ', "str(", "every layer has a stack of its own"),
         ("kinds.setdefault((m, part)", "kinds.setdefault(part", "other shapes share a stack"),
-        ("4 * block < block_size", "False", "a prime axis falls into its entries"),
+    ),
+    *mutations(
+        "precondition/shared/cuts.py",
+        "precondition/test_stacks.py",
+        ("4 * block < longest", "False", "a prime axis falls into its entries"),
         ("block <= 1 or", "False or", "factors of a single number"),
         ("(math.prod(cuts), [-cut", "([-cut", "every axis of a side is cut"),
+        ("length > longest > _LONGEST", "False", "a block is of any shape"),
+        ("length > longest > _LONGEST", "length > longest", "a vector is cut"),
     ),
     *mutations(
         "linalg/whole_blocks.py",
