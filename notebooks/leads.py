@@ -1,6 +1,6 @@
 """What moves before a network generalises: signals of ten runs that do, and of ten that cannot.
 
-`python -m notebooks.leads` trains all of them (about six minutes on a core) and writes leads.json;
+`python -m notebooks.leads` trains all of them (about ten minutes on a core) and writes leads.json;
 grokking.ipynb draws single runs and reads that table.
 """
 
