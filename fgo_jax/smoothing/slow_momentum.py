@@ -58,7 +58,7 @@ def momentum_update(
     def blended(leaf: jax.Array, mean: jax.Array) -> jax.Array:
         return (leaf + share * (mean - leaf)).astype(leaf.dtype)
 
-    mean = growing_mean.moved(state.mean, direction, window, steps, taken)
+    mean = growing_mean.moved(state.mean, direction, window, steps, taken, close=False)
     new = SlowMomentumState(
         averaged_steps=jnp.where(
             taken, jnp.where(in_use, optax.safe_increment(steps), 0), state.averaged_steps

@@ -150,8 +150,7 @@ SMOOTHING = [
             "m + taken * (new - m)",
             "an infinite tree enters untaken",
         ),
-        ("memory > _LATE, late", "memory > jnp.inf, late", "a late mean stands still"),
-        ("every.astype(jnp.float32) * spread", "spread", "trees that are left out have no stead"),
+        ("memory > _LATE, golden", "memory > _LATE, jnp.inf", "a late mean stands still"),
         (
             "rounded_at_random(new, m.dtype, seen.astype(jnp.uint32), first)",
             "new.astype(m.dtype)",

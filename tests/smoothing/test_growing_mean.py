@@ -68,6 +68,18 @@ def test_in_float32_early_steps_are_rounded_to_the_nearest():
     np.testing.assert_array_equal(found, exact.astype("f4"))
 
 
+def test_a_late_slow_momentum_takes_every_direction():
+    """Its squared length, from which the exponent of the decay follows, falls as 1/t for ever."""
+    window, seen = jnp.float32(0.25), jnp.int32(1_000_000)
+    mean = np.float32([1e-3, -2e-3, 5e-4])
+    for step in range(20):
+        state = slow_momentum.SlowMomentumState(seen + step, jnp.float32(0.5), jnp.asarray(mean))
+        _, state = momentum(state, TREES[step % 6], jnp.float32(0.5), window=window)
+        exact = mean + (TREES[step % 6].astype("f8") - mean) / (0.25 * (1_000_000 + step) + 1)
+        np.testing.assert_allclose(state.mean, exact, rtol=2e-7)
+        mean = np.asarray(state.mean)
+
+
 def test_an_infinite_tree_that_is_not_taken_leaves_it_as_it_was():
     bad = jnp.full(3, jnp.inf)
     kept = moved(TREES[0], bad, jnp.float32(0.25), jnp.int32(3), jnp.asarray(False))
