@@ -83,7 +83,7 @@ def _digest(*parts: Any) -> str:
 
 @functools.cache
 def processor() -> str:
-    """Its model, since processors round otherwise."""
+    """Its model, since processors round differently."""
     told = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*: (.*)", told.read_text()) if told.exists() else None
     return found[1] if found else platform.processor()

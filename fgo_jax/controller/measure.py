@@ -43,7 +43,7 @@ def measure(
         old = optax.tree.where(begun, probe.renew(old), old)
     key = _step_key(state.probe_key, clock.total_step)
     micro = extras.get("micro_grads")
-    if micro is not None:  # `optax.masked` and `optax.partition` miss them
+    if micro is not None:  # they are whole, also inside `optax.masked` and `optax.partition`
         first, second = (restrict(half, grads) for half in micro[:2])
         micro = MicroGradients(first, second, micro.scale)
     inputs = ProbeInputs(

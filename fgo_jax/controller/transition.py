@@ -90,7 +90,7 @@ def advance(
         ends = [jnp.asarray(design.total_steps, jnp.float32) * d for d in design.deadlines]
         limit = select(clock.phase, [*ends, jnp.asarray(jnp.inf, jnp.float32)])
         late = (clock.handover_left == 0) & (total.astype(jnp.float32) >= limit)
-        # A deadline does not end a phase entered by hand after it.
+        # A deadline does not end a phase that was entered by hand after that deadline.
         entered = clock.started[clock.phase].astype(jnp.float32)
         late &= (clock.causes[clock.phase] != BY_HAND) | (entered < limit)
     last = clock.phase == count - 1

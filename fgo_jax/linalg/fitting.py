@@ -22,7 +22,7 @@ def check_fits(name: str, given: Any, owner: str, kept: Any) -> None:
 
     Args:
       name: what a leaf of `given` is, "gradient" or "parameter".
-      given: a tree of these. A gradient may be None.
+      given: a tree of these. A gradient may be None, if the caller takes that.
       owner: what `kept` is, in words.
       kept: the other tree; where it holds an `optax.MaskedNode`, anything may be given.
     """
@@ -38,7 +38,8 @@ def check_fits(name: str, given: Any, owner: str, kept: Any) -> None:
             raise ValueError(
                 f"the {name}{path} has the shape {here[path]}, but {owner} there {shape}: {advice}"
             )
-    free = tuple(path for path, shape in there.items() if shape is None)
+    masked = [path for path, shape in there.items() if shape is None]
+    free = tuple(path + inside for path in masked for inside in "[.")
     for path, shape in here.items():
         if shape is not None and path not in there and not path.startswith(free):
             at = path or "the top"

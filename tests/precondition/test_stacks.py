@@ -94,7 +94,7 @@ def test_a_side_of_many_axes_has_the_fewest_blocks_whichever_axes_they_cut(lengt
         (matrix((64, 16)), (1, 1), (64, 16)),
         (matrix((48, 10)), (1, 1), (48, 10)),
         (matrix((2048, 64)), (8, 1), (256, 64)),
-        (matrix((97, 8)), (1, 1), (8,)),  # a prime
+        (matrix((97, 8)), (1, 1), (97, 8)),  # a prime
         (Modes((256,), ((0,),)), (1,), (256,)),  # a vector has one side
         (Modes((4, 128, 16), ((1,), (2,)), (0,)), (1, 2, 1), (64, 16)),  # four layers
         (Modes((3, 3, 1, 96), ((0,), (1,), (3,))), (1, 1, 1, 3), (3, 3, 32)),  # a depthwise kernel

@@ -71,10 +71,10 @@ def scale_by_fismo(
     unless `weight_dimension_numbers` names other axes. The axes that it does not name are a batch
     of matrices, each with its own factors (for stacked, scanned layers, name the other axes).
 
-    A side longer than `block_size`, or than five times the other one, is cut into the fewest equal
-    blocks that fit, and P or Q is block diagonal; polar(.) still sees the whole matrix. A side
-    whose blocks would be shorter than a quarter of the limit, such as one of prime length, keeps
-    the identity: pad it.
+    A side longer than `block_size` is cut into the fewest equal blocks that fit, and P or Q is
+    block diagonal; polar(.) still sees the whole matrix. If they would be shorter than a quarter of
+    it, as on a longer side of prime length, it keeps the identity: pad it. A side longer than five
+    times the other one is cut too, where it can be.
     Leaves of equal shape whose names differ in numbers alone are computed as one array, so the
     compiled step grows with the kinds of leaves. :func:`fgo_jax.describe` lists the factors.
 

@@ -89,12 +89,12 @@ def scale_by_kronecker_fisher(
     excess is added evenly to V. This damps a spike before its direction is known.
 
     Factors: a leaf of any rank has one for each axis longer than one; attention and convolution
-    kernels have three or four. An axis longer than `block_size`, or than five times the other axes
-    together, is cut into the fewest equal blocks that fit. Each block of the leaf has factors of
-    its own, as in distributed Shampoo. An axis whose blocks would be shorter than a quarter of the
-    limit, such as one of prime length, gets no factor and is not rotated: pad it. A leaf with a
-    single axis longer than one is a vector, without a factor by default. A leaf without any
-    follows `optax.scale_by_adam(b1, b2)`. :func:`fgo_jax.describe` lists the factors of each leaf.
+    kernels have three or four. An axis longer than `block_size` is cut into the fewest equal blocks
+    that fit, each with factors of its own, as in distributed Shampoo. If they would be shorter than
+    a quarter of it, as on a longer axis of prime length, there is no factor: pad it. An axis longer
+    than five times the product of the others is cut too, where it can be. A leaf with one axis
+    longer than one is a vector, without a factor by default. A leaf without any factor follows
+    `optax.scale_by_adam(b1, b2)`. :func:`fgo_jax.describe` lists the factors of each leaf.
 
     `weight_dimension_numbers` makes matrices of leaves instead. It names the axes of the rows and
     those of the columns; each side has one factor, or one per block. Axes that it does not name are

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from fgo_jax.precondition.shared.modes import Modes
 
-# A block is at most this many times as long as its other sides together. A longer side's factor has
-# many times as many entries as the block, and the gradients between two refreshes do not fill it:
+# A block is at most this many times as long as the product of its other sides, if it can be cut. A
+# longer side's factor has many times as many entries as the block, and the gradients between two
+# refreshes do not fill it:
 # rounding sets the rest of its basis. On heads of 512 x 10 and 784 x 10 the Kronecker Fisher
 # learns faster with blocks of this shape than with whole sides, and FISMO as fast. The kernels of
 # a transformer's layers are one to four times as long as wide and stay whole.
@@ -26,7 +27,7 @@ def cut_sides(modes: Modes, block_size: int) -> tuple[list[tuple[int, ...]], lis
         length = math.prod(lengths) // math.prod(found[axes] or ())
         longest = _LONGEST * (block // length) if length else 0
         if found[axes] and length > longest > _LONGEST:  # a vector has no other side
-            found[axes] = _fewest(lengths, longest)
+            found[axes] = _fewest(lengths, longest) or found[axes]
     by_axis = {a: c for axes, cuts in found.items() for a, c in zip(axes, cuts or (), strict=False)}
     return (
         [axes for axes, cuts in found.items() if cuts],

@@ -173,7 +173,7 @@ class Stack(NamedTuple):
         ]
         if alone:
             left_out = " and ".join(map(str, alone))
-            words += f"; none for the axis of {left_out}: no divisor near the longest block, pad it"
+            words += f"; none for the axis of {left_out}: no divisor near the block size, pad it"
         matrices = math.prod(self.modes.shape[axis] for axis in self.modes.batch)
         each = matrices // len(self.places)
         return words, 2 * itemsize * each * sum(d * d for d in self.modes.dims)
@@ -250,8 +250,8 @@ def check_factors(name: str, wanted: Any, factors: Any) -> None:
     if have == want:
         have, want = next(pair for pair in zip(shapes, wanted, strict=True) if pair[0] != pair[1])
     raise ValueError(
-        f"{name} has the state of another block_size, or of other parameters, with factors "
-        f"{have} in place of {want}: pass the block_size that it was made with."
+        f"{name} has the state of an earlier version, another block_size, or of other parameters, "
+        f"with factors {have} in place of {want}: pass the block_size that it was made with."
     )
 
 
