@@ -97,10 +97,10 @@ def test_a_side_of_many_axes_has_the_fewest_blocks_whichever_axes_they_cut(lengt
         (matrix((97, 8)), (1, 1), (97, 8)),  # a prime
         (Modes((256,), ((0,),)), (1,), (256,)),  # a vector has one side
         (Modes((4, 128, 16), ((1,), (2,)), (0,)), (1, 2, 1), (64, 16)),  # four layers
-        (Modes((3, 3, 1, 96), ((0,), (1,), (3,))), (1, 1, 1, 3), (3, 3, 32)),  # a depthwise kernel
+        (Modes((3, 3, 1, 96), ((0,), (1,), (3,))), (1, 1, 1, 2), (3, 3, 48)),  # a depthwise kernel
     ],
 )
-def test_a_block_is_at_most_five_times_as_long_as_wide(modes, cuts, dims):
+def test_a_block_is_at_most_six_times_as_long_as_wide(modes, cuts, dims):
     (found,) = stacks([jnp.ones(modes.shape)], [modes], 1024)
     assert (found.cuts, found.modes.dims) == (cuts, dims)
 

@@ -73,7 +73,7 @@ def scale_by_fismo(
 
     A side longer than `block_size` is cut into the fewest equal blocks that fit, and P or Q is
     block diagonal; polar(.) still sees the whole matrix. If they would be shorter than a quarter of
-    it, as on a longer side of prime length, it keeps the identity: pad it. A side longer than five
+    it, as on a longer side of prime length, it keeps the identity: pad it. A side longer than six
     times the other one is cut too, where it can be.
     Leaves of equal shape whose names differ in numbers alone are computed as one array, so the
     compiled step grows with the kinds of leaves. :func:`fgo_jax.describe` lists the factors.

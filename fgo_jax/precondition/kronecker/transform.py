@@ -92,7 +92,7 @@ def scale_by_kronecker_fisher(
     kernels have three or four. An axis longer than `block_size` is cut into the fewest equal blocks
     that fit, each with factors of its own, as in distributed Shampoo. If they would be shorter than
     a quarter of it, as on a longer axis of prime length, there is no factor: pad it. An axis longer
-    than five times the product of the others is cut too, where it can be. A leaf with one axis
+    than six times the product of the others is cut too, where it can be. A leaf with one axis
     longer than one is a vector, without a factor by default. A leaf without any factor follows
     `optax.scale_by_adam(b1, b2)`. :func:`fgo_jax.describe` lists the factors of each leaf.
 

@@ -14,7 +14,7 @@ from fgo_jax.precondition.shared.modes import Modes
 # rounding sets the rest of its basis. On heads of 512 x 10 and 784 x 10 the Kronecker Fisher
 # learns faster with blocks of this shape than with whole sides, and FISMO as fast. The kernels of
 # a transformer's layers are one to four times as long as wide and stay whole.
-_LONGEST = 5
+_LONGEST = 6
 
 
 def cut_sides(modes: Modes, block_size: int) -> tuple[list[tuple[int, ...]], list[int]]:
