@@ -19,7 +19,12 @@ from fgo_jax.linalg.devices import mean_over, on_each_device
 from fgo_jax.linalg.draws import drawn_like
 from fgo_jax.linalg.operator import Operator, bind_matvec
 from fgo_jax.precondition.shared import model as models
-from fgo_jax.precondition.shared.leaves import bias_correction, check_floating, usable_leaves
+from fgo_jax.precondition.shared.leaves import (
+    bias_correction,
+    check_floating,
+    given_back,
+    usable_leaves,
+)
 from fgo_jax.precondition.shared.preconditioner import Preconditioner
 
 _NAME = "scale_by_diagonal_fisher"
@@ -230,10 +235,8 @@ def scale_by_diagonal_fisher(
         ]
         shown = debiased(moment, step)
         scale = denominators(treedef.flatten_up_to(moving.diagonal), shown)
-        out = [
-            jnp.where(ok, m / p, 0.0).astype(jnp.result_type(g))
-            for ok, m, p, g in zip(finite, shown, scale, leaves, strict=True)
-        ]
+        moved = [m / p for m, p in zip(shown, scale, strict=True)]
+        out = [given_back(u, ok, g) for u, ok, g in zip(moved, finite, leaves, strict=True)]
         new = moving._replace(fisher_step=step, first_moment=treedef.unflatten(moment))
         return treedef.unflatten(out), optax.tree.cast_like(new, state)
 

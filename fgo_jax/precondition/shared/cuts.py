@@ -10,10 +10,9 @@ from fgo_jax.precondition.shared.modes import Modes
 
 # A block is at most this many times as long as the product of its other sides, if it can be cut. A
 # longer side's factor has many times as many entries as the block, and the gradients between two
-# refreshes do not fill it:
-# rounding sets the rest of its basis. On heads of 512 x 10 and 784 x 10 the Kronecker Fisher
-# learns faster with blocks of this shape than with whole sides, and FISMO as fast. The kernels of
-# a transformer's layers are one to four times as long as wide and stay whole.
+# refreshes do not fill it: rounding sets the rest of its basis. On heads of 512 x 10 and 784 x 10
+# the Kronecker Fisher learns faster with blocks of this shape than with whole sides, and FISMO on
+# the first as fast. A transformer's kernels, one to four times as long as wide, stay whole.
 _LONGEST = 6
 
 
@@ -23,11 +22,13 @@ def cut_sides(modes: Modes, block_size: int) -> tuple[list[tuple[int, ...]], lis
     found = {axes: _fewest(lengths, block_size) for axes, lengths in sides.items()}
     block = math.prod(modes.shape[axis] for axis in modes.unbatched)
     block //= math.prod(math.prod(cuts or ()) for cuts in found.values())
-    for axes, lengths in sides.items():
-        length = math.prod(lengths) // math.prod(found[axes] or ())
-        longest = _LONGEST * (block // length) if length else 0
-        if found[axes] and length > longest > _LONGEST:  # a vector has no other side
-            found[axes] = _fewest(lengths, longest) or found[axes]
+    for axes, cuts in found.items():
+        if cuts is None:
+            continue
+        length = math.prod(sides[axes]) // math.prod(cuts)
+        longest = _LONGEST * (block // length)
+        if length > longest > _LONGEST:  # a vector has no other side
+            found[axes] = _fewest(sides[axes], longest) or cuts
     by_axis = {a: c for axes, cuts in found.items() for a, c in zip(axes, cuts or (), strict=False)}
     return (
         [axes for axes, cuts in found.items() if cuts],
