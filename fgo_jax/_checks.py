@@ -179,6 +179,30 @@ def function(name: str, value: Any, form: str) -> None:
         )
 
 
+def transform(name: str, value: Any) -> None:
+    """Raises for what has no `init` and `update`."""
+    if hasattr(value, "init") and hasattr(value, "update"):
+        return
+    got, advice = type(value).__name__, "such as optax.adam(1e-3)"
+    if got == "Phase":
+        advice = "put phases into fgo.phased([...], [...])"
+    elif callable(value):
+        advice = "call it, as in optax.adam(1e-3)"
+    raise ValueError(f"{name} must be a gradient transformation, got {got}: {advice}.")
+
+
+NEEDS_FLAX = "this needs Flax: run `pip install 'fgo_jax[flax]'`."
+
+
+def linen() -> Any:
+    """flax.linen; raises where it is not installed, saying how to get it."""
+    try:
+        import flax.linen as nn
+    except ImportError as error:
+        raise ImportError(NEEDS_FLAX) from error
+    return nn
+
+
 def _innermost(value: Any) -> Any:
     while isinstance(value, functools.partial):
         value = value.func

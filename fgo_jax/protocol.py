@@ -121,7 +121,7 @@ def target_acquisition(
 
     Raises:
       ValueError: for arguments out of range, names of no phase, an adaptive decay without slow
-        momentum, or a horizon shorter than the warm-up; in ``init``, for a transform with a
+        momentum, or a horizon that ends the warm-up early; in ``init``, for a transform with a
         learning rate of its own; in ``update``, for gradients of the wrong shape and a ``value``
         that is no scalar.
       TypeError: in ``update``, where a probe or trigger of yours needs an extra argument, and
@@ -186,7 +186,10 @@ def _by_phase(name: str, given: Any) -> dict[str, Any]:
     if given is None:
         return {}
     if not isinstance(given, Mapping) or not set(given) <= set(builders.NAMES):
+        one = "a gradient transformation (call it, as in optax.scale_by_adam()) or "
         raise ValueError(
-            f"{name} must be a dict with keys among {', '.join(builders.NAMES)}, got {given!r}."
+            f"{name} must be {one if name == 'transform' else ''}a dict with keys among "
+            f"{', '.join(builders.NAMES)}, got "
+            f"{sorted(given) if isinstance(given, Mapping) else type(given).__name__}."
         )
     return dict(given)

@@ -166,7 +166,11 @@ WRONG = {
     ),
     "transform of no phase": (
         lambda: fgo.target_acquisition(1e-3, transform={"refinement": optax.scale_by_adam()}),
-        "transform must be a dict with keys among",
+        r"transform must be .*a dict with keys among .*, got \['refinement'\]",
+    ),
+    "transform that is not called": (
+        lambda: fgo.target_acquisition(1e-3, transform=optax.scale_by_adam),
+        r"call it, as in optax.scale_by_adam\(\)\) or a dict .*, got function",
     ),
 }
 

@@ -67,14 +67,15 @@ def ritz_values(matrix: Any, coupling: Any, valid: Any) -> Ritz:
     return Ritz(values, np.sum(first, 0) / max(len(first), 1), residuals, coefficients)
 
 
-def fewer_steps(ritz: Ritz, matrix: Any, valid: Any, block: int) -> Ritz | None:
+def fewer_steps(ritz: Ritz, matrix: Any, valid: Any, block: int, dimension: int) -> Ritz | None:
     """The same run stopped after two thirds of its steps; None for a run too short to cut.
 
     The leading part of the band matrix is that of fewer steps, so this takes no product. An
-    exhausted Krylov space gives every sum exactly; more steps change nothing.
+    exhausted Krylov space, at the latest one of all dimensions, gives every sum exactly; more
+    steps change nothing.
     """
     steps = len(valid)
-    if len(ritz.values) < steps:
+    if len(ritz.values) < steps or steps >= dimension:
         return ritz
     kept = min(-(-2 * steps // 3), steps - block)
     if kept < max(block, 2):  # one step gives no spread of eigenvalues

@@ -80,15 +80,15 @@ def analyse(run: Setting, key: jax.Array, acting: set[int], advance: Advance) ->
     rows_off = np.append(converged, np.zeros(keep))[:keep]
     vectors, off = _ritz_vectors(space.basis, np.float32(rows), np.float32(rows_off))
     del space  # frees its basis: the next run needs the memory
-    bulks, shorter = [], []
+    exact = main.values[converged]
+    left, bulks, shorter = dimension - len(exact), [], []
     for start_key in keys[1:]:
         part = krylov(start_key, off)
         bulks.append(quadrature.ritz_values(part.matrix, part.coupling, part.valid))
         matrix, valid = np.asarray(part.matrix), np.asarray(part.valid)
         del part  # frees its basis before the next run
         advance(run.num_steps)
-        shorter.append(quadrature.fewer_steps(bulks[-1], matrix, valid, run.block_size))
-    exact = main.values[converged]
+        shorter.append(quadrature.fewer_steps(bulks[-1], matrix, valid, run.block_size, left))
     rule = quadrature.combine(exact, bulks, dimension)
     cut = [ritz for ritz in shorter if ritz is not None]
     short = quadrature.combine(exact, cut, dimension) if len(cut) == len(bulks) else None

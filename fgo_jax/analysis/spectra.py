@@ -83,7 +83,8 @@ def spectrum(
     All figures describe the mean over the examples given. A few examples have few large
     eigenvalues, and no error here includes the noise of sampling. A run lists one
     copy of a multiple eigenvalue: to list k copies, take ``block_size=k``. Moments, rank and
-    density count all copies in any case.
+    density count all copies in any case, but errors of ``participation_ratio`` are a third too
+    small where one multiple eigenvalue makes most of it.
 
     It takes ``(1 + num_starts) * num_steps + top + 2`` products with every batch, one at a
     time, and as many again for each group (less ``top + 2``). It takes
@@ -153,7 +154,7 @@ def spectrum(
         raise ValueError(
             f"num_steps={num_steps} products show at most as many eigenpairs, too few for "
             f"block_size={block_size} and top={top}: pass num_steps= of at least "
-            f"{2 * max(block_size, top)}, or smaller block_size= and top=."
+            f"{max(block_size, top)} (twice as many resolve them), or smaller block_size= and top=."
         )
     names = check_groups(groups)
     members = slots(groups, params)

@@ -88,6 +88,7 @@ def accumulate(
     for the noise of a gradient from those of its parts.
     """
     _checks.positive_int("every", every)
+    _checks.transform("optimizer", optimizer)
     inner = optax.with_extra_args_support(optimizer)
     if every == 1:
         return inner

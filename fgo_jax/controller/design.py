@@ -86,6 +86,8 @@ def design(
     seed: Any,
 ) -> Design:
     """Raises a ValueError that says what to change, or returns the checked design."""
+    if isinstance(phases, Phase):
+        raise ValueError("phases must be a list, also of one: fgo.phased([phase], []).")
     phases, triggers = tuple(phases), tuple(triggers)
     _check_phases(phases, total_steps)
     check_probe(probe)
@@ -100,14 +102,14 @@ def design(
         _checks.integer("min_steps", minimum, 0)
     if total_steps is not None:
         _checks.integer("total_steps", total_steps)
-        _check_horizon(phases, total_steps)
     if clip_norm is not None:
         _checks.positive("clip_norm", clip_norm)
     if average_weights is not None:
         _checks.unit("average_weights", average_weights)
+    shares = _deadlines(deadlines, total_steps, len(phases))
+    _check_warmups(phases, total_steps, shares)
     return Design(
-        phases, triggers, probe, Plan.of(phases), handover_steps, minima, total_steps,
-        _deadlines(deadlines, total_steps, len(phases)),
+        phases, triggers, probe, Plan.of(phases), handover_steps, minima, total_steps, shares,
         clip_norm, average_weights, axis_name, seed,
     )  # fmt: skip
 
@@ -140,15 +142,17 @@ def _check_phases(phases: tuple[Any, ...], total_steps: Any) -> None:
         )
 
 
-def _check_horizon(phases: tuple[Phase, ...], total_steps: Any) -> None:
+def _check_warmups(phases: tuple[Phase, ...], total_steps: Any, shares: Any) -> None:
+    """Raises where a phase has to end before its warm-up does."""
     horizon = _checks.number(total_steps)
-    for phase in phases:
+    ends = (1.0,) * len(phases) if shares is None else (*shares, 1.0)
+    for phase, share in zip(phases, ends, strict=True):
         warmup = _checks.number(phase.rate.warmup_steps if isinstance(phase.rate, Warmup) else 0)
-        if horizon is not None and warmup is not None and horizon < warmup:
+        if horizon is not None and warmup is not None and share * horizon < warmup:
             raise ValueError(
-                f"total_steps={total_steps} is shorter than the warm-up of phase {phase.name!r} "
-                f"({warmup:.0f} steps), so its peak rate is never reached: pass fewer "
-                "warmup_steps or more total_steps."
+                f"total_steps={total_steps} ends phase {phase.name!r} by step "
+                f"{share * horizon:.0f}, in its warm-up of {warmup:.0f} steps, so its peak rate is "
+                "never reached: pass fewer warmup_steps or more total_steps."
             )
 
 

@@ -60,7 +60,8 @@ def ggn(
         are True. On the others the product is zero and the vector is not read.
       chunk_size: examples per chunk, to save memory; None for the whole batch at once. It
         must divide the size of axis 0, which all arrays of the batch share. Each product then
-        repeats the forward pass of the model, which adds about a quarter to its cost.
+        repeats the forward pass of the model, which adds about a quarter to its cost. A loss
+        that returns a mean must weigh the examples equally.
 
     Returns:
       ``operator(params, batch) -> matvec``. The ``matvec`` maps a pytree shaped like the

@@ -104,6 +104,16 @@ def _check_floating(params: Any, chosen: list[bool]) -> None:
             )
 
 
+def _check_outputs(outputs: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(outputs):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            name = f"its output {'/'.join(_keys(path))!r}" if path else "its output"
+            raise ValueError(
+                f"curvature is of a model with floating-point outputs, but {name} is "
+                f"{leaf.dtype}: return only the outputs that the loss reads, before any rounding."
+            )
+
+
 class Linearised(NamedTuple):
     """A model at given parameters: its outputs, and products with its Jacobian J."""
 
@@ -120,6 +130,7 @@ def linearise(function: Callable[[Any], Any], params: Any, mask: Mask | None) ->
     """
     selection = select(params, mask)
     outputs, forward = jax.linearize(lambda p: function(selection.merge(p)), selection.leaves)
+    _check_outputs(outputs)
     backward = jax.linear_transpose(forward, selection.leaves)
 
     def push(vector: Any) -> Any:

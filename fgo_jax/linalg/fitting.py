@@ -11,7 +11,8 @@ import optax
 _ADVICE = {
     "gradient": "pass gradients of the parameters that the state was made for (tx.init), or make a "
     "new state.",
-    "parameter": "pass the parameters that the state was made for (tx.init), or make a new state.",
+    "parameter": "pass the parameters that the state was made for (tx.init), of an nnx model "
+    "nnx.state(model, nnx.Param), or make a new state.",
 }
 
 

@@ -43,6 +43,24 @@ def power_below(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(exponent, jnp.float32)
 
 
+def fitting_unit(unit: jax.Array, found: jax.Array, average: jax.Array) -> tuple[jax.Array, ...]:
+    """The unit while it suits, else another one; and the old unit as a multiple of the new one.
+
+    A unit suits within a factor of 65,536: beyond that, eighth powers of gradients leave float32.
+
+    Args:
+      unit: of any shape, float32; zero for none yet.
+      found: the size of a new measurement. One that is zero or not finite has no say.
+      average: in the old unit, the size of the average so far.
+    """
+    far = 2.0**16
+    size = jnp.maximum(jnp.where(jnp.isfinite(found), found, 0.0), average * unit)
+    # A fall takes several measurements if it is deep, so that no power of the ratio overflows.
+    new = jnp.where((size > far * unit) | (size < unit / far), jnp.maximum(size, unit / far), unit)
+    new = jnp.where(new > 0.0, new, unit)
+    return new, jnp.where(unit > 0.0, unit / new, 1.0)
+
+
 def divided(rows: Any, unit: jax.Array) -> Any:
     """The rows in a unit."""
     return jax.tree.map(lambda leaf: leaf / unit, rows)

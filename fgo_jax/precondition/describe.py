@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import optax
 
+from fgo_jax import _checks
 from fgo_jax.precondition.shared.notes import Note, listening
 
 
@@ -42,6 +43,7 @@ def describe(optimizer: optax.GradientTransformation, params: Any) -> str:
 
     Source: this library.
     """
+    _checks.transform("optimizer", optimizer)
     with listening() as notes:
         # A function of its own: JAX remembers what it has traced, and would not call `init` again.
         state = jax.eval_shape(lambda params: optimizer.init(params), params)

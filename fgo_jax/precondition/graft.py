@@ -82,6 +82,8 @@ def graft(
     Sources: Agarwal et al., "Disentangling adaptive gradient methods from learning rates", 2020
     (arXiv 2002.11803); Eschenhagen et al., 2025 (arXiv 2506.03595), on when to leave it.
     """
+    _checks.transform("magnitude", magnitude)
+    _checks.transform("direction", direction)
     if not callable(weight):
         _checks.unit("weight", weight)
     _checks.static("global_norm", global_norm)

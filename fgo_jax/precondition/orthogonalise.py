@@ -76,6 +76,8 @@ def orthogonalise(
             check_floating("orthogonalise", [leaves[i]])
             x = jnp.asarray(leaves[i], jnp.float32)
             finite = jnp.isfinite(view.reduce(jnp.sum, jnp.square(x)))
+            largest = view.reduce(jnp.max, jnp.abs(x))
+            x = x / jnp.where(finite & (largest > 0), largest, 1.0)  # no size is too small
             u = newton_schulz(jnp.where(finite, x, 0.0), view, MUON, 1e-8)
             if consistent_rms is not None:
                 u = u * (f32(consistent_rms) * max(view.dims) ** 0.5)

@@ -7,7 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from fgo_jax.linalg.rows import row_spectrum, trusted_error, unit_of, white_noise_rank
+from fgo_jax.linalg.rows import (
+    power_below,
+    row_spectrum,
+    trusted_error,
+    unit_of,
+    white_noise_rank,
+)
 
 SIGNALS = (
     "intrinsic_dimension",
@@ -88,6 +94,9 @@ def _ceiling(size: int, pairs: int, width: int, energy: Any) -> jax.Array:
 def _dimensions(grams: jax.Array) -> jax.Array:
     """[m, 2]: participation ratios and errors from Gram matrices [m, 2, n, n]; NaN: no ratio."""
     pairs = grams.shape[-1]
+    if len(grams) > 1:  # a part of far smaller gradients needs a unit of its own
+        unit = power_below(jnp.max(jnp.abs(grams), axis=(1, 2, 3), keepdims=True))
+        grams = grams / jnp.where((unit > 0) & (unit < 2.0**-20), unit, 1.0)
     # The product of K_ij from two independent sketches is an unbiased K_ij^2. The square of
     # one would add the sketch's own variance, which reads as a smaller dimension.
     everything, all_but_one = jnp.ones([1, pairs]), 1.0 - jnp.eye(pairs)

@@ -191,9 +191,11 @@ def _measure(
     empty = jnp.zeros([n + 1, n + 1], jnp.float32)
     grams = [sum((leaves[i] for i in those), empty) for those in slots(groups, rows)]
 
-    trace = _moments(grams[0], centred)[2]
-    unit = jnp.where(state.unit > 0.0, state.unit, trace)
-    grams = jnp.stack(grams) / jnp.where(unit > 0.0, unit, jnp.nan)
+    grams = jnp.stack(grams)
+    state = averages.in_unit_of(state, jax.vmap(lambda gram: _moments(gram, centred)[2])(grams))
+    # Without any gradient there is nothing to measure; without one in a group its parts are zero.
+    unit = jnp.where(state.unit > 0.0, state.unit, jnp.where(state.unit[0] > 0.0, 1.0, jnp.nan))
+    grams = grams / unit[:, None, None]
     moments = jax.vmap(functools.partial(_moments, centred=centred))(grams)
     covariance = jax.vmap(functools.partial(_jackknife, centred=centred))(grams)
 
@@ -205,7 +207,6 @@ def _measure(
     eigen = jnp.stack([read.top_eigenvalue, rank, rank / freedom])
     return averages.accumulate(
         state._replace(rank_ceiling=white_noise_rank(freedom, size, energy)),
-        unit,
         (moments, covariance, eigen, jnp.var(influences, axis=1, ddof=1) / n),
         smoothing,
     )

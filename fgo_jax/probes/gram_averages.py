@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fgo_jax.linalg.rows import trusted_error
+from fgo_jax.linalg.rows import fitting_unit, trusted_error
 from fgo_jax.probes.probe import Estimate
 
 
@@ -20,7 +20,7 @@ class GramState(NamedTuple):
 
     evaluations: jax.Array  # [], int32; measurements that entered the averages
     held: jax.Array  # [], int32; measurements that gave no new dimension
-    unit: jax.Array  # [], float32; the first trace, divided out so that squares stay in range
+    unit: jax.Array  # [1 + groups], float32; about the trace, divided out: squares stay in range
     moments: jax.Array  # [1 + groups, 4], float32; weighted sums
     covariance: jax.Array  # [1 + groups, 4, 4], float32; of these sums
     eigen: jax.Array  # [3], float32; weighted: top eigenvalue, energy rank, its fraction
@@ -36,7 +36,7 @@ def init(slot_count: int) -> GramState:
     return GramState(
         evaluations=jnp.zeros([], jnp.int32),
         held=jnp.zeros([], jnp.int32),
-        unit=jnp.zeros([], jnp.float32),
+        unit=jnp.zeros([slot_count], jnp.float32),
         moments=jnp.zeros([slot_count, 4], jnp.float32),
         covariance=jnp.zeros([slot_count, 4, 4], jnp.float32),
         eigen=jnp.zeros([3], jnp.float32),
@@ -48,9 +48,22 @@ def init(slot_count: int) -> GramState:
     )
 
 
-def accumulate(
-    state: GramState, unit: jax.Array, drawn: tuple[jax.Array, ...], smoothing: Any
-) -> GramState:
+def in_unit_of(state: GramState, traces: jax.Array) -> GramState:
+    """The averages in a unit that suits new traces, [1 + groups], as well."""
+    weight = jnp.where(state.weight > 0.0, state.weight, 1.0)
+    unit, ratio = fitting_unit(state.unit, traces, state.moments[:, 2] / weight)
+    squares = jnp.square(ratio)
+    factors = jnp.stack([squares, squares, ratio, ratio], axis=1)
+    return state._replace(
+        unit=unit,
+        moments=factors * state.moments,
+        covariance=factors[:, :, None] * factors[:, None, :] * state.covariance,
+        eigen=state.eigen.at[0].multiply(ratio[0]),
+        eigen_variance=state.eigen_variance.at[0].multiply(squares[0]),
+    )
+
+
+def accumulate(state: GramState, drawn: tuple[jax.Array, ...], smoothing: Any) -> GramState:
     """Adds a measurement: moments, their covariance, eigenvalue numbers, their variances."""
     keep = jnp.asarray(smoothing, jnp.float32)
     add = 1.0 - keep
@@ -58,7 +71,6 @@ def accumulate(
     finite = jnp.all(jnp.asarray([jnp.all(jnp.isfinite(item)) for item in drawn[:3]]))
     new = state._replace(
         evaluations=optax.safe_increment(state.evaluations),
-        unit=unit,
         moments=keep * state.moments + add * moments,
         # Measurements are independent, so variances add with squared weights.
         covariance=jnp.square(keep) * state.covariance + jnp.square(add) * covariance,
@@ -105,11 +117,11 @@ def read(
     eigen = state.eigen / weight
     eigen_error = jnp.sqrt(state.eigen_variance) / weight
     rank_error, fraction_error = trusted_error(eigen[1], eigen_error[1:], state.rank_ceiling)
-    scale = row_size * state.unit
+    scales = row_size * state.unit
     # tr E gg^T = tr Cov g + |E g|^2.
     parts = jnp.array([0.0, 0.0, 1.0, 0.0 if centred else 1.0])
     estimates = {
-        "top_eigenvalue": Estimate(scale * eigen[0], scale * eigen_error[0]),
+        "top_eigenvalue": Estimate(scales[0] * eigen[0], scales[0] * eigen_error[0]),
         "energy_rank": Estimate(eigen[1], rank_error),
         "energy_fraction": Estimate(eigen[2], fraction_error),
     }
@@ -117,7 +129,7 @@ def read(
         dimension, noise = state.ratios[index]
         trace = jnp.sum(parts * state.moments[index]) / weight
         variance = jnp.sum(parts[:, None] * state.covariance[index] * parts[None, :])
-        error = jnp.sqrt(jnp.maximum(variance, 0.0)) / weight
+        error, scale = jnp.sqrt(jnp.maximum(variance, 0.0)) / weight, scales[index]
         estimates[f"intrinsic_dimension{name}"] = Estimate(dimension[0], dimension[1])
         estimates[f"trace{name}"] = Estimate(scale * trace, scale * error)
         estimates[f"noise_scale{name}"] = Estimate(row_size * noise[0], row_size * noise[1])

@@ -221,13 +221,16 @@ def _measure(
     samples = jax.lax.map(sample, jobs)
     forms = (samples,) if exact is None else (samples, exact)
     # In a unit of about the largest form fourth powers stay within float32.
-    found = unit_of([(f.first * f.unit, f.second * f.unit, f.unit) for f in forms])
-    unit = jnp.where(state.unit > 0.0, state.unit, found)
-    samples = [drawn.reshape(len(members), num_samples) for drawn in _in_unit(samples, unit)]
+    samples = jax.tree.map(lambda x: x.reshape(len(members), num_samples), samples)
+    sizes = [(f.first * f.unit, f.second * f.unit, f.unit) for f in (samples, *forms[1:])]
+    found = jax.vmap(lambda own: unit_of([own, *sizes[1:]]))(sizes[0])
+    state = averages.in_unit_of(state, jnp.where(found < 2.0**126, found, 0.0))  # if finite
+    samples = _in_unit(samples, state.unit[:, None])
     if exact is not None:
-        terms = [jnp.sum(term) for term in _in_unit(exact, unit)]
-        samples = [drawn + term for drawn, term in zip(samples, terms, strict=True)]
-    return averages.accumulate(state, unit, *jax.vmap(_moments)(*samples), smoothing)
+        terms = _in_unit(jax.tree.map(lambda x: x[None], exact), state.unit[:, None])
+        sums = [jnp.sum(term, axis=1, keepdims=True) for term in terms]
+        samples = [drawn + term for drawn, term in zip(samples, sums, strict=True)]
+    return averages.accumulate(state, *jax.vmap(_moments)(*samples), smoothing)
 
 
 def _top_subspace(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from fgo_jax.linalg.rows import fitting_unit, power_below
 from fgo_jax.probes.probe import Estimate
 
 
@@ -19,7 +20,7 @@ class HutchinsonState(NamedTuple):
 
     evaluations: jax.Array  # [], int32; measurements that entered the averages
     held: jax.Array  # [], int32; measurements that gave no new dimension
-    unit: jax.Array  # [], float32; of F, of about the first trace: squares of moments stay in range
+    unit: jax.Array  # [1 + groups], float32; of F, so that squares stay in range
     moments: jax.Array  # [1 + groups, 3], float32; weighted sums
     covariance: jax.Array  # [1 + groups, 3, 3], float32; of these sums, over probe vectors
     weight: jax.Array  # [], float32; sum of the weights
@@ -32,7 +33,7 @@ def init(slot_count: int) -> HutchinsonState:
     return HutchinsonState(
         evaluations=jnp.zeros([], jnp.int32),
         held=jnp.zeros([], jnp.int32),
-        unit=jnp.zeros([], jnp.float32),
+        unit=jnp.zeros([slot_count], jnp.float32),
         moments=jnp.zeros([slot_count, 3], jnp.float32),
         covariance=jnp.zeros([slot_count, 3, 3], jnp.float32),
         weight=jnp.zeros([], jnp.float32),
@@ -41,20 +42,28 @@ def init(slot_count: int) -> HutchinsonState:
     )
 
 
+def in_unit_of(state: HutchinsonState, sizes: jax.Array) -> HutchinsonState:
+    """The averages in a unit that suits a new F of these sizes, [1 + groups], as well."""
+    weight = jnp.where(state.weight > 0.0, state.weight, 1.0)
+    average = power_below(jnp.sqrt(jnp.maximum(state.moments[:, 2] / weight, 0.0)))
+    unit, ratio = fitting_unit(state.unit, sizes, average)
+    factors = jnp.stack([ratio, jnp.square(ratio), jnp.square(ratio)], axis=1)
+    return state._replace(
+        unit=unit,
+        moments=factors * state.moments,
+        covariance=factors[:, :, None] * factors[:, None, :] * state.covariance,
+    )
+
+
 def accumulate(
-    state: HutchinsonState,
-    unit: jax.Array,
-    moments: jax.Array,
-    covariance: jax.Array,
-    smoothing: Any,
+    state: HutchinsonState, moments: jax.Array, covariance: jax.Array, smoothing: Any
 ) -> HutchinsonState:
-    """Adds a measurement: moments [slots, 3] and their covariance [slots, 3, 3], in a unit of F."""
+    """Adds a measurement: moments [slots, 3], covariance [slots, 3, 3], in the state's unit."""
     keep = jnp.asarray(smoothing, jnp.float32)
     add = 1.0 - keep
     finite = jnp.all(jnp.isfinite(moments)) & jnp.all(jnp.isfinite(covariance))
     new = state._replace(
         evaluations=optax.safe_increment(state.evaluations),
-        unit=jnp.where(jnp.any(moments != 0.0), unit, state.unit),  # zeros have no unit
         moments=keep * state.moments + add * moments,
         # Measurements draw independent vectors, so variances add with squared weights.
         covariance=jnp.square(keep) * state.covariance + jnp.square(add) * covariance,
@@ -109,8 +118,8 @@ def read(state: HutchinsonState, *, names: tuple[str, ...]) -> dict[str, Estimat
     for index, suffix in enumerate(("", *(f"/{name}" for name in names))):
         means = state.moments[index] / weight
         errors = jnp.sqrt(jnp.diagonal(state.covariance[index])) / weight
-        estimates[f"trace{suffix}"] = _in_units(means[0], errors[0], state.unit, 1)
+        estimates[f"trace{suffix}"] = _in_units(means[0], errors[0], state.unit[index], 1)
         skewed = _skewed(means[2], errors[2])
-        estimates[f"trace_square{suffix}"] = _in_units(means[2], skewed, state.unit, 2)
+        estimates[f"trace_square{suffix}"] = _in_units(means[2], skewed, state.unit[index], 2)
         estimates[f"intrinsic_dimension{suffix}"] = Estimate(*state.dimension[index])
     return estimates

@@ -91,10 +91,10 @@ class Trigger:
     optional: frozenset[str] = frozenset()
 
     def __and__(self, other: Trigger) -> Trigger:
-        return _combine(jnp.minimum, self, other)
+        return _combine(jnp.minimum, self, other) if isinstance(other, Trigger) else NotImplemented
 
     def __or__(self, other: Trigger) -> Trigger:
-        return _combine(jnp.maximum, self, other)
+        return _combine(jnp.maximum, self, other) if isinstance(other, Trigger) else NotImplemented
 
     def __bool__(self) -> bool:
         # `a and b` would be b alone, and `not a` False.

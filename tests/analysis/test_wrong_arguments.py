@@ -71,7 +71,7 @@ def test_an_error_of_the_model_tells_the_order_of_the_arguments():
 
 
 def test_too_few_steps_for_the_default_number_of_eigenpairs():
-    with pytest.raises(ValueError, match=r"num_steps= of at least 20, or smaller.*top="):
+    with pytest.raises(ValueError, match=r"num_steps= of at least 10 .*or smaller.*top="):
         fgo.spectrum(GGN, PARAMS, BATCH, num_steps=8)
 
 

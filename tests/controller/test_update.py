@@ -291,7 +291,7 @@ def test_extra_arguments_reach_the_phases_transforms():
 OPTIMIZERS = {
     "default": fgo.target_acquisition(0.1),
     "all means": fgo.target_acquisition(
-        0.1, average_weights=0.1, weight_decay=0.1, clip_norm=1.0, total_steps=100
+        0.1, average_weights=0.1, weight_decay=0.1, clip_norm=1.0, total_steps=300
     ),
     "accumulated": fgo.accumulate(fgo.target_acquisition(0.1), 4),
     "layer noise": fgo.scale_by_layer_noise(fgo.scale_by_kronecker_fisher()),

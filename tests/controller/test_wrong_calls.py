@@ -36,7 +36,7 @@ WRONG = {
     "window of the momentum": (lambda: fgo.slow_momentum(window=2.0), r"window must lie in"),
     "horizon": (
         lambda: fgo.target_acquisition(1e-3, 100, total_steps=50),
-        r"total_steps=50 is shorter than the warm-up of phase 'acquisition' \(100 steps\)",
+        r"total_steps=50 ends phase 'acquisition' by step 18, in its warm-up of 100 steps",
     ),
     "endless decay that comes first": (
         lambda: fgo.phased([fgo.execution(1e-3)], [], total_steps=1000),
@@ -48,8 +48,19 @@ WRONG = {
     ),
     "horizon of phased": (
         lambda: fgo.phased([fgo.acquisition(1e-3, 100)], [], total_steps=99),
-        "is shorter than the warm-up",
+        "by step 99, in its warm-up",
     ),
+    "deadline in the warm-up": (
+        lambda: fgo.target_acquisition(1e-3, 100, total_steps=280),
+        "by step 98, in its warm-up of 100 steps",
+    ),
+    "a phase alone": (lambda: fgo.phased(fgo.acquisition(1e-3), []), "phases must be a list"),
+    "a phase to accumulate": (
+        lambda: fgo.accumulate(fgo.acquisition(1e-3), 2),
+        r"got Phase: put phases into fgo\.phased",
+    ),
+    "a function to graft": (lambda: fgo.graft(optax.adam, ADAM), "got function: call it"),
+    "a name to describe": (lambda: fgo.describe("adam", PARAMS), r"got str: such as optax\.adam"),
 }
 
 

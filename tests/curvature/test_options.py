@@ -228,3 +228,13 @@ def test_labels_that_are_no_probabilities_give_nan_inside_a_jit(label):
     losses = curvature.example_losses(predict, "sigmoid_cross_entropy")
     found = jax.jit(losses)(PARAMS, BATCH | {"label": rows})
     assert np.isnan(found).tolist() == [False, False, True, False, False, False]
+
+
+def test_outputs_that_are_no_floats_are_named():
+    def heads(params, batch):
+        scores = predict(params, batch)
+        return {"scores": scores, "class": jnp.argmax(scores, axis=-1)}
+
+    operator = curvature.ggn(heads, lambda outputs, batch: jnp.sum(outputs["scores"] ** 2, -1))
+    with pytest.raises(ValueError, match="its output 'class' is int32: return only the outputs"):
+        operator(PARAMS, BATCH)

@@ -35,14 +35,24 @@ def relative_error(mean, covariance, top, bottom):
     return np.sqrt(slope @ covariance @ slope)
 
 
+def in_units(accumulate):
+    """The function, which also sets the unit that a measurement has."""
+
+    def in_unit(state, unit, *measured):
+        unit = jnp.broadcast_to(unit, state.unit.shape)
+        return accumulate(state._replace(unit=unit), *measured)
+
+    return jax.jit(in_unit)
+
+
 @pytest.fixture(scope="module")
 def hutchinson():
-    return jax.jit(hutchinson_averages.accumulate)
+    return in_units(hutchinson_averages.accumulate)
 
 
 @pytest.fixture(scope="module")
 def gram():
-    return jax.jit(gram_averages.accumulate)
+    return in_units(gram_averages.accumulate)
 
 
 def test_hutchinsons_ratio_has_the_error_of_correlated_averages(hutchinson):

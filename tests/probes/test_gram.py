@@ -43,7 +43,7 @@ def draw_many(eigenvalues, n, draws=DRAWS):
         state = probe.measure(inputs(params, 0.5 + rows), start)
         k = rows @ rows.T
         # The moments are in a draw's own unit, its trace.
-        sums = state.moments[0, :2] * state.unit**2
+        sums = state.moments[0, :2] * state.unit[0] ** 2
         return sums, probe.read(state)["intrinsic_dimension"], jnp.sum(k**2) / jnp.trace(k) ** 2
 
     # One after the other: batched decompositions can wait for each other for ever on CPU.
@@ -80,7 +80,7 @@ def test_smoothed_measurements_are_one_ratio_of_averages():
         rows = jax.random.normal(jax.random.key(seed), (12, 100)) * jnp.sqrt(eigenvalues)
         state = measure(inputs(params, rows), state)
         one = single(inputs(params, rows), alone.init(params))
-        moments.append(one.moments[0] * one.unit ** np.array([2, 2, 1, 1]))
+        moments.append(one.moments[0] * one.unit[0] ** np.array([2, 2, 1, 1]))
     weights = np.array([0.75**2, 0.75, 1.0]) / (0.75**2 + 0.75 + 1.0)
     a, b, trace, _ = weights @ np.array(moments)
     read = probe.read(state)

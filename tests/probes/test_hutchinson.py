@@ -36,7 +36,7 @@ def inputs(batch, seed=0, params=PARAMS, step=200):
 
 def raw_moments(state):
     """The moments of the whole operator in its own unit."""
-    return state.moments[0] * state.unit ** jnp.array([1, 2, 2])
+    return state.moments[0] * state.unit[0] ** jnp.array([1, 2, 2])
 
 
 @pytest.mark.parametrize("deflate", [0, 2])
@@ -118,7 +118,7 @@ def test_numerator_and_denominator_are_averaged_apart():
         state = measure(inputs(rows, seed), state)
         one = single(inputs(rows, seed), alone.init(PARAMS))
         moments.append(raw_moments(one))
-        variances.append(jnp.diagonal(one.covariance[0]) * one.unit ** np.array([2, 4, 4]))
+        variances.append(jnp.diagonal(one.covariance[0]) * one.unit[0] ** np.array([2, 4, 4]))
     weights = np.array([0.25**2, 0.25, 1.0]) / (0.25**2 + 0.25 + 1.0)
     trace, square, denominator = weights @ np.array(moments)
     read = probe.read(state)
@@ -152,7 +152,7 @@ def test_deflation_is_unbiased_and_quiets_an_outlier():
         def draw(key, probe=probe):
             fresh = inputs(batch, params=params)._replace(key=key)
             state = probe.measure(fresh, probe.init(params))
-            return raw_moments(state), state.covariance[0] * state.unit**4
+            return raw_moments(state), state.covariance[0] * state.unit[0] ** 4
 
         keys = jax.random.split(jax.random.key(0), 60)
         run = jax.jit(lambda keys, draw=draw: jax.lax.map(draw, keys))

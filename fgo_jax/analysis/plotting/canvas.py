@@ -20,7 +20,7 @@ def pyplot() -> Any:
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ImportError("pictures need matplotlib: run `pip install fgo_jax[plot]`.") from error
+        raise ImportError("pictures need matplotlib: run `pip install 'fgo_jax[plot]'`.") from error
     return plt
 
 

@@ -9,12 +9,21 @@
 
 `nnx.Optimizer` needs no bridge: its `update(model, grads, value=loss, batch=batch)` hands all
 extra arguments on, and :func:`fgo_jax.telemetry`, :func:`fgo_jax.eval_params` and the others
-read `optimizer.opt_state`.
+read `optimizer.opt_state`. Where these take parameters, give `nnx.state(model, nnx.Param)`, as in
+`nnx.update(model, fgo.eval_params(optimizer.opt_state, nnx.state(model, nnx.Param)))`.
 """
 
-from fgo_jax.integrations.flax.batch_stats import nnx_recompute_batch_stats, recompute_batch_stats
-from fgo_jax.integrations.flax.predict import nnx_predict_fn
-from fgo_jax.integrations.flax.train_state import TrainState
+from fgo_jax import _checks
+
+try:
+    from fgo_jax.integrations.flax.batch_stats import (
+        nnx_recompute_batch_stats,
+        recompute_batch_stats,
+    )
+    from fgo_jax.integrations.flax.predict import nnx_predict_fn
+    from fgo_jax.integrations.flax.train_state import TrainState
+except ImportError as error:
+    raise ImportError(_checks.NEEDS_FLAX) from error
 
 __all__ = [
     "TrainState",

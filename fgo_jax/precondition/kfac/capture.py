@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fgo_jax import _checks
 from fgo_jax.precondition.kfac import taps
 from fgo_jax.precondition.kfac.layers import WAY_OUT, Axes, Layer, Layout, advice, leaf_paths
 
@@ -78,7 +79,7 @@ class Recorder:
 
     def run(self, predict_fn: Callable, model: Any, batch: Any, handle: Callable) -> Any:
         """Calls predict_fn, with `handle` in place of the call of every marked module."""
-        import flax.linen as nn
+        nn = _checks.linen()
 
         def intercept(next_fun: Callable, args: Any, kwargs: Any, context: Any) -> Any:
             module, method = context.module, context.method_name

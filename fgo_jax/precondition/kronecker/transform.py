@@ -68,10 +68,10 @@ def scale_by_kronecker_fisher(
 
     Noise alone: with `centred`, D / rms(D) takes the place of G in L_i and V, where D is G minus
     the previous gradient. D is noise of twice the covariance of G. The division brings it to the
-    same size at every step, so large early gradients weigh no more than later ones, and the mean
-    gradient has no weight. Then A has mean 1, P = A^power, and the update is linear in the
-    gradient: it shrinks with it, as a natural gradient does. A learning rate has the units of
-    SGD's.
+    same size at every step, so large early gradients weigh no more than later ones. The mean
+    gradient counts at the first step alone, where D is G; that share of V fades as b2^t. Then A has
+    mean 1, P = A^power, and the update is linear in the gradient: it shrinks with it, as a natural
+    gradient does. A learning rate has the units of SGD's.
 
     Bases: the first step computes an eigendecomposition. Every `refresh_every`-th step after it
     makes one step of orthogonal iteration. It also writes M in the new basis, and moves the entries

@@ -251,7 +251,8 @@ def check_factors(name: str, wanted: Any, factors: Any) -> None:
         have, want = next(pair for pair in zip(shapes, wanted, strict=True) if pair[0] != pair[1])
     raise ValueError(
         f"{name} has the state of an earlier version, another block_size, or of other parameters, "
-        f"with factors {have} in place of {want}: pass the block_size that it was made with."
+        f"with factors {have} in place of {want}: pass the block_size that it was made with, and "
+        "a gradient for every parameter; leave one out by optax.masked, not by None."
     )
 
 
