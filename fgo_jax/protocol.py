@@ -93,8 +93,9 @@ def target_acquisition(
       mask: which leaves decay, as in `optax.adamw`.
       clip_norm: global norm to clip gradients to, after the probe. A `clip_by_global_norm`
         before this in a chain makes the probe measure clipped gradients.
-      average_weights: window of :func:`fgo_jax.average_weights`, in [0, 1]; 0.1 is a good one,
-        None keeps no average. Read it with :func:`fgo_jax.eval_params`.
+      average_weights: window of :func:`fgo_jax.average_weights`, in [0, 1]; None keeps no average.
+        It is a share of the steps so far, not a decay: 0.1, a good one, is about the last tenth.
+        Read the average with :func:`fgo_jax.eval_params`.
       slow_share: share of the slow momentum from re-ask on, in [0, 1). With None or 0
         pass another `decay` too.
       decay: how the rate falls in execution, from :mod:`fgo_jax.decays`; None is

@@ -110,7 +110,7 @@ def spectrum(
       top: eigenpairs to list. A Krylov space of fewer dimensions gives fewer.
       energy: share of :math:`\sum |\lambda|` that the energy rank holds, in (0, 1].
       groups: parts of the tree, such as layers, whose diagonal blocks are measured too, from
-        :func:`fgo_jax.probes.layer_groups`.
+        :func:`fgo_jax.probes.layer_groups`; they need not hold all parameters.
       rows_fn: ``(params, batch) -> rows``, the gradients of single examples, for the noise
         scale. :func:`fgo_jax.probes.example_gradients` makes it from a loss. The noise scale
         is of all leaves, whatever the operator's mask.
@@ -177,7 +177,8 @@ def spectrum(
     if not np.any(sizes):
         raise ValueError(
             "the operator's product with a random vector is zero, so it has no spectrum: check "
-            "that the loss depends on the parameters, and the operator's mask=."
+            "that the loss depends on the parameters, the operator's mask=, and that a Hessian or "
+            "an empirical Fisher was made of losses, not of a model."
         )
     acting = set(np.flatnonzero(sizes).tolist())
     for name, those in zip(names, members[1:], strict=True):

@@ -61,7 +61,8 @@ def average_weights(window: float = 0.1) -> optax.GradientTransformationExtraArg
     at any moment and without a horizon.
 
     Args:
-      window: c, in [0, 1]. 0 keeps a copy of the last parameters, 1 the mean over all of training.
+      window: c, in [0, 1]: a share of the steps so far, not a decay. 0 keeps a copy of the last
+        parameters, 1 the mean over all of training.
 
     Returns:
       A gradient transformation; :func:`fgo_jax.eval_params` reads the average. State: four

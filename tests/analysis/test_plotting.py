@@ -87,7 +87,7 @@ def test_it_draws_into_given_axes(report):
 def test_without_matplotlib_it_says_what_to_install(report, monkeypatch):
     with monkeypatch.context() as context:
         context.setitem(sys.modules, "matplotlib.pyplot", None)
-        with pytest.raises(ImportError, match=r"pip install fgo_jax\[plot\]"):
+        with pytest.raises(ImportError, match=r"pip install 'fgo_jax\[plot\]"):
             fgo.plotting.spectral_density(report)
 
 

@@ -78,8 +78,8 @@ def test_rivals_decay_as_ours_do(cheap_refinement):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RIVALS)
 def test_a_short_run_of_a_network_with_each_rival(name, cheap_refinement, small_autoencoder):
-    # A horizon that the optimizer knows must hold the warm-up, here of a hundred steps.
-    task = small_autoencoder.shortened(120 if name.endswith("deadlines") else 60)
+    # The first 35 % of a known horizon must hold the warm-up of a hundred steps.
+    task = small_autoencoder.shortened(300 if name.endswith("deadlines") else 60)
     curves = train(task, METHODS[name], {"learning_rate": 1e-3}, seed=100)
     assert np.isfinite(curves.raw).all()
     assert curves.raw[-1] < curves.raw[0]
